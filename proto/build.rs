@@ -1,0 +1,18 @@
+//! Compiles the contract in pure Rust: no `protoc` is needed.
+
+use std::path::PathBuf;
+
+const PROTOS: [&str; 2] = ["rewarm/v1/reward.proto", "rewarm/v1/admin.proto"];
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    let descriptors = protox::Compiler::new(["proto"])?
+        .include_imports(true)
+        .include_source_info(true)
+        .open_files(PROTOS)?
+        .file_descriptor_set();
+    let out = PathBuf::from(std::env::var("OUT_DIR")?).join("rewarm_descriptor.bin");
+    std::fs::write(out, prost::Message::encode_to_vec(&descriptors))?;
+    tonic_prost_build::configure().compile_fds(descriptors)?;
+    Ok(())
+}

@@ -1,0 +1,33 @@
+//! A gRPC reward-scoring server for RL trainers, and the offline commands that make the models it serves.
+//!
+//! A *variant* is one way to turn a (prompt, response) sample into a scalar reward: in mode `warm` one
+//! model, whose weights may be the average of N members; in mode `ens` N members whose rewards are
+//! reduced to one. Several variants live in one process, share a device, and compare in one query.
+//!
+//! ```text
+//!            main · cli · config · telemetry
+//!                │                    │
+//!             service              offline
+//!                │                    │
+//!             engine ─────────────▶ model ──▶ text         (metrics: any room may use it; it uses none)
+//! ```
+//!
+//! A use points down or right, or it is a mistake (`tests/layering.rs` holds us to that). One request:
+//!
+//! 1. [`service`] decodes and checks it, and routes it to a variant;
+//! 2. [`text`] renders each sample through the chat template and tokenizes it, on its own threads;
+//! 3. [`engine`] admits the samples to the variant's bounded queue, or refuses them;
+//! 4. its batcher decides which samples go together, up to a budget of tokens;
+//! 5. its one device thread packs them (`[tokens]` and offsets, never padded) and asks the [`model`] for one
+//!    reward per sample and member, and for their reduction;
+//! 6. each caller is answered; [`service`] puts the results in the order of the samples.
+
+pub mod cli;
+pub mod config;
+pub mod engine;
+pub mod metrics;
+pub mod model;
+pub mod offline;
+pub mod service;
+pub mod telemetry;
+pub mod text;

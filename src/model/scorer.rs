@@ -1,0 +1,142 @@
+//! One model, or N members and the reduction of their rewards.
+//!
+//! ```text
+//! batch → each member → rewards `[members]` of each sample → calibrate → reduce → one reward
+//! ```
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::ModelError;
+use crate::model::batch::PackedBatch;
+
+/// A model that gives each sequence of a batch a raw reward.
+///
+/// A trait, so that the engine can be tested with models that are slow, fail, or answer NaN on demand.
+pub trait Forward: Send + Sync {
+    /// One raw reward for each sequence, `[batch]`. A reward may be NaN or infinite: the caller checks.
+    fn forward(&self, batch: &PackedBatch) -> Result<Vec<f32>, ModelError>;
+}
+
+/// An affine calibration on a reference set: `(reward - mean) / std`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Calibration {
+    /// Mean reward of the reference set.
+    pub mean: f64,
+    /// Standard deviation of the rewards of the reference set; above zero.
+    pub std: f64,
+}
+
+/// How the members' rewards become one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Reduction {
+    /// The mean.
+    #[default]
+    Mean,
+    /// The smallest: optimistic members cannot pull a reward up.
+    Min,
+    /// The median; of an even number the mean of the middle two.
+    Median,
+    /// `mean − beta · std` (population standard deviation).
+    MeanStd {
+        /// How much disagreement costs; at least 0.
+        beta: f64,
+    },
+    /// Uncertainty-weighted optimisation: `mean − lambda · var` (population variance). Source: Coste et al. 2023
+    /// (arXiv:2310.02743).
+    Uwo {
+        /// How much disagreement costs; at least 0.
+        lambda: f64,
+    },
+}
+
+/// The reward of one sample.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reward {
+    /// The reduced reward; not checked for finiteness.
+    pub reward: f32,
+    /// Calibrated rewards of the members, in their order.
+    pub member_rewards: Vec<f32>,
+    /// Population standard deviation of the member rewards; only for an ensemble.
+    pub reward_std: Option<f32>,
+}
+
+struct ScorerMember {
+    model: Arc<dyn Forward>,
+    calibration: Option<Calibration>,
+}
+
+/// What a variant scores with: one merged model (mode `warm`), or an ensemble (mode `ens`).
+pub struct Scorer {
+    members: Vec<ScorerMember>,
+    reduction: Option<Reduction>,
+}
+
+impl Scorer {
+    /// One model; its raw reward is the reward.
+    pub fn warm(model: Arc<dyn Forward>) -> Self {
+        Self { members: vec![ScorerMember { model, calibration: None }], reduction: None }
+    }
+
+    /// Several members with their calibrations, reduced to one reward.
+    pub fn ens(members: Vec<(Arc<dyn Forward>, Option<Calibration>)>, reduction: Reduction) -> Self {
+        let members =
+            members.into_iter().map(|(model, calibration)| ScorerMember { model, calibration }).collect();
+        Self { members, reduction: Some(reduction) }
+    }
+
+    /// How many models run for each batch.
+    pub fn num_members(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Raw rewards of one member for a batch, `[batch]`.
+    pub fn forward_member(&self, member: usize, batch: &PackedBatch) -> Result<Vec<f32>, ModelError> {
+        self.members[member].model.forward(batch)
+    }
+
+    /// Calibrates and reduces the raw rewards that the members gave one sample, `[members]`.
+    pub fn reduce(&self, raw_rewards: &[f32]) -> Reward {
+        let rewards: Vec<f64> = self
+            .members
+            .iter()
+            .zip(raw_rewards)
+            .map(|(member, &raw)| match member.calibration {
+                Some(Calibration { mean, std }) => (f64::from(raw) - mean) / std,
+                None => f64::from(raw),
+            })
+            .collect();
+        let member_rewards: Vec<f32> = rewards.iter().map(|&reward| reward as f32).collect();
+        let Some(reduction) = self.reduction else {
+            return Reward { reward: member_rewards[0], member_rewards, reward_std: None };
+        };
+        let (mean, variance) = mean_and_variance(&rewards);
+        let reward = match reduction {
+            Reduction::Mean => mean,
+            Reduction::Min => rewards.iter().copied().fold(f64::INFINITY, f64::min),
+            Reduction::Median => median(&rewards),
+            Reduction::MeanStd { beta } => mean - beta * variance.sqrt(),
+            Reduction::Uwo { lambda } => mean - lambda * variance,
+        };
+        // `min` and `median` would step over a NaN: one member's failure is the ensemble's.
+        let reward = if rewards.iter().all(|reward| reward.is_finite()) { reward } else { f64::NAN };
+        Reward { reward: reward as f32, member_rewards, reward_std: Some(variance.sqrt() as f32) }
+    }
+}
+
+fn mean_and_variance(values: &[f64]) -> (f64, f64) {
+    let count = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / count;
+    let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / count;
+    (mean, variance)
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 }
+}
