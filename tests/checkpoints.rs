@@ -1,5 +1,7 @@
 //! What a checkpoint directory may do wrong, and the error that names it, before anything is served.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
 #[path = "support/checkpoints.rs"]
 mod checkpoints;
 

@@ -1,5 +1,7 @@
 //! The laws, as property tests, on tiny models made from a seed.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
 #[path = "support/checkpoints.rs"]
 mod checkpoints;
 

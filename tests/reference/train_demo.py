@@ -368,6 +368,7 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, default=root / "deploy" / "demo")
     parser.add_argument("--golden", type=pathlib.Path, default=root / "tests" / "data" / "demo_golden.json")
     parser.add_argument("--cache", type=pathlib.Path, help="keep the teacher's targets and the base here, and start from them")
+    parser.add_argument("--measure-only", action="store_true", help="leave the members in --out as they are; measure them and write card and rewards")
     args = parser.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
@@ -388,12 +389,8 @@ def main():
     probe_head(base, train)
     probe = accuracy(val.all_margins(rewards_by(base)))
     say(f"base and probe: {sum(p.numel() for p in base.parameters())} parameters, accuracy {probe:.4f}")
-    trained = {}
-    for i, options in enumerate(MEMBERS):
-        name = f"member-{i}"
-        trained[name] = train_member(base, train, options, name)
-        say(f"{name} accuracy {accuracy(val.all_margins(rewards_by(trained[name]))):.4f}")
-    write_family(tokenizer, trained, args.out)
+    if not args.measure_only:
+        write_family(tokenizer, {f"member-{i}": train_member(base, train, options, f"member-{i}") for i, options in enumerate(MEMBERS)}, args.out)
     report(args, train, val, validation, probe)
 
 
@@ -425,8 +422,7 @@ All training had the one prompt `{prompt}`
 
 Measured in f32 on the files as they are stored; a tie counts as wrong; one standard error is about {error:.3f}. WARM is
 the average in float64 with equal coefficients, rounded once to f16; ENS is the mean of the member rewards. They prefer the
-same response in {agreement:.1%} of the pairs. Two sizes of numbers to keep in mind: chance is 0.500, and always preferring
-the longer response gets {longer:.3f}.
+same response in {agreement:.1%} of the pairs. Chance is 0.500; always preferring the longer response gets {longer:.3f}.
 
 ## How they were made
 
