@@ -358,6 +358,8 @@ def write_family(tokenizer, models, out):
         model.half().save_pretrained(directory)
         (directory / "model.safetensors").chmod(0o644)  # save_pretrained leaves it to its owner alone
         tokenizer.save_pretrained(directory)
+        path = directory / "tokenizer_config.json"  # transformers 4 does not know the class name that 5 writes
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}, indent=2) + "\n")
 
 
 def main():
