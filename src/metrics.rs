@@ -1,1 +1,621 @@
-//! To come.
+//! Every metric: its name, unit, buckets and help, and the functions that record.
+//!
+//! Code says what happened ([`request_finished`], [`VariantMetrics::batch_scored`]); names and labels stay in
+//! here. Labels come from small closed sets: variants and members as configured, methods, status codes, stages,
+//! outcomes, reasons. Never a run, a user or a request. Whatever exists is visible at zero from the start, so
+//! that a `rate()` sees the first event too.
+//!
+//! # What a reader of the numbers should know
+//!
+//! - The stages `queue`, `compute` and `reduce` have one observation for each request that was answered, like the
+//!   timing in its response; batches have `rewarm_batch_*` and `rewarm_device_seconds_total`.
+//! - Each admitted sample is counted in `rewarm_samples_total` exactly once: `scored`, `not_finite` or `failed`
+//!   by the model, or `expired` or `withdrawn` before the model saw it. `invalid` ones were never admitted.
+//! - Rewards can be negative, so `rewarm_reward_sum` may fall and `rate()` over it lies. The mean reward is
+//!   `(rate(rewarm_reward_positive_sum_total[5m]) - rate(rewarm_reward_negative_sum_total[5m])) /
+//!   rate(rewarm_reward_count[5m])`.
+//! - `rewarm_model_info` is 1 for what serves. The exporter forgets no series, so what was replaced stays, at 0:
+//!   select with `== 1`.
+//!
+//! # Why gauges that are called counters?
+//!
+//! The exporter's counters are integers, and seconds and sums of rewards are not. They are kept as gauges that
+//! only ever rise, and [`Exporter::render`] declares them as the counters they are.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::OnceLock;
+use std::sync::PoisonError;
+use std::time::Duration;
+use std::time::SystemTime;
+use std::time::UNIX_EPOCH;
+
+use ::metrics::Counter;
+use ::metrics::Gauge;
+use ::metrics::Histogram;
+use ::metrics::Unit;
+use ::metrics::counter;
+use ::metrics::describe_counter;
+use ::metrics::describe_gauge;
+use ::metrics::describe_histogram;
+use ::metrics::gauge;
+use ::metrics::histogram;
+use metrics_exporter_prometheus::Matcher;
+use metrics_exporter_prometheus::PrometheusBuilder;
+use metrics_exporter_prometheus::PrometheusHandle;
+
+// ---- what exists ----
+
+const REQUESTS: &str = "rewarm_requests_total";
+const REQUEST_DURATION: &str = "rewarm_request_duration_seconds";
+const REQUEST_SAMPLES: &str = "rewarm_request_samples";
+const STAGE_DURATION: &str = "rewarm_stage_duration_seconds";
+const SAMPLES: &str = "rewarm_samples_total";
+const REJECTIONS: &str = "rewarm_rejections_total";
+const QUEUE_SAMPLES: &str = "rewarm_queue_samples";
+const QUEUE_TOKENS: &str = "rewarm_queue_tokens";
+const BATCH_SAMPLES: &str = "rewarm_batch_samples";
+const BATCH_TOKENS: &str = "rewarm_batch_tokens";
+const DEVICE_SECONDS: &str = "rewarm_device_seconds_total";
+const REWARD: &str = "rewarm_reward";
+const REWARD_STD: &str = "rewarm_reward_std";
+const REWARD_POSITIVE_SUM: &str = "rewarm_reward_positive_sum_total";
+const REWARD_NEGATIVE_SUM: &str = "rewarm_reward_negative_sum_total";
+const TRUNCATED_SAMPLES: &str = "rewarm_truncated_samples_total";
+const DOUBLE_BOS: &str = "rewarm_double_bos_total";
+const NON_FINITE: &str = "rewarm_non_finite_total";
+const MODEL_INFO: &str = "rewarm_model_info";
+const ROUTE_WEIGHT: &str = "rewarm_route_weight";
+const RELOADS: &str = "rewarm_reloads_total";
+const READY: &str = "rewarm_ready";
+const BUILD_INFO: &str = "rewarm_build_info";
+/// Without our prefix: dashboards and `resets()` habits know it by this name.
+const PROCESS_START_TIME: &str = "process_start_time_seconds";
+
+enum Kind {
+    Counter,
+    /// A counter of a real number: see the module docs.
+    RealCounter,
+    Gauge,
+    /// With its buckets: the exporter makes a summary of a histogram that has none.
+    Histogram(&'static [f64]),
+}
+
+struct Metric {
+    name: &'static str,
+    kind: Kind,
+    unit: Unit,
+    help: &'static str,
+}
+
+const fn metric(name: &'static str, kind: Kind, unit: Unit, help: &'static str) -> Metric {
+    Metric { name, kind, unit, help }
+}
+
+/// Seconds. The same for every duration and variant, so that WARM and ENS compare in one query.
+const DURATION_BUCKETS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0,
+    60.0,
+];
+const SAMPLE_BUCKETS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
+const TOKEN_BUCKETS: &[f64] = &[
+    16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, 32768.0, 65536.0,
+    131072.0,
+];
+/// Fine around zero, where Bradley–Terry rewards live, and wide enough for heads that were never normalised.
+const REWARD_BUCKETS: &[f64] = &[
+    -50.0, -20.0, -10.0, -5.0, -2.0, -1.0, -0.5, -0.2, -0.1, 0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0,
+    50.0,
+];
+const REWARD_STD_BUCKETS: &[f64] = &[0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
+
+#[rustfmt::skip] // a table: one metric per line, help below it where it is long
+const METRICS: &[Metric] = &[
+    metric(REQUESTS, Kind::Counter, Unit::Count,
+        "Requests that were answered, by gRPC status; an empty variant means that none was chosen."),
+    metric(REQUEST_DURATION, Kind::Histogram(DURATION_BUCKETS), Unit::Seconds,
+        "From a request's arrival to its answer."),
+    metric(REQUEST_SAMPLES, Kind::Histogram(SAMPLE_BUCKETS), Unit::Count, "Samples in a request."),
+    metric(STAGE_DURATION, Kind::Histogram(DURATION_BUCKETS), Unit::Seconds,
+        "Where the time of an answered request went."),
+    metric(SAMPLES, Kind::Counter, Unit::Count, "Samples by what became of them, each counted once."),
+    metric(REJECTIONS, Kind::Counter, Unit::Count, "Requests that were refused as a whole."),
+    metric(QUEUE_SAMPLES, Kind::Gauge, Unit::Count, "Samples that wait for the device."),
+    metric(QUEUE_TOKENS, Kind::Gauge, Unit::Count, "Tokens that wait for the device."),
+    metric(BATCH_SAMPLES, Kind::Histogram(SAMPLE_BUCKETS), Unit::Count, "Samples in a batch."),
+    metric(BATCH_TOKENS, Kind::Histogram(TOKEN_BUCKETS), Unit::Count, "Tokens in a batch."),
+    metric(DEVICE_SECONDS, Kind::RealCounter, Unit::Seconds,
+        "Time the device spent on forwards, by member; in mode warm there is one."),
+    metric(REWARD, Kind::Histogram(REWARD_BUCKETS), Unit::Count,
+        "Rewards. Its sum may fall: use rewarm_reward_positive_sum_total and rewarm_reward_negative_sum_total."),
+    metric(REWARD_STD, Kind::Histogram(REWARD_STD_BUCKETS), Unit::Count,
+        "Population standard deviation of the member rewards of a sample; ensembles only."),
+    metric(REWARD_POSITIVE_SUM, Kind::RealCounter, Unit::Count, "Sum of the rewards above zero."),
+    metric(REWARD_NEGATIVE_SUM, Kind::RealCounter, Unit::Count,
+        "Sum of the absolute values of the rewards below zero."),
+    metric(TRUNCATED_SAMPLES, Kind::Counter, Unit::Count, "Samples that lost tokens to fit the model's limit."),
+    metric(DOUBLE_BOS, Kind::Counter, Unit::Count,
+        "Samples that start with two beginning-of-sequence tokens: usually a template applied twice."),
+    metric(NON_FINITE, Kind::Counter, Unit::Count, "Samples whose reward was NaN or infinite."),
+    metric(MODEL_INFO, Kind::Gauge, Unit::Count, "1 for the model that serves a variant, 0 for what it replaced."),
+    metric(ROUTE_WEIGHT, Kind::Gauge, Unit::Count,
+        "Share of the requests that name no variant; the shares sum to 1."),
+    metric(RELOADS, Kind::Counter, Unit::Count, "Reloads by result."),
+    metric(READY, Kind::Gauge, Unit::Count, "1 once the server takes requests, 0 while it loads or drains."),
+    metric(BUILD_INFO, Kind::Gauge, Unit::Count, "Always 1; the version is a label."),
+    metric(PROCESS_START_TIME, Kind::Gauge, Unit::Seconds, "When the process started, in seconds since 1970."),
+];
+
+// ---- the closed sets of label values ----
+
+/// gRPC status names by code.
+const CODES: [&str; 17] = [
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+];
+
+/// A fieldless enum whose variants are the values of one label.
+macro_rules! label {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $value:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name {
+            $($(#[$variant_doc])* $variant,)+
+        }
+
+        impl $name {
+            /// Every value.
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
+            /// As it stands in the label.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $value,)+
+                }
+            }
+        }
+    };
+}
+
+label! {
+    /// An RPC of the reward service.
+    Method {
+        /// One request, one answer.
+        Score = "Score",
+        /// One message of a stream and its answer.
+        ScoreStream = "ScoreStream",
+        /// What is served.
+        GetServerInfo = "GetServerInfo",
+    }
+}
+
+label! {
+    /// What became of a sample.
+    Outcome {
+        /// It has a reward.
+        Scored = "scored",
+        /// Its reward was NaN or infinite.
+        NotFinite = "not_finite",
+        /// The model failed on it.
+        Failed = "failed",
+        /// Its deadline passed while it waited.
+        Expired = "expired",
+        /// Its caller left while it waited.
+        Withdrawn = "withdrawn",
+        /// It could not be tokenized, or was too long: the model's queue never saw it.
+        Invalid = "invalid",
+    }
+}
+
+label! {
+    /// Why a request was refused as a whole.
+    Rejection {
+        /// Malformed, or too many samples.
+        InvalidArgument = "invalid_argument",
+        /// It names a variant that does not exist.
+        UnknownVariant = "unknown_variant",
+        /// The expected fingerprint is another.
+        FingerprintMismatch = "fingerprint_mismatch",
+        /// More tokens than the queue can ever hold.
+        TooLarge = "too_large",
+        /// No room now.
+        QueueFull = "queue_full",
+        /// The estimated wait exceeds the time left.
+        WouldExpire = "would_expire",
+        /// The server has not loaded its models yet.
+        Loading = "loading",
+        /// The server stops.
+        Draining = "draining",
+    }
+}
+
+label! {
+    /// A part of a request's time.
+    Stage {
+        /// Rendering and tokenizing.
+        Tokenize = "tokenize",
+        /// Waiting for the device.
+        Queue = "queue",
+        /// Forwards of the batches that held its samples.
+        Compute = "compute",
+        /// Calibrating and reducing the members' rewards of these batches.
+        Reduce = "reduce",
+    }
+}
+
+label! {
+    /// How a reload ended.
+    Reload {
+        /// The new variants serve.
+        Succeeded = "success",
+        /// The old ones serve on.
+        Failed = "failure",
+    }
+}
+
+// ---- install and render ----
+
+/// Renders what was recorded.
+#[derive(Clone, Debug)]
+pub struct Exporter {
+    handle: PrometheusHandle,
+}
+
+impl Exporter {
+    /// All metrics in the Prometheus text format.
+    pub fn render(&self) -> String {
+        let mut text = self.handle.render();
+        for metric in METRICS {
+            if let Kind::RealCounter = metric.kind {
+                let (gauge, counter) =
+                    (format!("# TYPE {} gauge\n", metric.name), format!("# TYPE {} counter\n", metric.name));
+                text = text.replace(&gauge, &counter);
+            }
+        }
+        text
+    }
+
+    /// Folds what histograms have collected into their buckets. Call it every few seconds: until somebody does,
+    /// or renders, each observation stays in memory.
+    pub fn run_upkeep(&self) {
+        self.handle.run_upkeep();
+    }
+}
+
+/// Makes this process record, describes every metric, and shows those that need no variant. Later calls return
+/// the same exporter. What was recorded before the first call is lost, and so is what goes through a
+/// [`VariantMetrics`] that was made before it.
+pub fn install() -> Exporter {
+    static EXPORTER: OnceLock<Exporter> = OnceLock::new();
+    EXPORTER
+        .get_or_init(|| {
+            let mut builder = PrometheusBuilder::new();
+            for metric in METRICS {
+                if let Kind::Histogram(buckets) = metric.kind {
+                    builder = builder
+                        .set_buckets_for_metric(Matcher::Full(metric.name.into()), buckets)
+                        .expect("every list of buckets in the table has elements");
+                }
+            }
+            let recorder = builder.build_recorder();
+            let exporter = Exporter { handle: recorder.handle() };
+            if ::metrics::set_global_recorder(recorder).is_err() {
+                // only a program that embeds this library can have been first
+                tracing::warn!("another metrics recorder is installed: the metrics of rewarm go there");
+            }
+            describe();
+            register_process();
+            exporter
+        })
+        .clone()
+}
+
+fn describe() {
+    for &Metric { name, ref kind, unit, help } in METRICS {
+        match kind {
+            Kind::Counter => describe_counter!(name, unit, help),
+            Kind::RealCounter | Kind::Gauge => describe_gauge!(name, unit, help),
+            Kind::Histogram(_) => describe_histogram!(name, unit, help),
+        }
+    }
+}
+
+fn register_process() {
+    gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    gauge!(PROCESS_START_TIME).set(now.as_secs_f64());
+    gauge!(READY).set(0.0);
+    for reason in Rejection::ALL {
+        counter!(REJECTIONS, "reason" => reason.as_str()).increment(0);
+    }
+    for result in Reload::ALL {
+        counter!(RELOADS, "result" => result.as_str()).increment(0);
+    }
+    register_requests("");
+}
+
+fn register_requests(variant: &str) {
+    for method in Method::ALL {
+        for code in CODES {
+            requests(*method, code, variant).increment(0);
+        }
+        let _ = request_duration(*method, variant);
+    }
+}
+
+/// Shows every series of a variant at zero: call it before the variant takes requests.
+pub fn register_variant(variant: &str, num_members: usize) {
+    register_requests(variant);
+    let _ = histogram!(REQUEST_SAMPLES, "variant" => variant.to_owned());
+    let _ = stage_duration(variant, Stage::Tokenize);
+    samples(variant, Outcome::Invalid).increment(0);
+    counter!(TRUNCATED_SAMPLES, "variant" => variant.to_owned()).increment(0);
+    counter!(DOUBLE_BOS, "variant" => variant.to_owned()).increment(0);
+    gauge!(ROUTE_WEIGHT, "variant" => variant.to_owned()).increment(0.0);
+    let _ = VariantMetrics::new(variant, num_members);
+}
+
+// ---- what happens to requests ----
+
+/// A request was answered, with the gRPC status `code`. `variant` is empty when none was chosen; what a caller
+/// sent never becomes a label.
+pub fn request_finished(method: Method, code: i32, variant: &str, elapsed: Duration) {
+    let unknown = CODES[2];
+    let code = usize::try_from(code).ok().and_then(|code| CODES.get(code)).unwrap_or(&unknown);
+    requests(method, code, variant).increment(1);
+    request_duration(method, variant).record(elapsed);
+}
+
+/// A request for `variant` came with so many samples.
+pub fn request_received(variant: &str, samples: usize) {
+    histogram!(REQUEST_SAMPLES, "variant" => variant.to_owned()).record(samples as f64);
+}
+
+/// A request was refused as a whole. The engine counts what it refuses itself.
+pub fn request_rejected(reason: Rejection) {
+    counter!(REJECTIONS, "reason" => reason.as_str()).increment(1);
+}
+
+/// All samples of a request were rendered and tokenized.
+pub fn request_tokenized(variant: &str, elapsed: Duration) {
+    stage_duration(variant, Stage::Tokenize).record(elapsed);
+}
+
+/// So many samples of a request could not become token ids.
+pub fn samples_invalid(variant: &str, count: usize) {
+    samples(variant, Outcome::Invalid).increment(count as u64);
+}
+
+/// So many samples of a request lost tokens to fit.
+pub fn samples_truncated(variant: &str, count: usize) {
+    counter!(TRUNCATED_SAMPLES, "variant" => variant.to_owned()).increment(count as u64);
+}
+
+/// So many samples of a request start with two beginning-of-sequence tokens.
+pub fn double_bos_seen(variant: &str, count: usize) {
+    counter!(DOUBLE_BOS, "variant" => variant.to_owned()).increment(count as u64);
+}
+
+fn requests(method: Method, code: &'static str, variant: &str) -> Counter {
+    counter!(REQUESTS, "method" => method.as_str(), "code" => code, "variant" => variant.to_owned())
+}
+
+fn request_duration(method: Method, variant: &str) -> Histogram {
+    histogram!(REQUEST_DURATION, "method" => method.as_str(), "variant" => variant.to_owned())
+}
+
+fn stage_duration(variant: &str, stage: Stage) -> Histogram {
+    histogram!(STAGE_DURATION, "stage" => stage.as_str(), "variant" => variant.to_owned())
+}
+
+fn samples(variant: &str, outcome: Outcome) -> Counter {
+    counter!(SAMPLES, "variant" => variant.to_owned(), "outcome" => outcome.as_str())
+}
+
+// ---- what happens to the server ----
+
+/// What `rewarm_model_info` tells of a variant that serves.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ModelInfo {
+    /// As configured.
+    pub variant: String,
+    /// "warm" or "ens".
+    pub mode: String,
+    /// How many models it was made from.
+    pub num_members: usize,
+    /// "f32", "f16" or "bf16".
+    pub dtype: String,
+    /// For example "cpu" or "cuda:0".
+    pub device: String,
+    /// Of everything that determines a reward.
+    pub fingerprint: String,
+    /// For example "LlamaForSequenceClassification".
+    pub architecture: String,
+}
+
+/// These variants, and no others, serve from now on.
+pub fn models_served(models: &[ModelInfo]) {
+    static SHOWN: Mutex<Vec<ModelInfo>> = Mutex::new(Vec::new());
+    let mut shown = SHOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    for replaced in shown.iter() {
+        model_info(replaced).set(0.0);
+    }
+    for model in models {
+        model_info(model).set(1.0);
+    }
+    *shown = models.to_vec();
+}
+
+fn model_info(model: &ModelInfo) -> Gauge {
+    gauge!(
+        MODEL_INFO,
+        "variant" => model.variant.clone(),
+        "mode" => model.mode.clone(),
+        "members" => model.num_members.to_string(),
+        "dtype" => model.dtype.clone(),
+        "device" => model.device.clone(),
+        "fingerprint" => model.fingerprint.clone(),
+        "architecture" => model.architecture.clone()
+    )
+}
+
+/// Requests without a variant are spread like this from now on; what is not named gets none.
+pub fn routing_changed(weights: &BTreeMap<String, f64>) {
+    static SHOWN: Mutex<BTreeMap<String, f64>> = Mutex::new(BTreeMap::new());
+    let mut shown = SHOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    for variant in shown.keys() {
+        gauge!(ROUTE_WEIGHT, "variant" => variant.clone()).set(0.0);
+    }
+    let sum: f64 = weights.values().sum();
+    for (variant, weight) in weights {
+        gauge!(ROUTE_WEIGHT, "variant" => variant.clone()).set(weight / sum);
+    }
+    shown.clone_from(weights);
+}
+
+/// The server takes requests, or does not any more.
+pub fn readiness_changed(is_ready: bool) {
+    gauge!(READY).set(f64::from(u8::from(is_ready)));
+}
+
+/// A reload ended.
+pub fn reload_finished(result: Reload) {
+    counter!(RELOADS, "result" => result.as_str()).increment(1);
+}
+
+// ---- what happens to samples in the engine ----
+
+/// The series of one variant that are recorded for each batch and sample: looked up once, then only counted.
+///
+/// Two lanes may bear one variant's name while one replaces the other. They share the series, so gauges here
+/// rise and fall by what enters and leaves, and are never set.
+#[derive(Clone, Debug)]
+pub struct VariantMetrics {
+    queue_samples: Gauge,
+    queue_tokens: Gauge,
+    queue_seconds: Histogram,
+    compute_seconds: Histogram,
+    reduce_seconds: Histogram,
+    scored: Counter,
+    not_finite: Counter,
+    failed: Counter,
+    expired: Counter,
+    withdrawn: Counter,
+    non_finite: Counter,
+    batch_samples: Histogram,
+    batch_tokens: Histogram,
+    member_seconds: Vec<Gauge>,
+    reward: Histogram,
+    reward_std: Histogram,
+    reward_positive_sum: Gauge,
+    reward_negative_sum: Gauge,
+}
+
+impl VariantMetrics {
+    /// Looks up the series of a variant, which shows them at zero.
+    pub fn new(variant: &str, num_members: usize) -> Self {
+        let member_seconds = |member: usize| gauge!(DEVICE_SECONDS, "variant" => variant.to_owned(), "member" => member.to_string());
+        Self {
+            queue_samples: gauge!(QUEUE_SAMPLES, "variant" => variant.to_owned()),
+            queue_tokens: gauge!(QUEUE_TOKENS, "variant" => variant.to_owned()),
+            queue_seconds: stage_duration(variant, Stage::Queue),
+            compute_seconds: stage_duration(variant, Stage::Compute),
+            reduce_seconds: stage_duration(variant, Stage::Reduce),
+            scored: samples(variant, Outcome::Scored),
+            not_finite: samples(variant, Outcome::NotFinite),
+            failed: samples(variant, Outcome::Failed),
+            expired: samples(variant, Outcome::Expired),
+            withdrawn: samples(variant, Outcome::Withdrawn),
+            non_finite: counter!(NON_FINITE, "variant" => variant.to_owned()),
+            batch_samples: histogram!(BATCH_SAMPLES, "variant" => variant.to_owned()),
+            batch_tokens: histogram!(BATCH_TOKENS, "variant" => variant.to_owned()),
+            member_seconds: (0..num_members).map(member_seconds).collect(),
+            reward: histogram!(REWARD, "variant" => variant.to_owned()),
+            reward_std: histogram!(REWARD_STD, "variant" => variant.to_owned()),
+            reward_positive_sum: gauge!(REWARD_POSITIVE_SUM, "variant" => variant.to_owned()),
+            reward_negative_sum: gauge!(REWARD_NEGATIVE_SUM, "variant" => variant.to_owned()),
+        }
+    }
+
+    /// Samples were admitted to the queue.
+    pub fn queue_entered(&self, samples: usize, tokens: usize) {
+        self.queue_samples.increment(samples as f64);
+        self.queue_tokens.increment(tokens as f64);
+    }
+
+    /// Samples left the queue, for the device or for good.
+    pub fn queue_left(&self, samples: usize, tokens: usize) {
+        self.queue_samples.decrement(samples as f64);
+        self.queue_tokens.decrement(tokens as f64);
+    }
+
+    /// The deadline of so many samples passed while they waited.
+    pub fn samples_expired(&self, count: usize) {
+        self.expired.increment(count as u64);
+    }
+
+    /// The caller of so many samples left while they waited.
+    pub fn samples_withdrawn(&self, count: usize) {
+        self.withdrawn.increment(count as u64);
+    }
+
+    /// One member's forward ended, well or not.
+    pub fn member_ran(&self, member: usize, elapsed: Duration) {
+        if let Some(seconds) = self.member_seconds.get(member) {
+            seconds.increment(elapsed);
+        }
+    }
+
+    /// A batch went through the model.
+    pub fn batch_scored(&self, samples: usize, tokens: usize) {
+        self.batch_samples.record(samples as f64);
+        self.batch_tokens.record(tokens as f64);
+    }
+
+    /// A sample has a reward.
+    pub fn sample_scored(&self, reward: f32, reward_std: Option<f32>) {
+        self.scored.increment(1);
+        self.reward.record(reward);
+        if reward > 0.0 {
+            self.reward_positive_sum.increment(reward);
+        } else {
+            self.reward_negative_sum.increment(-reward);
+        }
+        if let Some(reward_std) = reward_std {
+            self.reward_std.record(reward_std);
+        }
+    }
+
+    /// The reward of a sample, or of one of its members, was NaN or infinite.
+    pub fn sample_not_finite(&self) {
+        self.not_finite.increment(1);
+        self.non_finite.increment(1);
+    }
+
+    /// The model failed on a sample.
+    pub fn sample_failed(&self) {
+        self.failed.increment(1);
+    }
+
+    /// All samples of a request went through the model.
+    pub fn request_scored(&self, queue: Duration, compute: Duration, reduce: Duration) {
+        self.queue_seconds.record(queue);
+        self.compute_seconds.record(compute);
+        self.reduce_seconds.record(reduce);
+    }
+}

@@ -1,13 +1,189 @@
 //! Token ids → rewards. No async, no channels, no gRPC.
+//!
+//! ```text
+//! config.json, rewarm.json → config ┐
+//! safetensors → weights (→ merge) ──┴→ decoder | encoder → head → RewardModel → scorer → variant
+//! ```
+//!
+//! A [`variant`] is loaded from its configuration; it holds a [`scorer`], which runs one [`RewardModel`] or
+//! several on a [`batch`] of packed sequences.
 
 pub mod batch;
+pub mod config;
+pub mod decoder;
+pub mod encoder;
+pub mod head;
+pub mod manifest;
+pub mod merge;
+pub mod ops;
+pub mod rope;
 pub mod scorer;
 pub mod variant;
+pub mod weights;
+
+use std::path::Path;
+use std::path::PathBuf;
+
+use crate::model::batch::PackedBatch;
+use crate::model::config::BackboneConfig;
+use crate::model::config::CheckpointConfig;
+use crate::model::decoder::Decoder;
+use crate::model::encoder::Encoder;
+use crate::model::head::Head;
+use crate::model::scorer::Forward;
+use crate::model::weights::Weights;
+use crate::text::TextError;
+
+/// A transformer with a reward head: token ids → one raw reward for each sequence.
+#[derive(Debug)]
+pub struct RewardModel {
+    backbone: Backbone,
+    head: Head,
+}
+
+#[derive(Debug)]
+enum Backbone {
+    Decoder(Decoder),
+    Encoder(Encoder),
+}
+
+impl RewardModel {
+    /// Takes from `weights` what `config` asks for.
+    pub fn load(weights: &mut Weights<'_>, config: &CheckpointConfig) -> Result<Self, ModelError> {
+        let head = Head::load(weights, config)?;
+        let backbone = match &config.backbone {
+            BackboneConfig::Decoder(config) => Backbone::Decoder(Decoder::load(weights, config)?),
+            BackboneConfig::Encoder(config) => Backbone::Encoder(Encoder::load(weights, config)?),
+        };
+        Ok(Self { backbone, head })
+    }
+
+    /// The reward head.
+    pub fn head(&self) -> &Head {
+        &self.head
+    }
+}
+
+impl Forward for RewardModel {
+    fn forward(&self, batch: &PackedBatch) -> Result<Vec<f32>, ModelError> {
+        let hidden = match &self.backbone {
+            Backbone::Decoder(decoder) => decoder.forward(batch)?,
+            Backbone::Encoder(encoder) => encoder.forward(batch)?,
+        };
+        Ok(self.head.forward(&hidden, batch)?.to_vec1()?)
+    }
+}
 
 /// Why a model cannot be loaded or run.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
-    /// Placeholder of the skeleton.
+    /// A file cannot be read.
+    #[error("read {}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Not a checkpoint directory.
+    #[error("{}: {problem}", path.display())]
+    NoCheckpoint {
+        /// Which directory.
+        path: PathBuf,
+        /// What is wrong with it, and the fix.
+        problem: String,
+    },
+    /// A JSON file says something that we cannot follow.
+    #[error("{}: {problem}", path.display())]
+    Config {
+        /// Which file.
+        path: PathBuf,
+        /// Names the field and the value.
+        problem: String,
+    },
+    /// A weights file that is not whole.
+    #[error("{}: {problem}", path.display())]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Something that we cannot run faithfully.
     #[error("{0}")]
-    Other(String),
+    Unsupported(String),
+    /// The config promises a tensor that the files do not hold.
+    #[error("tensor `{name}` is missing")]
+    MissingTensor {
+        /// Which.
+        name: String,
+    },
+    /// The config lies about a tensor.
+    #[error("tensor `{name}` has shape {found:?}, config.json implies {expected:?}")]
+    Shape {
+        /// Which.
+        name: String,
+        /// By the config.
+        expected: Vec<usize>,
+        /// In the file.
+        found: Vec<usize>,
+    },
+    /// The files hold tensors that the model does not use.
+    #[error("{}: {count} tensors are not part of the architecture that config.json names, the first is `{first}`", path.display())]
+    UnusedTensors {
+        /// Which checkpoint.
+        path: PathBuf,
+        /// How many.
+        count: usize,
+        /// The first in alphabetical order.
+        first: String,
+    },
+    /// No reward head.
+    #[error("the checkpoint has no reward head: looked for {looked_for}")]
+    NoHead {
+        /// Tensor names.
+        looked_for: String,
+    },
+    /// NaN or infinity among the weights.
+    #[error("tensor `{name}` holds a value that is not finite in this precision ({value})")]
+    NotFiniteWeight {
+        /// Which tensor.
+        name: String,
+        /// The value.
+        value: f64,
+    },
+    /// Members that cannot be averaged.
+    #[error("{} and {} cannot be merged: {problem}", first.display(), member.display())]
+    CannotMerge {
+        /// The first member.
+        first: PathBuf,
+        /// The one that differs.
+        member: PathBuf,
+        /// In what.
+        problem: String,
+    },
+    /// Within the load of one member.
+    #[error("load {}", path.display())]
+    Member {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: Box<ModelError>,
+    },
+    /// The tokenizer or the template.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// Of the tensor library.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+}
+
+impl ModelError {
+    fn read(path: &Path, source: std::io::Error) -> Self {
+        Self::Read { path: path.to_owned(), source }
+    }
+
+    fn config(path: &Path, problem: impl std::fmt::Display) -> Self {
+        Self::Config { path: path.to_owned(), problem: problem.to_string() }
+    }
 }

@@ -53,6 +53,18 @@ pub enum Reduction {
     },
 }
 
+impl std::fmt::Display for Reduction {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Mean => f.write_str("mean"),
+            Self::Min => f.write_str("min"),
+            Self::Median => f.write_str("median"),
+            Self::MeanStd { beta } => write!(f, "mean-std(beta={beta})"),
+            Self::Uwo { lambda } => write!(f, "uwo(lambda={lambda})"),
+        }
+    }
+}
+
 /// The reward of one sample.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reward {

@@ -1,18 +1,34 @@
 //! A variant: from its configuration to a scorer, a tokenizer, and a fingerprint.
 
+use std::collections::HashMap;
+use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use candle_core::DType;
+use candle_core::Device;
 use serde::Deserialize;
+use serde::Serialize;
 
 use crate::model::ModelError;
+use crate::model::RewardModel;
+use crate::model::config::CheckpointConfig;
+use crate::model::manifest::Manifest;
+use crate::model::merge;
+use crate::model::merge::Kinship;
 use crate::model::scorer::Calibration;
+use crate::model::scorer::Forward;
 use crate::model::scorer::Reduction;
 use crate::model::scorer::Scorer;
+use crate::model::weights::Checkpoint;
+use crate::model::weights::Digest;
+use crate::model::weights::TensorStore;
+use crate::model::weights::Weights;
 use crate::text::SampleTokenizer;
+use crate::text::TextOptions;
 
 /// How members become one reward.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// One model: merged already, or members merged at load.
@@ -34,8 +50,27 @@ pub enum Dtype {
     F16,
 }
 
+impl Dtype {
+    /// As in configuration files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        }
+    }
+
+    fn tensor_dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+            Self::F16 => DType::F16,
+        }
+    }
+}
+
 /// Hidden states → one vector.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Pooling {
     /// The first token.
@@ -45,9 +80,22 @@ pub enum Pooling {
     /// The last token, whatever it is.
     LastToken,
     /// The rightmost token that is not the padding token: transformers' rule. With pad == eos it stops before the eos.
-    LastNonPadToken,
+    LastNonPad,
     /// The first end-of-sequence token.
     FirstEos,
+}
+
+impl Pooling {
+    /// As in configuration files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cls => "cls",
+            Self::Mean => "mean",
+            Self::LastToken => "last_token",
+            Self::LastNonPad => "last_non_pad",
+            Self::FirstEos => "first_eos",
+        }
+    }
 }
 
 /// One variant, as configured. `config.rs` has checked it: the lists agree in length, there is at least one member.
@@ -94,7 +142,7 @@ pub struct VariantInfo {
     pub fingerprint: String,
     /// For example "LlamaForSequenceClassification".
     pub architecture: String,
-    /// For example "last_non_pad_token".
+    /// For example "last_non_pad".
     pub pooling: &'static str,
 }
 
@@ -123,20 +171,244 @@ pub struct Variant {
 
 /// Loads variants, and shares between them what is equal: tensors and tokenizers.
 #[derive(Default)]
-pub struct Loader {}
+pub struct Loader {
+    store: TensorStore,
+    tokenizers: HashMap<Digest, Arc<SampleTokenizer>>,
+}
+
+/// One member's files, opened and read but for the weights.
+struct Member {
+    path: PathBuf,
+    manifest: Manifest,
+    config: CheckpointConfig,
+    checkpoint: Checkpoint,
+    tokenizer: SampleTokenizer,
+}
 
 impl Loader {
     /// Loads one variant. `progress` is told (bytes read, bytes in all) as often as something was read.
     pub fn load(
         &mut self,
-        _config: &VariantConfig,
-        _progress: &mut dyn FnMut(u64, u64),
+        config: &VariantConfig,
+        progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Variant, ModelError> {
-        Err(ModelError::Other("not yet".into()))
+        let device = parse_device(&config.device)?;
+        let mut members = open_members(config)?;
+        for kinship in findings(&members) {
+            let path = members[kinship.member].path.display();
+            tracing::warn!(variant = config.name, member = %path, "{}", kinship.finding);
+        }
+
+        let total: u64 = members.iter().map(|member| member.checkpoint.payload_bytes()).sum();
+        let mut read = 0;
+        let mut progress = |bytes: u64| {
+            read += bytes;
+            progress(read.min(total), total);
+        };
+        let models = load_models(config, &members, &device, Some(&mut self.store), &mut progress)?;
+        progress(total); // what was read of several copies or not at all counts as read
+
+        let pooling = models[0].0.head().pooling();
+        let digests: Vec<Digest> = models.iter().flat_map(|(_, digests)| digests.iter().copied()).collect();
+        let coefficients = coefficients(config);
+        let infos: Vec<MemberInfo> = members
+            .iter()
+            .zip(&digests)
+            .zip(&coefficients)
+            .map(|((member, digest), &coefficient)| MemberInfo {
+                path: member.path.display().to_string(),
+                coefficient,
+                digest: hex(digest),
+                calibration: member.manifest.calibration.filter(|_| config.mode == Mode::Ens),
+            })
+            .collect();
+        let fingerprint = fingerprint(config, &members, &infos, &models)?;
+        let first = members.swap_remove(0);
+        let tokenizer = first.tokenizer;
+        let tokenizer =
+            self.tokenizers.entry(tokenizer.digest()).or_insert_with(|| Arc::new(tokenizer)).clone();
+        let models = models.into_iter().map(|(model, _)| Arc::new(model) as Arc<dyn Forward>);
+        let scorer = match config.mode {
+            Mode::Warm => Scorer::warm(models.into_iter().next().expect("a variant has at least one member")),
+            Mode::Ens => {
+                let calibrations = infos.iter().map(|info| info.calibration);
+                Scorer::ens(models.zip(calibrations).collect(), config.reduction)
+            }
+        };
+        let info = VariantInfo {
+            name: config.name.clone(),
+            mode: config.mode,
+            members: infos,
+            reduction: if config.mode == Mode::Ens { config.reduction.to_string() } else { String::new() },
+            dtype: config.dtype.name(),
+            device: config.device.clone(),
+            max_tokens: tokenizer.max_tokens(),
+            fingerprint,
+            architecture: first.config.architecture,
+            pooling: pooling.name(),
+        };
+        Ok(Variant { info, scorer, tokenizer })
     }
 
     /// Checks everything that can be checked without reading weights: files, configs, tokenizers, shapes.
-    pub fn check(&mut self, _config: &VariantConfig) -> Result<(), ModelError> {
-        Ok(())
+    pub fn check(&mut self, config: &VariantConfig) -> Result<(), ModelError> {
+        let device = parse_device(&config.device)?;
+        load_models(config, &open_members(config)?, &device, None, &mut |_| ()).map(|_| ())
+    }
+}
+
+fn open_members(config: &VariantConfig) -> Result<Vec<Member>, ModelError> {
+    let members = config
+        .members
+        .iter()
+        .map(|path| open_member(config, path).map_err(|source| in_member(path, source)))
+        .collect::<Result<Vec<_>, _>>()?;
+    let first = &members[0];
+    if config.mode == Mode::Warm {
+        let parts: Vec<_> = members
+            .iter()
+            .map(|member| (member.path.as_path(), &member.config, &member.checkpoint))
+            .collect();
+        merge::check_members(&parts)?;
+    }
+    for member in &members[1..] {
+        let differ = |what: &str| {
+            tracing::warn!(
+                variant = config.name,
+                first = %first.path.display(),
+                member = %member.path.display(),
+                "members differ in {what}: the first one's is used"
+            );
+        };
+        if member.tokenizer.digest() != first.tokenizer.digest() {
+            if config.mode == Mode::Ens {
+                return Err(ModelError::Unsupported(format!(
+                    "the members of an ensemble read the same tokens, but {} and {} differ in tokenizer, chat template, \
+                     text rule or length limit",
+                    first.path.display(),
+                    member.path.display()
+                )));
+            }
+            differ("chat template, text rule or length limit");
+        }
+        if config.mode == Mode::Warm && member.manifest.calibration != first.manifest.calibration {
+            tracing::warn!(
+                variant = config.name,
+                "members differ in calibration: a merged model is not calibrated"
+            );
+        }
+    }
+    Ok(members)
+}
+
+fn open_member(config: &VariantConfig, path: &Path) -> Result<Member, ModelError> {
+    let checkpoint = Checkpoint::open(path)?;
+    let manifest = Manifest::load(path)?;
+    let mut checkpoint_config = CheckpointConfig::load(&path.join("config.json"), &manifest)?;
+    if config.pooling.is_some() {
+        checkpoint_config.pooling = config.pooling;
+    }
+    let model_limit = checkpoint_config.backbone.max_tokens();
+    if let Some(limit) = config.max_tokens
+        && limit > model_limit
+    {
+        return Err(ModelError::Unsupported(format!(
+            "max_tokens is {limit}, the model was made for {model_limit} at most"
+        )));
+    }
+    let limits = [Some(model_limit), manifest.max_tokens, config.max_tokens];
+    let options = TextOptions {
+        vocab_size: checkpoint_config.backbone.vocab_size(),
+        max_tokens: limits.into_iter().flatten().min().unwrap_or(model_limit),
+        rule: manifest.text_rule,
+        default_rule: checkpoint_config.backbone.default_text_rule(),
+    };
+    let tokenizer = SampleTokenizer::load(path, &options)?;
+    Ok(Member { path: path.to_owned(), manifest, config: checkpoint_config, checkpoint, tokenizer })
+}
+
+fn findings(members: &[Member]) -> Vec<Kinship> {
+    merge::kinship(&members.iter().map(|member| &member.checkpoint).collect::<Vec<_>>())
+}
+
+/// The models of a variant, each with the digests of the members it was made from.
+fn load_models(
+    config: &VariantConfig,
+    members: &[Member],
+    device: &Device,
+    mut store: Option<&mut TensorStore>,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Vec<(RewardModel, Vec<Digest>)>, ModelError> {
+    let sources: Vec<(&Checkpoint, f64)> =
+        members.iter().map(|member| &member.checkpoint).zip(coefficients(config)).collect();
+    let groups: Vec<&[(&Checkpoint, f64)]> = match config.mode {
+        Mode::Warm => vec![&sources],
+        Mode::Ens => sources.chunks(1).collect(),
+    };
+    let mut models = Vec::with_capacity(groups.len());
+    for (group, member) in groups.into_iter().zip(members) {
+        let mut load = || {
+            let backbone = &member.config.backbone;
+            let dtype = config.dtype.tensor_dtype();
+            let mut weights = Weights::new(group, backbone, dtype, device, store.as_deref_mut(), progress);
+            let model = RewardModel::load(&mut weights, &member.config)?;
+            Ok((model, weights.finish()?))
+        };
+        models.push(load().map_err(|source| in_member(&member.path, source))?);
+    }
+    Ok(models)
+}
+
+fn coefficients(config: &VariantConfig) -> Vec<f64> {
+    match (config.mode, &config.coefficients) {
+        (Mode::Warm, Some(coefficients)) => coefficients.clone(),
+        (Mode::Warm, None) => vec![1.0 / config.members.len() as f64; config.members.len()],
+        (Mode::Ens, _) => vec![1.0; config.members.len()],
+    }
+}
+
+/// Hex digest of everything that determines a reward: weights, config, head, pooling rule, tokenizer, template,
+/// limit, reduction, calibration and dtype. Neither paths nor the variant's name count.
+fn fingerprint(
+    config: &VariantConfig,
+    members: &[Member],
+    infos: &[MemberInfo],
+    models: &[(RewardModel, Vec<Digest>)],
+) -> Result<String, ModelError> {
+    let configs: Vec<_> = members.iter().map(|member| &member.config).collect();
+    let heads: Vec<_> =
+        models.iter().map(|(model, _)| (model.head().kind(), model.head().pooling())).collect();
+    let parts: Vec<_> =
+        infos.iter().map(|info| (&info.digest, info.coefficient.to_bits(), info.calibration)).collect();
+    let content = serde_json::json!({
+        "fingerprint_version": 1,
+        "mode": config.mode,
+        "members": parts,
+        "configs": configs,
+        "heads": heads,
+        "reduction": (config.mode == Mode::Ens).then_some(config.reduction),
+        "dtype": config.dtype.name(),
+        "text": hex(&members[0].tokenizer.digest()),
+    });
+    Ok(blake3::hash(content.to_string().as_bytes()).to_hex().to_string())
+}
+
+fn in_member(path: &Path, source: ModelError) -> ModelError {
+    ModelError::Member { path: path.to_owned(), source: Box::new(source) }
+}
+
+fn hex(digest: &Digest) -> String {
+    blake3::Hash::from_bytes(*digest).to_hex().to_string()
+}
+
+fn parse_device(name: &str) -> Result<Device, ModelError> {
+    let unknown = || ModelError::Unsupported(format!("device `{name}`: expected cpu, cuda or cuda:N"));
+    match name {
+        "cpu" => Ok(Device::Cpu),
+        "cuda" => Ok(Device::new_cuda(0)?),
+        _ => {
+            let ordinal = name.strip_prefix("cuda:").ok_or_else(unknown)?;
+            Ok(Device::new_cuda(ordinal.parse().map_err(|_| unknown())?)?)
+        }
     }
 }

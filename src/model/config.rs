@@ -1,0 +1,474 @@
+//! A checkpoint's `config.json`: read into what the models need, or refused by name.
+//!
+//! Reads the form of transformers 4 (`rope_theta`, `rope_scaling`) and of transformers 5
+//! (`rope_parameters`). A setting that changes a reward and that we do not know how to follow is an error
+//! here, before anything is served.
+
+use std::path::Path;
+
+use serde::Serialize;
+use serde_json::Map;
+use serde_json::Value;
+
+use crate::model::ModelError;
+use crate::model::head::HeadKind;
+use crate::model::manifest::Manifest;
+use crate::model::ops::Activation;
+use crate::model::rope::RopeConfig;
+use crate::model::scorer::Calibration;
+use crate::model::variant::Pooling;
+use crate::text::TextRule;
+
+/// Everything in `config.json` and the manifest that determines a reward, but the text.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct CheckpointConfig {
+    /// For example "LlamaForSequenceClassification".
+    pub architecture: String,
+    /// The transformer below the head.
+    pub backbone: BackboneConfig,
+    /// Where the head is, when the config says so (OpenRLHF); else it is found by its tensors.
+    pub value_head_prefix: Option<String>,
+    /// OpenRLHF's `(reward - mean) / std`, when `normalize_reward` asks for it.
+    pub normalization: Option<Calibration>,
+    /// Of the manifest; else the head's origin decides, see [`Self::pooling`].
+    pub pooling: Option<Pooling>,
+    /// The padding token, which [`Pooling::LastNonPad`] steps over.
+    pub pad_token_id: Option<u32>,
+    /// What ends a sequence, for [`Pooling::FirstEos`].
+    pub eos_token_ids: Vec<u32>,
+}
+
+/// The transformer below the head.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum BackboneConfig {
+    /// Causal.
+    Decoder(DecoderConfig),
+    /// Bidirectional.
+    Encoder(EncoderConfig),
+}
+
+/// The causal transformers: Llama, Mistral, Qwen2, Qwen3, Gemma-2.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DecoderConfig {
+    /// Rows of the embedding.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Width inside the gated MLP.
+    pub intermediate: usize,
+    /// How many layers.
+    pub num_layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Width of a head; not always hidden / heads.
+    pub head_dim: usize,
+    /// The longest sequence the model was made for.
+    pub max_positions: usize,
+    /// Added to the mean square in RMS norms.
+    pub norm_eps: f64,
+    /// Whether norms multiply by `1 + weight` (Gemma).
+    pub norm_unit_offset: bool,
+    /// Whether attention's and the MLP's outputs are normed before they are added (Gemma-2).
+    pub post_norms: bool,
+    /// Whether queries and keys are normed per head (Qwen3).
+    pub qk_norm: bool,
+    /// Of the gate.
+    pub activation: Activation,
+    /// Biases of the query, key and value projections.
+    pub qkv_bias: bool,
+    /// Bias of the output projection.
+    pub output_bias: bool,
+    /// Biases of the MLP.
+    pub mlp_bias: bool,
+    /// Rotary position embedding.
+    pub rope: RopeConfig,
+    /// For each layer, how many keys a query sees, itself included; `None`: all before it.
+    pub windows: Vec<Option<usize>>,
+    /// Factor on the attention scores.
+    pub attention_scale: f64,
+    /// `cap · tanh(score / cap)`.
+    pub attention_softcap: Option<f64>,
+    /// Factor on the embeddings (Gemma).
+    pub embedding_scale: Option<f64>,
+}
+
+/// The bidirectional transformers: BERT, RoBERTa.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct EncoderConfig {
+    /// Prefix of the tensor names.
+    pub prefix: &'static str,
+    /// Rows of the embedding.
+    pub vocab_size: usize,
+    /// Rows of the token type embedding.
+    pub type_vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Width inside the MLP.
+    pub intermediate: usize,
+    /// How many layers.
+    pub num_layers: usize,
+    /// Heads.
+    pub heads: usize,
+    /// Rows of the position embedding.
+    pub max_positions: usize,
+    /// RoBERTa: positions count tokens that are not padding, from this id + 1 on. `None`: from 0.
+    pub position_padding_id: Option<u32>,
+    /// Added to the variance in layer norms.
+    pub norm_eps: f64,
+    /// Of the MLP.
+    pub activation: Activation,
+}
+
+impl BackboneConfig {
+    /// Rows of the embedding.
+    pub fn vocab_size(&self) -> usize {
+        match self {
+            Self::Decoder(config) => config.vocab_size,
+            Self::Encoder(config) => config.vocab_size,
+        }
+    }
+
+    /// Width of the hidden states.
+    pub fn hidden(&self) -> usize {
+        match self {
+            Self::Decoder(config) => config.hidden,
+            Self::Encoder(config) => config.hidden,
+        }
+    }
+
+    /// The longest sequence the model was made for.
+    pub fn max_tokens(&self) -> usize {
+        match self {
+            Self::Decoder(config) => config.max_positions,
+            Self::Encoder(config) => match config.position_padding_id {
+                Some(padding) => config.max_positions.saturating_sub(padding as usize + 1),
+                None => config.max_positions,
+            },
+        }
+    }
+
+    /// How a prompt and a response are joined for a model without a chat template.
+    pub fn default_text_rule(&self) -> TextRule {
+        match self {
+            Self::Decoder(_) => TextRule::Concatenation,
+            Self::Encoder(_) => TextRule::SentencePair,
+        }
+    }
+
+    /// The tensor name prefixes under which checkpoints keep the backbone, by likelihood.
+    pub fn prefixes(&self) -> [&'static str; 3] {
+        match self {
+            Self::Decoder(_) => ["model.", "", "pretrained_model.model."],
+            Self::Encoder(config) => [config.prefix, "", ""],
+        }
+    }
+}
+
+impl CheckpointConfig {
+    /// Reads a `config.json`, under the manifest beside it.
+    pub fn load(path: &Path, manifest: &Manifest) -> Result<Self, ModelError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ModelError::read(path, source))?;
+        let fields: Map<String, Value> =
+            serde_json::from_str(&text).map_err(|error| ModelError::config(path, error))?;
+        Self::parse(&fields, manifest).map_err(|problem| ModelError::config(path, problem))
+    }
+
+    fn parse(fields: &Map<String, Value>, manifest: &Manifest) -> Result<Self, String> {
+        let fields = Fields(fields);
+        fields.refuse_unless(
+            "quantization_config",
+            Value::is_null,
+            "quantized checkpoints are not supported",
+        )?;
+        let model_type: String = fields.required("model_type")?;
+        let architecture = match fields.0.get("architectures") {
+            None | Some(Value::Null) => format!("{model_type} (unnamed)"),
+            Some(Value::Array(names)) if names.len() == 1 && names[0].is_string() => {
+                names[0].as_str().unwrap_or_default().to_owned()
+            }
+            Some(other) => return Err(format!("`architectures` is {other}: expected one name")),
+        };
+        check_architecture(&architecture, &model_type)?;
+        let backbone = match model_type.as_str() {
+            "llama" | "mistral" | "qwen2" | "qwen3" | "gemma2" => {
+                BackboneConfig::Decoder(parse_decoder(&fields, &model_type)?)
+            }
+            "bert" | "roberta" => BackboneConfig::Encoder(parse_encoder(&fields, &model_type)?),
+            other => {
+                return Err(format!(
+                    "model_type `{other}` is not supported: supported are llama, mistral, qwen2, qwen3, gemma2, \
+                     bert and roberta"
+                ));
+            }
+        };
+        let normalization = if fields.optional::<bool>("normalize_reward")?.unwrap_or(false) {
+            let calibration = Calibration { mean: fields.required("mean")?, std: fields.required("std")? };
+            if !(calibration.std > 0.0 && calibration.std.is_finite() && calibration.mean.is_finite()) {
+                return Err(format!("`std` is {}: `normalize_reward` needs one above zero", calibration.std));
+            }
+            Some(calibration)
+        } else {
+            None
+        };
+        let eos_token_ids = match fields.0.get("eos_token_id") {
+            Some(Value::Array(ids)) => ids.iter().filter_map(Value::as_u64).map(|id| id as u32).collect(),
+            Some(Value::Number(id)) => id.as_u64().map(|id| id as u32).into_iter().collect(),
+            _ => Vec::new(),
+        };
+        Ok(Self {
+            architecture,
+            backbone,
+            value_head_prefix: fields.optional("value_head_prefix")?,
+            normalization,
+            pooling: manifest.pooling,
+            // transformers writes -1 for "none" in some families
+            pad_token_id: fields.optional::<i64>("pad_token_id")?.and_then(|id| u32::try_from(id).ok()),
+            eos_token_ids,
+        })
+    }
+
+    /// The pooling rule: the manifest's, or else what the head's origin does.
+    ///
+    /// transformers' `*ForSequenceClassification` looks for the rightmost token that is not padding;
+    /// OpenRLHF and TRL take the last token of the attention mask; encoders take the first token.
+    pub fn pooling(&self, head: HeadKind) -> Pooling {
+        self.pooling.unwrap_or(match (head, &self.backbone, self.pad_token_id) {
+            (_, BackboneConfig::Encoder(_), _) => Pooling::Cls,
+            (HeadKind::Score, BackboneConfig::Decoder(_), Some(_)) => Pooling::LastNonPad,
+            (_, BackboneConfig::Decoder(_), _) => Pooling::LastToken,
+        })
+    }
+}
+
+/// Accepts the classes that are one scalar reward on one of our backbones.
+fn check_architecture(architecture: &str, model_type: &str) -> Result<(), String> {
+    let class = match model_type {
+        "llama" => "Llama",
+        "mistral" => "Mistral",
+        "qwen2" => "Qwen2",
+        "qwen3" => "Qwen3",
+        "gemma2" => "Gemma2",
+        "bert" => "Bert",
+        "roberta" => "Roberta",
+        _ => return Ok(()), // refused by its model_type
+    };
+    let tasks = ["ForSequenceClassification", "ForCausalLM", "Model"]; // the last two with a value head beside
+    let supported = architecture == "RewardModel" // OpenRLHF
+        || architecture == format!("{model_type} (unnamed)")
+        || architecture == format!("{class}ForCausalLMWithValueHead")
+        || architecture == "AutoModelForCausalLMWithValueHead"
+        || tasks.iter().any(|task| architecture == format!("{class}{task}"));
+    if supported {
+        return Ok(());
+    }
+    Err(format!(
+        "architecture `{architecture}` is not supported with model_type `{model_type}`: supported are \
+         {class}ForSequenceClassification, OpenRLHF's RewardModel, and {class}ForCausalLM with a value head"
+    ))
+}
+
+fn parse_decoder(fields: &Fields<'_>, model_type: &str) -> Result<DecoderConfig, String> {
+    let hidden: usize = fields.positive("hidden_size")?;
+    let heads: usize = fields.positive("num_attention_heads")?;
+    let num_layers: usize = fields.positive("num_hidden_layers")?;
+    let kv_heads = fields.optional::<usize>("num_key_value_heads")?.unwrap_or(match model_type {
+        "gemma2" => 4,
+        "mistral" => 8,
+        _ => heads,
+    });
+    let head_dim = fields.optional::<usize>("head_dim")?.unwrap_or(match model_type {
+        "gemma2" => 256,
+        "qwen3" => 128,
+        _ => hidden / heads,
+    });
+    if kv_heads == 0 || heads % kv_heads != 0 {
+        return Err(format!(
+            "`num_attention_heads` {heads} is not a multiple of `num_key_value_heads` {kv_heads}"
+        ));
+    }
+    if head_dim == 0 || head_dim % 2 != 0 {
+        return Err(format!(
+            "`head_dim` {head_dim} is not an even number above zero: rotary embedding needs pairs"
+        ));
+    }
+    fields.refuse_unless(
+        "use_bidirectional_attention",
+        |value| matches!(value, Value::Null | Value::Bool(false)),
+        "bidirectional attention in a decoder is not supported",
+    )?;
+    let is_gemma = model_type == "gemma2";
+    let attention_bias = fields.optional::<bool>("attention_bias")?.unwrap_or(false);
+    let max_positions = fields.optional("max_position_embeddings")?.unwrap_or(match model_type {
+        "llama" => 2048,
+        "gemma2" => 8192,
+        "mistral" => 131_072,
+        _ => 32_768,
+    });
+    let query_scale = match model_type {
+        "gemma2" => fields.optional::<f64>("query_pre_attn_scalar")?.unwrap_or(256.0),
+        _ => head_dim as f64,
+    };
+    let act_key = if is_gemma { "hidden_activation" } else { "hidden_act" };
+    let act_name = match fields.optional::<String>(act_key)? {
+        Some(name) => name,
+        None if is_gemma => "gelu_pytorch_tanh".to_owned(),
+        None => "silu".to_owned(),
+    };
+    Ok(DecoderConfig {
+        vocab_size: fields.positive("vocab_size")?,
+        hidden,
+        intermediate: fields.positive("intermediate_size")?,
+        num_layers,
+        heads,
+        kv_heads,
+        head_dim,
+        max_positions,
+        norm_eps: fields.optional("rms_norm_eps")?.unwrap_or(1e-6),
+        norm_unit_offset: is_gemma,
+        post_norms: is_gemma,
+        qk_norm: model_type == "qwen3",
+        activation: parse_activation(act_key, &act_name)?,
+        qkv_bias: model_type == "qwen2" || (model_type != "mistral" && attention_bias),
+        output_bias: matches!(model_type, "llama" | "qwen3" | "gemma2") && attention_bias,
+        mlp_bias: model_type == "llama" && fields.optional::<bool>("mlp_bias")?.unwrap_or(false),
+        rope: RopeConfig::parse(fields, head_dim, max_positions)?,
+        windows: parse_windows(fields, model_type, num_layers)?,
+        attention_scale: query_scale.powf(-0.5),
+        attention_softcap: if is_gemma {
+            match fields.0.get("attn_logit_softcapping") {
+                None => Some(50.0), // transformers' default; an explicit null means none
+                Some(_) => fields.optional("attn_logit_softcapping")?,
+            }
+        } else {
+            None
+        },
+        embedding_scale: is_gemma.then(|| (hidden as f64).sqrt()),
+    })
+}
+
+/// Which layers see a window only, as transformers decides it.
+fn parse_windows(
+    fields: &Fields<'_>,
+    model_type: &str,
+    num_layers: usize,
+) -> Result<Vec<Option<usize>>, String> {
+    let window = match fields.0.get("sliding_window") {
+        None if matches!(model_type, "mistral" | "qwen2" | "qwen3" | "gemma2") => Some(4096), // transformers' default
+        _ => fields.optional::<usize>("sliding_window")?,
+    };
+    if window == Some(0) {
+        return Err("`sliding_window` is 0: expected a number above zero, or null".to_owned());
+    }
+    let layer_types: Option<Vec<String>> = fields.optional("layer_types")?;
+    if let (Some(types), "qwen2" | "qwen3" | "gemma2") = (&layer_types, model_type) {
+        if types.len() != num_layers {
+            return Err(format!("`layer_types` has {} entries for {num_layers} layers", types.len()));
+        }
+        return types
+            .iter()
+            .map(|layer| match (layer.as_str(), window) {
+                ("full_attention", _) => Ok(None),
+                ("sliding_attention", Some(window)) => Ok(Some(window)),
+                ("sliding_attention", None) => {
+                    Err("`layer_types` asks for a `sliding_window`, which is null".into())
+                }
+                (other, _) => Err(format!("layer type `{other}` is not supported")),
+            })
+            .collect();
+    }
+    let slides: Box<dyn Fn(usize) -> bool> = match model_type {
+        "mistral" => Box::new(|_| true),
+        "gemma2" => Box::new(|layer| layer % 2 == 0),
+        "qwen2" | "qwen3" if fields.optional::<bool>("use_sliding_window")?.unwrap_or(false) => {
+            let full_layers = fields.optional::<usize>("max_window_layers")?.unwrap_or(28);
+            Box::new(move |layer| layer >= full_layers)
+        }
+        _ => Box::new(|_| false),
+    };
+    Ok((0..num_layers).map(|layer| window.filter(|_| slides(layer))).collect())
+}
+
+fn parse_encoder(fields: &Fields<'_>, model_type: &str) -> Result<EncoderConfig, String> {
+    let is_no = |value: &Value| matches!(value, Value::Null | Value::Bool(false));
+    fields.refuse_unless(
+        "position_embedding_type",
+        |value| value.is_null() || value == "absolute",
+        "only absolute position embeddings are supported",
+    )?;
+    fields.refuse_unless("is_decoder", is_no, "a BERT that is a decoder is not supported")?;
+    fields.refuse_unless("add_cross_attention", is_no, "cross attention is not supported")?;
+    let hidden: usize = fields.positive("hidden_size")?;
+    let heads: usize = fields.positive("num_attention_heads")?;
+    if hidden % heads != 0 {
+        return Err(format!("`hidden_size` {hidden} is not a multiple of `num_attention_heads` {heads}"));
+    }
+    let act_name = fields.optional::<String>("hidden_act")?.unwrap_or_else(|| "gelu".to_owned());
+    let is_roberta = model_type == "roberta";
+    let max_positions = fields.positive("max_position_embeddings")?;
+    let position_padding_id =
+        if is_roberta { Some(fields.optional("pad_token_id")?.unwrap_or(1)) } else { None };
+    Ok(EncoderConfig {
+        prefix: if is_roberta { "roberta." } else { "bert." },
+        vocab_size: fields.positive("vocab_size")?,
+        type_vocab_size: fields.optional("type_vocab_size")?.unwrap_or(2),
+        hidden,
+        intermediate: fields.positive("intermediate_size")?,
+        num_layers: fields.positive("num_hidden_layers")?,
+        heads,
+        max_positions,
+        position_padding_id,
+        norm_eps: fields.optional("layer_norm_eps")?.unwrap_or(1e-12),
+        activation: parse_activation("hidden_act", &act_name)?,
+    })
+}
+
+fn parse_activation(key: &str, name: &str) -> Result<Activation, String> {
+    Ok(match name {
+        "gelu" => Activation::GeluErf,
+        "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Activation::GeluTanh,
+        "silu" | "swish" => Activation::Silu,
+        "relu" => Activation::Relu,
+        other => {
+            return Err(format!(
+                "`{key}` is `{other}`: supported are gelu, gelu_new, gelu_pytorch_tanh, silu, relu"
+            ));
+        }
+    })
+}
+
+/// Typed access to a JSON object; errors name the field and the value.
+pub(super) struct Fields<'a>(pub(super) &'a Map<String, Value>);
+
+impl Fields<'_> {
+    /// A field that must be there.
+    pub(super) fn required<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<T, String> {
+        self.optional(key)?.ok_or_else(|| format!("`{key}` is missing"))
+    }
+
+    /// A field that may be absent or null.
+    pub(super) fn optional<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<Option<T>, String> {
+        match self.0.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => serde_json::from_value(value.clone())
+                .map(Some)
+                .map_err(|error| format!("`{key}` is {value}: {error}")),
+        }
+    }
+
+    fn positive(&self, key: &str) -> Result<usize, String> {
+        match self.required(key)? {
+            0 => Err(format!("`{key}` is 0: expected a number above zero")),
+            value => Ok(value),
+        }
+    }
+
+    fn refuse_unless(&self, key: &str, accept: impl Fn(&Value) -> bool, why: &str) -> Result<(), String> {
+        match self.0.get(key) {
+            Some(value) if !accept(value) => Err(format!("`{key}` is {value}: {why}")),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! Weight averaging: members → one set of weights.
+//!
+//! Sums run in `f64` and are rounded *once* to the precision that is asked for. Rounding from `f64` to `f16` or
+//! `bf16` by way of `f32` would round twice, and differ from a reference in the last place; the `half` crate
+//! does so on machines with F16C. [`round_to_odd`] makes the first step harmless.
+//!
+//! Source of the method: Ramé et al. 2024, WARM (arXiv:2401.12187).
+
+use std::path::Path;
+
+use candle_core::DType;
+use candle_core::Device;
+use candle_core::Tensor;
+use half::bf16;
+use half::f16;
+use rayon::prelude::*;
+use safetensors::Dtype;
+use serde_json::Value;
+
+use crate::model::ModelError;
+use crate::model::config::CheckpointConfig;
+use crate::model::weights::Checkpoint;
+use crate::model::weights::TensorBytes;
+
+/// Elements that one thread sums at a time: both its sums and its inputs stay in the first-level caches.
+const CHUNK: usize = 4096;
+
+/// Members whose 2-D tensors point in directions less alike than this did not start from one pretrain.
+/// Fine-tuning leaves the cosine above 0.9; independent weights have one near 0.
+const SAME_PRETRAIN_COSINE: f64 = 0.5;
+
+/// At most this many 2-D tensors are compared to tell whether members share a pretrain.
+const COMPARED_TENSORS: usize = 16;
+
+/// An averaged tensor, rounded.
+#[derive(Debug, PartialEq)]
+pub enum Averaged {
+    /// `f32`
+    F32(Vec<f32>),
+    /// `f16`
+    F16(Vec<f16>),
+    /// `bf16`
+    Bf16(Vec<bf16>),
+}
+
+impl Averaged {
+    /// As a tensor of this shape, on the CPU.
+    pub fn into_tensor(self, shape: &[usize]) -> Result<Tensor, ModelError> {
+        Ok(match self {
+            Self::F32(values) => Tensor::from_vec(values, shape, &Device::Cpu)?,
+            Self::F16(values) => Tensor::from_vec(values, shape, &Device::Cpu)?,
+            Self::Bf16(values) => Tensor::from_vec(values, shape, &Device::Cpu)?,
+        })
+    }
+}
+
+/// `Σ coefficient · tensor` in `f64`, in the order of `sources`, rounded once to `dtype`.
+///
+/// One source with coefficient 1 is just converted. All sources have one shape (checked by the caller). Fails if
+/// a value is not finite, before or after.
+pub fn average(name: &str, sources: &[(TensorBytes<'_>, f64)], dtype: DType) -> Result<Averaged, ModelError> {
+    let count: usize = sources[0].0.shape.iter().product();
+    let readers = sources
+        .iter()
+        .map(|(tensor, coefficient)| Ok((Reader::new(name, tensor)?, *coefficient)))
+        .collect::<Result<Vec<_>, ModelError>>()?;
+    match dtype {
+        DType::F32 => sum(name, &readers, count, |x| x as f32, f32::is_finite).map(Averaged::F32),
+        DType::F16 => {
+            sum(name, &readers, count, |x| f16::from_f32(round_to_odd(x)), f16::is_finite).map(Averaged::F16)
+        }
+        DType::BF16 => sum(name, &readers, count, |x| bf16::from_f32(round_to_odd(x)), bf16::is_finite)
+            .map(Averaged::Bf16),
+        other => Err(ModelError::Unsupported(format!("precision {other:?}"))),
+    }
+}
+
+fn sum<T: Copy + Default + Send>(
+    name: &str,
+    readers: &[(Reader<'_>, f64)],
+    count: usize,
+    round: impl Fn(f64) -> T + Sync,
+    is_finite: impl Fn(T) -> bool + Sync,
+) -> Result<Vec<T>, ModelError> {
+    let mut output = vec![T::default(); count];
+    output.par_chunks_mut(CHUNK).enumerate().try_for_each(|(chunk, output)| {
+        let start = chunk * CHUNK;
+        let mut sums = [0.0_f64; CHUNK];
+        let sums = &mut sums[..output.len()];
+        match readers {
+            [(reader, 1.0)] => reader.visit(start, sums.len(), |i, x| sums[i] = x),
+            _ => {
+                for (reader, coefficient) in readers {
+                    reader.visit(start, sums.len(), |i, x| sums[i] += coefficient * x);
+                }
+            }
+        }
+        for (output, &sum) in output.iter_mut().zip(&*sums) {
+            *output = round(sum);
+            if !is_finite(*output) {
+                return Err(ModelError::NotFiniteWeight { name: name.to_owned(), value: sum });
+            }
+        }
+        Ok(())
+    })?;
+    Ok(output)
+}
+
+/// Reads little-endian floats of any stored precision.
+struct Reader<'a> {
+    dtype: Dtype,
+    bytes: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    fn new(name: &str, tensor: &TensorBytes<'a>) -> Result<Self, ModelError> {
+        match tensor.dtype {
+            Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16 => {
+                Ok(Self { dtype: tensor.dtype, bytes: tensor.bytes })
+            }
+            dtype => Err(ModelError::Unsupported(format!(
+                "tensor `{name}` is stored as {dtype:?}: supported are F64, F32, F16 and BF16"
+            ))),
+        }
+    }
+
+    fn visit(&self, start: usize, count: usize, mut visit: impl FnMut(usize, f64)) {
+        fn values<const N: usize>(bytes: &[u8], start: usize, count: usize) -> &[[u8; N]] {
+            bytes[start * N..(start + count) * N].as_chunks::<N>().0
+        }
+        match self.dtype {
+            Dtype::F64 => {
+                let values = values::<8>(self.bytes, start, count).iter().enumerate();
+                values.for_each(|(i, bytes)| visit(i, f64::from_le_bytes(*bytes)));
+            }
+            Dtype::F32 => {
+                let values = values::<4>(self.bytes, start, count).iter().enumerate();
+                values.for_each(|(i, bytes)| visit(i, f64::from(f32::from_le_bytes(*bytes))));
+            }
+            Dtype::F16 => {
+                let values = values::<2>(self.bytes, start, count).iter().enumerate();
+                values.for_each(|(i, bytes)| visit(i, f64::from(f16::from_le_bytes(*bytes).to_f32())));
+            }
+            _ => {
+                let values = values::<2>(self.bytes, start, count).iter().enumerate();
+                values.for_each(|(i, bytes)| visit(i, f64::from(bf16::from_le_bytes(*bytes).to_f32())));
+            }
+        }
+    }
+}
+
+/// Rounds to `f32` such that a second rounding to a narrower format gives what one rounding would have given:
+/// an inexact value goes to the neighbour whose last bit is 1.
+///
+/// Source: Boldo and Melquiond 2008, "Emulation of a FMA and correctly rounded sums: proved algorithms using
+/// rounding to odd".
+fn round_to_odd(exact: f64) -> f32 {
+    let nearest = exact as f32;
+    if nearest.is_nan() || f64::from(nearest) == exact {
+        return nearest;
+    }
+    let toward_zero =
+        if f64::from(nearest).abs() > exact.abs() { f32::from_bits(nearest.to_bits() - 1) } else { nearest };
+    f32::from_bits(toward_zero.to_bits() | 1)
+}
+
+/// What is odd about members that can be merged, or score together.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Kinship {
+    /// Index of the member that is compared with the first, or with an earlier one.
+    pub member: usize,
+    /// For example "has another pretrain than member 0: cosine 0.01 ...".
+    pub finding: String,
+}
+
+/// Refuses members whose weights cannot be averaged: another function, other tensors, another vocabulary.
+///
+/// `members` are (directory, config, checkpoint) in order; each is compared with the first.
+pub fn check_members(members: &[(&Path, &CheckpointConfig, &Checkpoint)]) -> Result<(), ModelError> {
+    let (first_dir, first_config, first) = members[0];
+    let first_value =
+        serde_json::to_value(first_config).map_err(|error| ModelError::config(first_dir, error))?;
+    let first_tokenizer = tokenizer_content(first_dir)?;
+    for &(dir, config, checkpoint) in &members[1..] {
+        let refuse = |problem: String| ModelError::CannotMerge {
+            first: first_dir.to_owned(),
+            member: dir.to_owned(),
+            problem,
+        };
+        let value = serde_json::to_value(config).map_err(|error| ModelError::config(dir, error))?;
+        if let Some(difference) = difference("", &first_value, &value) {
+            return Err(refuse(difference));
+        }
+        let (names, others): (Vec<_>, Vec<_>) = (first.names().collect(), checkpoint.names().collect());
+        if let Some(name) = names.iter().find(|name| !others.contains(name)) {
+            return Err(refuse(format!("tensor `{name}` is missing in the second")));
+        }
+        if let Some(name) = others.iter().find(|name| !names.contains(name)) {
+            return Err(refuse(format!("tensor `{name}` is missing in the first")));
+        }
+        for name in names {
+            let shape = |checkpoint: &Checkpoint| checkpoint.tensor(name).map(|tensor| tensor.shape.to_vec());
+            if shape(first) != shape(checkpoint) {
+                return Err(refuse(format!(
+                    "tensor `{name}` is {:?} in the first and {:?} in the second",
+                    shape(first).unwrap_or_default(),
+                    shape(checkpoint).unwrap_or_default()
+                )));
+            }
+        }
+        if first_tokenizer != tokenizer_content(dir)? {
+            return Err(refuse("their tokenizers differ (tokenizer.json)".to_owned()));
+        }
+    }
+    Ok(())
+}
+
+/// Path and values of the first field that differs.
+fn difference(path: &str, first: &Value, second: &Value) -> Option<String> {
+    match (first, second) {
+        (Value::Object(a), Value::Object(b)) => {
+            a.keys().chain(b.keys().filter(|key| !a.contains_key(*key))).find_map(|key| {
+                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                difference(&path, a.get(key).unwrap_or(&Value::Null), b.get(key).unwrap_or(&Value::Null))
+            })
+        }
+        (a, b) if a == b => None,
+        (a, b) => Some(format!("`{path}` is {a} in the first and {b} in the second")),
+    }
+}
+
+/// The tokenizer, without the truncation and padding that we reset anyway.
+fn tokenizer_content(dir: &Path) -> Result<Value, ModelError> {
+    let path = dir.join("tokenizer.json");
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Value::Null), // token ids only
+        Err(source) => return Err(ModelError::read(&path, source)),
+    };
+    let mut content: Value = serde_json::from_str(&text).map_err(|error| ModelError::config(&path, error))?;
+    if let Value::Object(fields) = &mut content {
+        fields.remove("truncation");
+        fields.remove("padding");
+    }
+    Ok(content)
+}
+
+/// Looks for members that are no independent fine-tunings of one pretrain: another pretrain, or a duplicate.
+///
+/// On 2-D tensors members of one pretrain have a cosine near 1 and a small relative distance; independent ones
+/// have a cosine near 0. Members of other shapes are skipped.
+pub fn kinship(checkpoints: &[&Checkpoint]) -> Vec<Kinship> {
+    let first = checkpoints[0];
+    let matrices: Vec<&str> = first
+        .names()
+        .filter(|name| {
+            first.tensor(name).is_some_and(|tensor| tensor.shape.len() == 2 && tensor.shape[0] > 1)
+        })
+        .collect();
+    let step = matrices.len().div_ceil(COMPARED_TENSORS).max(1);
+    let mut findings = Vec::new();
+    for (member, checkpoint) in checkpoints.iter().enumerate().skip(1) {
+        let twin = checkpoints[..member].iter().position(|other| {
+            checkpoint.names().eq(other.names())
+                && checkpoint.names().all(|name| checkpoint.digest(name) == other.digest(name))
+        });
+        if let Some(twin) = twin {
+            findings.push(Kinship {
+                member,
+                finding: format!("is a duplicate of member {twin}: all tensors are equal"),
+            });
+            continue;
+        }
+        let (mut dot, mut norm_first, mut norm_other, mut distance) = (0.0, 0.0, 0.0, 0.0);
+        for name in matrices.iter().step_by(step) {
+            let (Some(a), Some(b)) = (first.tensor(name), checkpoint.tensor(name)) else { continue };
+            let (Ok(readers_a), Ok(readers_b)) = (Reader::new(name, &a), Reader::new(name, &b)) else {
+                continue;
+            };
+            if a.shape != b.shape {
+                continue;
+            }
+            let count: usize = a.shape.iter().product();
+            let parts = (0..count.div_ceil(CHUNK)).into_par_iter().map(|chunk| {
+                let (start, len) = (chunk * CHUNK, CHUNK.min(count - chunk * CHUNK));
+                let (mut x, mut y) = ([0.0; CHUNK], [0.0; CHUNK]);
+                readers_a.visit(start, len, |i, value| x[i] = value);
+                readers_b.visit(start, len, |i, value| y[i] = value);
+                let pairs = || x[..len].iter().zip(&y[..len]);
+                [
+                    pairs().map(|(x, y)| x * y).sum::<f64>(),
+                    pairs().map(|(x, _)| x * x).sum(),
+                    pairs().map(|(_, y)| y * y).sum(),
+                    pairs().map(|(x, y)| (x - y) * (x - y)).sum(),
+                ]
+            });
+            let [d, a, b, c] = parts.reduce(|| [0.0; 4], |a, b| std::array::from_fn(|i| a[i] + b[i]));
+            dot += d;
+            norm_first += a;
+            norm_other += b;
+            distance += c;
+        }
+        let cosine = dot / (norm_first * norm_other).sqrt();
+        if cosine < SAME_PRETRAIN_COSINE {
+            let relative = (distance / norm_first).sqrt();
+            findings.push(Kinship {
+                member,
+                finding: format!(
+                    "has another pretrain than member 0: the cosine of their weight matrices is {cosine:.3}, their \
+                     relative distance {relative:.3} (members of one pretrain have a cosine near 1)"
+                ),
+            });
+        }
+    }
+    findings
+}

@@ -1,0 +1,163 @@
+//! The operations that models are made of, behind one interface.
+//!
+//! Each has a *composed* form in plain candle operations ([`composed`]): it runs on every device, is
+//! differentiable, and is the reference. Where candle has a fused kernel, inference uses that instead.
+//! The choice is made here, in one place: a tensor that carries a gradient takes the composed form, since
+//! candle's fused kernels (`layer_norm`, `rms_norm`, `softmax_last_dim`, `rope_thd`) have none and drop it
+//! in silence. A faster form for a device is one more arm here; the models do not change.
+//!
+//! Sequences are packed: activations are `[tokens, ..]`, and only [`attention`] knows where they end.
+
+pub mod composed;
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use candle_core::DType;
+use candle_core::Result;
+use candle_core::Tensor;
+use serde::Serialize;
+
+/// A linear layer, laid out for the product.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    /// `[in, out]` and contiguous: candle's products with a transposed weight are 3 to 5 times slower at few rows.
+    pub weight: Tensor,
+    /// `[out]`
+    pub bias: Option<Tensor>,
+}
+
+/// The function between the layers of an MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// With the error function.
+    GeluErf,
+    /// Its approximation with tanh.
+    GeluTanh,
+    /// `x · sigmoid(x)`
+    Silu,
+    /// `max(x, 0)`
+    Relu,
+}
+
+/// What a query sees, and how scores are made.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionSpec {
+    /// Only itself and what is before it.
+    pub causal: bool,
+    /// Of those, only this many, itself included. Causal only.
+    pub window: Option<usize>,
+    /// Factor on the scores.
+    pub scale: f64,
+    /// `cap · tanh(score / cap)`
+    pub softcap: Option<f64>,
+}
+
+/// Where packed sequences end, and what the attention of all layers can share.
+#[derive(Debug)]
+pub struct Packing<'a> {
+    offsets: &'a [usize],
+    masks: RefCell<HashMap<MaskShape, Tensor>>,
+}
+
+/// Rows are queries `first_query..first_query + queries`, columns are keys `first_key..first_key + keys`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct MaskShape {
+    queries: usize,
+    keys: usize,
+    /// `first_query - first_key`
+    lead: usize,
+    window: Option<usize>,
+}
+
+impl<'a> Packing<'a> {
+    /// Sequences that start at `offsets[i]` and end at `offsets[i + 1]`.
+    pub fn new(offsets: &'a [usize]) -> Self {
+        Self { offsets, masks: RefCell::default() }
+    }
+
+    /// `[queries, keys]` in `f32`: zero where a query sees a key, else minus infinity.
+    fn mask(&self, shape: MaskShape, like: &Tensor) -> Result<Tensor> {
+        if let Some(mask) = self.masks.borrow().get(&shape) {
+            return Ok(mask.clone());
+        }
+        let MaskShape { queries, keys, lead, window } = shape;
+        let mut mask = vec![f32::NEG_INFINITY; queries * keys];
+        for query in 0..queries {
+            let end = (lead + query + 1).min(keys);
+            let start = window.map_or(0, |window| (lead + query + 1).saturating_sub(window));
+            mask[query * keys + start..query * keys + end].fill(0.0);
+        }
+        let mask = Tensor::from_vec(mask, (queries, keys), like.device())?;
+        self.masks.borrow_mut().insert(shape, mask.clone());
+        Ok(mask)
+    }
+}
+
+/// `x · weight + bias`: `[tokens, in]` → `[tokens, out]`.
+pub fn linear(x: &Tensor, layer: &Linear) -> Result<Tensor> {
+    let product = x.matmul(&layer.weight)?;
+    match &layer.bias {
+        Some(bias) => product.broadcast_add(bias),
+        None => Ok(product),
+    }
+}
+
+/// The activation, elementwise.
+pub fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
+    match activation {
+        Activation::GeluErf => x.gelu_erf(),
+        Activation::GeluTanh => x.gelu(),
+        Activation::Silu => x.silu(),
+        Activation::Relu => x.relu(),
+    }
+}
+
+/// `x / rms(x) · weight` over the last dimension; statistics in `f32`, `weight` is `f32`.
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    if x.track_op() || weight.track_op() {
+        return composed::rms_norm(x, weight, eps);
+    }
+    candle_nn::ops::rms_norm(&x.to_dtype(DType::F32)?.contiguous()?, weight, eps as f32)?.to_dtype(x.dtype())
+}
+
+/// `(x - mean) / std · weight + bias` over the last dimension; statistics in `f32`, as `weight` and `bias` are.
+pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    if x.track_op() || weight.track_op() {
+        return composed::layer_norm(x, weight, bias, eps);
+    }
+    candle_nn::ops::layer_norm(&x.to_dtype(DType::F32)?.contiguous()?, weight, bias, eps as f32)?
+        .to_dtype(x.dtype())
+}
+
+/// Turns each pair (`i`, `i + head_dim / 2`) of each head: `[tokens, heads, head_dim]`, with `cos` and `sin`
+/// `[tokens, head_dim / 2]`.
+pub fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    if x.track_op() {
+        return composed::rotary(x, cos, sin);
+    }
+    candle_nn::rotary_emb::rope_thd(&x.unsqueeze(0)?.contiguous()?, cos, sin)?.squeeze(0)
+}
+
+/// Attention of each packed sequence to itself.
+///
+/// `query` is `[tokens, heads, head_dim]`, `key` and `value` are `[tokens, kv_heads, head_dim]`; the result is
+/// `[tokens, heads, head_dim]`. Never more scores at a time than a block of one sequence has.
+pub fn attention(
+    query: &Tensor,
+    key: &Tensor,
+    value: &Tensor,
+    packing: &Packing<'_>,
+    spec: &AttentionSpec,
+) -> Result<Tensor> {
+    composed::attention(query, key, value, packing, spec)
+}
+
+/// Softmax over the last dimension, of `f32` scores.
+fn softmax(scores: &Tensor) -> Result<Tensor> {
+    if scores.track_op() {
+        return composed::softmax(scores);
+    }
+    candle_nn::ops::softmax_last_dim(scores)
+}

@@ -1,0 +1,290 @@
+//! Rotary position embedding: which angle each pair of a head's dimensions turns by at each position.
+//!
+//! Follows `modeling_rope_utils.py` of transformers in `f32`, since at position 8,000 one unit in the last
+//! place of a frequency is half a thousandth of a radian.
+
+use std::sync::Mutex;
+
+use serde::Serialize;
+use serde_json::Map;
+use serde_json::Value;
+
+use crate::model::config::Fields;
+
+/// Which angles.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RopeConfig {
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Base of the wavelengths.
+    pub theta: f64,
+    /// How they are stretched for long texts.
+    pub scaling: RopeScaling,
+}
+
+/// How the wavelengths are stretched for texts longer than those of the pretraining.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum RopeScaling {
+    /// Not at all.
+    None,
+    /// All by one factor.
+    Linear {
+        /// How much longer.
+        factor: f64,
+    },
+    /// By sequences longer than the model was made for only: the base grows with their length.
+    Dynamic {
+        /// How fast the base grows.
+        factor: f64,
+        /// The length above which it grows.
+        max_positions: usize,
+    },
+    /// Long wavelengths by a factor, short ones not, between them a ramp (Llama 3.1).
+    Llama3 {
+        /// How much longer.
+        factor: f64,
+        /// Wavelengths above `original_max_positions / low_freq_factor` are stretched.
+        low_freq_factor: f64,
+        /// Wavelengths below `original_max_positions / high_freq_factor` are not.
+        high_freq_factor: f64,
+        /// Length of the pretraining.
+        original_max_positions: usize,
+    },
+    /// Like it, with the ramp over dimensions, and larger scores (Peng et al. 2023, arXiv:2309.00071).
+    Yarn {
+        /// How much longer.
+        factor: f64,
+        /// Factor on sine and cosine.
+        attention_factor: f64,
+        /// Dimensions that turn more often than this within the original length are not stretched.
+        beta_fast: f64,
+        /// Dimensions that turn less often than this are.
+        beta_slow: f64,
+        /// Whether the ramp's ends are rounded to whole dimensions.
+        truncate: bool,
+        /// Length of the pretraining.
+        original_max_positions: usize,
+    },
+}
+
+impl RopeConfig {
+    /// Reads `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (transformers 4).
+    pub(super) fn parse(fields: &Fields<'_>, head_dim: usize, max_positions: usize) -> Result<Self, String> {
+        let empty = Map::new();
+        let parameters = ["rope_parameters", "rope_scaling"]
+            .into_iter()
+            .find_map(|key| fields.0.get(key).and_then(Value::as_object))
+            .unwrap_or(&empty);
+        if let Some((layer_type, _)) = parameters.iter().find(|(_, value)| value.is_object()) {
+            return Err(format!("`rope_parameters` differ by layer (`{layer_type}`): not supported"));
+        }
+        let rope = Fields(parameters);
+        for place in [fields, &rope] {
+            if let Some(share) = place.optional::<f64>("partial_rotary_factor")?
+                && share != 1.0
+            {
+                return Err(format!("`partial_rotary_factor` is {share}: only 1.0 is supported"));
+            }
+        }
+        let theta: f64 = match rope.optional("rope_theta")? {
+            Some(theta) => theta,
+            None => fields.optional("rope_theta")?.unwrap_or(10_000.0),
+        };
+        let original = || -> Result<usize, String> {
+            match fields.optional("original_max_position_embeddings")? {
+                Some(positions) => Ok(positions),
+                None => Ok(rope.optional("original_max_position_embeddings")?.unwrap_or(max_positions)),
+            }
+        };
+        let kind = match rope.optional::<String>("rope_type")? {
+            Some(kind) => kind,
+            None => rope.optional::<String>("type")?.unwrap_or_else(|| "default".to_owned()),
+        };
+        let scaling = match kind.as_str() {
+            "default" => RopeScaling::None,
+            "linear" => RopeScaling::Linear { factor: rope.required("factor")? },
+            "dynamic" => RopeScaling::Dynamic { factor: rope.required("factor")?, max_positions },
+            "llama3" => RopeScaling::Llama3 {
+                factor: rope.required("factor")?,
+                low_freq_factor: rope.required("low_freq_factor")?,
+                high_freq_factor: rope.required("high_freq_factor")?,
+                original_max_positions: original()?,
+            },
+            "yarn" => parse_yarn(&rope, original()?, max_positions)?,
+            other => {
+                return Err(format!(
+                    "rope type `{other}` is not supported: supported are default, linear, dynamic, llama3 and yarn"
+                ));
+            }
+        };
+        if !(theta > 1.0 && theta.is_finite()) {
+            return Err(format!("`rope_theta` is {theta}: expected a number above one"));
+        }
+        Ok(Self { head_dim, theta, scaling })
+    }
+
+    /// Frequencies `[head_dim / 2]` in radians per position, for a sequence of `tokens`.
+    fn frequencies(&self, tokens: usize) -> Vec<f32> {
+        let dim = self.head_dim as f64;
+        let unscaled = |theta: f64| -> Vec<f32> {
+            (0..self.head_dim / 2)
+                .map(|pair| 1.0 / power(theta, (2 * pair) as f32 / self.head_dim as f32))
+                .collect()
+        };
+        match self.scaling {
+            RopeScaling::None => unscaled(self.theta),
+            RopeScaling::Linear { factor } => {
+                unscaled(self.theta).iter().map(|f| f / factor as f32).collect()
+            }
+            RopeScaling::Dynamic { factor, max_positions } => {
+                let stretch =
+                    factor * tokens.max(max_positions) as f64 / max_positions as f64 - (factor - 1.0);
+                unscaled(self.theta * stretch.powf(dim / (dim - 2.0)))
+            }
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
+                let original = original_max_positions as f32;
+                let (longest, shortest) =
+                    (original / low_freq_factor as f32, original / high_freq_factor as f32);
+                let stretch = |frequency: f32| {
+                    let wavelength = std::f32::consts::TAU / frequency;
+                    if wavelength < shortest {
+                        frequency
+                    } else if wavelength > longest {
+                        frequency / factor as f32
+                    } else {
+                        let smooth = (original / wavelength - low_freq_factor as f32)
+                            / (high_freq_factor - low_freq_factor) as f32;
+                        (1.0 - smooth) * frequency / factor as f32 + smooth * frequency
+                    }
+                };
+                unscaled(self.theta).into_iter().map(stretch).collect()
+            }
+            RopeScaling::Yarn { factor, beta_fast, beta_slow, truncate, original_max_positions, .. } => {
+                // the dimension that turns `rotations` times within the original length
+                let dimension = |rotations: f64| {
+                    dim * (original_max_positions as f64 / (rotations * std::f64::consts::TAU)).ln()
+                        / (2.0 * self.theta.ln())
+                };
+                let (mut low, mut high) = (dimension(beta_fast), dimension(beta_slow));
+                if truncate {
+                    (low, high) = (low.floor(), high.ceil());
+                }
+                let (low, mut high) = (low.max(0.0), high.min(dim - 1.0));
+                if low == high {
+                    high += 0.001; // as in transformers: a ramp of no length would divide by zero
+                }
+                (0..self.head_dim / 2)
+                    .map(|pair| {
+                        let wave = power(self.theta, (2 * pair) as f32 / self.head_dim as f32);
+                        let ramp = ((pair as f32 - low as f32) / (high - low) as f32).clamp(0.0, 1.0);
+                        1.0 / (factor as f32 * wave) * ramp + 1.0 / wave * (1.0 - ramp)
+                    })
+                    .collect()
+            }
+        }
+    }
+
+    fn attention_factor(&self) -> f32 {
+        match self.scaling {
+            RopeScaling::Yarn { attention_factor, .. } => attention_factor as f32,
+            _ => 1.0,
+        }
+    }
+}
+
+fn parse_yarn(
+    rope: &Fields<'_>,
+    original_max_positions: usize,
+    max_positions: usize,
+) -> Result<RopeScaling, String> {
+    let factor = match rope.optional("factor")? {
+        Some(factor) => factor,
+        None => max_positions as f64 / original_max_positions as f64,
+    };
+    let mscale = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * f64::ln(factor) + 1.0 };
+    let attention_factor = match rope.optional("attention_factor")? {
+        Some(attention_factor) => attention_factor,
+        None => match (rope.optional::<f64>("mscale")?, rope.optional::<f64>("mscale_all_dim")?) {
+            (Some(one), Some(all)) if one != 0.0 && all != 0.0 => mscale(one) / mscale(all),
+            _ => mscale(1.0),
+        },
+    };
+    Ok(RopeScaling::Yarn {
+        factor,
+        attention_factor,
+        beta_fast: rope.optional("beta_fast")?.filter(|&beta| beta != 0.0).unwrap_or(32.0),
+        beta_slow: rope.optional("beta_slow")?.filter(|&beta| beta != 0.0).unwrap_or(1.0),
+        truncate: rope.optional("truncate")?.unwrap_or(true),
+        original_max_positions,
+    })
+}
+
+/// `base ** exponent`, rounded once to `f32`.
+fn power(base: f64, exponent: f32) -> f32 {
+    base.powf(f64::from(exponent)) as f32
+}
+
+/// Cosines and sines, computed once and grown as longer sequences come.
+#[derive(Debug)]
+pub struct RopeTable {
+    config: RopeConfig,
+    grown: Mutex<Angles>,
+}
+
+/// Row-major `[positions, head_dim / 2]`, both.
+#[derive(Clone, Debug, Default)]
+struct Angles {
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl Angles {
+    fn extend(&mut self, frequencies: &[f32], factor: f32, positions: std::ops::Range<usize>) {
+        for position in positions {
+            for &frequency in frequencies {
+                let angle = f64::from(position as f32 * frequency);
+                self.cos.push(angle.cos() as f32 * factor);
+                self.sin.push(angle.sin() as f32 * factor);
+            }
+        }
+    }
+}
+
+impl RopeTable {
+    /// An empty table.
+    pub fn new(config: RopeConfig) -> Self {
+        Self { config, grown: Mutex::default() }
+    }
+
+    /// Cosines and sines of packed sequences of these lengths, each row-major `[tokens, head_dim / 2]`.
+    pub fn packed(&self, lengths: &[usize]) -> (Vec<f32>, Vec<f32>) {
+        let width = self.config.head_dim / 2;
+        let tokens: usize = lengths.iter().sum();
+        let (mut cos, mut sin) = (Vec::with_capacity(tokens * width), Vec::with_capacity(tokens * width));
+        let mut table = self.grown.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for &length in lengths {
+            let own; // a long sequence under dynamic scaling has angles of its own
+            let angles = match self.config.scaling {
+                RopeScaling::Dynamic { max_positions, .. } if length > max_positions => {
+                    let mut angles = Angles::default();
+                    angles.extend(&self.config.frequencies(length), 1.0, 0..length);
+                    own = angles;
+                    &own
+                }
+                _ => {
+                    let grown = table.cos.len() / width;
+                    if grown < length {
+                        let frequencies = self.config.frequencies(0);
+                        let target = length.next_power_of_two();
+                        table.extend(&frequencies, self.config.attention_factor(), grown..target);
+                    }
+                    &*table
+                }
+            };
+            cos.extend_from_slice(&angles.cos[..length * width]);
+            sin.extend_from_slice(&angles.sin[..length * width]);
+        }
+        (cos, sin)
+    }
+}

@@ -1,0 +1,163 @@
+//! Our rewards against numbers made by Hugging Face `transformers`, and our merges against numpy in float64.
+//!
+//! The checkpoints and numbers under `tests/data` are made by `tests/reference/make_tiny.py` and
+//! `tests/reference/merge.py`.
+
+use std::path::Path;
+use std::path::PathBuf;
+
+use candle_core::DType;
+use candle_core::Device;
+use rewarm::model::RewardModel;
+use rewarm::model::batch::PackedBatch;
+use rewarm::model::batch::Sequence;
+use rewarm::model::config::CheckpointConfig;
+use rewarm::model::manifest::Manifest;
+use rewarm::model::merge;
+use rewarm::model::merge::Averaged;
+use rewarm::model::scorer::Forward;
+use rewarm::model::weights::Checkpoint;
+use rewarm::model::weights::TensorStore;
+use rewarm::model::weights::Weights;
+use serde::Deserialize;
+
+/// Room for another order of summation in `f32`, and nothing else.
+const F32_ATOL: f32 = 1e-5;
+
+#[derive(Deserialize)]
+struct Golden {
+    pooling: String,
+    samples: Vec<GoldenSample>,
+}
+
+#[derive(Deserialize)]
+struct GoldenSample {
+    token_ids: Vec<u32>,
+    type_ids: Option<Vec<u32>>,
+    reward: f32,
+    /// By transformers in the precision the weights are stored in.
+    reward_low: Option<f32>,
+}
+
+impl GoldenSample {
+    fn sequence(&self) -> Sequence {
+        let type_ids = self.type_ids.clone().unwrap_or_else(|| vec![0; self.token_ids.len()]);
+        Sequence { token_ids: self.token_ids.clone(), type_ids }
+    }
+}
+
+fn data(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(path)
+}
+
+fn folders(path: &str) -> Vec<PathBuf> {
+    let mut folders: Vec<_> =
+        std::fs::read_dir(data(path)).unwrap().map(|entry| entry.unwrap().path()).collect();
+    folders.sort();
+    assert!(!folders.is_empty());
+    folders
+}
+
+fn load_model(dir: &Path, config_file: &str, dtype: DType) -> RewardModel {
+    let config = CheckpointConfig::load(&dir.join(config_file), &Manifest::default()).unwrap();
+    let checkpoint = Checkpoint::open(dir).unwrap();
+    let (mut store, mut progress) = (TensorStore::default(), |_| ());
+    let members = [(&checkpoint, 1.0)];
+    let mut weights =
+        Weights::new(&members, &config.backbone, dtype, &Device::Cpu, Some(&mut store), &mut progress);
+    let model = RewardModel::load(&mut weights, &config).unwrap();
+    weights.finish().unwrap();
+    model
+}
+
+fn rewards(model: &RewardModel, samples: &[Sequence]) -> Vec<f32> {
+    model.forward(&PackedBatch::pack(samples)).unwrap()
+}
+
+#[test]
+fn every_family_gives_the_rewards_of_transformers() {
+    let mut failures = Vec::new();
+    let mut checked = 0;
+    for dir in folders("models") {
+        let name = dir.file_name().unwrap().to_string_lossy().into_owned();
+        let golden: Golden =
+            serde_json::from_str(&std::fs::read_to_string(dir.join("golden.json")).unwrap()).unwrap();
+        let sequences: Vec<Sequence> = golden.samples.iter().map(GoldenSample::sequence).collect();
+        for config_file in ["config.json", "config_v4.json"] {
+            if !dir.join(config_file).exists() {
+                continue;
+            }
+            let model = load_model(&dir, config_file, DType::F32);
+            if model.head().pooling().name() != golden.pooling {
+                failures.push(format!(
+                    "{name}: pooling {:?}, not {}",
+                    model.head().pooling(),
+                    golden.pooling
+                ));
+            }
+            let packed = rewards(&model, &sequences);
+            for (index, sample) in golden.samples.iter().enumerate() {
+                let alone = rewards(&model, &sequences[index..=index])[0];
+                for (how, reward) in [("packed", packed[index]), ("alone", alone)] {
+                    checked += 1;
+                    if (reward - sample.reward).abs() > F32_ATOL * sample.reward.abs().max(1.0) {
+                        failures.push(format!(
+                            "{name}/{config_file} sample {index} ({} tokens) {how}: {reward}, transformers {}",
+                            sample.token_ids.len(),
+                            sample.reward
+                        ));
+                    }
+                }
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{} of {checked} differ:\n{}", failures.len(), failures.join("\n"));
+    assert!(checked > 400, "only {checked} rewards were checked");
+}
+
+/// Low precision has no reference to the last place: the error against `f32` must be of the size that
+/// transformers itself makes.
+#[test]
+fn half_precision_errs_no_more_than_transformers_does() {
+    for (name, dtype) in [("llama-f16", DType::F16), ("llama-bf16", DType::BF16)] {
+        let dir = data("models").join(name);
+        let golden: Golden =
+            serde_json::from_str(&std::fs::read_to_string(dir.join("golden.json")).unwrap()).unwrap();
+        let sequences: Vec<Sequence> = golden.samples.iter().map(GoldenSample::sequence).collect();
+        let ours = rewards(&load_model(&dir, "config.json", dtype), &sequences);
+        let worst = |pairs: Vec<(f32, f32)>| pairs.iter().map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let our_error = worst(golden.samples.iter().map(|s| s.reward).zip(ours).collect());
+        let their_error = worst(golden.samples.iter().map(|s| (s.reward, s.reward_low.unwrap())).collect());
+        assert!(our_error > 0.0, "{name}: computed in f32?");
+        assert!(our_error < 3.0 * their_error, "{name}: error {our_error}, transformers' {their_error}");
+    }
+}
+
+#[test]
+fn merged_weights_equal_a_float64_merge_rounded_once_bit_for_bit() {
+    let mut checked = 0;
+    for dir in folders("merge") {
+        let members: Vec<Checkpoint> =
+            (0..3).map(|i| Checkpoint::open(&dir.join(format!("member-{i}"))).unwrap()).collect();
+        for (which, coefficients) in [("equal", [1.0 / 3.0; 3]), ("weighted", [0.5, 0.3, 0.2])] {
+            for (dtype_name, dtype) in [("f32", DType::F32), ("f16", DType::F16), ("bf16", DType::BF16)] {
+                let path = dir.join(format!("expected-{which}-{dtype_name}.safetensors"));
+                let bytes = std::fs::read(&path).unwrap();
+                let expected = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+                assert_eq!(expected.len(), members[0].names().count());
+                for name in members[0].names() {
+                    let sources: Vec<_> =
+                        members.iter().map(|m| m.tensor(name).unwrap()).zip(coefficients).collect();
+                    let ours: Vec<u8> = match merge::average(name, &sources, dtype).unwrap() {
+                        Averaged::F32(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+                        Averaged::F16(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+                        Averaged::Bf16(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+                    };
+                    assert!(ours == expected.tensor(name).unwrap().data(), "{}: {name}", path.display());
+                    checked += 1;
+                }
+            }
+        }
+    }
+    assert!(checked > 200, "only {checked} tensors were checked");
+}
