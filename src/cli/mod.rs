@@ -111,7 +111,7 @@ The configuration, with its defaults (unknown keys are errors; paths are relativ
   device = \"cpu\"                      # cpu, cuda or cuda:N
   max_tokens = 4096                   # lowers the model's own limit
   pooling = \"last_token\"              # overrides the checkpoint's: cls, mean, last_token,
-                                      # last_non_pad_token, first_eos
+                                      # last_non_pad, first_eos
 
   [routing]
   weights = { warm = 9, ens = 1 }     # who answers requests that name no variant; needed with several

@@ -60,11 +60,7 @@ fn backend(args: ScoreArgs) -> anyhow::Result<Box<dyn Backend>> {
         max_tokens: args.max_tokens,
         pooling: None,
     };
-    let name = match mode {
-        Mode::Warm => "warm",
-        Mode::Ens => "ens",
-    };
-    let config = options.check(name, Path::new("")).map_err(ConfigError)?;
+    let config = options.check(mode.name(), Path::new("")).map_err(ConfigError)?;
     let variant = load::load(&mut Loader::default(), &config).context("load the models")?;
     let max_batch_tokens = args.batch_tokens.unwrap_or(DEFAULT_BATCH_TOKENS) as usize;
     Ok(Box::new(Local { variant, truncation, max_batch_tokens }))

@@ -18,7 +18,6 @@ use crate::service::call;
 use crate::service::models::Serving;
 use crate::service::score;
 use crate::service::state::State;
-use crate::service::state::mode_name;
 use crate::service::stream;
 
 /// The handlers; all they know is in [`State`].
@@ -83,7 +82,7 @@ pub(super) fn routing(serving: &Serving) -> proto::Routing {
 fn variant(info: &VariantInfo) -> proto::VariantInfo {
     proto::VariantInfo {
         name: info.name.clone(),
-        mode: mode_name(info.mode).to_owned(),
+        mode: info.mode.name().to_owned(),
         members: info.members.iter().map(member).collect(),
         reduction: info.reduction.clone(),
         dtype: info.dtype.to_owned(),

@@ -5,7 +5,6 @@
 //! ```
 
 use std::sync::Arc;
-use std::time::Duration;
 use std::time::Instant as Clock;
 
 use prost::Message;
@@ -17,7 +16,6 @@ use tonic::Code;
 use crate::engine::Call;
 use crate::engine::EngineError;
 use crate::engine::SampleError;
-use crate::engine::Scored;
 use crate::metrics;
 use crate::metrics::Method;
 use crate::metrics::Rejection;
@@ -130,11 +128,8 @@ async fn score(
     );
     metrics::double_bos_seen(variant, double_bos);
 
-    let scored = if sequences.is_empty() {
-        Scored { outcomes: Vec::new(), queue: Duration::ZERO, compute: Duration::ZERO }
-    } else {
-        served.lane.score(sequences, Call { priority: request.priority, deadline }).await?
-    };
+    // No sequences, no wait: the call is still OK.
+    let scored = served.lane.score(sequences, Call { priority: request.priority, deadline }).await?;
 
     let mut outcomes = scored.outcomes.into_iter();
     let results = request.sample_ids.into_iter().zip(samples).map(|(id, sample)| {

@@ -16,7 +16,6 @@ use tracing::Instrument;
 use crate::engine::Engine;
 use crate::metrics;
 use crate::metrics::ModelInfo;
-use crate::model::variant::Mode;
 use crate::model::variant::VariantInfo;
 use crate::service::models::LoadError;
 use crate::service::models::Models;
@@ -130,7 +129,7 @@ impl State {
     /// Loads the first models and begins to serve them.
     pub(super) async fn load(&self, models: Models) -> Result<(), LoadError> {
         let _replacing = self.replacing.lock().await;
-        let serving = Serving::load(self.source.clone(), &self.engine, models).await?;
+        let serving = self.load_beside(models).await?;
         self.serve(serving);
         Ok(())
     }
@@ -143,7 +142,7 @@ impl State {
         let Ok(_replacing) = self.replacing.try_lock() else { return Err(ServiceError::ReloadUnderWay) };
         tracing::info!("reload begins");
         let loaded = match self.source.reread() {
-            Ok(models) => Serving::load(self.source.clone(), &self.engine, models).await.map_err(chain),
+            Ok(models) => self.load_beside(models).await.map_err(chain),
             Err(problem) => Err(problem),
         };
         match loaded {
@@ -158,6 +157,22 @@ impl State {
                 Err(ServiceError::ReloadFailed(problem))
             }
         }
+    }
+
+    /// Loads models that nobody is served by yet.
+    async fn load_beside(&self, models: Models) -> Result<Serving, LoadError> {
+        let serving = Serving::load(self.source.clone(), &self.engine, models).await?;
+        for served in serving.variants.values() {
+            let mut health = served.lane.health();
+            let health_changed = self.health_changed.clone();
+            // Ends with the lane.
+            tokio::spawn(async move {
+                while health.changed().await.is_ok() {
+                    health_changed.notify_one();
+                }
+            });
+        }
+        Ok(serving)
     }
 
     /// Replaces the routing weights.
@@ -181,43 +196,22 @@ impl State {
         }
         metrics::models_served(&models);
         metrics::routing_changed(serving.routing.weights());
-        for served in serving.variants.values() {
-            self.follow_health(served.lane.health());
-        }
         let serving = Arc::new(serving);
         self.serving.store(Some(serving.clone()));
         self.health_changed.notify_one();
         serving
-    }
-
-    /// Passes changes of one lane's health on, for as long as the lane lives.
-    fn follow_health(&self, mut health: tokio::sync::watch::Receiver<bool>) {
-        let health_changed = self.health_changed.clone();
-        tokio::spawn(async move {
-            while health.changed().await.is_ok() {
-                health_changed.notify_one();
-            }
-        });
     }
 }
 
 fn model_info(info: &VariantInfo) -> ModelInfo {
     ModelInfo {
         variant: info.name.clone(),
-        mode: mode_name(info.mode).to_owned(),
+        mode: info.mode.name().to_owned(),
         num_members: info.members.len(),
         dtype: info.dtype.to_owned(),
         device: info.device.clone(),
         fingerprint: info.fingerprint.clone(),
         architecture: info.architecture.clone(),
-    }
-}
-
-/// As in the configuration, the proto and the metrics.
-pub(super) fn mode_name(mode: Mode) -> &'static str {
-    match mode {
-        Mode::Warm => "warm",
-        Mode::Ens => "ens",
     }
 }
 
