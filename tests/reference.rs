@@ -3,6 +3,8 @@
 //! The checkpoints and numbers under `tests/data` are made by `tests/reference/make_tiny.py` and
 //! `tests/reference/merge.py`.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
 use std::path::Path;
 use std::path::PathBuf;
 

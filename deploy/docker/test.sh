@@ -75,6 +75,12 @@ wait_for() { # SECONDS, WHAT, then a command that succeeds once it is so
   done
 }
 is_healthy() { [ "$(inspect "$1" '{{.State.Health.Status}}')" = healthy ]; }
+is_healthy_or_over() { is_healthy "$1" || [ "$(inspect "$1" '{{.State.Running}} {{.RestartCount}}')" != 'true 0' ]; }
+wait_healthy() { # SECONDS, WHAT, CONTAINER
+  wait_for "$1" "$2 is healthy" is_healthy_or_over "$3"
+  is_healthy "$3" || fail "$2 ended by itself, exit code $(inspect "$3" '{{.State.ExitCode}}')"
+  say "$2 is healthy"
+}
 
 check_metrics() { # HOST:PORT
   get --dump-header "$work/headers" "http://$1/metrics" >"$work/metrics"
@@ -125,8 +131,7 @@ step "run: read-only, without capabilities"
 "$DOCKER" network create "$name" >/dev/null
 container=$("$DOCKER" run --detach --name "$name" --network "$name" --read-only --tmpfs /tmp --cap-drop ALL \
   --security-opt no-new-privileges:true --health-interval 1s --publish 127.0.0.1::50051 --publish 127.0.0.1::9090 $image)
-wait_for 120 "healthy" is_healthy "$container"
-say "healthy"
+wait_healthy 120 "the server" "$container"
 [ "$("$DOCKER" exec "$container" id -u)" != 0 ] || fail "it runs as root"
 check_metrics "$(published "$container" 9090)"
 
@@ -172,9 +177,8 @@ compose config --quiet || fail "compose.yaml"
 compose up --detach --no-build >"$work/up.log" 2>&1 || { cat "$work/up.log" >&2; fail "compose up"; }
 server=$(compose ps -q rewarm)
 prometheus=$(compose ps -q prometheus)
-wait_for 150 "the server is healthy" is_healthy "$server"
-wait_for 90 "Prometheus is healthy" is_healthy "$prometheus"
-say "both healthy"
+wait_healthy 150 "the server" "$server"
+wait_healthy 90 "Prometheus" "$prometheus"
 [ "$(inspect "$server" '{{.HostConfig.ReadonlyRootfs}} {{.HostConfig.CapDrop}} {{.HostConfig.SecurityOpt}}')" \
   = 'true [ALL] [no-new-privileges:true]' ] || fail "the server is not confined"
 [ "$("$DOCKER" port "$server" | grep -c .)" = 2 ] || fail "published: $("$DOCKER" port "$server" | tr '\n' ' ')"

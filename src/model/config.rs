@@ -284,12 +284,12 @@ fn parse_decoder(fields: &Fields<'_>, model_type: &str) -> Result<DecoderConfig,
         "qwen3" => 128,
         _ => hidden / heads,
     });
-    if kv_heads == 0 || heads % kv_heads != 0 {
+    if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
         return Err(format!(
             "`num_attention_heads` {heads} is not a multiple of `num_key_value_heads` {kv_heads}"
         ));
     }
-    if head_dim == 0 || head_dim % 2 != 0 {
+    if head_dim == 0 || !head_dim.is_multiple_of(2) {
         return Err(format!(
             "`head_dim` {head_dim} is not an even number above zero: rotary embedding needs pairs"
         ));
@@ -402,7 +402,7 @@ fn parse_encoder(fields: &Fields<'_>, model_type: &str) -> Result<EncoderConfig,
     fields.refuse_unless("add_cross_attention", is_no, "cross attention is not supported")?;
     let hidden: usize = fields.positive("hidden_size")?;
     let heads: usize = fields.positive("num_attention_heads")?;
-    if hidden % heads != 0 {
+    if !hidden.is_multiple_of(heads) {
         return Err(format!("`hidden_size` {hidden} is not a multiple of `num_attention_heads` {heads}"));
     }
     let act_name = fields.optional::<String>("hidden_act")?.unwrap_or_else(|| "gelu".to_owned());

@@ -314,3 +314,75 @@ pub fn kinship(checkpoints: &[&Checkpoint]) -> Vec<Kinship> {
     }
     findings
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Just above the middle between two neighbours: by way of `f32` it would be rounded to the middle first, and
+    /// then down to the even neighbour.
+    #[test]
+    fn one_rounding_is_not_two() {
+        let exact = 1.0 + 2.0_f64.powi(-11) + 2.0_f64.powi(-40); // f16 has 10 bits after the point
+        assert_eq!(f16::from_f32(exact as f32).to_f64(), 1.0, "the trap is not set");
+        assert_eq!(f16::from_f32(round_to_odd(exact)).to_f64(), 1.0 + 2.0_f64.powi(-10));
+        let exact = -(1.0 + 2.0_f64.powi(-8) + 2.0_f64.powi(-40)); // bf16 has 7
+        assert_eq!(bf16::from_f32(exact as f32).to_f64(), -1.0, "the trap is not set");
+        assert_eq!(bf16::from_f32(round_to_odd(exact)).to_f64(), -(1.0 + 2.0_f64.powi(-7)));
+    }
+
+    #[test]
+    fn what_f32_holds_stays_as_it_is() {
+        for value in [0.0, -0.0, 1.0, -3.25, f64::from(f32::MIN_POSITIVE), f64::from(f32::MAX), f64::INFINITY]
+        {
+            assert_eq!(f64::from(round_to_odd(value)).to_bits(), value.to_bits());
+        }
+        assert!(round_to_odd(f64::NAN).is_nan());
+        assert_eq!(f16::from_f32(round_to_odd(1e300)), f16::INFINITY);
+    }
+
+    #[test]
+    fn a_value_that_overflows_is_an_error_that_names_the_tensor() {
+        let bytes = 70_000.0_f32.to_le_bytes();
+        let tensor = TensorBytes { dtype: Dtype::F32, shape: &[1], bytes: &bytes };
+        assert_eq!(average("w", &[(tensor, 1.0)], DType::F32).unwrap(), Averaged::F32(vec![70_000.0]));
+        let error = average("w", &[(tensor, 1.0)], DType::F16).unwrap_err().to_string();
+        assert!(error.contains("`w`") && error.contains("70000"), "{error}");
+    }
+
+    #[test]
+    fn kinship_tells_strangers_and_duplicates_from_family() {
+        // 64 x 64 matrices of noise: a cosine of strangers is within a few hundredths of 0
+        let matrix = |seed: u64, noise: f32| -> Vec<u8> {
+            let hash = |i: u64| blake3::hash(&i.to_le_bytes()).as_bytes()[0] as f32 / 128.0 - 1.0;
+            (0..4096)
+                .flat_map(|i| (hash(seed * 4096 + i) + noise * hash(1 << 40 | i)).to_le_bytes())
+                .collect()
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, bytes: Vec<u8>| {
+            let path = dir.path().join(name);
+            std::fs::create_dir(&path).unwrap();
+            let view = safetensors::tensor::TensorView::new(Dtype::F32, vec![64, 64], &bytes).unwrap();
+            std::fs::write(
+                path.join("model.safetensors"),
+                safetensors::serialize([("w", view)], None).unwrap(),
+            )
+            .unwrap();
+            Checkpoint::open(&path).unwrap()
+        };
+        let members = [
+            write("a", matrix(1, 0.0)),
+            write("b", matrix(1, 0.05)),
+            write("c", matrix(2, 0.0)),
+            write("d", matrix(1, 0.05)),
+        ];
+        let findings = kinship(&members.iter().collect::<Vec<_>>());
+        assert_eq!(findings.len(), 2, "{findings:?}");
+        assert!(findings[0].member == 2 && findings[0].finding.contains("another pretrain"), "{findings:?}");
+        assert!(
+            findings[1].member == 3 && findings[1].finding.contains("duplicate of member 1"),
+            "{findings:?}"
+        );
+    }
+}

@@ -152,3 +152,70 @@ fn median(values: &[f64]) -> f64 {
     let middle = sorted.len() / 2;
     if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Constant(f32);
+
+    impl Forward for Constant {
+        fn forward(&self, batch: &PackedBatch) -> Result<Vec<f32>, ModelError> {
+            Ok(vec![self.0; batch.len()])
+        }
+    }
+
+    fn reduced(reduction: Reduction, rewards: &[f32], calibration: Option<Calibration>) -> Reward {
+        let members = rewards
+            .iter()
+            .map(|&reward| (Arc::new(Constant(reward)) as Arc<dyn Forward>, calibration))
+            .collect();
+        Scorer::ens(members, reduction).reduce(rewards)
+    }
+
+    #[test]
+    fn each_reduction_is_what_its_name_says() {
+        let rewards = [1.0, 5.0, 2.0, 4.0]; // mean 3, variance 2.5
+        let cases = [
+            (Reduction::Mean, 3.0),
+            (Reduction::Min, 1.0),
+            (Reduction::Median, 3.0),
+            (Reduction::MeanStd { beta: 0.5 }, 3.0 - 0.5 * 2.5_f64.sqrt()),
+            (Reduction::Uwo { lambda: 0.2 }, 2.5),
+        ];
+        for (reduction, expected) in cases {
+            let reward = reduced(reduction, &rewards, None);
+            assert!((f64::from(reward.reward) - expected).abs() < 1e-6, "{reduction}: {}", reward.reward);
+            assert_eq!(reward.member_rewards, rewards);
+            assert!((f64::from(reward.reward_std.unwrap()) - 2.5_f64.sqrt()).abs() < 1e-6);
+        }
+        assert_eq!(reduced(Reduction::Median, &[9.0, 1.0, 2.0], None).reward, 2.0);
+    }
+
+    #[test]
+    fn members_are_calibrated_before_they_are_reduced() {
+        let calibration = Some(Calibration { mean: 1.0, std: 2.0 });
+        let reward = reduced(Reduction::Min, &[3.0, 7.0], calibration);
+        assert_eq!((reward.reward, reward.member_rewards.as_slice()), (1.0, [1.0, 3.0].as_slice()));
+    }
+
+    #[test]
+    fn no_reduction_hides_a_member_that_is_not_finite() {
+        for reduction in
+            [Reduction::Mean, Reduction::Min, Reduction::Median, Reduction::MeanStd { beta: 1.0 }]
+        {
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                assert!(
+                    !reduced(reduction, &[1.0, bad, 2.0], None).reward.is_finite(),
+                    "{reduction} of {bad}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_single_model_is_not_reduced() {
+        let reward = Scorer::warm(Arc::new(Constant(1.5))).reduce(&[1.5]);
+        assert_eq!(reward, Reward { reward: 1.5, member_rewards: vec![1.5], reward_std: None });
+    }
+}

@@ -138,17 +138,11 @@ impl Checkpoint {
         )]
         let map = unsafe { Mmap::map(&file) }.map_err(|source| ModelError::read(&path, source))?;
         let damaged = |problem: String| ModelError::Damaged { path: path.clone(), problem };
-        let (header, metadata) =
-            SafeTensors::read_metadata(&map).map_err(|error| damaged(error.to_string()))?;
+        // also checks that the header covers the file exactly
+        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|error| {
+            damaged(format!("{error}: the file is truncated or damaged, copy or save it again"))
+        })?;
         let data_start = header + 8; // the header's length comes before it, in 8 bytes
-        let data_end = metadata.tensors().values().map(|info| info.data_offsets.1).max().unwrap_or(0);
-        if map.len() - data_start != data_end {
-            return Err(damaged(format!(
-                "the header promises {data_end} bytes of tensors, the file has {}: it is truncated or was written \
-                 over; copy it again",
-                map.len() - data_start
-            )));
-        }
         for name in metadata.tensors().into_keys() {
             if self.tensors.insert(name.clone(), self.files.len()).is_some() {
                 return Err(damaged(format!("tensor `{name}` is in another file of the checkpoint as well")));

@@ -3,10 +3,30 @@
 //! ```text
 //! Input → chat template, concatenation or sentence pair → tokenizer → limit → TokenizedSample
 //! ```
+//!
+//! `files` reads what a checkpoint says about text, [`template`] renders conversations as Python's jinja2
+//! would, `tokenizer` turns strings into ids and knows which token came from prompt, response or scaffold
+//! (`spans` finds that out for rendered text), and `truncation` makes the sequence fit. Ids and rendered text
+//! equal those of `transformers` (`tests/text.rs` holds us to that); only truncation is our own.
+
+mod error;
+mod files;
+mod python;
+mod spans;
+pub mod template;
+mod tokenizer;
+mod truncation;
 
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+
+pub use self::error::TextError;
+use self::files::TextFiles;
+use self::spans::Span;
+use self::template::ChatTemplate;
+use self::tokenizer::Encoder;
+use self::truncation::Sequence;
 
 /// What a caller wants scored.
 #[derive(Clone, Debug, PartialEq)]
@@ -85,47 +105,438 @@ pub struct TextOptions {
     pub default_rule: TextRule,
 }
 
-/// Why a sample cannot be tokenized, or a tokenizer not be loaded.
-#[derive(Debug, thiserror::Error)]
-pub enum TextError {
-    /// Nothing to score.
-    #[error("the sample is empty: it has no tokens")]
-    Empty,
-    /// Too long, and truncation was not asked for.
-    #[error("the sample has {tokens} tokens, the limit is {limit}: shorten it or set `truncation`")]
-    TooLong {
-        /// The sample's length.
-        tokens: usize,
-        /// The model's limit.
-        limit: usize,
-    },
-    /// Placeholder of the skeleton.
-    #[error("{0}")]
-    Other(String),
+/// Renders and tokenizes samples for one model, or for several with equal text files.
+///
+/// Any number of threads may use it at once.
+#[derive(Debug)]
+pub struct SampleTokenizer {
+    template: Option<ChatTemplate>,
+    encoder: Encoder,
+    rule: TextRule,
+    max_tokens: usize,
+    digest: [u8; 32],
 }
 
-/// Renders and tokenizes samples for one model (or several with equal text files).
-#[derive(Debug)]
-pub struct SampleTokenizer {}
-
 impl SampleTokenizer {
-    /// Reads `tokenizer.json`, `tokenizer_config.json`, `chat_template.{jinja,json}` and so on from a checkpoint directory.
-    pub fn load(_dir: &Path, _options: &TextOptions) -> Result<Self, TextError> {
-        Err(TextError::Empty)
+    /// Reads `tokenizer.json`, `tokenizer_config.json`, `chat_template.{jinja,json}` and so on from a
+    /// checkpoint directory.
+    ///
+    /// Fails if a file is missing or broken, or if the manifest's rule needs a template that is not there.
+    pub fn load(dir: &Path, options: &TextOptions) -> Result<Self, TextError> {
+        let files = TextFiles::read(dir)?;
+        let rule = match (options.rule, &files.template) {
+            (Some(TextRule::ChatTemplate), None) => {
+                return Err(TextError::RuleWithoutTemplate { dir: dir.to_path_buf() });
+            }
+            (Some(rule), _) => rule,
+            (None, Some(_)) => TextRule::ChatTemplate,
+            (None, None) => options.default_rule,
+        };
+        let max_tokens = files.model_max_length.unwrap_or(usize::MAX).min(options.max_tokens);
+        let digest = digest(&files, rule, max_tokens);
+        let encoder = Encoder::new(&files.tokenizer_json, &files.special_tokens, options)
+            .map_err(|source| TextError::BadTokenizer { path: dir.join("tokenizer.json"), source })?;
+        let template = match files.template {
+            None => None,
+            Some(template) => Some(
+                ChatTemplate::new(&template.source, &files.special_tokens)
+                    .map_err(|source| TextError::BadTemplate { path: template.path, source })?,
+            ),
+        };
+        Ok(Self { template, encoder, rule, max_tokens, digest })
     }
 
     /// Renders, tokenizes and fits one sample.
-    pub fn tokenize(&self, _input: &Input, _truncation: Truncation) -> Result<TokenizedSample, TextError> {
-        Err(TextError::Empty)
+    ///
+    /// Fails if nothing is left to score, if it is too long, or if the template or the model cannot take it.
+    pub fn tokenize(&self, input: &Input, truncation: Truncation) -> Result<TokenizedSample, TextError> {
+        let sequence = match input {
+            Input::Text { prompt, response } => match self.rule {
+                TextRule::ChatTemplate => {
+                    self.conversation(&[turn("user", prompt), turn("assistant", response)], truncation)
+                }
+                TextRule::Concatenation => self.encoder.concatenation(prompt, response),
+                TextRule::SentencePair => self.encoder.pair(prompt, response),
+            },
+            Input::Conversation(messages) => self.conversation(messages, truncation),
+            Input::Formatted(text) => self.encoder.rendered(text, &[Span::whole(text)]),
+            Input::TokenIds(ids) => self.encoder.token_ids(ids),
+        }?;
+        let (sequence, truncated_tokens) = sequence.fit(self.max_tokens, truncation)?;
+        if sequence.token_ids.is_empty() {
+            return Err(TextError::Empty);
+        }
+        Ok(TokenizedSample {
+            double_bos: self.encoder.has_double_bos(&sequence.token_ids),
+            token_ids: sequence.token_ids,
+            type_ids: sequence.type_ids,
+            truncated_tokens,
+        })
     }
 
     /// The longest sequence that [`Self::tokenize`] returns.
     pub fn max_tokens(&self) -> usize {
-        0
+        self.max_tokens
     }
 
     /// A digest of everything here that determines token ids: files, template, rule, limit.
     pub fn digest(&self) -> [u8; 32] {
-        [0; 32]
+        self.digest
+    }
+
+    fn conversation(&self, messages: &[Message], truncation: Truncation) -> Result<Sequence, TextError> {
+        let template = self.template.as_ref().ok_or(TextError::NoTemplate)?;
+        let text = template.render(messages, false)?;
+        let spans = match truncation {
+            Truncation::Reject => Vec::new(), // nothing will be dropped
+            Truncation::Left | Truncation::Right => {
+                let marked: Vec<Message> =
+                    messages.iter().map(|message| turn(&message.role, spans::MARK)).collect();
+                let scaffold = template.render(&marked, false).ok();
+                let contents: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
+                spans::spans(&text, scaffold.as_deref(), &contents)
+            }
+        };
+        self.encoder.rendered(&text, &spans)
+    }
+}
+
+fn turn(role: &str, content: &str) -> Message {
+    Message { role: role.to_owned(), content: content.to_owned() }
+}
+
+/// Two parts, the first behind its length: no two different inputs are the same bytes.
+fn digest(files: &TextFiles, rule: TextRule, max_tokens: usize) -> [u8; 32] {
+    let template = files.template.as_ref().map(|template| &template.source);
+    let rest = serde_json::to_vec(&(template, &files.special_tokens, rule, max_tokens))
+        .expect("strings and numbers are JSON");
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&(files.tokenizer_json.len() as u64).to_le_bytes());
+    hasher.update(&files.tokenizer_json);
+    hasher.update(&rest);
+    hasher.finalize().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::thread;
+
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+    use tempfile::TempDir;
+
+    use super::*;
+
+    const TEMPLATE: &str = "{{ bos_token }}{% for message in messages %}\
+        {% if message.role == 'user' %}<u>{{ message.content }}</u>\
+        {% else %}<a>{{ message.content }}</a>{% endif %}{% endfor %}";
+    const SPECIAL: [&str; 6] = ["<s>", "</s>", "<u>", "</u>", "<a>", "</a>"];
+    const BOS: u32 = 256;
+    const VOCAB_SIZE: usize = 256 + SPECIAL.len();
+
+    /// Byte-level BPE without merges: a token is a byte and its id, so every letter beyond ASCII is several
+    /// tokens with the same offsets. Truncation and padding are baked in, as some files have them.
+    fn tokenizer_json() -> Value {
+        // The GPT-2 alphabet: printable bytes stand for themselves, the others are moved up behind 255.
+        let is_printable = |byte: u32| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
+        let moved = (0..256).filter(|&byte| !is_printable(byte)).zip(256..);
+        let letters = (0..256).filter(|&byte| is_printable(byte)).map(|byte| (byte, byte)).chain(moved);
+        let vocab: serde_json::Map<String, Value> = letters
+            .map(|(byte, letter)| (char::from_u32(letter).unwrap().to_string(), byte.into()))
+            .collect();
+        let special = |(id, content): (u32, &str)| {
+            json!({"id": id, "content": content, "special": true, "single_word": false, "lstrip": false,
+                "rstrip": false, "normalized": false})
+        };
+        let piece =
+            |content: &str, type_id: u32| json!({"SpecialToken": {"id": content, "type_id": type_id}});
+        let text = |name: &str, type_id: u32| json!({"Sequence": {"id": name, "type_id": type_id}});
+        json!({
+            "version": "1.0",
+            "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
+            "padding": {"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": null,
+                "pad_id": 0, "pad_type_id": 0, "pad_token": "!"},
+            "added_tokens": (256..).zip(SPECIAL).map(special).collect::<Vec<_>>(),
+            "normalizer": null,
+            "pre_tokenizer": {
+                "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false,
+            },
+            "post_processor": {
+                "type": "TemplateProcessing",
+                "single": [piece("<s>", 0), text("A", 0), piece("</s>", 0)],
+                "pair": [piece("<s>", 0), text("A", 0), piece("</s>", 0), text("B", 1), piece("</s>", 1)],
+                "special_tokens": {
+                    "<s>": {"id": "<s>", "ids": [256], "tokens": ["<s>"]},
+                    "</s>": {"id": "</s>", "ids": [257], "tokens": ["</s>"]},
+                },
+            },
+            "decoder": null,
+            "model": {"type": "BPE", "vocab": vocab, "merges": []},
+        })
+    }
+
+    /// What the ids say; `?` for a letter that truncation cut.
+    fn decode(sample: &TokenizedSample) -> String {
+        let bytes = sample.token_ids.iter().flat_map(|&id| match u8::try_from(id) {
+            Ok(byte) => vec![byte],
+            Err(_) => SPECIAL[id as usize - 256].as_bytes().to_vec(),
+        });
+        String::from_utf8_lossy(&bytes.collect::<Vec<_>>()).replace('\u{fffd}', "?")
+    }
+
+    fn checkpoint(template: Option<&str>) -> TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("tokenizer.json"), tokenizer_json().to_string()).unwrap();
+        fs::write(dir.path().join("tokenizer_config.json"), r#"{"bos_token": "<s>"}"#).unwrap();
+        if let Some(template) = template {
+            fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
+        }
+        dir
+    }
+
+    fn options(rule: Option<TextRule>, max_tokens: usize) -> TextOptions {
+        TextOptions { vocab_size: VOCAB_SIZE, max_tokens, rule, default_rule: TextRule::Concatenation }
+    }
+
+    fn load(template: Option<&str>, rule: Option<TextRule>, max_tokens: usize) -> SampleTokenizer {
+        SampleTokenizer::load(checkpoint(template).path(), &options(rule, max_tokens)).unwrap()
+    }
+
+    fn text(prompt: &str, response: &str) -> Input {
+        Input::Text { prompt: prompt.to_owned(), response: response.to_owned() }
+    }
+
+    #[test]
+    fn the_rule_is_the_manifests_or_the_templates_or_the_default() {
+        let chat = "<s><u>ab</u><a>c</a>";
+        struct Case {
+            template: Option<&'static str>,
+            rule: Option<TextRule>,
+            expected: &'static str,
+        }
+        for Case { template, rule, expected } in [
+            Case { template: None, rule: None, expected: "<s>abc</s>" },
+            Case { template: None, rule: Some(TextRule::SentencePair), expected: "<s>ab</s>c</s>" },
+            Case { template: Some(TEMPLATE), rule: None, expected: chat },
+            Case { template: Some(TEMPLATE), rule: Some(TextRule::ChatTemplate), expected: chat },
+            Case { template: Some(TEMPLATE), rule: Some(TextRule::Concatenation), expected: "<s>abc</s>" },
+        ] {
+            let sample = load(template, rule, 99).tokenize(&text("ab", "c"), Truncation::Reject).unwrap();
+            assert_eq!(decode(&sample), expected, "{template:?} {rule:?}");
+        }
+        let pair = load(None, Some(TextRule::SentencePair), 99);
+        let sample = pair.tokenize(&text("ab", "c"), Truncation::Reject).unwrap();
+        assert_eq!(sample.type_ids, [0, 0, 0, 0, 1, 1]);
+    }
+
+    #[test]
+    fn a_missing_template_is_an_error_where_one_is_needed() {
+        let dir = checkpoint(None);
+        let error =
+            SampleTokenizer::load(dir.path(), &options(Some(TextRule::ChatTemplate), 99)).unwrap_err();
+        assert!(matches!(error, TextError::RuleWithoutTemplate { .. }), "{error}");
+
+        let default_rule = TextRule::ChatTemplate;
+        let tokenizer =
+            SampleTokenizer::load(dir.path(), &TextOptions { default_rule, ..options(None, 99) }).unwrap();
+        for input in [text("a", "b"), Input::Conversation(vec![turn("user", "a")])] {
+            let error = tokenizer.tokenize(&input, Truncation::Reject).unwrap_err();
+            assert!(matches!(error, TextError::NoTemplate), "{error}");
+        }
+        let error =
+            SampleTokenizer::load(checkpoint(Some("{% if %}")).path(), &options(None, 99)).unwrap_err();
+        assert!(matches!(error, TextError::BadTemplate { .. }), "{error}");
+    }
+
+    #[test]
+    fn every_kind_of_input_is_truncated_and_says_so() {
+        let conversation =
+            Input::Conversation(vec![turn("user", "ab"), turn("assistant", "cd"), turn("user", "ef")]);
+        let formatted = |text: &str| Input::Formatted(text.to_owned());
+        let (chat, pair, joined) =
+            (Some(TextRule::ChatTemplate), Some(TextRule::SentencePair), Some(TextRule::Concatenation));
+        struct Case {
+            rule: Option<TextRule>,
+            input: Input,
+            limit: usize,
+            left: &'static str,
+            right: &'static str,
+        }
+        let case = |rule, input, limit, left, right| Case { rule, input, limit, left, right };
+        for Case { rule, input, limit, left, right } in [
+            case(chat, text("abc", "de"), 10, "<s><u>abc</u><a>de</a>", "<s><u>abc</u><a>de</a>"),
+            case(chat, text("abc", "de"), 8, "<s><u>c</u><a>de</a>", "<s><u>a</u><a>de</a>"),
+            case(chat, text("abc", "de"), 6, "<s><u></u><a>e</a>", "<s><u></u><a>d</a>"),
+            case(chat, text("aé", "é"), 9, "<s><u>é</u><a>é</a>", "<s><u>a?</u><a>é</a>"),
+            case(chat, text(" a ", "u"), 7, "<s><u> </u><a>u</a>", "<s><u> </u><a>u</a>"),
+            case(
+                chat,
+                conversation.clone(),
+                10,
+                "<s><u></u><a>d</a><u>ef</u>",
+                "<s><u>a</u><a></a><u>ef</u>",
+            ),
+            case(chat, conversation, 8, "<s><u></u><a></a><u>f</u>", "<s><u></u><a></a><u>e</u>"),
+            case(joined, text("abc", "de"), 5, "<s>cde</s>", "<s>ade</s>"),
+            case(joined, text("abc", "de"), 3, "<s>e</s>", "<s>d</s>"),
+            case(pair, text("abc", "de"), 6, "<s>c</s>de</s>", "<s>a</s>de</s>"),
+            case(pair, text("abc", "de"), 4, "<s></s>e</s>", "<s></s>d</s>"),
+            case(chat, formatted("<s>abc"), 3, "<s>bc", "<s>ab"),
+            case(chat, formatted("abc"), 2, "bc", "ab"),
+            case(chat, Input::TokenIds(vec![BOS, 97, 98, 99]), 2, "<s>c", "<s>a"),
+        ] {
+            let tokenizer = load(Some(TEMPLATE), rule, limit);
+            let whole = load(Some(TEMPLATE), rule, 99).tokenize(&input, Truncation::Reject).unwrap();
+            for (truncation, expected) in [(Truncation::Left, left), (Truncation::Right, right)] {
+                let fitted = tokenizer.tokenize(&input, truncation).unwrap();
+                assert_eq!(decode(&fitted), expected, "{input:?} to {limit} {truncation:?}");
+                let (tokens, dropped) = (fitted.token_ids.len(), fitted.truncated_tokens);
+                assert_eq!(tokens + dropped, whole.token_ids.len(), "{input:?} to {limit} {truncation:?}");
+                assert_eq!(fitted.type_ids.len(), tokens, "{input:?} to {limit} {truncation:?}");
+            }
+            let rejected = tokenizer.tokenize(&input, Truncation::Reject);
+            assert_eq!(rejected.is_ok(), whole.token_ids.len() <= limit, "{input:?} to {limit}");
+        }
+    }
+
+    proptest! {
+        /// Contents that look like the template's own words, or are rewritten by it, are the hard ones.
+        #[test]
+        fn truncation_takes_what_it_must(
+            prompt in "[user assistant:\n😀é]{0,12}",
+            response in "[user assistant:\n😀é]{0,12}",
+            limit in 0_usize..60,
+            left: bool,
+        ) {
+            let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}";
+            let (head, middle, tail) = ("user: ", "\nassistant: ", "\n");
+            let scaffold = head.len() + middle.len() + tail.len();
+            let truncation = if left { Truncation::Left } else { Truncation::Right };
+            let result = load(Some(template), None, limit).tokenize(&text(&prompt, &response), truncation);
+            if scaffold > limit {
+                prop_assert!(matches!(result, Err(TextError::ScaffoldTooLong { .. })), "{result:?}");
+                return Ok(());
+            }
+            let excess = (scaffold + prompt.len() + response.len()).saturating_sub(limit);
+            let cut = |text: &str, count: usize| {
+                let (start, end) = if left { (count, text.len()) } else { (0, text.len() - count) };
+                text.as_bytes()[start..end].to_vec()
+            };
+            let from_prompt = excess.min(prompt.len());
+            let expected = [
+                head.into(),
+                cut(&prompt, from_prompt),
+                middle.into(),
+                cut(&response, excess - from_prompt),
+                tail.into(),
+            ]
+            .concat();
+            let sample = result.unwrap();
+            prop_assert_eq!(sample.token_ids, expected.into_iter().map(u32::from).collect::<Vec<_>>());
+            prop_assert_eq!(sample.truncated_tokens, excess);
+        }
+    }
+
+    #[test]
+    fn a_doubled_bos_is_seen_in_every_kind_of_input() {
+        let tokenizer = load(Some(TEMPLATE), None, 99);
+        let concatenation = load(None, None, 99);
+        let double_bos = |tokenizer: &SampleTokenizer, input| {
+            tokenizer.tokenize(&input, Truncation::Reject).unwrap().double_bos
+        };
+        assert!(!double_bos(&tokenizer, text("a", "b")));
+        assert!(double_bos(&load(Some("<s>{{ bos_token }}"), None, 99), text("a", "b")));
+        assert!(!double_bos(&concatenation, text("a", "<s><s>")));
+        assert!(double_bos(&concatenation, text("<s>a", "b")));
+        assert!(double_bos(&tokenizer, Input::Formatted("<s><s>a".to_owned())));
+        assert!(!double_bos(&tokenizer, Input::Formatted("<s>a<s>".to_owned())));
+        assert!(double_bos(&tokenizer, Input::TokenIds(vec![BOS, BOS])));
+        assert!(!double_bos(&tokenizer, Input::TokenIds(vec![BOS])));
+    }
+
+    #[test]
+    fn ids_the_model_does_not_have_are_refused_by_name() {
+        let tokenizer = load(Some(TEMPLATE), None, 99);
+        let beyond = Input::TokenIds(vec![0, VOCAB_SIZE as u32, u32::MAX]);
+        let error = tokenizer.tokenize(&beyond, Truncation::Left).unwrap_err();
+        assert!(matches!(error, TextError::IdOutOfVocabulary { index: 1, id: 262, limit: 262 }), "{error}");
+
+        let small = TextOptions { vocab_size: 258, ..options(None, 99) };
+        let tokenizer = SampleTokenizer::load(checkpoint(None).path(), &small).unwrap();
+        assert!(tokenizer.tokenize(&text("a", "b"), Truncation::Reject).is_ok());
+        match tokenizer.tokenize(&text("a<u>", "b"), Truncation::Reject) {
+            Err(TextError::TokenOutOfVocabulary { token, id: 258, limit: 258 }) => assert_eq!(token, "<u>"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_sample_without_tokens_is_an_error() {
+        let tokenizer = load(Some(TEMPLATE), None, 99);
+        for input in [Input::Formatted(String::new()), Input::TokenIds(Vec::new())] {
+            let error = tokenizer.tokenize(&input, Truncation::Left).unwrap_err();
+            assert!(matches!(error, TextError::Empty), "{error}");
+        }
+        let scaffold = tokenizer.tokenize(&text("", ""), Truncation::Reject).unwrap();
+        assert_eq!(decode(&scaffold), "<s><u></u><a></a>");
+    }
+
+    #[test]
+    fn the_lower_limit_holds() {
+        let dir = checkpoint(None);
+        let config = dir.path().join("tokenizer_config.json");
+        for (model_max_length, expected) in [("8", 8), ("1000", 99), ("1000000000000000019884624838656", 99)]
+        {
+            fs::write(&config, format!(r#"{{"model_max_length": {model_max_length}}}"#)).unwrap();
+            let tokenizer = SampleTokenizer::load(dir.path(), &options(None, 99)).unwrap();
+            assert_eq!(tokenizer.max_tokens(), expected, "{model_max_length}");
+        }
+    }
+
+    #[test]
+    fn the_digest_knows_everything_that_determines_ids() {
+        let other_tokens = checkpoint(None);
+        fs::write(other_tokens.path().join("tokenizer_config.json"), "{}").unwrap();
+        let other_json = checkpoint(None);
+        fs::write(other_json.path().join("tokenizer.json"), tokenizer_json().to_string() + " ").unwrap();
+        let digests = [
+            load(None, None, 99),
+            load(None, None, 98),
+            load(None, Some(TextRule::SentencePair), 99),
+            load(Some(""), Some(TextRule::Concatenation), 99),
+            load(Some(TEMPLATE), None, 99),
+            load(Some(TEMPLATE), Some(TextRule::Concatenation), 99),
+            SampleTokenizer::load(other_tokens.path(), &options(None, 99)).unwrap(),
+            SampleTokenizer::load(other_json.path(), &options(None, 99)).unwrap(),
+        ]
+        .map(|tokenizer| tokenizer.digest());
+        for (index, digest) in digests.iter().enumerate() {
+            assert!(!digests[..index].contains(digest), "{index}");
+        }
+        assert_eq!(load(None, None, 99).digest(), digests[0]);
+    }
+
+    #[test]
+    fn nasty_text_is_tokenized_from_many_threads() {
+        let nasty = [
+            "\0".to_owned(),
+            "\u{202e}שלום\u{200d}👩‍👩‍👧\u{fffd}\u{f8ff}".to_owned(),
+            "\n".repeat(100_000),
+            "{{ raise_exception('no') }}{% for %}".to_owned(),
+            "<s></u><a>".repeat(1000),
+        ];
+        let tokenizer = load(Some(TEMPLATE), None, 1000);
+        thread::scope(|scope| {
+            for (prompt, response) in nasty.iter().zip(nasty.iter().cycle().skip(1)) {
+                for truncation in [Truncation::Left, Truncation::Right] {
+                    let tokenizer = &tokenizer;
+                    scope.spawn(move || {
+                        let sample = tokenizer.tokenize(&text(prompt, response), truncation).unwrap();
+                        assert!(sample.token_ids.len() <= 1000);
+                    });
+                }
+            }
+        });
     }
 }

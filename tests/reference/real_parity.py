@@ -13,7 +13,9 @@ Spearman's rank correlation, of rewarm against transformers, eager attention, on
 against its f32, the yardstick for ours. Without --rewarm only the transformers half runs.
 """
 import argparse
+import functools
 import gzip
+import itertools
 import json
 import math
 import pathlib
@@ -46,11 +48,13 @@ def with_head(model_dir, scratch):
     return scratch
 
 
-def read_samples(path, count):
+def read_samples(path, count, fits):
+    """The first `count` texts that fit the model, now a chosen response, now a rejected one."""
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8") as lines:
-        pairs = [json.loads(line) for _, line in zip(range(count), lines)]
-    return [(pair["prompt"], pair["rejected" if i % 2 else "chosen"]) for i, pair in enumerate(pairs)]
+        pairs = map(json.loads, lines)
+        texts = ((pair["prompt"], pair["rejected" if i % 2 else "chosen"]) for i, pair in enumerate(pairs))
+        return list(itertools.islice(filter(fits, texts), count))
 
 
 def encode(tokenizer, config, prompt, response):
@@ -78,6 +82,7 @@ def rewarm(binary, path, dtype, rows):
     command = [binary, "score", "--model", path, "--dtype", dtype]
     output = subprocess.run(command, input=lines, stdout=subprocess.PIPE, text=True, check=True).stdout
     answers = {row["id"]: row for row in map(json.loads, output.splitlines())}
+    assert len(answers) == len(rows), f"{len(answers)} answers to {len(rows)} samples"
     failed = [row for row in answers.values() if "error" in row]
     assert not failed, failed[:3]
     ordered = [answers[str(i)] for i in range(len(rows))]
@@ -96,6 +101,7 @@ def main():
     parser.add_argument("--pairs", type=pathlib.Path, required=True)
     parser.add_argument("--rewarm", type=pathlib.Path, help="the binary; without it only transformers runs")
     parser.add_argument("--texts", type=int, default=64)
+    parser.add_argument("--max-tokens", type=int, default=512, help="skip longer texts")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["f32", "bf16"])
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -105,19 +111,22 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         path = with_head(args.model, pathlib.Path(scratch))
         config, tokenizer = AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
-        texts = read_samples(args.pairs, args.texts)
+        limit = min(config.max_position_embeddings, args.max_tokens)
+        texts = read_samples(args.pairs, args.texts, lambda text: encode(tokenizer, config, *text)["input_ids"].shape[1] <= limit)
         inputs = [encode(tokenizer, config, *text) for text in texts]
         ids = [sample["input_ids"][0].tolist() for sample in inputs]
         print(f"{args.model.name}: {len(ids)} samples, {sum(map(len, ids))} tokens, the longest {max(map(len, ids))}")
         exact = {}
+        has_types = "token_type_ids" in inputs[0]  # without them both forms are one forward
+        by_transformers = functools.cache(lambda dtype, keep_types: reference(path, inputs, dtype, keep_types))
         for form, keep_types in (("text", True), ("token_ids", False)):
-            exact[form], seconds = reference(path, inputs, torch.float32, keep_types)
+            exact[form], seconds = by_transformers(torch.float32, keep_types and has_types)
             print(f"transformers f32, {form}: rewards {exact[form].min():.3f} to {exact[form].max():.3f}, standard deviation {exact[form].std():.3f}, {seconds:.1f} s")
         for dtype in args.dtypes:
             for form, keep_types in (("text", True), ("token_ids", False)):
                 theirs = exact[form]
                 if dtype != "f32":
-                    theirs, _ = reference(path, inputs, DTYPES[dtype], keep_types)
+                    theirs, _ = by_transformers(DTYPES[dtype], keep_types and has_types)
                     compare(f"transformers {dtype} against its f32, {form}", theirs, exact[form])
                 if args.rewarm is None:
                     continue

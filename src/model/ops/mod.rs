@@ -161,3 +161,84 @@ fn softmax(scores: &Tensor) -> Result<Tensor> {
     }
     candle_nn::ops::softmax_last_dim(scores)
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+    use candle_core::Var;
+
+    use super::*;
+
+    fn wave(shape: &[usize], step: f32) -> Tensor {
+        let count: usize = shape.iter().product();
+        let values: Vec<f32> = (0..count).map(|i| (i as f32 * step).sin() * 3.0).collect();
+        Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+    }
+
+    fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
+        (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
+    }
+
+    #[test]
+    fn the_fused_forms_equal_the_composed_ones() {
+        for (tokens, heads, width) in [(1, 1, 2), (3, 2, 6), (17, 5, 34), (64, 4, 128)] {
+            let x = wave(&[tokens, heads, width], 0.37);
+            let (weight, bias) = (wave(&[width], 0.7), wave(&[width], 1.1));
+            let (cos, sin) = (wave(&[tokens, width / 2], 0.2), wave(&[tokens, width / 2], 0.3));
+            let (eps, scores) = (1e-6, wave(&[tokens, heads, width], 2.3));
+            for (name, fused, composed) in [
+                ("rms_norm", rms_norm(&x, &weight, eps), composed::rms_norm(&x, &weight, eps)),
+                (
+                    "layer_norm",
+                    layer_norm(&x, &weight, &bias, eps),
+                    composed::layer_norm(&x, &weight, &bias, eps),
+                ),
+                ("rotary", rotary(&x, &cos, &sin), composed::rotary(&x, &cos, &sin)),
+                ("softmax", softmax(&scores), composed::softmax(&scores)),
+            ] {
+                let difference = largest_difference(&fused.unwrap(), &composed.unwrap());
+                assert!(difference < 2e-5, "{name} {tokens}x{heads}x{width}: {difference}");
+            }
+        }
+    }
+
+    /// candle's fused kernels drop gradients in silence: whoever trains must get the composed forms.
+    #[test]
+    fn every_operation_passes_a_gradient_to_every_input() {
+        let var = |shape: &[usize], step: f32| Var::from_tensor(&wave(shape, step)).unwrap();
+        let (query, key, value) = (var(&[5, 4, 8], 0.3), var(&[5, 2, 8], 0.5), var(&[5, 2, 8], 0.7));
+        let (weight, bias) = (var(&[8], 0.9), var(&[8], 1.1));
+        let (cos, sin) = (wave(&[5, 4], 0.2), wave(&[5, 4], 0.3));
+        let spec = AttentionSpec { causal: true, window: Some(3), scale: 0.5, softcap: Some(2.0) };
+        let projection = Linear {
+            weight: var(&[8, 6], 0.13).as_tensor().clone(),
+            bias: Some(var(&[6], 0.17).as_tensor().clone()),
+        };
+        let normed_query = rms_norm(&query, &weight, 1e-6).unwrap();
+        let normed_key = layer_norm(&key, &weight, &bias, 1e-6).unwrap();
+        let (turned_query, turned_key) =
+            (rotary(&normed_query, &cos, &sin).unwrap(), rotary(&normed_key, &cos, &sin).unwrap());
+        let offsets = [0, 2, 5];
+        let attended = attention(&turned_query, &turned_key, &value, &Packing::new(&offsets), &spec).unwrap();
+        let flat = attended.reshape((20, 8)).unwrap();
+        let mut output = linear(&flat, &projection).unwrap();
+        for activation in [Activation::GeluErf, Activation::GeluTanh, Activation::Silu, Activation::Relu] {
+            output = activate(&output, activation).unwrap();
+        }
+        let gradients = output.sum_all().unwrap().backward().unwrap();
+        let inputs = [
+            ("query", query.as_tensor()),
+            ("key", key.as_tensor()),
+            ("value", value.as_tensor()),
+            ("norm weight", weight.as_tensor()),
+            ("norm bias", bias.as_tensor()),
+            ("projection", &projection.weight),
+            ("projection bias", projection.bias.as_ref().unwrap()),
+        ];
+        for (name, input) in inputs {
+            let gradient = gradients.get(input).unwrap_or_else(|| panic!("{name} has no gradient"));
+            let size: f32 = gradient.abs().unwrap().sum_all().unwrap().to_scalar().unwrap();
+            assert!(size > 0.0 && size.is_finite(), "{name}: {size}");
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! What can be wrong with a sample, and with the text files of a checkpoint.
+//!
+//! A sample's error is whole in its message, which travels to the caller; a file's error has its cause behind
+//! it.
+
+use std::io;
+use std::path::PathBuf;
+
+/// Why a sample cannot be tokenized, or a tokenizer not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum TextError {
+    /// Nothing to score.
+    #[error("the sample is empty: it has no tokens")]
+    Empty,
+    /// Too long, and truncation was not asked for.
+    #[error("the sample has {tokens} tokens, the limit is {limit}: shorten it or set `truncation`")]
+    TooLong {
+        /// The sample's length.
+        tokens: usize,
+        /// The model's limit.
+        limit: usize,
+    },
+    /// Too long even with no content left.
+    #[error("the template and the special tokens alone take {scaffold} tokens, the limit is {limit}")]
+    ScaffoldTooLong {
+        /// How many tokens must stay.
+        scaffold: usize,
+        /// The model's limit.
+        limit: usize,
+    },
+    /// A token id of the caller that the model does not have.
+    #[error(
+        "token_ids[{index}] is {id}, the vocabulary has {limit} entries: tokenize with this model's tokenizer"
+    )]
+    IdOutOfVocabulary {
+        /// Its place in the sample.
+        index: usize,
+        /// The id.
+        id: u32,
+        /// Rows of the embedding.
+        limit: usize,
+    },
+    /// A token of the tokenizer that the model does not have.
+    #[error("token {token:?} has id {id}, the embedding has {limit} rows: the tokenizer is not this model's")]
+    TokenOutOfVocabulary {
+        /// The token's text.
+        token: String,
+        /// Its id.
+        id: u32,
+        /// Rows of the embedding.
+        limit: usize,
+    },
+    /// A sample that needs a chat template, for a model that has none.
+    #[error(
+        "the model has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json): \
+         send `formatted` or `token_ids`"
+    )]
+    NoTemplate,
+    /// The template called `raise_exception`.
+    #[error("the chat template refuses the conversation: {message}")]
+    TemplateRefused {
+        /// What it said.
+        message: String,
+    },
+    /// The template made a mistake, or ran for too long.
+    #[error("the chat template failed: {reason}")]
+    TemplateFailed {
+        /// What, and in which line of the template.
+        reason: String,
+    },
+    /// More white space in a row than the tokenizer can split correctly.
+    #[error("the text has {run} white-space characters in a row, the limit is {limit}")]
+    WhiteSpaceRun {
+        /// Characters in the run.
+        run: usize,
+        /// The longest one allowed.
+        limit: usize,
+    },
+    /// The tokenizer gave up.
+    #[error("the tokenizer failed: {reason}")]
+    TokenizerFailed {
+        /// Its account.
+        reason: String,
+    },
+    /// A directory without `tokenizer.json`.
+    #[error(
+        "{} is missing: make it with AutoTokenizer.from_pretrained({dir:?}).save_pretrained({dir:?})",
+        dir.join("tokenizer.json").display()
+    )]
+    NoTokenizer {
+        /// The checkpoint.
+        dir: PathBuf,
+    },
+    /// A file that cannot be read.
+    #[error("read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file that is not UTF-8.
+    #[error("{} is not UTF-8", path.display())]
+    NotUtf8 {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file that is not JSON.
+    #[error("{} is not JSON", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where it fails.
+        source: serde_json::Error,
+    },
+    /// A `tokenizer.json` that the tokenizers library does not take.
+    #[error("{} is not a tokenizer", path.display())]
+    BadTokenizer {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: tokenizers::Error,
+    },
+    /// A chat template that is not Jinja.
+    #[error("the chat template in {} does not compile", path.display())]
+    BadTemplate {
+        /// The file.
+        path: PathBuf,
+        /// Where it fails.
+        source: Box<minijinja::Error>,
+    },
+    /// A `chat_template` that is neither a string nor a list with an entry named "default".
+    #[error(
+        "chat_template in {} is neither a string nor a list of templates with one named \"default\"",
+        path.display()
+    )]
+    NoDefaultTemplate {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A manifest that asks for a template, in a directory without one.
+    #[error(
+        "the manifest asks for the chat template, and {} has none (chat_template.jinja, or chat_template in \
+         tokenizer_config.json)",
+        dir.display()
+    )]
+    RuleWithoutTemplate {
+        /// The checkpoint.
+        dir: PathBuf,
+    },
+}

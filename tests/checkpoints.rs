@@ -1,0 +1,456 @@
+//! What a checkpoint directory may do wrong, and the error that names it, before anything is served.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
+#[path = "support/checkpoints.rs"]
+mod checkpoints;
+
+use std::path::Path;
+use std::path::PathBuf;
+
+use checkpoints::TinyCheckpoint;
+use rewarm::model::scorer::Calibration;
+use rewarm::model::scorer::Reduction;
+use rewarm::model::variant::Dtype;
+use rewarm::model::variant::Loader;
+use rewarm::model::variant::Mode;
+use rewarm::model::variant::Variant;
+use rewarm::model::variant::VariantConfig;
+use serde_json::json;
+
+fn config(mode: Mode, members: Vec<PathBuf>) -> VariantConfig {
+    VariantConfig {
+        name: "tiny".to_owned(),
+        mode,
+        members,
+        coefficients: None,
+        reduction: Reduction::Mean,
+        dtype: Dtype::F32,
+        device: "cpu".to_owned(),
+        max_tokens: None,
+        pooling: None,
+    }
+}
+
+/// The whole error chain, as a user reads it.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+fn load(config: &VariantConfig) -> Result<Variant, String> {
+    Loader::default().load(config, &mut |_, _| ()).map_err(|error| chain(&error))
+}
+
+fn check(config: &VariantConfig) -> Result<(), String> {
+    Loader::default().check(config).map_err(|error| chain(&error))
+}
+
+/// One way to spoil a checkpoint.
+struct Case {
+    name: &'static str,
+    spoil: fn(&mut TinyCheckpoint),
+    then: fn(&Path),
+    /// Parts of the error.
+    says: &'static [&'static str],
+    /// Whether it is found without reading weights.
+    by_check: bool,
+}
+
+const NOTHING: fn(&mut TinyCheckpoint) = |_| ();
+const NOTHING_MORE: fn(&Path) = |_| ();
+
+fn rewrite(path: PathBuf, change: impl FnOnce(&mut Vec<u8>)) {
+    let mut bytes = std::fs::read(&path).unwrap();
+    change(&mut bytes);
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_spoiled_checkpoint_is_refused_by_name() {
+    let cases = [
+        Case {
+            name: "no config",
+            spoil: NOTHING,
+            then: |dir| std::fs::remove_file(dir.join("config.json")).unwrap(),
+            says: &["config.json"],
+            by_check: true,
+        },
+        Case {
+            name: "config is not JSON",
+            spoil: NOTHING,
+            then: |dir| std::fs::write(dir.join("config.json"), "{").unwrap(),
+            says: &["config.json", "EOF"],
+            by_check: true,
+        },
+        Case {
+            name: "unknown family",
+            spoil: |c| c.config["model_type"] = json!("gpt2"),
+            then: NOTHING_MORE,
+            says: &["`gpt2`", "llama, mistral, qwen2"],
+            by_check: true,
+        },
+        Case {
+            name: "another task",
+            spoil: |c| c.config["architectures"] = json!(["LlamaForTokenClassification"]),
+            then: NOTHING_MORE,
+            says: &["`LlamaForTokenClassification`", "LlamaForSequenceClassification"],
+            by_check: true,
+        },
+        Case {
+            name: "quantized",
+            spoil: |c| c.config["quantization_config"] = json!({"bits": 4}),
+            then: NOTHING_MORE,
+            says: &["`quantization_config`", "not supported"],
+            by_check: true,
+        },
+        Case {
+            name: "unknown rope",
+            spoil: |c| c.config["rope_scaling"] = json!({"rope_type": "longrope", "factor": 2.0}),
+            then: NOTHING_MORE,
+            says: &["`longrope`", "yarn"],
+            by_check: true,
+        },
+        Case {
+            name: "partial rotary",
+            spoil: |c| c.config["partial_rotary_factor"] = json!(0.5),
+            then: NOTHING_MORE,
+            says: &["`partial_rotary_factor` is 0.5"],
+            by_check: true,
+        },
+        Case {
+            name: "unknown activation",
+            spoil: |c| c.config["hidden_act"] = json!("mish"),
+            then: NOTHING_MORE,
+            says: &["`hidden_act` is `mish`"],
+            by_check: true,
+        },
+        Case {
+            name: "zero heads",
+            spoil: |c| c.config["num_attention_heads"] = json!(0),
+            then: NOTHING_MORE,
+            says: &["`num_attention_heads` is 0"],
+            by_check: true,
+        },
+        Case {
+            name: "a number that is text",
+            spoil: |c| c.config["hidden_size"] = json!("many"),
+            then: NOTHING_MORE,
+            says: &["`hidden_size` is \"many\""],
+            by_check: true,
+        },
+        Case {
+            name: "the config lies about a shape",
+            spoil: |c| c.config["intermediate_size"] = json!(48),
+            then: NOTHING_MORE,
+            says: &["model.layers.0.mlp.gate_proj.weight", "[32, 16]", "[48, 16]"],
+            by_check: true,
+        },
+        Case {
+            name: "the config lies about the layers, above",
+            spoil: |c| c.config["num_hidden_layers"] = json!(3),
+            then: NOTHING_MORE,
+            says: &["`model.layers.2.self_attn.q_proj.weight` is missing"],
+            by_check: true,
+        },
+        Case {
+            name: "the config lies about the layers, below",
+            spoil: |c| c.config["num_hidden_layers"] = json!(1),
+            then: NOTHING_MORE,
+            says: &["9 tensors", "model.layers.1."],
+            by_check: true,
+        },
+        Case {
+            name: "a bias that the config does not know of",
+            spoil: |c| {
+                c.tensors
+                    .insert("model.layers.0.self_attn.q_proj.bias".to_owned(), (vec![16], vec![0.1; 16]));
+            },
+            then: NOTHING_MORE,
+            says: &["1 tensors", "model.layers.0.self_attn.q_proj.bias"],
+            by_check: true,
+        },
+        Case {
+            name: "no head",
+            spoil: |c| {
+                c.tensors.remove("score.weight");
+            },
+            then: NOTHING_MORE,
+            says: &["no reward head", "score.weight", "v_head.summary.weight"],
+            by_check: true,
+        },
+        Case {
+            name: "two labels",
+            spoil: |c| {
+                c.tensors.insert("score.weight".to_owned(), (vec![2, 16], vec![0.1; 32]));
+            },
+            then: NOTHING_MORE,
+            says: &["`score` has 2 labels", "a reward model has 1"],
+            by_check: true,
+        },
+        Case {
+            name: "two heads",
+            spoil: |c| {
+                c.tensors.insert("v_head.weight".to_owned(), (vec![1, 16], vec![0.1; 16]));
+            },
+            then: NOTHING_MORE,
+            says: &["several heads", "score.weight", "v_head.weight"],
+            by_check: true,
+        },
+        Case {
+            name: "truncated weights",
+            spoil: NOTHING,
+            then: |dir| rewrite(dir.join("model.safetensors"), |bytes| bytes.truncate(bytes.len() - 100)),
+            says: &["model.safetensors", "truncated"],
+            by_check: true,
+        },
+        Case {
+            name: "weights cut within the header",
+            spoil: NOTHING,
+            then: |dir| rewrite(dir.join("model.safetensors"), |bytes| bytes.truncate(40)),
+            says: &["model.safetensors"],
+            by_check: true,
+        },
+        Case {
+            name: "empty weights",
+            spoil: NOTHING,
+            then: |dir| std::fs::write(dir.join("model.safetensors"), "").unwrap(),
+            says: &["model.safetensors"],
+            by_check: true,
+        },
+        Case {
+            name: "weights that are not safetensors",
+            spoil: NOTHING,
+            then: |dir| std::fs::write(dir.join("model.safetensors"), [0xFF; 4096]).unwrap(),
+            says: &["model.safetensors"],
+            by_check: true,
+        },
+        Case {
+            name: "pickled weights",
+            spoil: NOTHING,
+            then: |dir| {
+                std::fs::rename(dir.join("model.safetensors"), dir.join("pytorch_model.bin")).unwrap();
+            },
+            says: &[".bin", "save_pretrained"],
+            by_check: true,
+        },
+        Case {
+            name: "a LoRA adapter",
+            spoil: NOTHING,
+            then: |dir| std::fs::write(dir.join("adapter_config.json"), "{}").unwrap(),
+            says: &["LoRA", "merge_and_unload"],
+            by_check: true,
+        },
+        Case {
+            name: "NaN weights",
+            spoil: |c| c.tensors.get_mut("model.layers.1.mlp.up_proj.weight").unwrap().1[7] = f32::NAN,
+            then: NOTHING_MORE,
+            says: &["model.layers.1.mlp.up_proj.weight", "not finite", "NaN"],
+            by_check: false,
+        },
+        Case {
+            name: "no tokenizer",
+            spoil: NOTHING,
+            then: |dir| std::fs::remove_file(dir.join("tokenizer.json")).unwrap(),
+            says: &["tokenizer.json"],
+            by_check: true,
+        },
+        Case {
+            name: "an unknown key in the manifest",
+            spoil: NOTHING,
+            then: |dir| std::fs::write(dir.join("rewarm.json"), r#"{"poling": "cls"}"#).unwrap(),
+            says: &["rewarm.json", "poling"],
+            by_check: true,
+        },
+        Case {
+            name: "a calibration that divides by zero",
+            spoil: NOTHING,
+            then: |dir| {
+                std::fs::write(dir.join("rewarm.json"), r#"{"calibration": {"mean": 0.0, "std": 0.0}}"#)
+                    .unwrap();
+            },
+            says: &["rewarm.json", "std 0"],
+            by_check: true,
+        },
+        Case {
+            name: "first_eos without an eos",
+            spoil: NOTHING,
+            then: |dir| std::fs::write(dir.join("rewarm.json"), r#"{"pooling": "first_eos"}"#).unwrap(),
+            says: &["first_eos", "eos_token_id"],
+            by_check: true,
+        },
+    ];
+    let mut failures = Vec::new();
+    for case in cases {
+        let dir = tempfile::tempdir().unwrap();
+        let mut checkpoint = TinyCheckpoint::llama(1);
+        (case.spoil)(&mut checkpoint);
+        checkpoint.write(dir.path());
+        (case.then)(dir.path());
+        let config = config(Mode::Warm, vec![dir.path().to_owned()]);
+        let mut outcomes = vec![("load", load(&config).map(|_| ()))];
+        if case.by_check {
+            outcomes.push(("check", check(&config)));
+        }
+        for (how, outcome) in outcomes {
+            match outcome {
+                Ok(()) => failures.push(format!("{} by {how}: accepted", case.name)),
+                Err(error) => {
+                    let dir = dir.path().display().to_string();
+                    failures.extend(
+                        case.says
+                            .iter()
+                            .chain(&[dir.as_str()])
+                            .filter(|part| !error.contains(**part))
+                            .map(|part| format!("{} by {how}: `{part}` is not in: {error}", case.name)),
+                    );
+                }
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// Two members of one family, the second one changed.
+fn pair(change: fn(&mut TinyCheckpoint)) -> (tempfile::TempDir, Vec<PathBuf>) {
+    let dir = tempfile::tempdir().unwrap();
+    let start = TinyCheckpoint::llama(1);
+    let mut second = start.perturbed(2, 0.01, "");
+    change(&mut second);
+    let paths = vec![dir.path().join("a"), dir.path().join("b")];
+    start.write(&paths[0]);
+    second.write(&paths[1]);
+    (dir, paths)
+}
+
+#[test]
+fn members_that_are_not_one_family_are_not_merged() {
+    type Change = fn(&mut TinyCheckpoint);
+    let cases: [(&str, Change, &[&str]); 7] = [
+        ("rope", |c| c.config["rope_theta"] = json!(500.0), &["`backbone.rope.theta` is 10000.0", "500.0"]),
+        ("norm", |c| c.config["rms_norm_eps"] = json!(1e-3), &["`backbone.norm_eps`"]),
+        ("pad id", |c| c.config["pad_token_id"] = json!(2), &["`pad_token_id` is 0", "2"]),
+        (
+            "family",
+            |c| {
+                c.config["model_type"] = json!("mistral");
+                c.config["architectures"] = json!(["MistralForSequenceClassification"]);
+            },
+            &["`architecture` is \"LlamaForSequenceClassification\""],
+        ),
+        (
+            "head",
+            |c| {
+                let head = c.tensors.remove("score.weight").unwrap();
+                c.tensors.insert("v_head.weight".to_owned(), head);
+            },
+            &["`score.weight` is missing in the second"],
+        ),
+        (
+            "shape",
+            |c| {
+                c.config["intermediate_size"] = json!(48);
+                for layer in 0..2 {
+                    for (name, shape) in
+                        [("gate", vec![48, 16]), ("up", vec![48, 16]), ("down", vec![16, 48])]
+                    {
+                        let name = format!("model.layers.{layer}.mlp.{name}_proj.weight");
+                        c.tensors.insert(name, (shape, vec![0.1; 48 * 16]));
+                    }
+                }
+            },
+            &["`backbone.intermediate` is 32", "48"],
+        ),
+        (
+            "tokenizer",
+            |c| {
+                c.tokenizer["model"]["vocab"]["w0"] = json!(6);
+                c.tokenizer["model"]["vocab"]["w1"] = json!(5);
+            },
+            &["tokenizers differ"],
+        ),
+    ];
+    for (name, change, says) in cases {
+        let (_dir, paths) = pair(change);
+        let error = check(&config(Mode::Warm, paths)).expect_err(name);
+        assert!(error.contains("cannot be merged"), "{name}: {error}");
+        assert!(says.iter().all(|part| error.contains(part)), "{name}: {error}");
+    }
+}
+
+#[test]
+fn an_ensemble_needs_one_tokenizer() {
+    let (_dir, paths) = pair(|c| c.tokenizer_config["chat_template"] = json!("{{ messages[0].content }}"));
+    let error = check(&config(Mode::Ens, paths.clone())).unwrap_err();
+    assert!(error.contains("differ in tokenizer, chat template"), "{error}");
+    check(&config(Mode::Warm, paths)).unwrap(); // only a warning: the first one's template is used
+}
+
+#[test]
+fn limits_and_calibrations_come_from_the_manifest() {
+    let (_dir, paths) = pair(|_| ());
+    for path in &paths {
+        let manifest = r#"{"max_tokens": 100, "pooling": "mean", "calibration": {"mean": 1.5, "std": 2.0}}"#;
+        std::fs::write(path.join("rewarm.json"), manifest).unwrap();
+    }
+    let variant = load(&config(Mode::Ens, paths.clone())).unwrap();
+    assert_eq!(variant.info.max_tokens, 100);
+    assert_eq!(variant.info.pooling, "mean");
+    assert_eq!(variant.info.members[1].calibration, Some(Calibration { mean: 1.5, std: 2.0 }));
+    let mut above = config(Mode::Ens, paths);
+    above.max_tokens = Some(1000);
+    let error = check(&above).unwrap_err();
+    assert!(error.contains("max_tokens is 1000") && error.contains("512"), "{error}");
+}
+
+#[test]
+fn a_fingerprint_changes_with_what_changes_a_reward_and_with_nothing_else() {
+    let (_dir, paths) = pair(|_| ());
+    let base = config(Mode::Ens, paths.clone());
+    let fingerprint = |config: &VariantConfig| load(config).unwrap().info.fingerprint;
+    let first = fingerprint(&base);
+    assert_eq!(first.len(), 64);
+    assert_eq!(first, fingerprint(&VariantConfig { name: "renamed".to_owned(), ..base.clone() }));
+    let copy = tempfile::tempdir().unwrap();
+    for name in ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"] {
+        std::fs::copy(paths[1].join(name), copy.path().join(name)).unwrap();
+    }
+    let moved = vec![paths[0].clone(), copy.path().to_owned()];
+    assert_eq!(first, fingerprint(&VariantConfig { members: moved.clone(), ..base.clone() }));
+
+    let mut others = vec![
+        ("mode", VariantConfig { mode: Mode::Warm, ..base.clone() }),
+        ("reduction", VariantConfig { reduction: Reduction::Min, ..base.clone() }),
+        ("dtype", VariantConfig { dtype: Dtype::Bf16, ..base.clone() }),
+        ("limit", VariantConfig { max_tokens: Some(64), ..base.clone() }),
+        ("members", VariantConfig { members: vec![paths[0].clone()], ..base.clone() }),
+        ("pooling", VariantConfig { pooling: Some(rewarm::model::variant::Pooling::Mean), ..base.clone() }),
+        (
+            "coefficients",
+            VariantConfig { mode: Mode::Warm, coefficients: Some(vec![0.7, 0.3]), ..base.clone() },
+        ),
+    ]
+    .into_iter()
+    .map(|(what, config)| (what, fingerprint(&config)))
+    .collect::<Vec<_>>();
+    let manifest = r#"{"calibration": {"mean": 0.5, "std": 2.0}}"#;
+    std::fs::write(copy.path().join("rewarm.json"), manifest).unwrap();
+    others.push(("calibration", fingerprint(&VariantConfig { members: moved.clone(), ..base.clone() })));
+    std::fs::remove_file(copy.path().join("rewarm.json")).unwrap();
+    rewrite(copy.path().join("model.safetensors"), |bytes| {
+        let last = bytes.len() - 2;
+        bytes[last] ^= 1;
+    });
+    others.push(("one bit of one weight", fingerprint(&VariantConfig { members: moved, ..base })));
+    for (index, (what, other)) in others.iter().enumerate() {
+        assert_ne!(&first, other, "{what}");
+        for (another, third) in &others[..index] {
+            assert_ne!(other, third, "{what} and {another}");
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Tiny checkpoints, written as Hugging Face directories from a seed.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use serde_json::Value;
+use serde_json::json;
+
+/// A checkpoint in memory, to be changed and written.
+#[derive(Clone)]
+pub(crate) struct TinyCheckpoint {
+    pub(crate) config: Value,
+    /// Name → shape and values.
+    pub(crate) tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
+    pub(crate) tokenizer: Value,
+    pub(crate) tokenizer_config: Value,
+}
+
+/// Numbers in -1..1, the same for a seed everywhere.
+pub(crate) struct Noise(u64);
+
+impl Noise {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(2).wrapping_add(1))
+    }
+
+    pub(crate) fn draw(&mut self) -> f32 {
+        // Knuth's MMIX generator; the upper bits are the good ones
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+}
+
+/// Words of the tiny vocabulary: special tokens, then "w0" to "w58".
+pub(crate) const VOCAB: usize = 64;
+
+impl TinyCheckpoint {
+    /// A Llama with a `score` head: 2 layers, hidden 16, 64 words, pad token 0.
+    pub(crate) fn llama(seed: u64) -> Self {
+        let (hidden, intermediate, kv) = (16, 32, 8);
+        let mut shapes = vec![
+            ("model.embed_tokens.weight".to_owned(), vec![VOCAB, hidden]),
+            ("model.norm.weight".to_owned(), vec![hidden]),
+            ("score.weight".to_owned(), vec![1, hidden]),
+        ];
+        for layer in 0..2 {
+            for (name, shape) in [
+                ("self_attn.q_proj", vec![hidden, hidden]),
+                ("self_attn.k_proj", vec![kv, hidden]),
+                ("self_attn.v_proj", vec![kv, hidden]),
+                ("self_attn.o_proj", vec![hidden, hidden]),
+                ("mlp.gate_proj", vec![intermediate, hidden]),
+                ("mlp.up_proj", vec![intermediate, hidden]),
+                ("mlp.down_proj", vec![hidden, intermediate]),
+                ("input_layernorm", vec![hidden]),
+                ("post_attention_layernorm", vec![hidden]),
+            ] {
+                shapes.push((format!("model.layers.{layer}.{name}.weight"), shape));
+            }
+        }
+        let config = json!({
+            "architectures": ["LlamaForSequenceClassification"], "model_type": "llama",
+            "vocab_size": VOCAB, "hidden_size": hidden, "intermediate_size": intermediate,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+            "hidden_act": "silu", "pad_token_id": 0,
+        });
+        Self::random(config, shapes, seed)
+    }
+
+    fn random(config: Value, shapes: Vec<(String, Vec<usize>)>, seed: u64) -> Self {
+        let mut noise = Noise::new(seed);
+        let tensors = shapes
+            .into_iter()
+            .map(|(name, shape)| {
+                let values = (0..shape.iter().product()).map(|_| 0.5 * noise.draw()).collect();
+                (name, (shape, values))
+            })
+            .collect();
+        let words = (0..VOCAB).map(|id| match id {
+            0 => "[PAD]".to_owned(),
+            1 => "[BOS]".to_owned(),
+            2 => "[EOS]".to_owned(),
+            3 => "[UNK]".to_owned(),
+            4 => "[SEP]".to_owned(),
+            _ => format!("w{}", id - 5),
+        });
+        let vocab: BTreeMap<String, usize> = words.enumerate().map(|(id, word)| (word, id)).collect();
+        let special = |id: usize, content: &str| {
+            json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+                   "normalized": false, "special": true})
+        };
+        let tokenizer = json!({
+            "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
+            "decoder": null, "pre_tokenizer": {"type": "WhitespaceSplit"},
+            "added_tokens": [special(0, "[PAD]"), special(1, "[BOS]"), special(2, "[EOS]"), special(4, "[SEP]")],
+            "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "[UNK]"},
+        });
+        let tokenizer_config = json!({
+            "bos_token": "[BOS]", "eos_token": "[EOS]", "pad_token": "[PAD]",
+            "chat_template": "{{ bos_token }}{% for message in messages %} {{ message.content }} [SEP]{% endfor %}",
+        });
+        Self { config, tensors, tokenizer, tokenizer_config }
+    }
+
+    /// The same start, with noise of this size on every tensor, or only on those whose name starts so: a member.
+    pub(crate) fn perturbed(&self, seed: u64, size: f32, prefix: &str) -> Self {
+        let mut noise = Noise::new(seed ^ 0x5EED);
+        let mut member = self.clone();
+        for (name, (_, values)) in &mut member.tensors {
+            if name.starts_with(prefix) {
+                values.iter_mut().for_each(|value| *value += size * noise.draw());
+            }
+        }
+        member
+    }
+
+    /// Writes the directory.
+    pub(crate) fn write(&self, dir: &Path) {
+        std::fs::create_dir_all(dir).unwrap();
+        let write = |name: &str, value: &Value| std::fs::write(dir.join(name), value.to_string()).unwrap();
+        write("config.json", &self.config);
+        write("tokenizer.json", &self.tokenizer);
+        write("tokenizer_config.json", &self.tokenizer_config);
+        let bytes: Vec<(&String, &Vec<usize>, Vec<u8>)> = self
+            .tensors
+            .iter()
+            .map(|(name, (shape, values))| {
+                (name, shape, values.iter().flat_map(|v| v.to_le_bytes()).collect())
+            })
+            .collect();
+        let views = bytes
+            .iter()
+            .map(|(name, shape, bytes)| (*name, TensorView::new(Dtype::F32, shape.to_vec(), bytes).unwrap()));
+        std::fs::write(dir.join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+    }
+}
