@@ -2,6 +2,8 @@
 //! only the real program will do: exit codes and signals. `UPDATE_GOLDEN=1 cargo test --test contract_cli`
 //! rewrites the files: a difference is a change that users see, and belongs in the README's "Changes".
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+
 use std::io::BufRead;
 use std::io::BufReader;
 use std::io::Write;
@@ -32,7 +34,7 @@ fn assert_golden(name: &str, actual: &str) {
 /// The program, without the variables of whoever runs the tests.
 fn rewarm(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rewarm"));
-    command.args(args).current_dir(root());
+    command.args(args).current_dir(root()).env_remove("COLUMNS");
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("REWARM_") {
             command.env_remove(name);
@@ -162,7 +164,7 @@ fn a_port_that_is_taken_is_an_error_line_and_exit_code_1() {
 }
 
 #[test]
-fn a_server_lives_from_health_to_sigterm() {
+fn a_server_lives_from_health_through_sighup_to_sigterm() {
     let folder = tempfile::tempdir().unwrap();
     let config = config_file(folder.path(), "llama");
     let server = Server::start(&config);
@@ -180,6 +182,12 @@ fn a_server_lives_from_health_to_sigterm() {
     assert_eq!(text(&remote.stdout), text(&local.stdout), "a server and this process agree");
     assert_eq!(text(&remote.stdout).lines().count(), 4);
     assert!(text(&local.stderr).contains("2 of 4 lines have no reward"), "{local:?}");
+
+    let text_of_config = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text_of_config.replace("variants.tiny", "variants.renamed")).unwrap();
+    server.signal("-HUP");
+    let is_renamed = || run(&["health", "--server", &url, "--variant", "renamed"]).status.success();
+    assert!((0..1000).any(|_| is_renamed()), "SIGHUP reloads");
 
     assert_eq!(server.terminate(), Some(0));
     assert_eq!(run(&["health", "--server", &url]).status.code(), Some(1));
@@ -221,10 +229,14 @@ impl Server {
         Self { child, address }
     }
 
+    fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+
     /// Sends SIGTERM and returns the exit code.
     fn terminate(mut self) -> Option<i32> {
-        let killed = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
-        assert!(killed.success());
+        self.signal("-TERM");
         self.child.wait().unwrap().code()
     }
 }

@@ -1,5 +1,7 @@
 //! The real server on free ports, asked by a client, as its users meet it.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+
 mod support;
 
 use std::collections::BTreeSet;
@@ -295,6 +297,29 @@ async fn a_full_queue_answers_resource_exhausted_and_says_when_to_retry() {
 }
 
 #[tokio::test]
+async fn requests_in_flight_share_one_budget_of_bytes() {
+    let model = Fake::new(1.0);
+    let loaded = model.clone();
+    let mut config = config(models(&[("budget", 1.0)]));
+    config.limits.max_in_flight_bytes = 10_000;
+    let server = start_with(config, move |name| Ok(variant(name, &loaded))).await;
+    server.ready().await;
+    model.close();
+    let forwards = model.forwards.load(Ordering::SeqCst);
+    let mut holding = server.client().await;
+    let holding = tokio::spawn(async move { holding.score(request(&["1 ".repeat(4000).as_str()])).await });
+    eventually("it is in flight", async || model.forwards.load(Ordering::SeqCst) > forwards).await;
+
+    let status = server.client().await.score(request(&["1 ".repeat(4000).as_str()])).await.unwrap_err();
+
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    assert!(status.metadata().contains_key("grpc-retry-pushback-ms"));
+    model.open();
+    assert!(holding.await.unwrap().is_ok());
+    assert!(server.client().await.score(request(&["1 ".repeat(4000).as_str()])).await.is_ok());
+}
+
+#[tokio::test]
 async fn ten_times_overload_gives_right_rewards_and_honest_refusals() {
     let model = Fake::new(1.0);
     let (server, first) = busy_server("overload", &model).await;
@@ -440,8 +465,10 @@ async fn a_bad_request_does_not_end_the_stream() {
 #[tokio::test]
 async fn a_slow_reader_slows_only_its_own_stream() {
     let model = Fake::new(1.0);
-    let loaded = model.clone();
-    let server = start_with(config(models(&[("slow", 1.0)])), move |name| Ok(variant(name, &loaded))).await;
+    let mut config = config(models(&[("slow", 1.0)]));
+    // Room for all that one stream may have in flight: this is not about the queue.
+    config.engine.max_queue_tokens = 1 << 20;
+    let server = start_with(config, move |name| Ok(variant(name, &model))).await;
     server.ready().await;
     // The responses are large, so that the transport does not hide that nobody reads.
     let (requests, responses) = open_stream(&server).await;

@@ -38,7 +38,7 @@ Examples:
   rewarm serve                                 serve the demo family
   rewarm serve --config rewarm.toml --check    validate a configuration
   echo '{\"prompt\": \"Hi\", \"response\": \"Hello!\"}' | rewarm score --model path/to/checkpoint
-  rewarm score --server http://127.0.0.1:50051 --variant ens --input pairs.jsonl --output rewards.jsonl
+  rewarm score --server http://127.0.0.1:50051 --variant ens < samples.jsonl
 
 Exit codes: 0 success, 1 failure, 2 a command line that cannot be understood.";
 
@@ -91,7 +91,7 @@ The configuration, with its defaults (unknown keys are errors; paths are relativ
   admin   = \"127.0.0.1:50052\"
   metrics = \"0.0.0.0:9090\"
   max_message_bytes = 33554432        # a larger request is refused
-  max_in_flight_bytes = 536870912     # of all requests together; more are refused until some are answered
+  max_in_flight_bytes = 536870912     # of all requests together; more are refused
   keepalive_seconds = 30              # a silent connection is asked whether it lives
   drain_grace_seconds = 5             # after SIGTERM: time for load balancers to look elsewhere
   drain_seconds = 30                  # after that: time for admitted work to finish
@@ -113,8 +113,8 @@ The configuration, with its defaults (unknown keys are errors; paths are relativ
   pooling = \"last_token\"              # overrides the checkpoint's: cls, mean, last_token,
                                       # last_non_pad, first_eos
 
-  [routing]
-  weights = { warm = 9, ens = 1 }     # who answers requests that name no variant; needed with several
+  [routing]                           # needed with several variants
+  weights = { warm = 9, ens = 1 }     # for requests that name no variant
 
   [log]
   format = \"text\"                     # text or json
@@ -155,7 +155,7 @@ struct ScoreArgs {
     #[arg(long, conflicts_with = "server", value_parser = clap::value_parser!(u32).range(1..))]
     batch_tokens: Option<u32>,
     /// The server's variant that shall score [default: by the server's routing].
-    #[arg(long, requires = "server")]
+    #[arg(long, conflicts_with_all = ["model", "members"])]
     variant: Option<String>,
     /// What to do with a sample that is longer than the limit.
     #[arg(long, default_value = "reject")]

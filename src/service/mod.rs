@@ -139,11 +139,7 @@ impl Running {
     /// Loads the configured models anew, as the admin service does. The outcome is in the log.
     pub fn reload(&self) {
         let state = self.state.clone();
-        tokio::spawn(async move {
-            if let Err(error) = state.reload().await {
-                tracing::warn!(%error, "reload failed");
-            }
-        });
+        tokio::spawn(async move { state.reload().await });
     }
 
     /// Returns once the server has stopped: in good order, or because its first models could not be loaded.
@@ -238,7 +234,6 @@ fn reward_service(state: &Arc<State>) -> RewardServiceServer<Reward> {
     RewardServiceServer::new(Reward(state.clone()))
         .max_decoding_message_size(state.limits.max_message_bytes)
         .accept_compressed(CompressionEncoding::Gzip)
-        .send_compressed(CompressionEncoding::Gzip)
 }
 
 /// Serves until the state says that the server is closing, then sends GOAWAY and waits for the connections.

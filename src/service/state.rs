@@ -137,26 +137,27 @@ impl State {
     /// Reads the configuration again, loads its models beside the ones that serve, and swaps in one step. On
     /// any error the old ones serve on.
     pub(super) async fn reload(&self) -> Result<Arc<Serving>, ServiceError> {
-        // While the first models load, the lock is theirs.
-        self.serving()?;
-        let Ok(_replacing) = self.replacing.try_lock() else { return Err(ServiceError::ReloadUnderWay) };
-        tracing::info!("reload begins");
-        let loaded = match self.source.reread() {
-            Ok(models) => self.load_beside(models).await.map_err(chain),
-            Err(problem) => Err(problem),
-        };
-        match loaded {
-            Ok(serving) => {
+        let result = self.replace_models().await;
+        match &result {
+            Ok(_) => {
                 metrics::reload_finished(metrics::Reload::Succeeded);
                 tracing::info!("reloaded");
-                Ok(self.serve(serving))
             }
-            Err(problem) => {
+            Err(error) => {
                 metrics::reload_finished(metrics::Reload::Failed);
-                tracing::warn!(problem, "reload failed, the old models serve on");
-                Err(ServiceError::ReloadFailed(problem))
+                tracing::warn!(%error, "reload failed");
             }
         }
+        result
+    }
+
+    async fn replace_models(&self) -> Result<Arc<Serving>, ServiceError> {
+        // While the first models load, the lock is theirs: the caller is told so.
+        self.serving()?;
+        let Ok(_replacing) = self.replacing.try_lock() else { return Err(ServiceError::ReloadUnderWay) };
+        let models = self.source.reread().map_err(ServiceError::ReloadFailed)?;
+        let loaded = self.load_beside(models).await;
+        Ok(self.serve(loaded.map_err(|error| ServiceError::ReloadFailed(chain(&error)))?))
     }
 
     /// Loads models that nobody is served by yet.
@@ -216,9 +217,9 @@ fn model_info(info: &VariantInfo) -> ModelInfo {
 }
 
 /// An error with all its causes, in one line.
-fn chain(error: LoadError) -> String {
+fn chain(error: &LoadError) -> String {
     let mut text = error.to_string();
-    let mut cause = std::error::Error::source(&error);
+    let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
         text.push_str(&format!(": {error}"));
         cause = error.source();

@@ -141,3 +141,50 @@ impl Turns {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::text::TextOptions;
+    use crate::text::TextRule;
+
+    fn request(samples: usize) -> (Arc<Request>, mpsc::UnboundedReceiver<(usize, Tokenized)>) {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models/llama");
+        let options =
+            TextOptions { vocab_size: 100, max_tokens: 8, rule: None, default_rule: TextRule::Concatenation };
+        let tokenizer = Arc::new(SampleTokenizer::load(&model, &options).unwrap());
+        let inputs = vec![Input::TokenIds(vec![1]); samples];
+        let (answers, answered) = mpsc::unbounded_channel();
+        (Arc::new(Request { tokenizer, inputs, truncation: Truncation::Reject, answers }), answered)
+    }
+
+    #[test]
+    fn requests_take_turns_and_those_whose_caller_left_are_dropped() {
+        let turns = Turns::default();
+        let (long, _long_answers) = request(3);
+        let (gone, gone_answers) = request(1000);
+        let (short, _short_answers) = request(1);
+        for request in [&long, &gone, &short] {
+            turns.lock().requests.push_back((request.clone(), 0));
+        }
+        drop(gone_answers);
+        let mut order = Vec::new();
+        while !turns.lock().requests.is_empty() {
+            let (request, index) = turns.next_sample().unwrap();
+            order.push((request.inputs.len(), index));
+        }
+        assert_eq!(order, [(3, 0), (1, 0), (3, 1), (3, 2)]);
+    }
+
+    #[tokio::test]
+    async fn outcomes_come_in_the_order_of_the_inputs() {
+        let threads = TokenizerThreads::start().unwrap();
+        let inputs: Vec<Input> = (0..100).map(|id| Input::TokenIds(vec![id])).collect();
+        let tokenizer = request(1).0.tokenizer.clone();
+        let outcomes = threads.tokenize(tokenizer, inputs, Truncation::Reject).await;
+        let ids: Vec<u32> = outcomes.into_iter().map(|outcome| outcome.unwrap().token_ids[0]).collect();
+        assert_eq!(ids, (0..100).collect::<Vec<u32>>());
+    }
+}
