@@ -6,10 +6,10 @@
 //!
 //! ```text
 //!            main · cli · config · telemetry
-//!                │                    │
-//!             service              offline
-//!                │                    │
-//!             engine ─────────────▶ model ──▶ text         (metrics: any room may use it; it uses none)
+//!                │          │         │
+//!             service    client ──▶ offline                (proto: the contract, for service and client;
+//!                │                    │                     metrics: any room may use it; both use none)
+//!             engine ─────────────▶ model ──▶ text
 //! ```
 //!
 //! A use points down or right, or it is a mistake (`tests/layering.rs` holds us to that). One request:
@@ -23,11 +23,13 @@
 //! 6. each caller is answered; [`service`] puts the results in the order of the samples.
 
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod engine;
 pub mod metrics;
 pub mod model;
 pub mod offline;
+pub mod proto;
 pub mod service;
 pub mod telemetry;
 pub mod text;

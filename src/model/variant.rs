@@ -28,13 +28,23 @@ use crate::text::SampleTokenizer;
 use crate::text::TextOptions;
 
 /// How members become one reward.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// One model: merged already, or members merged at load.
     Warm,
     /// N members, whose rewards are reduced.
     Ens,
+}
+
+impl Mode {
+    /// As in configuration files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Warm => "warm",
+            Self::Ens => "ens",
+        }
+    }
 }
 
 /// What the weights and activations are computed in.

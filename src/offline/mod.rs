@@ -1,1 +1,3 @@
-//! To come.
+//! Commands that need no server.
+
+pub mod score;

@@ -1,6 +1,0 @@
-//! To come.
-
-/// To come.
-pub fn run() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
-}

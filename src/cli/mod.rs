@@ -1,0 +1,313 @@
+//! The command line. A flag's doc comment is its manual.
+
+mod load;
+mod score;
+mod serve;
+
+use std::net::IpAddr;
+use std::net::Ipv4Addr;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+use clap::Parser;
+use clap::Subcommand;
+use clap::ValueEnum;
+
+use crate::client;
+use crate::config::Overrides;
+use crate::model::scorer::Reduction;
+use crate::model::variant::Dtype;
+use crate::model::variant::Mode;
+use crate::telemetry;
+use crate::text;
+
+/// Scores (prompt, response) samples with reward models: a gRPC server for RL trainers, and offline commands.
+///
+/// A variant is one way to turn a sample into a reward: WARM is one model, whose weights may be the average of
+/// N members; ENS runs N members and reduces their rewards to one.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 110, after_help = EXAMPLES)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  rewarm serve                                 serve the demo family
+  rewarm serve --config rewarm.toml --check    validate a configuration
+  echo '{\"prompt\": \"Hi\", \"response\": \"Hello!\"}' | rewarm score --model path/to/checkpoint
+  rewarm score --server http://127.0.0.1:50051 --variant ens < samples.jsonl
+
+Exit codes: 0 success, 1 failure, 2 a command line that cannot be understood.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(ServeArgs),
+    Score(ScoreArgs),
+    Health(HealthArgs),
+}
+
+/// Serves rewards over gRPC.
+///
+/// Without --config, serves the demo family: `deploy/demo` in the current directory, or in one above the program.
+///
+/// SIGTERM and SIGINT stop the server in good order: it says that it is not ready, waits for load balancers,
+/// finishes what it has admitted, and exits 0; a second one stops it at once. SIGHUP reads the configuration
+/// again and replaces the models without losing a request.
+#[derive(Debug, Args)]
+#[command(after_long_help = CONFIG_MANUAL)]
+struct ServeArgs {
+    /// The configuration, a TOML file; flags and variables win over it.
+    #[arg(long, value_name = "FILE", env = "REWARM_CONFIG")]
+    config: Option<PathBuf>,
+    /// Validates the configuration and the checkpoints it names, short of reading weights, prints every problem,
+    /// and exits 0 or 1.
+    #[arg(long)]
+    check: bool,
+    /// Where gRPC listens [default: 0.0.0.0:50051].
+    #[arg(long, value_name = "ADDRESS", env = "REWARM_LISTEN")]
+    listen: Option<SocketAddr>,
+    /// Where the admin service (reload, routing, drain) listens [default: 127.0.0.1:50052].
+    #[arg(long, value_name = "ADDRESS", env = "REWARM_ADMIN")]
+    admin: Option<SocketAddr>,
+    /// Where /metrics, /healthz and /readyz are [default: 0.0.0.0:9090].
+    #[arg(long, value_name = "ADDRESS", env = "REWARM_METRICS")]
+    metrics: Option<SocketAddr>,
+    /// How log lines look [default: text].
+    #[arg(long, value_name = "FORMAT", env = "REWARM_LOG_FORMAT")]
+    log_format: Option<telemetry::Format>,
+    /// What is logged: a level, or directives such as info,rewarm=debug [default: info].
+    #[arg(long, value_name = "LEVEL", env = "REWARM_LOG_LEVEL")]
+    log_level: Option<telemetry::Level>,
+}
+
+const CONFIG_MANUAL: &str = "\
+The configuration, with its defaults (unknown keys are errors; paths are relative to the file):
+
+  [server]
+  listen  = \"0.0.0.0:50051\"
+  admin   = \"127.0.0.1:50052\"
+  metrics = \"0.0.0.0:9090\"
+  max_message_bytes = 33554432        # a larger request is refused
+  max_in_flight_bytes = 536870912     # of all requests together; more are refused
+  keepalive_seconds = 30              # a silent connection is asked whether it lives
+  drain_grace_seconds = 5             # after SIGTERM: time for load balancers to look elsewhere
+  drain_seconds = 30                  # after that: time for admitted work to finish
+
+  [batching]
+  max_batch_tokens = 16384            # a batch takes samples up to this many tokens
+  max_queue_tokens = 1048576          # what waits for one variant, at most
+  max_samples_per_request = 1024
+
+  [variants.NAME]                     # NAME: 1 to 64 of a-z, 0-9, _ and -
+  mode = \"warm\"                       # warm: one model, or members merged at load; ens: members
+  model = \"path\"                      # or: members = [\"path\", \"path\"]
+  coefficients = [0.5, 0.5]           # warm: members' shares, summing to 1 (equal when absent)
+  reduction = \"mean\"                  # ens: \"mean\", \"min\", \"median\", { mean-std = { beta = 0.5 } },
+                                      #      { uwo = { lambda = 0.5 } }
+  dtype = \"f32\"                       # f32, bf16 or f16
+  device = \"cpu\"                      # cpu, cuda or cuda:N
+  max_tokens = 4096                   # lowers the model's own limit
+  pooling = \"last_token\"              # overrides the checkpoint's: cls, mean, last_token,
+                                      # last_non_pad, first_eos
+
+  [routing]                           # needed with several variants
+  weights = { warm = 9, ens = 1 }     # for requests that name no variant
+
+  [log]
+  format = \"text\"                     # text or json
+  level = \"info\"
+
+A flag wins over its variable, a variable over the file.";
+
+/// Scores JSON lines, with models in this process or with a server.
+///
+/// Each input line is one of {"prompt", "response"}, {"messages": [{"role", "content"}]}, {"formatted"} and
+/// {"token_ids"}, with an optional "id" (a string or a number; else the line's number, from 1). Each gets one
+/// output line, in the same order: {"id", "reward", "tokens"}, with "truncated_tokens" when some were dropped and
+/// "member_rewards" and "reward_std" for an ensemble; or {"id", "error"}. Blank lines are skipped. Exits 1 when a
+/// line had an error.
+#[derive(Debug, Args)]
+struct ScoreArgs {
+    #[command(flatten)]
+    by: ScoreBy,
+    /// How members become one reward.
+    #[arg(long, conflicts_with_all = ["model", "server"])]
+    mode: Option<Mode>,
+    /// Mode ens: mean, min, median, mean-std=BETA or uwo=LAMBDA [default: mean].
+    #[arg(long, conflicts_with_all = ["model", "server"], value_parser = parse_reduction)]
+    reduction: Option<Reduction>,
+    /// Mode warm: the members' shares, summing to 1 [default: equal].
+    #[arg(long, conflicts_with_all = ["model", "server"], value_delimiter = ',', value_name = "SHARE,SHARE")]
+    coefficients: Option<Vec<f64>>,
+    /// What to compute in [default: f32].
+    #[arg(long, conflicts_with = "server")]
+    dtype: Option<Dtype>,
+    /// cpu, cuda or cuda:N [default: cpu].
+    #[arg(long, conflicts_with = "server")]
+    device: Option<String>,
+    /// Lowers the model's own limit.
+    #[arg(long, conflicts_with = "server")]
+    max_tokens: Option<usize>,
+    /// A batch takes samples up to this many tokens [default: 16384].
+    #[arg(long, conflicts_with = "server", value_parser = clap::value_parser!(u32).range(1..))]
+    batch_tokens: Option<u32>,
+    /// The server's variant that shall score [default: by the server's routing].
+    #[arg(long, conflicts_with_all = ["model", "members"])]
+    variant: Option<String>,
+    /// What to do with a sample that is longer than the limit.
+    #[arg(long, default_value = "reject")]
+    truncation: TruncationArg,
+    /// JSON lines to score; - is standard input.
+    #[arg(long, value_name = "FILE", default_value = "-")]
+    input: PathBuf,
+    /// Where the rewards go; - is standard output.
+    #[arg(long, value_name = "FILE", default_value = "-")]
+    output: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct ScoreBy {
+    /// A checkpoint: a Hugging Face directory.
+    #[arg(long, value_name = "DIR")]
+    model: Option<String>,
+    /// Several checkpoints of one family; say with --mode what becomes of them.
+    #[arg(long, value_name = "DIR,DIR", value_delimiter = ',', requires = "mode")]
+    members: Option<Vec<String>>,
+    /// A running server, for example http://127.0.0.1:50051.
+    #[arg(long, value_name = "URL")]
+    server: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum TruncationArg {
+    /// It gets an error.
+    Reject,
+    /// Drop tokens from the start, the prompt's first.
+    Left,
+    /// Drop tokens from the end, the prompt's first.
+    Right,
+}
+
+/// Asks a server whether it serves: exit code 0, or 1 with the reason.
+#[derive(Debug, Args)]
+struct HealthArgs {
+    /// The server [default: the port of --listen on this machine].
+    #[arg(long, value_name = "URL")]
+    server: Option<String>,
+    /// The server's own --listen, for a check beside it.
+    #[arg(long, value_name = "ADDRESS", env = "REWARM_LISTEN", default_value = "0.0.0.0:50051")]
+    listen: SocketAddr,
+    /// Asks for one variant instead of the server as a whole.
+    #[arg(long, value_name = "NAME")]
+    variant: Option<String>,
+}
+
+impl Cli {
+    /// Runs the command to its end.
+    pub fn run(self) -> anyhow::Result<()> {
+        match self.command {
+            Command::Serve(args) => serve::run(&args),
+            Command::Score(args) => score::run(args),
+            Command::Health(args) => client::check_health(&args.server_url(), args.variant.as_deref()),
+        }
+    }
+}
+
+impl ServeArgs {
+    fn overrides(&self) -> Overrides {
+        Overrides {
+            config: self.config.clone(),
+            listen: self.listen,
+            admin: self.admin,
+            metrics: self.metrics,
+            log_format: self.log_format,
+            log_level: self.log_level.clone(),
+        }
+    }
+}
+
+impl HealthArgs {
+    fn server_url(&self) -> String {
+        let mut address = self.listen;
+        if address.ip().is_unspecified() {
+            address.set_ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        }
+        self.server.clone().unwrap_or_else(|| format!("http://{address}"))
+    }
+}
+
+impl From<TruncationArg> for text::Truncation {
+    fn from(truncation: TruncationArg) -> Self {
+        match truncation {
+            TruncationArg::Reject => Self::Reject,
+            TruncationArg::Left => Self::Left,
+            TruncationArg::Right => Self::Right,
+        }
+    }
+}
+
+fn parse_reduction(text: &str) -> Result<Reduction, String> {
+    let (name, cost) = match text.split_once('=') {
+        Some((name, cost)) => (name, Some(cost.parse().map_err(|_| format!("`{cost}` is not a number"))?)),
+        None => (text, None),
+    };
+    match (name, cost) {
+        ("mean", None) => Ok(Reduction::Mean),
+        ("min", None) => Ok(Reduction::Min),
+        ("median", None) => Ok(Reduction::Median),
+        ("mean-std", Some(beta)) => Ok(Reduction::MeanStd { beta }),
+        ("uwo", Some(lambda)) => Ok(Reduction::Uwo { lambda }),
+        _ => Err("give mean, min, median, mean-std=BETA or uwo=LAMBDA".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_refused() {
+        let refused = [
+            "score",
+            "score --model a --server http://b",
+            "score --members a,b",
+            "score --model a --mode ens",
+            "score --server http://b --dtype f16",
+            "score --model a --variant warm",
+            "score --model a --batch-tokens 0",
+            "score --members a,b --mode ens --reduction mean-std",
+            "serve --listen nowhere",
+            "serve --log-level a=b=c",
+        ];
+        for line in refused {
+            assert!(Cli::try_parse_from(["rewarm"].into_iter().chain(line.split(' '))).is_err(), "{line}");
+        }
+        let accepted =
+            ["score --members a,b --mode ens --reduction uwo=0.5", "score --model a --dtype bf16", "serve"];
+        for line in accepted {
+            assert!(Cli::try_parse_from(["rewarm"].into_iter().chain(line.split(' '))).is_ok(), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_health_check_beside_a_server_that_listens_everywhere_asks_this_machine() {
+        let parse = |line: &str| match Cli::try_parse_from(line.split(' ')).unwrap().command {
+            Command::Health(args) => args.server_url(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(parse("rewarm health --listen 0.0.0.0:7"), "http://127.0.0.1:7");
+        assert_eq!(parse("rewarm health --listen 10.0.0.1:7"), "http://10.0.0.1:7");
+        assert_eq!(parse("rewarm health --server http://a:1 --listen 10.0.0.1:7"), "http://a:1");
+    }
+}

@@ -1,0 +1,85 @@
+//! `rewarm score`: opens files, loads models or connects, and shows how far it is.
+
+use std::fs::File;
+use std::io;
+use std::io::BufRead;
+use std::io::BufReader;
+use std::io::BufWriter;
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::Context;
+use anyhow::bail;
+
+use crate::cli::ScoreArgs;
+use crate::cli::load;
+use crate::client::Client;
+use crate::config::ConfigError;
+use crate::config::VariantOptions;
+use crate::model::variant::Loader;
+use crate::model::variant::Mode;
+use crate::offline::score;
+use crate::offline::score::Backend;
+use crate::offline::score::Local;
+
+const DEFAULT_BATCH_TOKENS: u32 = 16_384;
+
+pub(super) fn run(args: ScoreArgs) -> anyhow::Result<()> {
+    let (input_path, output_path) = (args.input.clone(), args.output.clone());
+    // Opened before anything slow: a wrong path is told at once.
+    let (input, input_bytes) = open(&input_path)?;
+    let output = create(&output_path)?;
+    let mut backend = backend(args)?;
+
+    let bar = load::progress_bar("score".to_owned());
+    if let Some(bytes) = input_bytes {
+        bar.set_length(bytes);
+    }
+    let summary = score::run(input, output, backend.as_mut(), &mut |read| bar.set_position(read))?;
+    bar.finish_and_clear();
+    if summary.failed > 0 {
+        bail!("{} of {} lines have no reward", summary.failed, summary.lines);
+    }
+    Ok(())
+}
+
+fn backend(args: ScoreArgs) -> anyhow::Result<Box<dyn Backend>> {
+    let truncation = args.truncation.into();
+    if let Some(server) = &args.by.server {
+        return Ok(Box::new(Client::connect(server, args.variant.unwrap_or_default(), truncation)?));
+    }
+    let mode = args.mode.unwrap_or(Mode::Warm);
+    let options = VariantOptions {
+        mode: Some(mode),
+        model: args.by.model,
+        members: args.by.members,
+        coefficients: args.coefficients,
+        reduction: args.reduction,
+        dtype: args.dtype,
+        device: args.device,
+        max_tokens: args.max_tokens,
+        pooling: None,
+    };
+    let config = options.check(mode.name(), Path::new("")).map_err(ConfigError)?;
+    let variant = load::load(&mut Loader::default(), &config).context("load the models")?;
+    let max_batch_tokens = args.batch_tokens.unwrap_or(DEFAULT_BATCH_TOKENS) as usize;
+    Ok(Box::new(Local { variant, truncation, max_batch_tokens }))
+}
+
+/// The input, and its size where it is known.
+fn open(path: &Path) -> anyhow::Result<(Box<dyn BufRead>, Option<u64>)> {
+    if path == Path::new("-") {
+        return Ok((Box::new(io::stdin().lock()), None));
+    }
+    let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
+    let bytes = file.metadata().ok().map(|metadata| metadata.len());
+    Ok((Box::new(BufReader::new(file)), bytes))
+}
+
+fn create(path: &Path) -> anyhow::Result<Box<dyn Write>> {
+    if path == Path::new("-") {
+        return Ok(Box::new(BufWriter::new(io::stdout().lock())));
+    }
+    let file = File::create(path).with_context(|| format!("create {}", path.display()))?;
+    Ok(Box::new(BufWriter::new(file)))
+}

@@ -1,0 +1,135 @@
+//! `rewarm serve`: configuration, log, runtime, signals. The rest is the service.
+
+use anyhow::Context;
+use anyhow::bail;
+use tokio::signal::unix::Signal;
+use tokio::signal::unix::SignalKind;
+use tokio::signal::unix::signal;
+
+use crate::cli::ServeArgs;
+use crate::cli::load;
+use crate::config;
+use crate::config::Overrides;
+use crate::config::ServeConfig;
+use crate::model::variant::Loader;
+use crate::model::variant::Variant;
+use crate::model::variant::VariantConfig;
+use crate::service;
+use crate::service::LoadError;
+use crate::service::Models;
+use crate::service::Source;
+use crate::telemetry;
+
+/// 128 and the number of the signal, as a shell says it.
+const EXIT_SIGTERM: i32 = 128 + 15;
+
+pub(super) fn run(args: &ServeArgs) -> anyhow::Result<()> {
+    let overrides = args.overrides();
+    let config = config::load(&overrides)?;
+    if args.check {
+        return check(&config);
+    }
+    telemetry::start(&config.log);
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), ?config, "starting");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start the async threads")?;
+    let result = runtime.block_on(serve(config, overrides));
+    // A thread that still loads a model cannot be interrupted, and is not waited for.
+    runtime.shutdown_background();
+    result
+}
+
+/// Everything that can be checked without reading weights; every variant's problem is named.
+fn check(config: &ServeConfig) -> anyhow::Result<()> {
+    let variants = &config.service.models.variants;
+    let mut loader = Loader::default();
+    let problems: Vec<String> = variants
+        .iter()
+        .filter_map(|variant| {
+            let error = loader.check(variant).err()?;
+            Some(format!("variants.{}: {:#}", variant.name, anyhow::Error::from(error)))
+        })
+        .collect();
+    if !problems.is_empty() {
+        bail!(config::ConfigError(problems));
+    }
+    println!("the configuration is valid: {} variants", variants.len());
+    Ok(())
+}
+
+async fn serve(config: ServeConfig, overrides: Overrides) -> anyhow::Result<()> {
+    let mut signals = Signals::listen().context("listen for signals")?;
+    let mut running = service::start(config.service, Checkpoints { overrides }).await?;
+    let mut is_stopping = false;
+    loop {
+        let asked = tokio::select! {
+            stopped = running.stopped() => return Ok(stopped?),
+            asked = signals.next() => asked,
+        };
+        match asked {
+            Asked::Reload => running.reload(),
+            Asked::Stop if is_stopping => {
+                tracing::warn!("asked to stop twice, stopping at once");
+                std::process::exit(EXIT_SIGTERM);
+            }
+            Asked::Stop => {
+                is_stopping = true;
+                running.drain();
+            }
+        }
+    }
+}
+
+struct Signals {
+    hangup: Signal,
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    /// The next signal that asks the server to stop, or to reload.
+    async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.hangup.recv() => Asked::Reload,
+            _ = self.interrupt.recv() => Asked::Stop,
+            _ = self.terminate.recv() => Asked::Stop,
+        }
+    }
+}
+
+enum Asked {
+    Reload,
+    Stop,
+}
+
+/// The checkpoints that the configuration names.
+struct Checkpoints {
+    overrides: Overrides,
+}
+
+impl Source for Checkpoints {
+    fn reread(&self) -> Result<Models, String> {
+        config::load(&self.overrides).map(|config| config.service.models).map_err(|error| error.to_string())
+    }
+
+    fn load(&self, variants: &[VariantConfig]) -> Result<Vec<Variant>, LoadError> {
+        // A loader of its own for each time: what it shares between variants, a reload must read again.
+        let mut loader = Loader::default();
+        let mut load = |variant: &VariantConfig| {
+            tracing::info!(variant = variant.name, members = variant.members.len(), "loading variant");
+            load::load(&mut loader, variant)
+                .map_err(|source| LoadError::Model { variant: variant.name.clone(), source })
+        };
+        variants.iter().map(&mut load).collect()
+    }
+}

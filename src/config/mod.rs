@@ -1,0 +1,375 @@
+//! From what the user typed to what the program means: flags over variables over a TOML file over defaults.
+//!
+//! One step that succeeds whole or names every problem, before a port is bound; nothing after it checks again.
+//! Each room declares its own settings, and this is where they are put together. The settings are documented
+//! in `rewarm serve --help`.
+
+mod file;
+mod variants;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::config::file::Problems;
+use crate::config::file::Section;
+pub use crate::config::variants::VariantOptions;
+use crate::engine;
+use crate::service;
+use crate::telemetry;
+
+/// What flags and variables say; they win over the file.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// The file.
+    pub config: Option<PathBuf>,
+    /// `server.listen`.
+    pub listen: Option<SocketAddr>,
+    /// `server.admin`.
+    pub admin: Option<SocketAddr>,
+    /// `server.metrics`.
+    pub metrics: Option<SocketAddr>,
+    /// `log.format`.
+    pub log_format: Option<telemetry::Format>,
+    /// `log.level`.
+    pub log_level: Option<telemetry::Level>,
+}
+
+/// All that `rewarm serve` must know.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServeConfig {
+    /// The server.
+    pub service: service::Config,
+    /// The log.
+    pub log: telemetry::Config,
+}
+
+/// Everything that is wrong with a configuration.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{}", list(.0))]
+pub struct ConfigError(pub Vec<String>);
+
+fn list(problems: &[String]) -> String {
+    match problems {
+        [problem] => problem.clone(),
+        _ => format!("the configuration has {} problems\n  {}", problems.len(), problems.join("\n  ")),
+    }
+}
+
+/// Reads the file, if there is one, and checks everything.
+pub fn load(overrides: &Overrides) -> Result<ServeConfig, ConfigError> {
+    match &overrides.config {
+        Some(path) => {
+            let name = path.display().to_string();
+            let text = std::fs::read_to_string(path)
+                .map_err(|error| ConfigError(vec![format!("read {name}: {error}")]))?;
+            // Model paths in a file are relative to the file.
+            let base = path.parent().unwrap_or(Path::new(""));
+            assemble(&name, &text, base, overrides)
+        }
+        None => {
+            let base = demo_base().ok_or_else(|| {
+                ConfigError(vec![
+                    "there is no deploy/demo here or above the program: name a configuration with --config"
+                        .to_owned(),
+                ])
+            })?;
+            assemble("the built-in demo", DEMO, &base, overrides)
+        }
+    }
+}
+
+/// What is served without a configuration.
+const DEMO: &str = include_str!("demo.toml");
+
+/// The folder that holds `deploy/demo`: the current one, or one above the program (a build in `target/`).
+fn demo_base() -> Option<PathBuf> {
+    let program = std::env::current_exe().ok();
+    let above = program.iter().flat_map(|program| program.ancestors().skip(1)).map(Path::to_owned);
+    std::iter::once(PathBuf::new()).chain(above).find(|base| base.join("deploy/demo").is_dir())
+}
+
+fn assemble(name: &str, text: &str, base: &Path, overrides: &Overrides) -> Result<ServeConfig, ConfigError> {
+    let mut problems = Problems::default();
+    let mut file = Section::parse(name, text, &mut problems);
+    let mut server = file.section("server", &mut problems);
+    let mut batching = file.section("batching", &mut problems);
+    let mut routing = file.section("routing", &mut problems);
+    let mut log = file.section("log", &mut problems);
+
+    let service = service::Config {
+        listen: server.address("listen", overrides.listen, ([0, 0, 0, 0], 50051), &mut problems),
+        admin: server.address("admin", overrides.admin, ([127, 0, 0, 1], 50052), &mut problems),
+        metrics: server.address("metrics", overrides.metrics, ([0, 0, 0, 0], 9090), &mut problems),
+        limits: service::Limits {
+            max_message_bytes: server.positive("max_message_bytes", 32 << 20, &mut problems),
+            max_in_flight_bytes: server.positive("max_in_flight_bytes", 512 << 20, &mut problems),
+            max_samples_per_request: batching.positive("max_samples_per_request", 1024, &mut problems),
+        },
+        engine: engine::Config {
+            max_batch_tokens: batching.positive("max_batch_tokens", 16_384, &mut problems),
+            max_queue_tokens: batching.positive("max_queue_tokens", 1 << 20, &mut problems),
+        },
+        keepalive: server.seconds("keepalive_seconds", 30.0, &mut problems),
+        drain_grace: server.seconds("drain_grace_seconds", 5.0, &mut problems),
+        drain_limit: server.seconds("drain_seconds", 30.0, &mut problems),
+        models: service::Models {
+            variants: variants::take(&mut file, base, &mut problems),
+            weights: routing.take("weights", &mut problems).unwrap_or_default(),
+        },
+    };
+    let log_format = log.take("format", &mut problems);
+    let log_level = log.take::<String>("level", &mut problems).and_then(|level| {
+        level.parse().map_err(|problem| problems.add(format!("log.level: {problem}"))).ok()
+    });
+    let log_config = telemetry::Config {
+        format: overrides.log_format.or(log_format).unwrap_or_default(),
+        level: overrides.log_level.clone().or(log_level).unwrap_or_default(),
+    };
+    if routing.has("shadow") {
+        problems.add(format!("{}: routing.shadow is not supported yet", routing.place_of("shadow")));
+        routing.drop_key("shadow");
+    }
+    for section in [server, batching, routing, log, file] {
+        section.finish(&mut problems);
+    }
+
+    let mut config = ServeConfig { service, log: log_config };
+    check_limits(&config.service, &mut problems);
+    check_listeners(&config.service, &mut problems);
+    // With a variant missing for reasons of its own, routing would be blamed for naming it.
+    if problems.0.is_empty() {
+        check_routing(&mut config.service.models, &mut problems);
+    }
+    if problems.0.is_empty() { Ok(config) } else { Err(ConfigError(problems.0)) }
+}
+
+impl Section<'_> {
+    fn address(
+        &mut self,
+        key: &str,
+        given: Option<SocketAddr>,
+        default: ([u8; 4], u16),
+        problems: &mut Problems,
+    ) -> SocketAddr {
+        let in_file = self.take(key, problems);
+        given.or(in_file).unwrap_or_else(|| default.into())
+    }
+
+    fn positive(&mut self, key: &str, default: usize, problems: &mut Problems) -> usize {
+        let place = self.place_of(key);
+        match self.take(key, problems) {
+            Some(0) => {
+                problems.add(format!("{place}: {key} must be above 0"));
+                default
+            }
+            value => value.unwrap_or(default),
+        }
+    }
+
+    fn seconds(&mut self, key: &str, default: f64, problems: &mut Problems) -> Duration {
+        let place = self.place_of(key);
+        let seconds = self.take(key, problems).unwrap_or(default);
+        Duration::try_from_secs_f64(seconds).unwrap_or_else(|_| {
+            problems.add(format!("{place}: {key}: {seconds} is not a number of seconds"));
+            Duration::ZERO
+        })
+    }
+}
+
+fn check_limits(config: &service::Config, problems: &mut Problems) {
+    let (batch, queue) = (config.engine.max_batch_tokens, config.engine.max_queue_tokens);
+    if queue < batch {
+        problems.add(format!(
+            "batching: max_queue_tokens {queue} is below max_batch_tokens {batch}: no batch would fill"
+        ));
+    }
+    let (message, in_flight) = (config.limits.max_message_bytes, config.limits.max_in_flight_bytes);
+    if in_flight < message {
+        problems.add(format!("server: max_in_flight_bytes {in_flight} is below max_message_bytes {message}: a request of that size could never be served"));
+    }
+    if config.keepalive.is_zero() {
+        problems.add("server: keepalive_seconds must be above 0");
+    }
+}
+
+fn check_listeners(config: &service::Config, problems: &mut Problems) {
+    let listeners = [("listen", config.listen), ("admin", config.admin), ("metrics", config.metrics)];
+    for (index, (name, address)) in listeners.iter().enumerate() {
+        for (other_name, other) in &listeners[..index] {
+            let share_a_host =
+                address.ip() == other.ip() || address.ip().is_unspecified() || other.ip().is_unspecified();
+            // Port 0 asks for a free one: never the same.
+            if address.port() != 0 && address.port() == other.port() && share_a_host {
+                problems
+                    .add(format!("server: {other_name} and {name} both listen on port {}", address.port()));
+            }
+        }
+    }
+}
+
+fn check_routing(models: &mut service::Models, problems: &mut Problems) {
+    let service::Models { variants, weights } = models;
+    match variants.as_slice() {
+        [only] if weights.is_empty() => {
+            weights.insert(only.name.clone(), 1.0);
+        }
+        _ if weights.is_empty() => problems.add(
+            "routing.weights is missing: with several variants, say which ones answer requests that name none",
+        ),
+        _ => {
+            let names = variants.iter().map(|variant| variant.name.as_str());
+            let found = service::weight_problems(weights, names);
+            problems.0.extend(found.iter().map(|problem| format!("routing.weights {problem}")));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    /// A folder with the checkpoint directories `a` and `b`.
+    fn folder() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for member in ["a", "b"] {
+            std::fs::create_dir(folder.path().join(member)).unwrap();
+        }
+        folder
+    }
+
+    fn load_text(text: &str, overrides: Overrides) -> Result<ServeConfig, ConfigError> {
+        let folder = folder();
+        assemble("rewarm.toml", text, folder.path(), &overrides)
+    }
+
+    const ONE: &str = "[variants.one]\nmode = 'warm'\nmodel = 'a'\n";
+
+    #[test]
+    fn defaults_are_those_of_the_manual() {
+        let config = load_text(ONE, Overrides::default()).unwrap().service;
+        assert_eq!(config.listen, ([0, 0, 0, 0], 50051).into());
+        assert_eq!(config.admin, ([127, 0, 0, 1], 50052).into());
+        assert_eq!(config.metrics, ([0, 0, 0, 0], 9090).into());
+        assert_eq!(config.limits.max_message_bytes, 32 << 20);
+        assert_eq!(config.engine.max_batch_tokens, 16_384);
+        assert_eq!(config.models.weights, BTreeMap::from([("one".to_owned(), 1.0)]));
+        assert!(config.models.variants[0].members[0].ends_with("a"));
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file() {
+        let text =
+            format!("{ONE}[server]\nlisten = '127.0.0.1:1'\nadmin = '127.0.0.1:2'\n[log]\nlevel = 'debug'");
+        let overrides = Overrides {
+            listen: Some(([127, 0, 0, 1], 3).into()),
+            log_format: Some(telemetry::Format::Json),
+            ..Overrides::default()
+        };
+        let config = load_text(&text, overrides).unwrap();
+        assert_eq!(config.service.listen.port(), 3);
+        assert_eq!(config.service.admin.port(), 2);
+        assert_eq!(
+            config.log,
+            telemetry::Config { format: telemetry::Format::Json, level: "debug".parse().unwrap() }
+        );
+    }
+
+    #[test]
+    fn every_problem_is_named_at_once_with_its_line() {
+        let text = "\
+[server]
+listen = 7
+colour = 'red'
+[batching]
+max_batch_tokens = 0
+[variants.Upper]
+mode = 'warm'
+model = 'a'
+members = ['b']
+[variants.e]
+mode = 'ens'
+members = ['a', 'missing', 'org/name']
+coefficients = [0.5]
+reduction = { mean-std = { beta = -1.0 } }
+[routing]
+shadow = { variant = 'e', fraction = 0.1 }
+[colours]
+";
+        let ConfigError(problems) = load_text(text, Overrides::default()).unwrap_err();
+        let expected = [
+            "rewarm.toml:2: server.listen: ",
+            "rewarm.toml:5: max_batch_tokens must be above 0",
+            "variants.Upper: the name must be 1 to 64 of a-z",
+            "variants.Upper: model and members contradict",
+            "variants.e: coefficients do not go with mode ens",
+            "variants.e: there are 1 coefficients for 3 members",
+            "variants.e: coefficients sum to 0.5",
+            "variants.e: reduction: -1 must be finite",
+            "missing` is not a directory",
+            "org/name` is not a directory (hub ids such as org/name are not supported yet)",
+            "rewarm.toml:16: routing.shadow is not supported yet",
+            "rewarm.toml:3: unknown key `server.colour`",
+            "rewarm.toml:17: unknown key `colours`",
+        ];
+        for problem in expected {
+            assert!(
+                problems.iter().any(|found| found.contains(problem)),
+                "{problem} is not in {problems:#?}"
+            );
+        }
+        assert_eq!(problems.len(), expected.len(), "{problems:#?}");
+    }
+
+    #[test]
+    fn contradictions_refuse() {
+        struct Case {
+            text: &'static str,
+            problem: &'static str,
+        }
+        let two = "[variants.w]\nmode='warm'\nmodel='a'\n[variants.e]\nmode='ens'\nmembers=['a','b']\n";
+        let cases = [
+            Case { text: "", problem: "routing.weights is missing" },
+            Case { text: "[routing]\nweights = { w = 1, x = 1 }", problem: "unknown variant `x`" },
+            Case { text: "[routing]\nweights = { w = 0, e = 0 }", problem: "no variant a weight above 0" },
+            Case { text: "[routing]\nweights = { w = 1, e = -1 }", problem: "gives `e` the weight -1" },
+            Case { text: "[routing]\nweights = { w = nan, e = 1 }", problem: "gives `w` the weight NaN" },
+            Case { text: "[routing]\nweights = { w = inf, e = 1 }", problem: "gives `w` the weight inf" },
+            Case {
+                text: "[server]\nadmin = '127.0.0.1:50051'",
+                problem: "listen and admin both listen on port 50051",
+            },
+            Case { text: "[server]\nkeepalive_seconds = 0", problem: "keepalive_seconds must be above 0" },
+            Case { text: "[server]\ndrain_seconds = -1", problem: "-1 is not a number of seconds" },
+            Case { text: "[server]\nmax_in_flight_bytes = 1", problem: "is below max_message_bytes" },
+            Case { text: "[batching]\nmax_queue_tokens = 1", problem: "is below max_batch_tokens" },
+            Case { text: "[log]\nformat = 'xml'", problem: "log.format" },
+            Case { text: "[log]\nlevel = 'loud=very=loud'", problem: "log.level" },
+            Case { text: "[server", problem: "rewarm.toml:7" },
+            Case { text: "server = 3", problem: "server" },
+        ];
+        let mut failures = Vec::new();
+        for Case { text, problem } in cases {
+            match load_text(&format!("{two}{text}"), Overrides::default()) {
+                Err(error) if error.to_string().contains(problem) => {}
+                other => failures.push(format!("{text}: {other:?}")),
+            }
+        }
+        assert!(failures.is_empty(), "{failures:#?}");
+    }
+
+    #[test]
+    fn the_demo_is_a_valid_configuration() {
+        let folder = tempfile::tempdir().unwrap();
+        for member in 0..4 {
+            std::fs::create_dir_all(folder.path().join(format!("deploy/demo/member-{member}"))).unwrap();
+        }
+        let config = assemble("demo", DEMO, folder.path(), &Overrides::default()).unwrap();
+        let names: Vec<&str> =
+            config.service.models.variants.iter().map(|variant| variant.name.as_str()).collect();
+        assert_eq!(names, ["ens", "warm"]);
+    }
+}

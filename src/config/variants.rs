@@ -1,0 +1,177 @@
+//! `[variants.NAME]`, and the flags that say the same for `rewarm score`.
+
+use std::path::Path;
+use std::path::PathBuf;
+
+use crate::config::file::Problems;
+use crate::config::file::Section;
+use crate::model::scorer::Reduction;
+use crate::model::variant::Dtype;
+use crate::model::variant::Mode;
+use crate::model::variant::Pooling;
+use crate::model::variant::VariantConfig;
+
+/// A name becomes a metric label and a health service: it stays short and plain.
+const MAX_NAME_BYTES: usize = 64;
+
+/// A variant as the user wrote it.
+#[derive(Clone, Debug, Default)]
+pub struct VariantOptions {
+    /// "warm" or "ens".
+    pub mode: Option<Mode>,
+    /// One checkpoint.
+    pub model: Option<String>,
+    /// Several checkpoints.
+    pub members: Option<Vec<String>>,
+    /// One per member.
+    pub coefficients: Option<Vec<f64>>,
+    /// How members' rewards become one.
+    pub reduction: Option<Reduction>,
+    /// What to compute in.
+    pub dtype: Option<Dtype>,
+    /// "cpu", "cuda" or "cuda:N".
+    pub device: Option<String>,
+    /// Lowers the model's own limit.
+    pub max_tokens: Option<usize>,
+    /// Overrides the checkpoint's.
+    pub pooling: Option<Pooling>,
+}
+
+/// All `[variants.*]`; paths are relative to `base`.
+pub(super) fn take(file: &mut Section<'_>, base: &Path, problems: &mut Problems) -> Vec<VariantConfig> {
+    let mut variants = file.section("variants", problems);
+    let names = variants.keys();
+    if names.is_empty() {
+        problems.add("there is no variant: add a [variants.NAME]");
+    }
+    let mut checked = Vec::new();
+    for name in names {
+        let mut section = variants.section(&name, problems);
+        let options = VariantOptions {
+            mode: section.take("mode", problems),
+            model: section.take("model", problems),
+            members: section.take("members", problems),
+            coefficients: section.take("coefficients", problems),
+            reduction: section.take("reduction", problems),
+            dtype: section.take("dtype", problems),
+            device: section.take("device", problems),
+            max_tokens: section.take("max_tokens", problems),
+            pooling: section.take("pooling", problems),
+        };
+        section.finish(problems);
+        match options.check(&name, base) {
+            Ok(variant) => checked.push(variant),
+            Err(found) => {
+                problems.0.extend(found.iter().map(|problem| format!("variants.{name}: {problem}")))
+            }
+        }
+    }
+    checked
+}
+
+impl VariantOptions {
+    /// The variant that this means, or all that speaks against it.
+    pub fn check(self, name: &str, base: &Path) -> Result<VariantConfig, Vec<String>> {
+        let mut problems = Problems::default();
+        let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-".contains(&byte);
+        if name.is_empty() || name.len() > MAX_NAME_BYTES || !name.bytes().all(is_plain) {
+            problems.add(format!("the name must be 1 to {MAX_NAME_BYTES} of a-z, 0-9, _ and -"));
+        }
+        if self.mode.is_none() {
+            problems.add("mode is missing: \"warm\" or \"ens\"");
+        }
+        let members = match (self.model, self.members) {
+            (Some(_), Some(_)) => {
+                problems.add("model and members contradict each other: give one of them");
+                Vec::new()
+            }
+            (None, None) => {
+                problems.add("members is missing (or, in mode warm, model)");
+                Vec::new()
+            }
+            (Some(model), None) => {
+                if self.mode == Some(Mode::Ens) {
+                    problems.add("model does not go with mode ens: give members");
+                }
+                vec![model]
+            }
+            (None, Some(members)) => {
+                if members.is_empty() {
+                    problems.add("members is empty");
+                }
+                members
+            }
+        };
+        match self.mode {
+            Some(Mode::Ens) if self.coefficients.is_some() => {
+                problems
+                    .add("coefficients do not go with mode ens: they merge weights, reduction joins rewards");
+            }
+            Some(Mode::Warm) if self.reduction.is_some() => {
+                problems.add("reduction does not go with mode warm: there is one model, and one reward");
+            }
+            _ => {}
+        }
+        if let Some(coefficients) = &self.coefficients {
+            check_coefficients(coefficients, members.len(), &mut problems);
+        }
+        if let Some(Reduction::MeanStd { beta: cost } | Reduction::Uwo { lambda: cost }) = self.reduction
+            && !(cost.is_finite() && cost >= 0.0)
+        {
+            problems.add(format!("reduction: {cost} must be finite and at least 0"));
+        }
+        let device = self.device.unwrap_or_else(|| "cpu".to_owned());
+        let is_cuda = device.strip_prefix("cuda").is_some_and(|index| {
+            index.is_empty() || index.strip_prefix(':').is_some_and(|n| n.parse::<u16>().is_ok())
+        });
+        if device != "cpu" && !is_cuda {
+            problems.add(format!("device: `{device}` is not cpu, cuda or cuda:N"));
+        }
+        if self.max_tokens == Some(0) {
+            problems.add("max_tokens must be above 0");
+        }
+        let members: Vec<PathBuf> =
+            members.iter().filter_map(|member| directory(member, base, &mut problems)).collect();
+        match self.mode {
+            Some(mode) if problems.0.is_empty() => Ok(VariantConfig {
+                name: name.to_owned(),
+                mode,
+                members,
+                coefficients: self.coefficients,
+                reduction: self.reduction.unwrap_or_default(),
+                dtype: self.dtype.unwrap_or_default(),
+                device,
+                max_tokens: self.max_tokens,
+                pooling: self.pooling,
+            }),
+            _ => Err(problems.0),
+        }
+    }
+}
+
+fn check_coefficients(coefficients: &[f64], num_members: usize, problems: &mut Problems) {
+    /// Room for thirds written by hand.
+    const SUM_ATOL: f64 = 1e-3;
+    if coefficients.len() != num_members {
+        problems.add(format!("there are {} coefficients for {num_members} members", coefficients.len()));
+    }
+    let sum: f64 = coefficients.iter().sum();
+    if !coefficients.iter().all(|coefficient| coefficient.is_finite()) {
+        problems.add("coefficients must be finite");
+    } else if (sum - 1.0).abs() > SUM_ATOL {
+        problems.add(format!(
+            "coefficients sum to {sum}: they must sum to 1, or the merge changes the weights' size"
+        ));
+    }
+}
+
+fn directory(member: &str, base: &Path, problems: &mut Problems) -> Option<PathBuf> {
+    let path = base.join(member);
+    if path.is_dir() {
+        return Some(path);
+    }
+    let is_hub_id = member.split('/').count() == 2 && !member.starts_with(['.', '/', '~']);
+    let hint = if is_hub_id { " (hub ids such as org/name are not supported yet)" } else { "" };
+    problems.add(format!("`{}` is not a directory{hint}", path.display()));
+    None
+}

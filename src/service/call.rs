@@ -1,0 +1,121 @@
+//! What the metadata of a call says: its deadline, and the trace it belongs to.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tonic::metadata::MetadataMap;
+use tracing::Span;
+
+use crate::service::status::ServiceError;
+
+/// tonic runs a timer of its own on `grpc-timeout` and answers CANCELLED. Ours ends a little earlier, to answer
+/// DEADLINE_EXCEEDED instead, and while the caller still listens.
+const EARLIER: Duration = Duration::from_millis(5);
+
+/// When the answer is of no use any more, by the call's `grpc-timeout`.
+pub(super) fn deadline(metadata: &MetadataMap) -> Result<Option<Instant>, ServiceError> {
+    let Some(value) = metadata.get("grpc-timeout") else { return Ok(None) };
+    let timeout = value.to_str().ok().and_then(parse_timeout).ok_or_else(|| {
+        ServiceError::field("grpc-timeout", format!("{value:?} is not up to 8 digits and one of H M S m u n"))
+    })?;
+    Ok(Instant::now().checked_add(timeout - EARLIER.min(timeout / 10)))
+}
+
+/// Source: gRPC over HTTP/2, "Timeout".
+fn parse_timeout(value: &str) -> Option<Duration> {
+    let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let count: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(count * 3600)),
+        "M" => Some(Duration::from_secs(count * 60)),
+        "S" => Some(Duration::from_secs(count)),
+        "m" => Some(Duration::from_millis(count)),
+        "u" => Some(Duration::from_micros(count)),
+        "n" => Some(Duration::from_nanos(count)),
+        _ => None,
+    }
+}
+
+/// The span of a call. It continues the caller's trace when `traceparent` is there and well formed, so that
+/// our log lines are found by the trace id.
+pub(super) fn span(method: &'static str, metadata: &MetadataMap) -> Span {
+    let traceparent =
+        metadata.get("traceparent").and_then(|value| value.to_str().ok()).and_then(parse_traceparent);
+    match traceparent {
+        Some((trace_id, parent_id)) => tracing::info_span!("call", method, trace_id, parent_id),
+        None => tracing::info_span!("call", method),
+    }
+}
+
+/// Trace id and parent id. Source: W3C Trace Context, section 3.2: later versions may append fields.
+fn parse_traceparent(value: &str) -> Option<(&str, &str)> {
+    let mut fields = value.split('-');
+    let (version, trace_id, parent_id, flags) =
+        (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+    let is_hex = |text: &str, digits: usize| {
+        text.len() == digits
+            && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+    };
+    let is_zero = |text: &str| text.bytes().all(|byte| byte == b'0');
+    let is_valid = is_hex(version, 2)
+        && version != "ff"
+        && (version != "00" || fields.next().is_none())
+        && is_hex(trace_id, 32)
+        && !is_zero(trace_id)
+        && is_hex(parent_id, 16)
+        && !is_zero(parent_id)
+        && is_hex(flags, 2);
+    is_valid.then_some((trace_id, parent_id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeout_has_up_to_eight_digits_and_a_unit() {
+        let cases = [
+            ("1H", Some(Duration::from_secs(3600))),
+            ("2M", Some(Duration::from_secs(120))),
+            ("3S", Some(Duration::from_secs(3))),
+            ("99999999m", Some(Duration::from_millis(99_999_999))),
+            ("5u", Some(Duration::from_micros(5))),
+            ("6n", Some(Duration::from_nanos(6))),
+            ("123456789S", None),
+            ("S", None),
+            ("", None),
+            ("-1S", None),
+            ("+1S", None),
+            ("1s", None),
+            ("1.5S", None),
+            ("1é", None),
+        ];
+        for (value, expected) in cases {
+            assert_eq!(parse_timeout(value), expected, "{value:?}");
+        }
+    }
+
+    #[test]
+    fn a_traceparent_is_continued_only_when_well_formed() {
+        let trace_id = "4bf92f3577b34da6a3ce929d0e0e4736";
+        let parent_id = "00f067aa0ba902b7";
+        let expected = Some((trace_id, parent_id));
+        let cases = [
+            (format!("00-{trace_id}-{parent_id}-01"), expected),
+            (format!("cc-{trace_id}-{parent_id}-01-more"), expected),
+            (format!("00-{trace_id}-{parent_id}-01-more"), None),
+            (format!("ff-{trace_id}-{parent_id}-01"), None),
+            (format!("00-{}-{parent_id}-01", "0".repeat(32)), None),
+            (format!("00-{trace_id}-{}-01", "0".repeat(16)), None),
+            (format!("00-{}-{parent_id}-01", trace_id.to_uppercase()), None),
+            (format!("00-{trace_id}-{parent_id}"), None),
+            (String::new(), None),
+        ];
+        for (value, expected) in cases {
+            assert_eq!(parse_traceparent(&value), expected, "{value:?}");
+        }
+    }
+}

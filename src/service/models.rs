@@ -1,0 +1,136 @@
+//! What serves now: variants with their lanes, and the routing between them. Replaced in one step, as a whole.
+//!
+//! A request takes a reference to it once, and keeps it until it is answered. So a reload closes nothing:
+//! the last request of the old models drops them, and with them their lanes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::engine::Call;
+use crate::engine::Engine;
+use crate::engine::Lane;
+use crate::engine::Priority;
+use crate::model::ModelError;
+use crate::model::batch::Sequence;
+use crate::model::variant::Variant;
+use crate::model::variant::VariantConfig;
+use crate::model::variant::VariantInfo;
+use crate::service::routing::Routing;
+use crate::text::Input;
+use crate::text::SampleTokenizer;
+use crate::text::TokenizedSample;
+use crate::text::Truncation;
+
+/// Which models to serve: what a reload reads again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Models {
+    /// At least one.
+    pub variants: Vec<VariantConfig>,
+    /// Relative weights by variant name; a variant that is not named is only reached by its name.
+    pub weights: BTreeMap<String, f64>,
+}
+
+/// Where models come from. A trait, so that tests can serve models that are slow, fail, or answer NaN.
+pub trait Source: Send + Sync + 'static {
+    /// Reads the configuration again, for a reload. The error is told to the operator.
+    fn reread(&self) -> Result<Models, String>;
+
+    /// Loads one variant after the other. Called on a thread of its own; may take minutes.
+    fn load(&self, variants: &[VariantConfig]) -> Result<Vec<Variant>, LoadError>;
+}
+
+/// Why models do not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// It cannot be loaded.
+    #[error("load variant `{variant}`")]
+    Model {
+        /// Its name.
+        variant: String,
+        /// Why.
+        #[source]
+        source: ModelError,
+    },
+    /// It was loaded, but its first forward gave no usable reward.
+    #[error("warm up variant `{variant}`: {problem}")]
+    WarmUp {
+        /// Its name.
+        variant: String,
+        /// What went wrong.
+        problem: String,
+    },
+    /// A defect of ours; the panic's own message is in the log.
+    #[error("loading the models panicked")]
+    Panicked,
+}
+
+/// One variant that serves.
+pub(super) struct Served {
+    pub(super) info: VariantInfo,
+    pub(super) tokenizer: Arc<SampleTokenizer>,
+    pub(super) lane: Lane,
+}
+
+/// All that serves.
+#[derive(Clone)]
+pub(super) struct Serving {
+    pub(super) variants: Arc<BTreeMap<String, Arc<Served>>>,
+    pub(super) routing: Routing,
+}
+
+impl Serving {
+    /// Loads `models`, gives each a lane, and returns when each has answered a first forward with a finite
+    /// reward.
+    pub(super) async fn load(
+        source: Arc<dyn Source>,
+        engine: &Engine,
+        models: Models,
+    ) -> Result<Self, LoadError> {
+        let Models { variants, weights } = models;
+        let loading = tokio::task::spawn_blocking(move || source.load(&variants));
+        let loaded = loading.await.map_err(|_| LoadError::Panicked)??;
+        let mut served = BTreeMap::new();
+        for Variant { info, scorer, tokenizer } in loaded {
+            let lane = engine.add_lane(&info.name, scorer);
+            warm_up(&lane, &tokenizer)
+                .await
+                .map_err(|problem| LoadError::WarmUp { variant: info.name.clone(), problem })?;
+            tracing::info!(
+                variant = info.name,
+                architecture = info.architecture,
+                members = info.members.len(),
+                dtype = info.dtype,
+                device = info.device,
+                max_tokens = info.max_tokens,
+                fingerprint = info.fingerprint,
+                "loaded variant"
+            );
+            served.insert(info.name.clone(), Arc::new(Served { info, tokenizer, lane }));
+        }
+        Ok(Self { variants: Arc::new(served), routing: Routing::new(&weights) })
+    }
+
+    /// The variants' descriptions, by name.
+    pub(super) fn infos(&self) -> impl Iterator<Item = &VariantInfo> {
+        self.variants.values().map(|served| &served.info)
+    }
+}
+
+/// The first forward: allocates what later ones reuse, and proves that a reward comes out.
+async fn warm_up(lane: &Lane, tokenizer: &SampleTokenizer) -> Result<(), String> {
+    let text = Input::Text { prompt: "Is it warm?".to_owned(), response: "It is.".to_owned() };
+    let formatted = Input::Formatted("Is it warm? It is.".to_owned());
+    // A template may demand more than one turn of each: such a model still scores formatted text.
+    let TokenizedSample { token_ids, type_ids, .. } = tokenizer
+        .tokenize(&text, Truncation::Right)
+        .or_else(|_| tokenizer.tokenize(&formatted, Truncation::Right))
+        .map_err(|error| error.to_string())?;
+    let call = Call { priority: Priority::Interactive, deadline: None };
+    let scored =
+        lane.score(vec![Sequence { token_ids, type_ids }], call).await.map_err(|error| error.to_string())?;
+    match scored.outcomes.into_iter().next() {
+        Some(Ok(_)) => Ok(()),
+        Some(Err(error)) => Err(error.to_string()),
+        None => Err("no outcome".to_owned()),
+    }
+}

@@ -1,0 +1,159 @@
+//! Which variant answers a request that names none: a deterministic draw by weight.
+//!
+//! Weighted rendezvous hashing: every variant draws a number from the key and its own name, scaled by its
+//! weight, and the largest wins. The same key and weights give the same variant in every process and after
+//! every restart, and a change of weights moves only the keys that must move.
+//!
+//! Source: Schindelhauer & Schomaker 2005, "Weighted distributed hash tables", the logarithmic method.
+
+use std::collections::BTreeMap;
+
+use crate::proto;
+
+/// Shares of the requests by variant; they sum to 1.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Routing {
+    weights: BTreeMap<String, f64>,
+}
+
+impl Routing {
+    /// Scales `weights` to shares. They were checked: known names, finite, none negative, not all zero.
+    pub(super) fn new(weights: &BTreeMap<String, f64>) -> Self {
+        let sum: f64 = weights.values().sum();
+        Self { weights: weights.iter().map(|(name, weight)| (name.clone(), weight / sum)).collect() }
+    }
+
+    /// Shares by variant.
+    pub(super) fn weights(&self) -> &BTreeMap<String, f64> {
+        &self.weights
+    }
+
+    /// The variant for `key`.
+    pub(super) fn choose(&self, key: &[u8]) -> &str {
+        let drawn = |(name, weight): &(&String, &f64)| {
+            // `u` in (0, 1): −ln(u) / weight is exponential with rate `weight`, and the smallest of several
+            // exponentials is the i-th with probability weightᵢ / Σ weight.
+            -uniform(name, key).ln() / **weight
+        };
+        self.weights
+            .iter()
+            .filter(|(_, weight)| **weight > 0.0)
+            .min_by(|a, b| drawn(a).total_cmp(&drawn(b)))
+            .map(|(name, _)| name.as_str())
+            .expect("at least one weight is above zero")
+    }
+}
+
+/// What is wrong with routing weights for `variants`, in words; empty when nothing is.
+pub fn weight_problems<'a>(
+    weights: &BTreeMap<String, f64>,
+    variants: impl Iterator<Item = &'a str> + Clone,
+) -> Vec<String> {
+    let mut problems = Vec::new();
+    for (name, weight) in weights {
+        if !variants.clone().any(|variant| variant == name) {
+            problems.push(format!("names the unknown variant `{name}`"));
+        }
+        if !weight.is_finite() || *weight < 0.0 {
+            problems.push(format!("gives `{name}` the weight {weight}: it must be finite and at least 0"));
+        }
+    }
+    if !weights.values().any(|weight| *weight > 0.0) {
+        problems.push("gives no variant a weight above 0".to_owned());
+    }
+    problems
+}
+
+/// A number in (0, 1) from a digest of both.
+fn uniform(name: &str, key: &[u8]) -> f64 {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&(name.len() as u64).to_le_bytes()).update(name.as_bytes()).update(key);
+    let digest = hasher.finalize();
+    let bits = u64::from_le_bytes(digest.as_bytes()[..8].try_into().expect("a digest has 32 bytes"));
+    // The 53 bits a double holds exactly, moved off zero by half a step.
+    ((bits >> 11) as f64 + 0.5) / (1u64 << 53) as f64
+}
+
+/// What stands for a request without a routing key: its first sample's prompt.
+pub(super) fn prompt_key(sample: &proto::Sample) -> Vec<u8> {
+    use proto::sample::Input;
+    match &sample.input {
+        Some(Input::Text(text)) => text.prompt.clone().into_bytes(),
+        Some(Input::Conversation(conversation)) => {
+            let messages = &conversation.messages;
+            let prompt = &messages[..messages.len().saturating_sub(1)];
+            // Roles and contents may hold any character: lengths keep them apart.
+            prompt
+                .iter()
+                .flat_map(|message| [&message.role, &message.content])
+                .flat_map(|text| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat())
+                .collect()
+        }
+        Some(Input::Formatted(text)) => text.clone().into_bytes(),
+        Some(Input::TokenIds(tokens)) => tokens.ids.iter().flat_map(|id| id.to_le_bytes()).collect(),
+        None => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn routing(weights: &[(&str, f64)]) -> Routing {
+        Routing::new(&weights.iter().map(|(name, weight)| ((*name).to_owned(), *weight)).collect())
+    }
+
+    fn keys() -> impl Iterator<Item = String> {
+        (0..10_000).map(|index| format!("prompt {index}"))
+    }
+
+    #[test]
+    fn shares_follow_the_weights() {
+        let routing = routing(&[("ens", 1.0), ("warm", 9.0), ("off", 0.0)]);
+        let ens = keys().filter(|key| routing.choose(key.as_bytes()) == "ens").count();
+        let off = keys().filter(|key| routing.choose(key.as_bytes()) == "off").count();
+        // 10,000 draws at 0.1 have a standard deviation of 30: five of them.
+        assert!((850..=1150).contains(&ens), "{ens}");
+        assert_eq!(off, 0);
+    }
+
+    #[test]
+    fn a_change_of_weights_moves_only_the_keys_that_must_move() {
+        let before = routing(&[("a", 1.0), ("b", 1.0), ("c", 2.0)]);
+        let after = routing(&[("a", 1.0), ("b", 1.0), ("c", 1.0)]);
+        let moves: Vec<(String, String)> = keys()
+            .map(|key| (before.choose(key.as_bytes()).to_owned(), after.choose(key.as_bytes()).to_owned()))
+            .filter(|(old, new)| old != new)
+            .collect();
+        // `c` gives up 1/2 − 1/3 of all keys, and nobody else gives up any.
+        assert!(moves.iter().all(|(old, _)| old == "c"), "only `c` lost weight");
+        assert!((1480..=1860).contains(&moves.len()), "{}", moves.len());
+    }
+
+    #[test]
+    fn a_choice_is_the_same_in_every_process_forever() {
+        let routing = routing(&[("ens", 1.0), ("warm", 1.0)]);
+        let choices: Vec<&str> =
+            ["a", "b", "c", "d", "e", "f"].map(|key| routing.choose(key.as_bytes())).into();
+        assert_eq!(choices, GOLDEN_CHOICES);
+    }
+
+    /// Noted when the hash was chosen: a change here splits the groups of every run under way.
+    const GOLDEN_CHOICES: [&str; 6] = ["ens", "warm", "ens", "ens", "ens", "warm"];
+
+    #[test]
+    fn the_messages_before_the_last_are_a_conversations_prompt() {
+        let conversation = |contents: &[&str]| proto::Sample {
+            id: String::new(),
+            input: Some(proto::sample::Input::Conversation(proto::Conversation {
+                messages: contents
+                    .iter()
+                    .map(|content| proto::Message { role: "user".into(), content: (*content).into() })
+                    .collect(),
+            })),
+        };
+        assert_eq!(prompt_key(&conversation(&["q", "one"])), prompt_key(&conversation(&["q", "two"])));
+        assert_ne!(prompt_key(&conversation(&["q", "one"])), prompt_key(&conversation(&["p", "one"])));
+        assert_eq!(prompt_key(&conversation(&[])), b"");
+    }
+}

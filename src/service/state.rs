@@ -1,0 +1,228 @@
+//! What all handlers share: the phase of the server's life, what serves now, and the limits that hold for all
+//! callers together.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+use tokio::sync::Notify;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
+
+use crate::engine::Engine;
+use crate::metrics;
+use crate::metrics::ModelInfo;
+use crate::model::variant::VariantInfo;
+use crate::service::models::LoadError;
+use crate::service::models::Models;
+use crate::service::models::Serving;
+use crate::service::models::Source;
+use crate::service::routing::Routing;
+use crate::service::routing::weight_problems;
+use crate::service::status::ServiceError;
+use crate::service::tokenize::TokenizerThreads;
+
+/// Limits that hold for all callers together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The largest message, encoded.
+    pub max_message_bytes: usize,
+    /// More samples in one request are refused.
+    pub max_samples_per_request: usize,
+    /// What the requests in flight may hold together, encoded; more are refused.
+    pub max_in_flight_bytes: usize,
+}
+
+/// Shared by all handlers.
+pub(super) struct State {
+    pub(super) limits: Limits,
+    pub(super) engine: Engine,
+    pub(super) tokenizers: TokenizerThreads,
+    source: Arc<dyn Source>,
+    /// None while the first models load.
+    serving: ArcSwapOption<Serving>,
+    /// Held by whoever replaces what serves.
+    replacing: tokio::sync::Mutex<()>,
+    in_flight_bytes: Arc<Semaphore>,
+    /// Every call that is being served.
+    pub(super) calls: TaskTracker,
+    /// Somebody asked the server to stop: it is not ready any more, but still takes requests.
+    pub(super) leaving: CancellationToken,
+    /// No new work from here on.
+    pub(super) draining: CancellationToken,
+    /// All is answered: connections close.
+    pub(super) closing: CancellationToken,
+    /// Told whenever readiness or a variant's health may have changed.
+    pub(super) health_changed: Arc<Notify>,
+}
+
+impl State {
+    pub(super) fn new(limits: Limits, engine: Engine, source: Arc<dyn Source>) -> std::io::Result<Self> {
+        Ok(Self {
+            limits,
+            engine,
+            tokenizers: TokenizerThreads::start()?,
+            source,
+            serving: ArcSwapOption::empty(),
+            replacing: tokio::sync::Mutex::new(()),
+            in_flight_bytes: Arc::new(Semaphore::new(limits.max_in_flight_bytes.min(Semaphore::MAX_PERMITS))),
+            calls: TaskTracker::new(),
+            leaving: CancellationToken::new(),
+            draining: CancellationToken::new(),
+            closing: CancellationToken::new(),
+            health_changed: Arc::new(Notify::new()),
+        })
+    }
+
+    /// Runs a call as a task of its own: known until it ends, aborted when its caller goes, and a panic in it
+    /// is only its own error.
+    pub(super) async fn run<T, F>(
+        self: &Arc<Self>,
+        call: impl FnOnce(Arc<Self>) -> F,
+    ) -> Result<T, ServiceError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, ServiceError>> + Send + 'static,
+    {
+        let call = call(self.clone()).in_current_span();
+        AbortOnDropHandle::new(self.calls.spawn(call)).await.unwrap_or(Err(ServiceError::Panicked))
+    }
+
+    /// What serves now, or why nothing does.
+    pub(super) fn serving(&self) -> Result<Arc<Serving>, ServiceError> {
+        if self.draining.is_cancelled() {
+            return Err(ServiceError::Draining);
+        }
+        self.serving.load_full().ok_or(ServiceError::Loading)
+    }
+
+    /// Each variant, and whether callers should come for it: its forwards succeed, and the server is not about
+    /// to stop.
+    pub(super) fn variants_health(&self) -> BTreeMap<String, bool> {
+        let serving = self.serving.load_full();
+        let variants = serving.iter().flat_map(|serving| serving.variants.iter());
+        let is_staying = !self.leaving.is_cancelled();
+        variants.map(|(name, served)| (name.clone(), is_staying && *served.lane.health().borrow())).collect()
+    }
+
+    /// Whether callers should come for some variant.
+    pub(super) fn is_ready(&self) -> bool {
+        self.variants_health().values().any(|is_healthy| *is_healthy)
+    }
+
+    /// Room for a request of so many bytes, held until it is answered.
+    pub(super) fn admit_bytes(&self, bytes: usize) -> Result<OwnedSemaphorePermit, ServiceError> {
+        /// What a request costs apart from its text: tasks, spans, results.
+        const OVERHEAD_BYTES: usize = 1024;
+        let permits = u32::try_from(bytes + OVERHEAD_BYTES).unwrap_or(u32::MAX);
+        let limit = self.limits.max_in_flight_bytes;
+        self.in_flight_bytes
+            .clone()
+            .try_acquire_many_owned(permits)
+            .map_err(|_| ServiceError::TooMuchInFlight { limit })
+    }
+
+    /// Loads the first models and begins to serve them.
+    pub(super) async fn load(&self, models: Models) -> Result<(), LoadError> {
+        let _replacing = self.replacing.lock().await;
+        let serving = self.load_beside(models).await?;
+        self.serve(serving);
+        Ok(())
+    }
+
+    /// Reads the configuration again, loads its models beside the ones that serve, and swaps in one step. On
+    /// any error the old ones serve on.
+    pub(super) async fn reload(&self) -> Result<Arc<Serving>, ServiceError> {
+        let result = self.replace_models().await;
+        match &result {
+            Ok(_) => {
+                metrics::reload_finished(metrics::Reload::Succeeded);
+                tracing::info!("reloaded");
+            }
+            Err(error) => {
+                metrics::reload_finished(metrics::Reload::Failed);
+                tracing::warn!(%error, "reload failed");
+            }
+        }
+        result
+    }
+
+    async fn replace_models(&self) -> Result<Arc<Serving>, ServiceError> {
+        // While the first models load, the lock is theirs: the caller is told so.
+        self.serving()?;
+        let Ok(_replacing) = self.replacing.try_lock() else { return Err(ServiceError::ReloadUnderWay) };
+        let models = self.source.reread().map_err(ServiceError::ReloadFailed)?;
+        let loaded = self.load_beside(models).await;
+        Ok(self.serve(loaded.map_err(|error| ServiceError::ReloadFailed(chain(&error)))?))
+    }
+
+    /// Loads models that nobody is served by yet.
+    async fn load_beside(&self, models: Models) -> Result<Serving, LoadError> {
+        let serving = Serving::load(self.source.clone(), &self.engine, models).await?;
+        for served in serving.variants.values() {
+            let mut health = served.lane.health();
+            let health_changed = self.health_changed.clone();
+            // Ends with the lane.
+            tokio::spawn(async move {
+                while health.changed().await.is_ok() {
+                    health_changed.notify_one();
+                }
+            });
+        }
+        Ok(serving)
+    }
+
+    /// Replaces the routing weights.
+    pub(super) fn set_routing(&self, weights: BTreeMap<String, f64>) -> Result<Arc<Serving>, ServiceError> {
+        let Ok(_replacing) = self.replacing.try_lock() else { return Err(ServiceError::ReloadUnderWay) };
+        let serving = self.serving()?;
+        let problems = weight_problems(&weights, serving.variants.keys().map(String::as_str));
+        if !problems.is_empty() {
+            return Err(ServiceError::field("weights", problems.join(", ")));
+        }
+        let routing = Routing::new(&weights);
+        tracing::info!(weights = ?routing.weights(), "routing changed");
+        Ok(self.serve(Serving { variants: serving.variants.clone(), routing }))
+    }
+
+    /// The one step in which everything is replaced.
+    fn serve(&self, serving: Serving) -> Arc<Serving> {
+        let models: Vec<ModelInfo> = serving.infos().map(model_info).collect();
+        for model in &models {
+            metrics::register_variant(&model.variant, model.num_members);
+        }
+        metrics::models_served(&models);
+        metrics::routing_changed(serving.routing.weights());
+        let serving = Arc::new(serving);
+        self.serving.store(Some(serving.clone()));
+        self.health_changed.notify_one();
+        serving
+    }
+}
+
+fn model_info(info: &VariantInfo) -> ModelInfo {
+    ModelInfo {
+        variant: info.name.clone(),
+        mode: info.mode.name().to_owned(),
+        num_members: info.members.len(),
+        dtype: info.dtype.to_owned(),
+        device: info.device.clone(),
+        fingerprint: info.fingerprint.clone(),
+        architecture: info.architecture.clone(),
+    }
+}
+
+/// An error with all its causes, in one line.
+fn chain(error: &LoadError) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,221 @@
+//! Every error of the service, and the one mapping from errors to gRPC statuses.
+//!
+//! The code tells the client what to do. What may help it is in the details: a `google.rpc.BadRequest` that
+//! names every bad field, or a `google.rpc.RetryInfo` with the same delay in `grpc-retry-pushback-ms`, which
+//! gRPC clients with a retry policy obey by themselves.
+
+use std::time::Duration;
+
+use tonic::Code;
+use tonic::Status;
+use tonic_types::ErrorDetails;
+use tonic_types::FieldViolation;
+use tonic_types::StatusExt;
+
+use crate::engine::EngineError;
+use crate::proto;
+
+/// While the models load there is nothing to say about how long it takes: a second is polite.
+const LOADING_RETRY: Duration = Duration::from_secs(1);
+/// A draining server does not come back: the delay is only for finding another one.
+const DRAINING_RETRY: Duration = Duration::from_millis(100);
+/// Budgets in use become free within a batch or two.
+const BUSY_RETRY: Duration = Duration::from_millis(500);
+
+/// Why a call as a whole has no answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ServiceError {
+    /// The request can never succeed as it is.
+    #[error("{}", list(.0))]
+    BadRequest(Vec<FieldViolation>),
+    #[error("variant: is unknown, the variants are {known}")]
+    UnknownVariant { known: String },
+    #[error("variant `{variant}` has fingerprint {actual}, not the expected {expected}")]
+    WrongFingerprint { variant: String, actual: String, expected: String },
+    #[error("the models are still loading")]
+    Loading,
+    #[error("the server is draining")]
+    Draining,
+    #[error("requests in flight hold {limit} bytes, the limit; retry in {BUSY_RETRY:?}")]
+    TooMuchInFlight { limit: usize },
+    #[error("the deadline passed before all samples were scored")]
+    DeadlineExceeded,
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error("a reload is already under way")]
+    ReloadUnderWay,
+    #[error("the old models serve on: {0}")]
+    ReloadFailed(String),
+    /// A defect of ours; the panic's own message is in the log.
+    #[error("the server failed on this request")]
+    Panicked,
+}
+
+impl ServiceError {
+    /// One bad field.
+    pub(super) fn field(field: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::BadRequest(vec![FieldViolation::new(field, problem)])
+    }
+
+    /// What the client should do.
+    pub(super) fn code(&self) -> Code {
+        self.code_and_retry().0
+    }
+
+    /// The code, and when to try again if that would help.
+    fn code_and_retry(&self) -> (Code, Option<Duration>) {
+        match self {
+            Self::BadRequest(_) => (Code::InvalidArgument, None),
+            Self::UnknownVariant { .. } => (Code::InvalidArgument, None),
+            Self::WrongFingerprint { .. } => (Code::FailedPrecondition, None),
+            Self::Loading => (Code::Unavailable, Some(LOADING_RETRY)),
+            Self::Draining => (Code::Unavailable, Some(DRAINING_RETRY)),
+            Self::TooMuchInFlight { .. } => (Code::ResourceExhausted, Some(BUSY_RETRY)),
+            Self::DeadlineExceeded => (Code::DeadlineExceeded, None),
+            Self::Engine(EngineError::TooLarge { .. }) => (Code::InvalidArgument, None),
+            Self::Engine(EngineError::QueueFull { retry_after, .. }) => {
+                (Code::ResourceExhausted, Some(*retry_after))
+            }
+            Self::Engine(EngineError::WouldExpire { wait, left }) => {
+                (Code::ResourceExhausted, Some(wait.saturating_sub(*left)))
+            }
+            Self::Engine(EngineError::DeadlineExceeded) => (Code::DeadlineExceeded, None),
+            Self::Engine(EngineError::Draining) => (Code::Unavailable, Some(DRAINING_RETRY)),
+            Self::ReloadUnderWay => (Code::Aborted, None),
+            Self::ReloadFailed(_) => (Code::FailedPrecondition, None),
+            Self::Panicked => (Code::Internal, None),
+        }
+    }
+
+    fn details(&self, retry: Option<Duration>) -> ErrorDetails {
+        let mut details = ErrorDetails::new();
+        match self {
+            Self::BadRequest(violations) => {
+                details.set_bad_request(violations.clone());
+            }
+            Self::UnknownVariant { .. } => {
+                details.add_bad_request_violation("variant", self.to_string());
+            }
+            Self::Engine(EngineError::TooLarge { .. }) => {
+                details.add_bad_request_violation("samples", self.to_string());
+            }
+            _ => {}
+        }
+        if retry.is_some() {
+            details.set_retry_info(retry);
+        }
+        details
+    }
+}
+
+impl From<ServiceError> for Status {
+    fn from(error: ServiceError) -> Self {
+        let (code, retry) = error.code_and_retry();
+        let mut status = Status::with_error_details(code, error.to_string(), error.details(retry));
+        if let Some(retry) = retry {
+            status.metadata_mut().insert("grpc-retry-pushback-ms", (retry.as_millis() as u64).into());
+        }
+        status
+    }
+}
+
+/// In a stream, one request's failure is a response.
+impl From<ServiceError> for proto::Error {
+    fn from(error: ServiceError) -> Self {
+        let (code, retry) = error.code_and_retry();
+        proto::Error {
+            code: code as i32,
+            message: error.to_string(),
+            retry_after_seconds: retry.map(|retry| retry.as_secs_f64()),
+        }
+    }
+}
+
+fn list(violations: &[FieldViolation]) -> String {
+    let problems: Vec<String> = violations
+        .iter()
+        .map(|violation| format!("{}: {}", violation.field, violation.description))
+        .collect();
+    problems.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_error_has_its_code_and_only_passing_ones_a_pushback() {
+        struct Case {
+            error: ServiceError,
+            code: Code,
+            retry_ms: Option<&'static str>,
+        }
+        let ms = Duration::from_millis;
+        let case = |error, code, retry_ms| Case { error, code, retry_ms };
+        let cases = [
+            case(ServiceError::field("samples", "empty"), Code::InvalidArgument, None),
+            case(ServiceError::UnknownVariant { known: "a".into() }, Code::InvalidArgument, None),
+            case(
+                ServiceError::WrongFingerprint {
+                    variant: "a".into(),
+                    actual: "b".into(),
+                    expected: "c".into(),
+                },
+                Code::FailedPrecondition,
+                None,
+            ),
+            case(ServiceError::Loading, Code::Unavailable, Some("1000")),
+            case(ServiceError::Draining, Code::Unavailable, Some("100")),
+            case(ServiceError::TooMuchInFlight { limit: 1 }, Code::ResourceExhausted, Some("500")),
+            case(ServiceError::DeadlineExceeded, Code::DeadlineExceeded, None),
+            case(EngineError::TooLarge { tokens: 2, limit: 1 }.into(), Code::InvalidArgument, None),
+            case(
+                EngineError::QueueFull { waiting: 1, limit: 1, retry_after: ms(70) }.into(),
+                Code::ResourceExhausted,
+                Some("70"),
+            ),
+            case(
+                EngineError::WouldExpire { wait: ms(90), left: ms(50) }.into(),
+                Code::ResourceExhausted,
+                Some("40"),
+            ),
+            case(EngineError::DeadlineExceeded.into(), Code::DeadlineExceeded, None),
+            case(EngineError::Draining.into(), Code::Unavailable, Some("100")),
+            case(ServiceError::ReloadUnderWay, Code::Aborted, None),
+            case(ServiceError::ReloadFailed("x".into()), Code::FailedPrecondition, None),
+            case(ServiceError::Panicked, Code::Internal, None),
+        ];
+        let mut failures = Vec::new();
+        for Case { error, code, retry_ms } in cases {
+            let name = format!("{error:?}");
+            let status = Status::from(error);
+            let pushback = status
+                .metadata()
+                .get("grpc-retry-pushback-ms")
+                .map(|value| value.to_str().unwrap().to_owned());
+            let retry_info = status.get_details_retry_info().is_some();
+            if (status.code(), pushback.as_deref(), retry_info) != (code, retry_ms, retry_ms.is_some()) {
+                failures.push(format!("{name}: {status:?}"));
+            }
+        }
+        assert!(failures.is_empty(), "{failures:#?}");
+    }
+
+    #[test]
+    fn a_bad_request_names_every_field() {
+        let error = ServiceError::BadRequest(vec![
+            FieldViolation::new("samples[3].input", "is not set"),
+            FieldViolation::new("priority", "9 is unknown"),
+        ]);
+        let status = Status::from(error);
+        assert_eq!(status.message(), "samples[3].input: is not set; priority: 9 is unknown");
+        let fields: Vec<String> = status
+            .get_details_bad_request()
+            .unwrap()
+            .field_violations
+            .into_iter()
+            .map(|violation| violation.field)
+            .collect();
+        assert_eq!(fields, ["samples[3].input", "priority"]);
+    }
+}
