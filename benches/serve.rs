@@ -62,16 +62,25 @@ fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == name);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    println!("| model | variant | bare samples/s | served samples/s | served / bare | p50 ms | p99 ms | one alone: bare ms | served ms |");
+    println!(
+        "| model | variant | bare samples/s | served samples/s | served / bare | p50 ms | p99 ms | one alone: bare ms | served ms |"
+    );
     println!("| --- | --- | --- | --- | --- | --- | --- | --- | --- |");
     if is_wanted("demo") {
         let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/demo");
         let members = (0..4).map(|member| demo.join(format!("member-{member}"))).collect();
-        runtime.block_on(measure(Workload { name: "demo", members, samples: 1024, lengths: (16, 64), vocab: 2000 }));
+        runtime.block_on(measure(Workload {
+            name: "demo",
+            members,
+            samples: 1024,
+            lengths: (16, 64),
+            vocab: 2000,
+        }));
     }
     if is_wanted("smollm2") {
         let dir = tempfile::tempdir().unwrap();
-        let members: Vec<PathBuf> = (0..2).map(|member| dir.path().join(format!("member-{member}"))).collect();
+        let members: Vec<PathBuf> =
+            (0..2).map(|member| dir.path().join(format!("member-{member}"))).collect();
         members.iter().enumerate().for_each(|(seed, path)| write_smollm2_shaped(path, seed as u64));
         let workload = Workload { name: "smollm2", members, samples: 32, lengths: (64, 192), vocab: 49_152 };
         runtime.block_on(measure(workload));
@@ -213,7 +222,9 @@ async fn send(client: &mut RewardServiceClient<Channel>, variant: &str, samples:
     let request = proto::ScoreRequest { samples, variant: variant.to_owned(), ..Default::default() };
     let results = client.score(request).await.unwrap().into_inner().results;
     assert_eq!(results.len(), count);
-    let is_score = |result: &proto::SampleResult| matches!(result.outcome, Some(proto::sample_result::Outcome::Score(_)));
+    let is_score = |result: &proto::SampleResult| {
+        matches!(result.outcome, Some(proto::sample_result::Outcome::Score(_)))
+    };
     assert!(results.iter().all(is_score), "{results:?}");
 }
 
@@ -253,8 +264,11 @@ async fn serve(variants: Vec<VariantConfig>) -> (service::Running, RewardService
         models: service::Models { variants, weights: [("warm".to_owned(), 1.0)].into() },
     };
     let running = service::start(config, FromDisk).await.unwrap();
-    let channel =
-        Channel::from_shared(format!("http://{}", running.addresses.listen)).unwrap().connect().await.unwrap();
+    let channel = Channel::from_shared(format!("http://{}", running.addresses.listen))
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
     let mut client = RewardServiceClient::new(channel);
     while client.get_server_info(proto::GetServerInfoRequest {}).await.is_err() {
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -314,7 +328,8 @@ fn write_smollm2_shaped(dir: &Path, seed: u64) {
         .into_iter()
         .map(|(name, shape)| {
             let count: usize = shape.iter().product();
-            let draw = |_| half::f16::from_f32(noise.below(1 << 16) as f32 / (1 << 20) as f32 - 0.03).to_le_bytes();
+            let draw =
+                |_| half::f16::from_f32(noise.below(1 << 16) as f32 / (1 << 20) as f32 - 0.03).to_le_bytes();
             let bytes = (0..count).flat_map(draw).collect();
             (name, shape, bytes)
         })

@@ -55,25 +55,17 @@ impl Head {
     /// Finds the head among the checkpoint's tensors, and loads it.
     pub fn load(weights: &mut Weights<'_>, config: &CheckpointConfig) -> Result<Self, ModelError> {
         let hidden = config.backbone.hidden();
-        let kind = find(weights, config)?;
+        let (kind, output) = find(weights, config)?;
         let pooling = config.pooling(kind);
         if pooling == Pooling::FirstEos && config.eos_token_ids.is_empty() {
             return Err(ModelError::Unsupported(
                 "pooling first_eos needs an `eos_token_id` in config.json".to_owned(),
             ));
         }
-        let openrlhf = config.value_head_prefix.clone().unwrap_or_default();
-        let (dense, output) = match kind {
-            HeadKind::Score => (None, "score".to_owned()),
-            HeadKind::OpenRlhf => (None, openrlhf),
-            HeadKind::TrlValueHead => (None, "v_head.summary".to_owned()),
-            HeadKind::ValueHead => (None, "v_head".to_owned()),
-            HeadKind::BertClassifier => {
-                (Some(format!("{}pooler.dense", weights.backbone_prefix())), "classifier".to_owned())
-            }
-            HeadKind::RobertaClassifier => {
-                (Some("classifier.dense".to_owned()), "classifier.out_proj".to_owned())
-            }
+        let dense = match kind {
+            HeadKind::BertClassifier => Some(format!("{}pooler.dense", weights.backbone_prefix())),
+            HeadKind::RobertaClassifier => Some("classifier.dense".to_owned()),
+            HeadKind::Score | HeadKind::OpenRlhf | HeadKind::TrlValueHead | HeadKind::ValueHead => None,
         };
         let rows = weights.rows(&format!("{output}.weight"))?;
         if rows != 1 {
@@ -155,30 +147,30 @@ impl Head {
     }
 }
 
-fn find(weights: &Weights<'_>, config: &CheckpointConfig) -> Result<HeadKind, ModelError> {
+/// The head's kind and the name of its last layer.
+fn find(weights: &Weights<'_>, config: &CheckpointConfig) -> Result<(HeadKind, String), ModelError> {
     let is_encoder = matches!(config.backbone, BackboneConfig::Encoder(_));
-    if let (Some(prefix), false) = (&config.value_head_prefix, is_encoder) {
-        return if weights.contains(&format!("{prefix}.weight")) {
-            Ok(HeadKind::OpenRlhf)
-        } else {
-            Err(ModelError::MissingTensor { name: format!("{prefix}.weight") })
-        };
-    }
-    let heads: &[(&str, HeadKind)] = if is_encoder {
-        &[
+    let is_openrlhf = config.architecture == "RewardModel" || config.value_head_prefix.is_some();
+    let prefixed = config.value_head_prefix.as_ref().map(|prefix| format!("{prefix}.weight"));
+    let heads: &[(&str, HeadKind)] = match &prefixed {
+        _ if is_encoder => &[
             ("classifier.weight", HeadKind::BertClassifier),
             ("classifier.out_proj.weight", HeadKind::RobertaClassifier),
-        ]
-    } else {
-        &[
+        ],
+        Some(name) => &[(name, HeadKind::OpenRlhf)],
+        // files that OpenRLHF wrote before it wrote the prefix
+        None if is_openrlhf => {
+            &[("score.weight", HeadKind::OpenRlhf), ("value_head.weight", HeadKind::OpenRlhf)]
+        }
+        None => &[
             ("score.weight", HeadKind::Score),
             ("v_head.summary.weight", HeadKind::TrlValueHead),
             ("v_head.weight", HeadKind::ValueHead),
-        ]
+        ],
     };
     let found: Vec<_> = heads.iter().filter(|(name, _)| weights.contains(name)).collect();
     match found.as_slice() {
-        [(_, kind)] => Ok(*kind),
+        [(name, kind)] => Ok((*kind, name.trim_end_matches(".weight").to_owned())),
         [] => Err(ModelError::NoHead {
             looked_for: heads.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", "),
         }),

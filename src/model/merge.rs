@@ -2,7 +2,7 @@
 //!
 //! Sums run in `f64` and are rounded *once* to the precision that is asked for. Rounding from `f64` to `f16` or
 //! `bf16` by way of `f32` would round twice, and differ from a reference in the last place; the `half` crate
-//! does so on machines with F16C. [`round_to_odd`] makes the first step harmless.
+//! does so on machines with F16C. `round_to_odd` makes the first step harmless.
 //!
 //! Source of the method: Ramé et al. 2024, WARM (arXiv:2401.12187).
 
