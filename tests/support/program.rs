@@ -1,0 +1,117 @@
+//! The real program, run as a user would.
+
+use std::io::BufRead;
+use std::io::BufReader;
+use std::io::Write;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Child;
+use std::process::Command;
+use std::process::ExitStatus;
+use std::process::Output;
+use std::process::Stdio;
+
+/// The folder of the repository.
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The program, in the repository's folder, without the variables of whoever runs the tests.
+pub(crate) fn rewarm(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rewarm"));
+    command.args(args).current_dir(root()).env_remove("COLUMNS");
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("REWARM_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// Runs the program to its end.
+pub(crate) fn run(args: &[&str]) -> Output {
+    rewarm(args).output().unwrap()
+}
+
+/// Runs `rewarm score` on these lines.
+pub(crate) fn score(args: &[&str], lines: impl AsRef<[u8]>) -> Output {
+    let mut command = rewarm(&[&["score"], args].concat());
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let lines = lines.as_ref().to_vec();
+    // the answers of many lines fill their pipe before the last line is read
+    let writer = std::thread::spawn(move || stdin.write_all(&lines));
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap().unwrap();
+    output
+}
+
+/// What was printed.
+pub(crate) fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// Three ports that were free a moment ago.
+pub(crate) fn free_ports() -> [u16; 3] {
+    let listeners = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    listeners.map(|listener| listener.local_addr().unwrap().port())
+}
+
+/// A running `rewarm serve`; killed when a test fails.
+pub(crate) struct Server {
+    child: Child,
+    /// Of the reward service.
+    pub(crate) listen: String,
+    /// Of /metrics, /healthz and /readyz.
+    pub(crate) metrics: String,
+}
+
+impl Server {
+    /// Starts `rewarm serve` with these arguments on free ports; returns once it is ready, by its log.
+    pub(crate) fn start(args: &[&str]) -> Self {
+        let base = ["serve", "--log-format", "json"];
+        let ports = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--metrics", "127.0.0.1:0"];
+        let mut command = rewarm(&[&base[..], &ports, args].concat());
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+        let (mut listen, mut metrics) = (String::new(), String::new());
+        for line in log.by_ref() {
+            let line: serde_json::Value =
+                serde_json::from_str(&line.unwrap()).expect("each log line is JSON");
+            if line["message"] == "listening" {
+                listen = line["listen"].as_str().unwrap().to_owned();
+                metrics = line["metrics"].as_str().unwrap().to_owned();
+            }
+            if line["message"] == "readiness changed" {
+                break;
+            }
+        }
+        // Whoever closes the pipe of a process that logs ends it.
+        std::thread::spawn(move || log.for_each(drop));
+        Self { child, listen, metrics }
+    }
+
+    /// Of the reward service.
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.listen)
+    }
+
+    pub(crate) fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    /// Waits for its end.
+    pub(crate) fn wait(mut self) -> ExitStatus {
+        self.child.wait().unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
