@@ -14,7 +14,7 @@ The recipe, after WARM (arXiv 2401.12187):
    from a linear reward on them (Bradley-Terry, training pairs);
 4. one shared head: a linear probe of the frozen base, Bradley-Terry loss;
 5. four members from there, each with its own learning rate, seed, data order, dropout and number of epochs.
-Weights are stored as f16; every number in the model card is measured on the stored files.
+Half an hour on one core of a busy machine. Weights are stored as f16; every number in the model card is measured on the stored files.
 """
 import argparse
 import gzip
@@ -356,7 +356,10 @@ def write_family(tokenizer, models, out):
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         model.half().save_pretrained(directory)
+        (directory / "model.safetensors").chmod(0o644)  # save_pretrained leaves it to its owner alone
         tokenizer.save_pretrained(directory)
+        path = directory / "tokenizer_config.json"  # transformers 4 does not know the class name that 5 writes
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}, indent=2) + "\n")
 
 
 def main():
@@ -367,7 +370,7 @@ def main():
     parser.add_argument("--minilm", type=pathlib.Path, required=True)
     parser.add_argument("--out", type=pathlib.Path, default=root / "deploy" / "demo")
     parser.add_argument("--golden", type=pathlib.Path, default=root / "tests" / "data" / "demo_golden.json")
-    parser.add_argument("--cache", type=pathlib.Path, help="keep the teacher's targets and the base here, and start from them")
+    parser.add_argument("--cache", type=pathlib.Path, help="keep the teacher's vectors and the base here, and start from them")
     parser.add_argument("--measure-only", action="store_true", help="leave the members in --out as they are; measure them and write card and rewards")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -376,22 +379,25 @@ def main():
 
     pairs, validation = read_pairs(args.train), read_pairs(args.val)
     responses = sorted({pair[side] for pair in pairs for side in ("chosen", "rejected")})
-    prompt = pairs[0]["prompt"]
-    assert {pair["prompt"] for pair in pairs} == {prompt}
-    tokenizer, kept = prune_vocabulary(args.minilm, responses + [prompt] * 100)
+    assert len({pair["prompt"] for pair in pairs}) == 1
+    tokenizer, kept = prune_vocabulary(args.minilm, responses + [pairs[0]["prompt"]] * 100)
     train, val = EncodedPairs(tokenizer, pairs), EncodedPairs(tokenizer, validation)
 
-    texts = responses + recombine(responses, DISTIL["recombinations"], DISTIL["seed"])
-    vectors = cached(args.cache, "vectors.pt", lambda: teacher_vectors(args.minilm, texts))
-    row = {text: i for i, text in enumerate(responses)}
-    weight = linear_probe(torch.stack([vectors[row[pair["chosen"]]] - vectors[row[pair["rejected"]]] for pair in pairs]))
-    base = cached(args.cache, "base.pt", lambda: distil(small_bert(args.minilm, kept), Encoded(tokenizer, [prompt] * len(texts), texts), vectors, weight))
+    base = cached(args.cache, "base.pt", lambda: make_base(args, tokenizer, kept, pairs, responses))
     probe_head(base, train)
     probe = accuracy(val.all_margins(rewards_by(base)))
     say(f"base and probe: {sum(p.numel() for p in base.parameters())} parameters, accuracy {probe:.4f}")
     if not args.measure_only:
         write_family(tokenizer, {f"member-{i}": train_member(base, train, options, f"member-{i}") for i, options in enumerate(MEMBERS)}, args.out)
     report(args, train, val, validation, probe)
+
+
+def make_base(args, tokenizer, kept, pairs, responses):
+    texts = responses + recombine(responses, DISTIL["recombinations"], DISTIL["seed"])
+    vectors = cached(args.cache, "vectors.pt", lambda: teacher_vectors(args.minilm, texts))
+    row = {text: i for i, text in enumerate(responses)}
+    weight = linear_probe(torch.stack([vectors[row[pair["chosen"]]] - vectors[row[pair["rejected"]]] for pair in pairs]))
+    return distil(small_bert(args.minilm, kept), Encoded(tokenizer, [pairs[0]["prompt"]] * len(texts), texts), vectors, weight)
 
 
 def cached(folder, name, make):

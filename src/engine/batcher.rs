@@ -1,0 +1,181 @@
+//! Which waiting samples go together now. Pure: numbers in, numbers out.
+//!
+//! First a lane is chosen, then the head of its queue is taken, in its order, until the next sample would exceed
+//! the budget of tokens. The head always goes, so nothing can starve behind what came later.
+//!
+//! # Why in strict order?
+//!
+//! Batches are packed, never padded: samples of like length have nothing to gain from each other's company, and
+//! what strict order leaves unused of a batch is less than one sample.
+//!
+//! # Why by device time?
+//!
+//! Lanes share the device by the seconds they use it, because a batch of an ensemble of four costs four times
+//! that of one model: taking turns would give ENS four fifths of the device, and counting tokens would too. A
+//! lane's `device_time` rises by what its batches take, and the lane with the least goes first. A lane that does
+//! not contend is lifted to the time of the one that is served: whoever slept has no credit.
+
+/// What a lane has waiting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Waiting {
+    /// Nothing.
+    Nothing,
+    /// Only background work, which yields to anything else in any lane.
+    Background,
+    /// Something that a caller wants soon.
+    Urgent,
+}
+
+/// A lane, as the choice sees it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Contender {
+    pub(super) waiting: Waiting,
+    /// Seconds of the device that count against this lane.
+    pub(super) device_time: f64,
+}
+
+/// The lane whose turn it is: the least served of those with urgent work, else of those with background work.
+/// Lifts all that do not contend to the chosen one's device time.
+pub(super) fn choose_lane(lanes: &mut [Contender]) -> Option<usize> {
+    let contending = [Waiting::Urgent, Waiting::Background]
+        .into_iter()
+        .find(|&waiting| lanes.iter().any(|lane| lane.waiting == waiting))?;
+    let chosen = (0..lanes.len())
+        .filter(|&lane| lanes[lane].waiting == contending)
+        .min_by(|&a, &b| lanes[a].device_time.total_cmp(&lanes[b].device_time))?;
+    let now = lanes[chosen].device_time;
+    for lane in lanes.iter_mut().filter(|lane| lane.waiting != contending) {
+        lane.device_time = lane.device_time.max(now);
+    }
+    Some(chosen)
+}
+
+/// The room in one batch.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    max_tokens: usize,
+    tokens: usize,
+}
+
+impl Room {
+    pub(super) fn new(max_tokens: usize) -> Self {
+        Self { max_tokens, tokens: 0 }
+    }
+
+    /// Takes samples of these lengths, in order, while they fit; returns how many. The first of a batch always
+    /// fits: a sample that is longer than the budget goes alone.
+    pub(super) fn take(&mut self, lengths: impl IntoIterator<Item = usize>) -> usize {
+        lengths
+            .into_iter()
+            .take_while(|&length| {
+                let fits = self.tokens == 0 || self.tokens + length <= self.max_tokens;
+                if fits {
+                    self.tokens += length;
+                }
+                fits
+            })
+            .count()
+    }
+
+    /// Tokens taken so far.
+    pub(super) fn tokens(&self) -> usize {
+        self.tokens
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_the_head_of_the_queue_up_to_the_budget() {
+        struct Case {
+            name: &'static str,
+            max_tokens: usize,
+            requests: &'static [&'static [usize]],
+            taken: &'static [usize],
+        }
+        let cases = [
+            Case { name: "nothing waits", max_tokens: 10, requests: &[], taken: &[] },
+            Case { name: "all fit", max_tokens: 10, requests: &[&[1, 2], &[3], &[4]], taken: &[2, 1, 1] },
+            Case { name: "exactly full", max_tokens: 10, requests: &[&[5, 5], &[1]], taken: &[2, 0] },
+            Case { name: "a request is cut", max_tokens: 10, requests: &[&[4, 4, 4], &[1]], taken: &[2] },
+            Case { name: "too long goes alone", max_tokens: 10, requests: &[&[11, 1], &[1]], taken: &[1] },
+            Case {
+                name: "too long waits its turn",
+                max_tokens: 10,
+                requests: &[&[1], &[11]],
+                taken: &[1, 0],
+            },
+            Case {
+                name: "never past the head",
+                max_tokens: 10,
+                requests: &[&[6], &[6], &[1]],
+                taken: &[1, 0],
+            },
+        ];
+        for Case { name, max_tokens, requests, taken } in cases {
+            let mut room = Room::new(max_tokens);
+            let mut got = Vec::new();
+            for request in requests {
+                got.push(room.take(request.iter().copied()));
+                if got.last() != Some(&request.len()) {
+                    break;
+                }
+            }
+            assert_eq!(got, taken, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_least_served_lane_goes_first_and_sleepers_get_no_credit() {
+        use Waiting::{Background, Nothing, Urgent};
+        struct Case {
+            name: &'static str,
+            lanes: &'static [(Waiting, f64)],
+            chosen: Option<usize>,
+            device_times: &'static [f64],
+        }
+        let cases = [
+            Case { name: "no lane", lanes: &[], chosen: None, device_times: &[] },
+            Case { name: "idle", lanes: &[(Nothing, 1.0)], chosen: None, device_times: &[1.0] },
+            Case {
+                name: "least served",
+                lanes: &[(Urgent, 2.0), (Urgent, 1.0)],
+                chosen: Some(1),
+                device_times: &[2.0, 1.0],
+            },
+            Case {
+                name: "a sleeper is lifted",
+                lanes: &[(Urgent, 7.0), (Nothing, 1.0)],
+                chosen: Some(0),
+                device_times: &[7.0, 7.0],
+            },
+            Case {
+                name: "a sleeper in debt stays so",
+                lanes: &[(Urgent, 7.0), (Nothing, 8.0)],
+                chosen: Some(0),
+                device_times: &[7.0, 8.0],
+            },
+            Case {
+                name: "background yields in any lane, without credit",
+                lanes: &[(Background, 1.0), (Urgent, 7.0)],
+                chosen: Some(1),
+                device_times: &[7.0, 7.0],
+            },
+            Case {
+                name: "background is shared fairly too",
+                lanes: &[(Background, 2.0), (Background, 1.0), (Nothing, 0.0)],
+                chosen: Some(1),
+                device_times: &[2.0, 1.0, 1.0],
+            },
+        ];
+        for Case { name, lanes, chosen, device_times } in cases {
+            let mut lanes: Vec<Contender> =
+                lanes.iter().map(|&(waiting, device_time)| Contender { waiting, device_time }).collect();
+            assert_eq!(choose_lane(&mut lanes), chosen, "{name}");
+            let times: Vec<f64> = lanes.iter().map(|lane| lane.device_time).collect();
+            assert_eq!(times, device_times, "{name}");
+        }
+    }
+}

@@ -1,0 +1,558 @@
+//! What waits, lane by lane: bounded, admits or refuses, forgets callers who have left.
+//!
+//! A [`Queue`] is plain data behind the engine's one lock; every method is short and told the time.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::Config;
+use super::EngineError;
+use super::Priority;
+use super::batcher::Contender;
+use super::batcher::Room;
+use super::batcher::Waiting;
+use super::batcher::choose_lane;
+use super::estimate::Throughput;
+use super::estimate::duration;
+use super::estimate::retry_after;
+use super::estimate::seconds_until_served;
+use super::request::Batch;
+use super::request::Departure;
+use super::request::Ended;
+use super::request::LaneId;
+use super::request::Portion;
+use super::request::Request;
+use super::request::Ticket;
+use super::request::tokens_of;
+use super::worker::Served;
+
+/// What runs now.
+struct Running {
+    lane: LaneId,
+    num_tokens: usize,
+    started: Instant,
+}
+
+struct Lane {
+    served: Arc<Served>,
+    waiting: BTreeMap<Ticket, Request>,
+    /// By priority, and including what is left of a request that runs.
+    waiting_tokens: [usize; 3],
+    throughput: Throughput,
+    device_time: f64,
+    is_closed: bool,
+}
+
+impl Lane {
+    /// Tokens that wait with this priority or a more urgent one.
+    fn tokens_up_to(&self, priority: Priority) -> usize {
+        self.waiting_tokens[..=priority as usize].iter().sum()
+    }
+
+    fn contender(&self) -> Contender {
+        let waiting = match self.waiting.first_key_value() {
+            None => Waiting::Nothing,
+            Some((Ticket { priority: Priority::Background, .. }, _)) => Waiting::Background,
+            Some(_) => Waiting::Urgent,
+        };
+        Contender { waiting, device_time: self.device_time }
+    }
+
+    /// Books `request` out of the queue's room.
+    fn release(&mut self, request: &Request, departure: Departure) {
+        let num_samples = request.waiting().len();
+        self.waiting_tokens[request.priority as usize] -= request.tokens_left;
+        self.served.metrics.queue_left(num_samples, request.tokens_left);
+        match departure {
+            Departure::Expired => self.served.metrics.samples_expired(num_samples),
+            Departure::Withdrawn => self.served.metrics.samples_withdrawn(num_samples),
+        }
+    }
+
+    /// Takes the head of the queue, up to `max_tokens` and of one priority. Whoever is dead on arrival leaves.
+    ///
+    /// Priorities do not mix, since everyone in a batch waits for all of it: a person who waits for one sample
+    /// would wait for 16,384 tokens of a trainer's.
+    fn take(&mut self, max_tokens: usize, now: Instant) -> (Vec<Portion>, usize) {
+        let mut room = Room::new(max_tokens);
+        let mut portions = Vec::new();
+        let priority = self.waiting.first_key_value().map(|(ticket, _)| ticket.priority);
+        while let Some(head) = self.waiting.first_entry() {
+            let ticket = *head.key();
+            if Some(ticket.priority) != priority {
+                break;
+            }
+            if let Some(departure) = head.get().departure(now) {
+                let request = head.remove();
+                self.release(&request, departure);
+                request.expire();
+                continue;
+            }
+            let tokens_before = room.tokens();
+            let num_samples = room.take(head.get().waiting().iter().map(tokens_of));
+            if num_samples == 0 {
+                break;
+            }
+            let mut request = head.remove();
+            let num_tokens = room.tokens() - tokens_before;
+            request.tokens_left -= num_tokens;
+            self.waiting_tokens[ticket.priority as usize] -= num_tokens;
+            self.served.metrics.queue_left(num_samples, num_tokens);
+            let is_cut = num_samples < request.waiting().len();
+            portions.push(Portion { ticket, request, num_samples });
+            if is_cut {
+                break;
+            }
+        }
+        (portions, room.tokens())
+    }
+}
+
+/// All lanes.
+pub(super) struct Queue {
+    config: Config,
+    lanes: BTreeMap<LaneId, Lane>,
+    next_lane: LaneId,
+    next_ticket: u64,
+    running: Option<Running>,
+    /// Of the lane that was chosen last, when it was.
+    device_time: f64,
+    is_draining: bool,
+}
+
+impl Queue {
+    pub(super) fn new(config: Config) -> Self {
+        Self {
+            config,
+            lanes: BTreeMap::new(),
+            next_lane: 0,
+            next_ticket: 0,
+            running: None,
+            device_time: 0.0,
+            is_draining: false,
+        }
+    }
+
+    pub(super) fn add_lane(&mut self, served: Served) -> LaneId {
+        let id = self.next_lane;
+        self.next_lane += 1;
+        let lane = Lane {
+            served: Arc::new(served),
+            waiting: BTreeMap::new(),
+            waiting_tokens: [0; 3],
+            throughput: Throughput::default(),
+            device_time: self.device_time, // no credit for the time before it existed
+            is_closed: false,
+        };
+        self.lanes.insert(id, lane);
+        id
+    }
+
+    /// Refuses new work for one lane.
+    pub(super) fn close(&mut self, lane: LaneId) {
+        if let Some(lane) = self.lanes.get_mut(&lane) {
+            lane.is_closed = true;
+        }
+    }
+
+    /// Refuses new work for all lanes.
+    pub(super) fn drain(&mut self) {
+        self.is_draining = true;
+    }
+
+    /// Whether everything that was admitted is answered.
+    pub(super) fn is_idle(&self) -> bool {
+        self.running.is_none() && self.lanes.values().all(|lane| lane.waiting.is_empty())
+    }
+
+    /// Why a request is not admitted, if so.
+    pub(super) fn check(&self, lane_id: LaneId, request: &Request) -> Result<(), EngineError> {
+        let now = request.admitted;
+        let tokens = request.tokens_left;
+        let limit = self.config.max_queue_tokens;
+        let lane = self.lanes.get(&lane_id).filter(|lane| !lane.is_closed && !self.is_draining);
+        let lane = lane.ok_or(EngineError::Draining)?;
+        if tokens > limit {
+            return Err(EngineError::TooLarge { tokens, limit });
+        }
+        let waiting = lane.tokens_up_to(Priority::Background);
+        if waiting + tokens > limit {
+            let seconds = self.seconds_until_served(lane_id, waiting + tokens - limit, Priority::Normal, now);
+            return Err(EngineError::QueueFull { waiting, limit, retry_after: retry_after(seconds) });
+        }
+        let Some(left) = request.deadline.map(|deadline| deadline.saturating_duration_since(now)) else {
+            return Ok(());
+        };
+        if left.is_zero() {
+            lane.served.metrics.samples_expired(request.waiting().len());
+            return Err(EngineError::DeadlineExceeded);
+        }
+        // A lane with nothing to do always tries, or a bad estimate could never be refuted.
+        let has_work = waiting > 0 || self.running.as_ref().is_some_and(|batch| batch.lane == lane_id);
+        let until = lane.tokens_up_to(request.priority) + tokens;
+        let seconds = self.seconds_until_served(lane_id, until, request.priority, now);
+        match seconds.map(duration) {
+            Some(wait) if has_work && wait > left => Err(EngineError::WouldExpire { wait, left }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Lets a request wait that [`Self::check`] has not refused since the lock was taken.
+    pub(super) fn enter(&mut self, lane: LaneId, request: Request) -> Ticket {
+        let ticket = Ticket { priority: request.priority, number: self.next_ticket };
+        self.next_ticket += 1;
+        let lane = self.lanes.get_mut(&lane).expect("a lane that was checked is there");
+        lane.waiting_tokens[ticket.priority as usize] += request.tokens_left;
+        lane.served.metrics.queue_entered(request.waiting().len(), request.tokens_left);
+        lane.waiting.insert(ticket, request);
+        ticket
+    }
+
+    /// Estimates the seconds until a lane has served its next `tokens`; `None` before it was measured.
+    fn seconds_until_served(
+        &self,
+        lane_id: LaneId,
+        tokens: usize,
+        priority: Priority,
+        now: Instant,
+    ) -> Option<f64> {
+        let own = self.lanes.get(&lane_id)?.throughput.seconds_for(tokens)?;
+        // others' background work goes before ours only if ours is background as well
+        let rivals = priority.max(Priority::Normal);
+        let others = self.lanes.iter().filter(|&(&id, _)| id != lane_id);
+        let others = others.filter_map(|(_, lane)| lane.throughput.seconds_for(lane.tokens_up_to(rivals)));
+        let running = self.running.as_ref().and_then(|batch| {
+            let seconds = self.lanes.get(&batch.lane)?.throughput.seconds_for(batch.num_tokens)?;
+            Some((seconds - now.saturating_duration_since(batch.started).as_secs_f64()).max(0.0))
+        });
+        let is_background = priority == Priority::Background;
+        Some(running.unwrap_or(0.0) + seconds_until_served(own, others, is_background))
+    }
+
+    /// Removes a request that still waits, and frees its room. One that runs is left to
+    /// [`Self::batch_ended`], which sees that its caller has left.
+    pub(super) fn withdraw(&mut self, lane: LaneId, ticket: Ticket, departure: Departure) -> Option<Request> {
+        let lane = self.lanes.get_mut(&lane)?;
+        let request = lane.waiting.remove(&ticket)?;
+        lane.release(&request, departure);
+        Some(request)
+    }
+
+    /// What the device should do next, if anything waits.
+    pub(super) fn next_batch(&mut self, now: Instant) -> Option<Batch> {
+        debug_assert!(self.running.is_none(), "one device, one batch");
+        loop {
+            let mut contenders: Vec<Contender> = self.lanes.values().map(Lane::contender).collect();
+            let chosen = choose_lane(&mut contenders)?;
+            for (lane, contender) in self.lanes.values_mut().zip(&contenders) {
+                lane.device_time = contender.device_time;
+            }
+            self.device_time = contenders[chosen].device_time;
+            let (&id, lane) = self.lanes.iter_mut().nth(chosen).expect("chosen among them");
+            let (portions, num_tokens) = lane.take(self.config.max_batch_tokens, now);
+            if !portions.is_empty() {
+                self.running = Some(Running { lane: id, num_tokens, started: now });
+                return Some(Batch {
+                    lane: id,
+                    served: lane.served.clone(),
+                    portions,
+                    num_tokens,
+                    started: now,
+                });
+            }
+            // all that was looked at had expired or left: look again
+        }
+    }
+
+    /// Accounts for a batch, and lets a request that was cut wait on, at its old place.
+    pub(super) fn batch_ended(&mut self, ended: Ended) {
+        let Ended { lane, num_tokens, elapsed, unfinished } = ended;
+        self.running = None;
+        let Some(lane) = self.lanes.get_mut(&lane) else { return };
+        lane.device_time += elapsed.as_secs_f64();
+        lane.throughput.observe(num_tokens, elapsed);
+        if let Some((ticket, request)) = unfinished {
+            if request.caller_has_left() {
+                lane.release(&request, Departure::Withdrawn);
+            } else {
+                lane.waiting.insert(ticket, request);
+            }
+        }
+    }
+
+    /// Removes a lane that is closed and has served all it admitted.
+    pub(super) fn take_retired(&mut self) -> Option<Arc<Served>> {
+        let (&id, _) = self.lanes.iter().find(|(_, lane)| lane.is_closed && lane.waiting.is_empty())?;
+        self.lanes.remove(&id).map(|lane| lane.served)
+    }
+
+    /// Removes everything, whatever state it is in.
+    pub(super) fn take_all(&mut self) -> impl Sized + use<> {
+        self.is_draining = true;
+        self.running = None;
+        std::mem::take(&mut self.lanes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::sync::oneshot;
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::engine::Outcome;
+    use crate::engine::Scored;
+    use crate::metrics::VariantMetrics;
+    use crate::model::ModelError;
+    use crate::model::batch::PackedBatch;
+    use crate::model::batch::Sequence;
+    use crate::model::scorer::Forward;
+    use crate::model::scorer::Reward;
+    use crate::model::scorer::Scorer;
+
+    type Answered = oneshot::Receiver<Result<Scored, EngineError>>;
+
+    /// Never asked: these tests play the device.
+    struct NoModel;
+
+    impl Forward for NoModel {
+        fn forward(&self, batch: &PackedBatch) -> Result<Vec<f32>, ModelError> {
+            Ok(vec![0.0; batch.len()])
+        }
+    }
+
+    fn queue(max_batch_tokens: usize, max_queue_tokens: usize, num_lanes: usize) -> (Queue, Vec<LaneId>) {
+        let mut queue = Queue::new(Config { max_batch_tokens, max_queue_tokens });
+        let lanes = (0..num_lanes).map(|_| add_lane(&mut queue)).collect();
+        (queue, lanes)
+    }
+
+    fn add_lane(queue: &mut Queue) -> LaneId {
+        let scorer = Scorer::warm(Arc::new(NoModel));
+        let metrics = VariantMetrics::new("test", 1);
+        queue.add_lane(Served::new("test", scorer, metrics, watch::channel(true).0))
+    }
+
+    /// A request whose samples have these lengths and consist of the token `token`.
+    fn request(
+        token: u32,
+        lengths: &[usize],
+        priority: Priority,
+        deadline: Option<Instant>,
+    ) -> (Request, Answered) {
+        let sequence = |&length| Sequence { token_ids: vec![token; length], type_ids: vec![0; length] };
+        let (answer, answered) = oneshot::channel();
+        (Request::new(lengths.iter().map(sequence).collect(), priority, deadline, answer), answered)
+    }
+
+    fn admit(queue: &mut Queue, lane: LaneId, token: u32, lengths: &[usize], priority: Priority) -> Answered {
+        let (request, answered) = request(token, lengths, priority, None);
+        queue.check(lane, &request).expect("there is room");
+        queue.enter(lane, request);
+        answered
+    }
+
+    /// The first token of every sample of a batch.
+    fn tokens(batch: &Batch) -> Vec<u32> {
+        batch.portions.iter().flat_map(Portion::sequences).map(|sequence| sequence.token_ids[0]).collect()
+    }
+
+    /// Plays the device: each sample's reward is its first token.
+    fn run(queue: &mut Queue, batch: Batch, elapsed: Duration) {
+        let reward =
+            |token| Ok(Reward { reward: token as f32, member_rewards: vec![token as f32], reward_std: None });
+        let outcomes: Vec<Outcome> = tokens(&batch).into_iter().map(reward).collect();
+        queue.batch_ended(batch.answer(outcomes, elapsed, Duration::ZERO));
+    }
+
+    fn run_all(queue: &mut Queue) -> Vec<Vec<u32>> {
+        let mut batches = Vec::new();
+        while let Some(batch) = queue.next_batch(Instant::now()) {
+            batches.push(tokens(&batch));
+            run(queue, batch, Duration::from_secs(1));
+        }
+        batches
+    }
+
+    #[test]
+    fn priority_goes_first_then_who_came_first_and_no_batch_mixes() {
+        let (mut queue, lanes) = queue(4, 100, 1);
+        let waits = [
+            (1, Priority::Background),
+            (2, Priority::Normal),
+            (3, Priority::Interactive),
+            (4, Priority::Normal),
+            (5, Priority::Background),
+            (6, Priority::Interactive),
+        ]
+        .map(|(token, priority)| admit(&mut queue, lanes[0], token, &[1], priority));
+        assert_eq!(run_all(&mut queue), [[3, 6], [2, 4], [1, 5]]);
+        for mut answered in waits {
+            assert!(answered.try_recv().expect("answered").is_ok());
+        }
+    }
+
+    #[test]
+    fn a_cut_request_keeps_its_place_and_is_answered_once_it_is_complete() {
+        let (mut queue, lanes) = queue(2, 100, 1);
+        let mut cut = admit(&mut queue, lanes[0], 1, &[1, 1, 1], Priority::Normal);
+        let _later = admit(&mut queue, lanes[0], 2, &[1], Priority::Normal);
+        let batch = queue.next_batch(Instant::now()).expect("work");
+        assert_eq!(tokens(&batch), [1, 1]);
+        run(&mut queue, batch, Duration::from_secs(1));
+        assert!(cut.try_recv().is_err(), "one sample still waits");
+        assert_eq!(run_all(&mut queue), [[1, 2]]);
+        let scored = cut.try_recv().expect("answered").expect("scored");
+        assert_eq!(scored.outcomes.len(), 3);
+        assert_eq!(scored.compute, Duration::from_secs(2));
+    }
+
+    #[test]
+    fn a_long_sample_does_not_starve_behind_a_stream_of_short_ones() {
+        let (mut queue, lanes) = queue(10, 1000, 1);
+        let mut answers = vec![admit(&mut queue, lanes[0], 1, &[3], Priority::Normal)];
+        answers.push(admit(&mut queue, lanes[0], 2, &[50], Priority::Normal));
+        let mut batches = Vec::new();
+        for _ in 0..3 {
+            answers.push(admit(&mut queue, lanes[0], 3, &[3], Priority::Normal));
+            let batch = queue.next_batch(Instant::now()).expect("work");
+            batches.push(tokens(&batch));
+            run(&mut queue, batch, Duration::from_secs(1));
+        }
+        assert_eq!(batches, [vec![1], vec![2], vec![3, 3, 3]]);
+    }
+
+    #[test]
+    fn contending_lanes_share_the_device_by_time() {
+        let (mut queue, lanes) = queue(1, 1000, 2);
+        let lengths = [1; 200];
+        let _answers = [1, 4].map(|token| {
+            let lane = lanes[usize::from(token == 4)];
+            admit(&mut queue, lane, token, &lengths, Priority::Normal)
+        });
+        let mut seconds = [0, 0];
+        for _ in 0..100 {
+            let batch = queue.next_batch(Instant::now()).expect("both have work");
+            let cost = u64::from(tokens(&batch)[0]); // the second lane is an ensemble of four
+            seconds[usize::from(cost == 4)] += cost;
+            run(&mut queue, batch, Duration::from_secs(cost));
+            assert!(seconds[0].abs_diff(seconds[1]) <= 4, "{seconds:?}");
+        }
+    }
+
+    #[test]
+    fn a_lane_that_slept_or_is_new_has_no_credit() {
+        let (mut queue, lanes) = queue(1, 1000, 2);
+        let _busy = admit(&mut queue, lanes[0], 1, &[1; 50], Priority::Normal);
+        for _ in 0..20 {
+            let batch = queue.next_batch(Instant::now()).expect("work");
+            run(&mut queue, batch, Duration::from_secs(1));
+        }
+        let new = add_lane(&mut queue);
+        let _slept = admit(&mut queue, lanes[1], 2, &[1; 50], Priority::Normal);
+        let _new = admit(&mut queue, new, 3, &[1; 50], Priority::Normal);
+        let mut turns = [0; 4];
+        for _ in 0..30 {
+            let batch = queue.next_batch(Instant::now()).expect("work");
+            turns[tokens(&batch)[0] as usize] += 1;
+            run(&mut queue, batch, Duration::from_secs(1));
+        }
+        assert!(turns[1..].iter().all(|turns| (9..=11).contains(turns)), "{turns:?}");
+    }
+
+    #[test]
+    fn background_work_of_one_lane_yields_to_anything_in_another() {
+        let (mut queue, lanes) = queue(1, 1000, 2);
+        let _background = admit(&mut queue, lanes[0], 1, &[1, 1], Priority::Background);
+        let _normal = admit(&mut queue, lanes[1], 2, &[1, 1], Priority::Normal);
+        assert_eq!(run_all(&mut queue), [[2], [2], [1], [1]]);
+    }
+
+    #[test]
+    fn what_expired_or_was_left_never_reaches_the_model_and_frees_its_room() {
+        let (mut queue, lanes) = queue(100, 10, 1);
+        let now = Instant::now();
+        let deadline = Some(now + Duration::from_secs(60));
+        let (expiring, mut expired) = request(1, &[2, 2], Priority::Normal, deadline);
+        queue.enter(lanes[0], expiring);
+        drop(admit(&mut queue, lanes[0], 2, &[3], Priority::Normal));
+        let mut patient = admit(&mut queue, lanes[0], 3, &[3], Priority::Normal);
+        let (too_much, _) = request(4, &[1], Priority::Normal, None);
+        assert!(matches!(queue.check(lanes[0], &too_much), Err(EngineError::QueueFull { waiting: 10, .. })));
+
+        let batch = queue.next_batch(now + Duration::from_secs(60)).expect("work");
+        assert_eq!(tokens(&batch), [3]);
+        assert_eq!(
+            expired.try_recv().expect("answered").expect_err("expired"),
+            EngineError::DeadlineExceeded
+        );
+        run(&mut queue, batch, Duration::from_secs(1));
+        assert!(patient.try_recv().expect("answered").is_ok());
+        assert!(queue.is_idle());
+        let (whole_queue, _answered) = request(5, &[10], Priority::Normal, None);
+        assert_eq!(queue.check(lanes[0], &whole_queue), Ok(()));
+    }
+
+    #[test]
+    fn a_caller_who_leaves_while_a_part_runs_gets_no_more_of_the_device() {
+        let (mut queue, lanes) = queue(2, 6, 1);
+        let (six, answered) = request(1, &[1; 6], Priority::Normal, None);
+        let ticket = queue.enter(lanes[0], six);
+        let batch = queue.next_batch(Instant::now()).expect("work");
+        drop(answered);
+        assert!(queue.withdraw(lanes[0], ticket, Departure::Withdrawn).is_none(), "the device has it");
+        run(&mut queue, batch, Duration::from_secs(1));
+        assert!(queue.is_idle());
+        let (whole_queue, _answered) = request(2, &[6], Priority::Normal, None);
+        assert_eq!(queue.check(lanes[0], &whole_queue), Ok(()));
+    }
+
+    #[test]
+    fn what_would_expire_is_refused_at_once_but_an_idle_lane_always_tries() {
+        let (mut queue, lanes) = queue(100, 1000, 2);
+        let _answers = [0, 1].map(|lane| {
+            let answered = admit(&mut queue, lanes[lane], 1, &[100], Priority::Normal);
+            let batch = queue.next_batch(Instant::now()).expect("work");
+            run(&mut queue, batch, Duration::from_secs(10)); // ten tokens per second
+            answered
+        });
+        let in_five_seconds =
+            |tokens| request(1, &[tokens], Priority::Normal, Some(Instant::now() + Duration::from_secs(5))).0;
+        assert_eq!(queue.check(lanes[0], &in_five_seconds(100)), Ok(()), "idle");
+
+        let _waiting = admit(&mut queue, lanes[0], 1, &[40], Priority::Normal);
+        assert_eq!(queue.check(lanes[0], &in_five_seconds(9)), Ok(()));
+        let refused =
+            queue.check(lanes[0], &in_five_seconds(20)).expect_err("4 s of others and 2 s of its own");
+        assert!(
+            matches!(refused, EngineError::WouldExpire { wait, .. } if wait == Duration::from_secs(6)),
+            "{refused:?}"
+        );
+
+        let _rival = admit(&mut queue, lanes[1], 1, &[100], Priority::Normal);
+        assert!(queue.check(lanes[0], &in_five_seconds(9)).is_err(), "the other lane takes its half");
+        let late = request(1, &[1], Priority::Normal, Some(Instant::now())).0;
+        assert_eq!(queue.check(lanes[0], &late), Err(EngineError::DeadlineExceeded));
+    }
+
+    #[test]
+    fn a_full_queue_says_when_to_come_back_and_a_larger_request_never_to() {
+        let (mut queue, lanes) = queue(100, 100, 1);
+        let _measured = admit(&mut queue, lanes[0], 1, &[100], Priority::Normal);
+        assert_eq!(run_all(&mut queue).len(), 1); // a hundred tokens per second
+        let _waiting = admit(&mut queue, lanes[0], 1, &[90], Priority::Normal);
+        let refused = queue.check(lanes[0], &request(1, &[60], Priority::Normal, None).0);
+        let retry_after = Duration::from_millis(500);
+        assert_eq!(refused, Err(EngineError::QueueFull { waiting: 90, limit: 100, retry_after }));
+        let too_large = queue.check(lanes[0], &request(1, &[60, 60], Priority::Normal, None).0);
+        assert_eq!(too_large, Err(EngineError::TooLarge { tokens: 120, limit: 100 }));
+        queue.close(lanes[0]);
+        let closed = queue.check(lanes[0], &request(1, &[1], Priority::Normal, None).0);
+        assert_eq!(closed, Err(EngineError::Draining));
+        assert!(queue.take_retired().is_none(), "90 tokens are still to be scored");
+    }
+}

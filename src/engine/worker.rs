@@ -1,0 +1,217 @@
+//! The device thread: takes a batch, scores it, answers each caller, and again.
+//!
+//! ```text
+//! queue → batch → pack → each member's forward → reduce → check → one outcome per sample → callers
+//! ```
+//!
+//! Whatever a model does, the thread lives on and every sample of the batch gets an outcome. When a forward
+//! fails, panics, or answers with too few rewards, each sample of the batch is tried again alone: so a bad sample
+//! fails, and its neighbours do not. An ensemble whose member fails has failed: it never averages fewer members
+//! than it names.
+
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
+use std::panic::catch_unwind;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use std::time::Instant;
+
+use tokio::sync::watch;
+
+use super::Outcome;
+use super::SampleError;
+use super::Shared;
+use super::request::Batch;
+use super::request::Ended;
+use super::request::Portion;
+use crate::metrics::VariantMetrics;
+use crate::model::ModelError;
+use crate::model::batch::PackedBatch;
+use crate::model::batch::Sequence;
+use crate::model::scorer::Reward;
+use crate::model::scorer::Scorer;
+
+/// So many batches in a row without a single reward, and a lane is not healthy.
+const UNHEALTHY_AFTER: u32 = 3;
+
+/// What the device thread does next.
+pub(super) enum Work {
+    /// Score this.
+    Score(Batch),
+    /// Drop the scorer of a lane that has served all it admitted.
+    Retire(Arc<Served>),
+    /// Nobody is left who could ask for anything.
+    Stop,
+}
+
+/// Runs until the engine and all its lanes are gone.
+pub(super) fn run(shared: Arc<Shared>) {
+    let _last_act = LastAct(&shared);
+    loop {
+        match shared.wait_for_work() {
+            Work::Score(batch) => shared.batch_ended(score(batch)),
+            Work::Retire(served) => drop(served),
+            Work::Stop => return,
+        }
+    }
+}
+
+/// When the thread ends, in whatever way, nobody is left waiting: dropping a request tells its caller.
+struct LastAct<'a>(&'a Shared);
+
+impl Drop for LastAct<'_> {
+    fn drop(&mut self) {
+        let lanes = self.0.lock().queue.take_all();
+        self.0.idle.notify_waiters();
+        drop(lanes); // not under the lock: freeing a model takes a while
+    }
+}
+
+/// What the device thread knows of a lane.
+pub(super) struct Served {
+    variant: String,
+    scorer: Scorer,
+    pub(super) metrics: VariantMetrics,
+    health: watch::Sender<bool>,
+    batches_without_reward: AtomicU32,
+}
+
+/// Why a forward gave no rewards.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error("member {member} gave {rewards} rewards for {samples} samples")]
+    WrongCount { member: usize, rewards: usize, samples: usize },
+    #[error("the model panicked: {0}")]
+    Panicked(String),
+}
+
+impl Served {
+    pub(super) fn new(
+        variant: &str,
+        scorer: Scorer,
+        metrics: VariantMetrics,
+        health: watch::Sender<bool>,
+    ) -> Self {
+        Self { variant: variant.to_owned(), scorer, metrics, health, batches_without_reward: 0.into() }
+    }
+
+    /// One outcome per sequence. Adds what reducing took to `reduce`.
+    fn score(&self, sequences: &[&Sequence], reduce: &mut Duration) -> Result<Vec<Outcome>, Failure> {
+        // Nothing that a panic leaves half done is used again: the batch is packed anew, and a model has no state.
+        catch_unwind(AssertUnwindSafe(|| {
+            let batch = PackedBatch::pack(sequences.iter().copied());
+            let raw_rewards = self.forward(&batch)?; // [members][batch]
+            let begun = Instant::now();
+            let mut of_sample = Vec::with_capacity(raw_rewards.len()); // [members]
+            let outcomes = (0..batch.len())
+                .map(|sample| {
+                    of_sample.clear();
+                    of_sample.extend(raw_rewards.iter().map(|of_member| of_member[sample]));
+                    finite(self.scorer.reduce(&of_sample))
+                })
+                .collect();
+            *reduce += begun.elapsed();
+            Ok(outcomes)
+        }))
+        .unwrap_or_else(|panic| Err(Failure::Panicked(panic_message(&*panic))))
+    }
+
+    /// Raw rewards of every member, `[members][batch]`.
+    fn forward(&self, batch: &PackedBatch) -> Result<Vec<Vec<f32>>, Failure> {
+        let forward_member = |member| {
+            let begun = Instant::now();
+            let result = self.scorer.forward_member(member, batch);
+            self.metrics.member_ran(member, begun.elapsed());
+            let rewards = result?;
+            if rewards.len() != batch.len() {
+                let (rewards, samples) = (rewards.len(), batch.len());
+                return Err(Failure::WrongCount { member, rewards, samples });
+            }
+            Ok(rewards)
+        };
+        (0..self.scorer.num_members()).map(forward_member).collect()
+    }
+
+    /// Tells health and metrics.
+    fn record(&self, outcomes: &[Outcome], num_tokens: usize) {
+        self.metrics.batch_scored(outcomes.len(), num_tokens);
+        for outcome in outcomes {
+            match outcome {
+                Ok(reward) => self.metrics.sample_scored(reward.reward, reward.reward_std),
+                Err(SampleError::NotFinite { .. }) => self.metrics.sample_not_finite(),
+                Err(SampleError::ForwardFailed) => self.metrics.sample_failed(),
+            }
+        }
+        // only the device thread counts: no order to keep
+        let in_a_row = if outcomes.iter().any(Result::is_ok) {
+            0
+        } else {
+            self.batches_without_reward.load(Ordering::Relaxed).saturating_add(1)
+        };
+        self.batches_without_reward.store(in_a_row, Ordering::Relaxed);
+        let is_healthy = in_a_row < UNHEALTHY_AFTER;
+        if self.health.send_if_modified(|health| std::mem::replace(health, is_healthy) != is_healthy) {
+            tracing::warn!(variant = self.variant, is_healthy, "health of the variant changed");
+        }
+    }
+}
+
+/// Scores a batch and answers every request that is complete with it.
+fn score(batch: Batch) -> Ended {
+    let begun = Instant::now();
+    let mut reduce = Duration::ZERO;
+    let served = &batch.served;
+    let sequences: Vec<&Sequence> = batch.portions.iter().flat_map(Portion::sequences).collect();
+    let outcomes = served.score(&sequences, &mut reduce).unwrap_or_else(|failure| {
+        let outcomes = match sequences.len() {
+            1 => vec![Err(SampleError::ForwardFailed)],
+            _ => score_each_alone(&batch, &mut reduce),
+        };
+        let failed = outcomes.iter().filter(|outcome| outcome.is_err()).count();
+        tracing::error!(
+            variant = served.variant,
+            error = %failure,
+            samples = sequences.len(),
+            tokens = batch.num_tokens,
+            failed,
+            "forward failed, each sample was tried alone"
+        );
+        outcomes
+    });
+    served.record(&outcomes, batch.num_tokens);
+    let compute = begun.elapsed().saturating_sub(reduce);
+    batch.answer(outcomes, compute, reduce)
+}
+
+fn score_each_alone(batch: &Batch, reduce: &mut Duration) -> Vec<Outcome> {
+    let mut outcomes = Vec::new();
+    for portion in &batch.portions {
+        for sequence in portion.sequences() {
+            // nobody waits for the others of a caller who has left
+            let alone = (!portion.caller_has_left()).then(|| batch.served.score(&[sequence], reduce));
+            let outcome = alone.and_then(Result::ok).and_then(|mut outcomes| outcomes.pop());
+            outcomes.push(outcome.unwrap_or(Err(SampleError::ForwardFailed)));
+        }
+    }
+    outcomes
+}
+
+/// A reward only if every number in it is one.
+fn finite(reward: Reward) -> Outcome {
+    let numbers =
+        [reward.reward].into_iter().chain(reward.member_rewards.iter().copied()).chain(reward.reward_std);
+    match numbers.into_iter().find(|number| !number.is_finite()) {
+        Some(number) => Err(SampleError::NotFinite { reward: number }),
+        None => Ok(reward),
+    }
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("no message").to_owned()
+}
