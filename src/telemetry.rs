@@ -3,6 +3,7 @@
 //! ERROR wants a person, WARN is odd but survived, INFO is a change of state, DEBUG is per request. Prompts and
 //! responses are never logged.
 
+use std::io::IsTerminal;
 use std::str::FromStr;
 
 use tracing_subscriber::EnvFilter;
@@ -25,6 +26,13 @@ pub struct Level(String);
 impl Default for Level {
     fn default() -> Self {
         Self("info".to_owned())
+    }
+}
+
+impl Level {
+    /// For commands whose output is not a log: only what is odd.
+    pub fn warnings() -> Self {
+        Self("warn".to_owned())
     }
 }
 
@@ -53,6 +61,7 @@ pub struct Config {
 pub fn start(config: &Config) {
     let builder = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_env_filter(EnvFilter::new(&config.level.0));
     // A program that embeds this library, or another test, may have been first.
     let _ = match config.format {

@@ -21,10 +21,12 @@ use crate::model::variant::Mode;
 use crate::offline::score;
 use crate::offline::score::Backend;
 use crate::offline::score::Local;
+use crate::telemetry;
 
 const DEFAULT_BATCH_TOKENS: u32 = 16_384;
 
 pub(super) fn run(args: ScoreArgs) -> anyhow::Result<()> {
+    telemetry::start(&telemetry::Config { level: telemetry::Level::warnings(), ..Default::default() });
     let (input_path, output_path) = (args.input.clone(), args.output.clone());
     // Opened before anything slow: a wrong path is told at once.
     let (input, input_bytes) = open(&input_path)?;

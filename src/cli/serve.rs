@@ -26,10 +26,10 @@ const EXIT_SIGTERM: i32 = 128 + 15;
 pub(super) fn run(args: &ServeArgs) -> anyhow::Result<()> {
     let overrides = args.overrides();
     let config = config::load(&overrides)?;
+    telemetry::start(&config.log);
     if args.check {
         return check(&config);
     }
-    telemetry::start(&config.log);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), ?config, "starting");
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

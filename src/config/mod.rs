@@ -338,6 +338,7 @@ shadow = { variant = 'e', fraction = 0.1 }
             Case { text: "[routing]\nweights = { w = 1, e = -1 }", problem: "gives `e` the weight -1" },
             Case { text: "[routing]\nweights = { w = nan, e = 1 }", problem: "gives `w` the weight NaN" },
             Case { text: "[routing]\nweights = { w = inf, e = 1 }", problem: "gives `w` the weight inf" },
+            Case { text: "[routing]\nweights = { w = 1e308, e = 1e308 }", problem: "whose sum is infinite" },
             Case {
                 text: "[server]\nadmin = '127.0.0.1:50051'",
                 problem: "listen and admin both listen on port 50051",

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tonic::Request;
+use tonic::Status;
 use tonic::metadata::MetadataMap;
 use tracing::Span;
 
@@ -12,8 +14,23 @@ use crate::service::status::ServiceError;
 /// DEADLINE_EXCEEDED instead, and while the caller still listens.
 const EARLIER: Duration = Duration::from_millis(5);
 
-/// When the answer is of no use any more, by the call's `grpc-timeout`.
-pub(super) fn deadline(metadata: &MetadataMap) -> Result<Option<Instant>, ServiceError> {
+/// When the answer to a call is of no use any more.
+#[derive(Clone, Copy)]
+struct Deadline(Option<Instant>);
+
+/// Notes a call's deadline as it arrives: its message, which may be large, is read and decoded after that.
+pub(super) fn note_deadline(mut request: Request<()>) -> Result<Request<()>, Status> {
+    let deadline = Deadline(deadline(request.metadata())?);
+    request.extensions_mut().insert(deadline);
+    Ok(request)
+}
+
+/// The deadline that [`note_deadline`] noted.
+pub(super) fn deadline_of<T>(request: &Request<T>) -> Option<Instant> {
+    request.extensions().get::<Deadline>().and_then(|deadline| deadline.0)
+}
+
+fn deadline(metadata: &MetadataMap) -> Result<Option<Instant>, ServiceError> {
     let Some(value) = metadata.get("grpc-timeout") else { return Ok(None) };
     let timeout = value.to_str().ok().and_then(parse_timeout).ok_or_else(|| {
         ServiceError::field("grpc-timeout", format!("{value:?} is not up to 8 digits and one of H M S m u n"))

@@ -41,7 +41,9 @@ use tokio::task::JoinHandle;
 use tokio::task::JoinSet;
 use tonic::codec::CompressionEncoding;
 use tonic::server::NamedService;
+use tonic::service::Interceptor;
 use tonic::service::Routes;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
@@ -230,10 +232,13 @@ async fn bind(address: SocketAddr, purpose: &'static str) -> Result<TcpListener,
     TcpListener::bind(address).await.map_err(|source| StartError::Bind { address, purpose, source })
 }
 
-fn reward_service(state: &Arc<State>) -> RewardServiceServer<Reward> {
-    RewardServiceServer::new(Reward(state.clone()))
+fn reward_service(
+    state: &Arc<State>,
+) -> InterceptedService<RewardServiceServer<Reward>, impl Interceptor + Clone + use<>> {
+    let service = RewardServiceServer::new(Reward(state.clone()))
         .max_decoding_message_size(state.limits.max_message_bytes)
-        .accept_compressed(CompressionEncoding::Gzip)
+        .accept_compressed(CompressionEncoding::Gzip);
+    InterceptedService::new(service, call::note_deadline)
 }
 
 /// Serves until the state says that the server is closing, then sends GOAWAY and waits for the connections.

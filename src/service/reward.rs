@@ -30,7 +30,7 @@ impl RewardService for Reward {
         request: Request<proto::ScoreRequest>,
     ) -> Result<Response<proto::ScoreResponse>, Status> {
         let span = call::span(Method::Score.as_str(), request.metadata());
-        let deadline = call::deadline(request.metadata())?;
+        let deadline = call::deadline_of(&request);
         let request = request.into_inner();
         let answer =
             |state: Arc<State>| async move { score::answer(&state, Method::Score, request, deadline).await };
@@ -45,7 +45,7 @@ impl RewardService for Reward {
         request: Request<Streaming<proto::ScoreRequest>>,
     ) -> Result<Response<Self::ScoreStreamStream>, Status> {
         let span = call::span(Method::ScoreStream.as_str(), request.metadata());
-        let deadline = call::deadline(request.metadata())?;
+        let deadline = call::deadline_of(&request);
         self.0.serving()?;
         let outbox = span.in_scope(|| stream::serve(self.0.clone(), request.into_inner(), deadline));
         Ok(Response::new(outbox))

@@ -58,6 +58,10 @@ pub fn weight_problems<'a>(
             problems.push(format!("gives `{name}` the weight {weight}: it must be finite and at least 0"));
         }
     }
+    // Each may be finite and the sum still not be: shares would be zero.
+    if weights.values().sum::<f64>() == f64::INFINITY {
+        problems.push("gives weights whose sum is infinite".to_owned());
+    }
     if !weights.values().any(|weight| *weight > 0.0) {
         problems.push("gives no variant a weight above 0".to_owned());
     }

@@ -207,7 +207,9 @@ impl Drop for Record {
     fn drop(&mut self) {
         let Self { method, variant, started, code } = self;
         let elapsed = started.elapsed();
-        metrics::request_finished(*method, *code as i32, variant, elapsed);
+        // Half-way down a panic this is not the caller's doing.
+        let code = if std::thread::panicking() { Code::Internal } else { *code };
+        metrics::request_finished(*method, code as i32, variant, elapsed);
         tracing::debug!(variant, ?code, seconds = elapsed.as_secs_f64(), "request finished");
     }
 }
