@@ -1,17 +1,26 @@
 //! What others build on, held by golden files in `tests/data`. `UPDATE_GOLDEN=1 cargo test --test contract`
 //! rewrites them: a difference is a change that users see, and belongs in the README's "Changes".
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
+#[path = "support/program.rs"]
+#[expect(dead_code, reason = "each test file uses its part")]
+mod program;
+
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::time::Duration;
 
+use program::root;
+use program::run;
+use program::text;
+use prost::Message;
 use rewarm::metrics;
 use rewarm::metrics::VariantMetrics;
 
 /// Compares `actual` with `tests/data/{name}`, or writes it there.
 fn assert_golden(name: &str, actual: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name);
+    let path = root().join("tests/data").join(name);
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         std::fs::write(&path, actual).expect("write the golden file");
     }
@@ -112,4 +121,59 @@ fn metrics_are_shown_at_zero_from_the_start() {
     ] {
         assert!(text.lines().any(|of_text| of_text == line), "{line} is not in\n{text}");
     }
+}
+
+#[test]
+fn the_manual_is_what_it_was() {
+    let mut manual = String::new();
+    for command in
+        [vec!["--help"], vec!["serve", "--help"], vec!["score", "--help"], vec!["health", "--help"]]
+    {
+        let output = run(&command);
+        assert!(output.status.success());
+        manual.push_str(&format!("$ rewarm {}\n{}\n", command.join(" "), text(&output.stdout)));
+    }
+    assert_golden("help.txt", &manual);
+}
+
+#[test]
+fn the_wire_contract_is_what_it_was() {
+    let descriptors = prost_types::FileDescriptorSet::decode(rewarm::proto::DESCRIPTOR).unwrap();
+    let mut lines = Vec::new();
+    for file in descriptors.file.iter().filter(|file| file.package() == "rewarm.v1") {
+        for service in &file.service {
+            for method in &service.method {
+                let stream = |is_stream| if is_stream { "stream " } else { "" };
+                lines.push(format!(
+                    "rpc {}.{}({}{}) returns ({}{})",
+                    service.name(),
+                    method.name(),
+                    stream(method.client_streaming()),
+                    method.input_type(),
+                    stream(method.server_streaming()),
+                    method.output_type(),
+                ));
+            }
+        }
+        for message in &file.message_type {
+            for field in &message.field {
+                lines.push(format!(
+                    "{}.{} = {} {:?} {:?} {}{}",
+                    message.name(),
+                    field.name(),
+                    field.number(),
+                    field.label(),
+                    field.r#type(),
+                    field.type_name(),
+                    if field.proto3_optional() { " optional" } else { "" },
+                ));
+            }
+        }
+        for values in &file.enum_type {
+            for value in &values.value {
+                lines.push(format!("{}.{} = {}", values.name(), value.name(), value.number()));
+            }
+        }
+    }
+    assert_golden("proto.txt", &(lines.join("\n") + "\n"));
 }

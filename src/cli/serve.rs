@@ -55,7 +55,8 @@ fn check(config: &ServeConfig) -> anyhow::Result<()> {
     if !problems.is_empty() {
         bail!(config::ConfigError(problems));
     }
-    println!("the configuration is valid: {} variants", variants.len());
+    let names: Vec<&str> = variants.iter().map(|variant| variant.name.as_str()).collect();
+    println!("the configuration is valid: it serves {}", names.join(", "));
     Ok(())
 }
 
