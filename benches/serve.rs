@@ -46,7 +46,7 @@ const CALLERS: usize = 8;
 const SAMPLES_PER_REQUEST: usize = 4;
 const MAX_BATCH_TOKENS: usize = 2048;
 /// Single requests of one small sample, one after the other.
-const SINGLES: usize = 200;
+const SINGLES: usize = 50;
 
 /// What is measured.
 struct Workload {

@@ -8,6 +8,12 @@
 //! would, `tokenizer` turns strings into ids and knows which token came from prompt, response or scaffold
 //! (`spans` finds that out for rendered text), and `truncation` makes the sequence fit. Ids and rendered text
 //! equal those of `transformers` (`tests/text.rs` holds us to that); only truncation is our own.
+//!
+//! # What `tokenizer.json` says is what counts
+//!
+//! transformers 5 rebuilds some tokenizers from vocabulary and merges by their `tokenizer_class`: under
+//! `GPT2Tokenizer` it drops a `Digits` pre-tokenizer that `tokenizer.json` asks for, and SmolLM2's two spaces and
+//! two line feeds before a digit become other tokens than in the `tokenizers` library, which we follow.
 
 mod error;
 mod files;
