@@ -7,14 +7,12 @@
 mod program;
 
 use std::collections::HashSet;
-use std::io::Read;
-use std::io::Write;
-use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 
 use program::Server;
+use program::get;
 use program::root;
 use program::score;
 use program::text;
@@ -84,16 +82,6 @@ fn reward(outcome: &Outcome) -> f32 {
         Outcome::Score(score) => score.reward,
         Outcome::Error(error) => panic!("{error:?}"),
     }
-}
-
-/// GET over HTTP/1.1: status line and body.
-fn get(address: &str, path: &str) -> (String, String) {
-    let mut stream = TcpStream::connect(address).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    (head.lines().next().unwrap().to_owned(), body.to_owned())
 }
 
 #[test]

@@ -426,3 +426,35 @@ impl<'a> Weights<'a> {
         Ok(self.members.iter().map(|(checkpoint, _)| digest_of(checkpoint)).collect())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::RewardModel;
+    use crate::model::config::CheckpointConfig;
+    use crate::model::manifest::Manifest;
+
+    fn load(path: &str, store: &mut TensorStore) -> usize {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/merge").join(path);
+        let config = CheckpointConfig::load(&dir.join("config.json"), &Manifest::default()).unwrap();
+        let checkpoint = Checkpoint::open(&dir).unwrap();
+        let (members, mut progress) = ([(&checkpoint, 1.0)], |_| ());
+        let mut weights =
+            Weights::new(&members, &config.backbone, DType::F32, &Device::Cpu, Some(store), &mut progress);
+        RewardModel::load(&mut weights, &config).unwrap();
+        let used = weights.used.len();
+        weights.finish().unwrap();
+        used
+    }
+
+    #[test]
+    fn identical_tensors_of_members_are_held_once() {
+        let mut store = TensorStore::default();
+        let used = load("llama-f32/member-0", &mut store);
+        assert_eq!(store.tensors.len(), used);
+        load("llama-f32/member-0", &mut store);
+        assert_eq!(store.tensors.len(), used, "the same member again");
+        load("llama-f32/member-1", &mut store); // differs in all but the head
+        assert_eq!(store.tensors.len(), 2 * used - 1);
+    }
+}
