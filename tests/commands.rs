@@ -81,6 +81,23 @@ fn an_output_that_cannot_be_written_is_an_error_line_not_a_panic() {
 }
 
 #[test]
+fn an_input_is_never_overwritten_by_its_own_rewards() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, link) = (folder.path().join("samples.jsonl"), folder.path().join("link.jsonl"));
+    let lines = "{\"token_ids\":[5,6,7]}\n";
+    std::fs::write(&file, lines).unwrap();
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    let model = root().join("tests/data/models/llama");
+    for output in [&file, &link] {
+        let [model, file, output] = [&model, &file, output].map(|path| path.to_str().unwrap());
+        let result = run(&["score", "--model", model, "--input", file, "--output", output]);
+        assert_eq!(result.status.code(), Some(1));
+        assert!(text(&result.stderr).contains("is both input and output"), "{result:?}");
+    }
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), lines);
+}
+
+#[test]
 fn a_server_whose_log_nobody_reads_any_more_still_drains() {
     let folder = tempfile::tempdir().unwrap();
     let config = config_file(folder.path(), "llama");
