@@ -62,7 +62,10 @@ pub fn start(config: &Config) {
     let builder = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
-        .with_env_filter(EnvFilter::new(&config.level.0));
+        .with_env_filter(EnvFilter::new(&config.level.0))
+        // It would complain of an unwritable standard error on standard error, and panic: a server must outlive
+        // whoever collects its log.
+        .log_internal_errors(false);
     // A program that embeds this library, or another test, may have been first.
     let _ = match config.format {
         Format::Text => builder.try_init(),

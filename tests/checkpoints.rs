@@ -16,6 +16,7 @@ use rewarm::model::variant::Loader;
 use rewarm::model::variant::Mode;
 use rewarm::model::variant::Variant;
 use rewarm::model::variant::VariantConfig;
+use rewarm::model::weights::Checkpoint;
 use serde_json::json;
 
 fn config(mode: Mode, members: Vec<PathBuf>) -> VariantConfig {
@@ -326,6 +327,28 @@ fn pair(change: fn(&mut TinyCheckpoint)) -> (tempfile::TempDir, Vec<PathBuf>) {
     start.write(&paths[0]);
     second.write(&paths[1]);
     (dir, paths)
+}
+
+/// Mapped into memory, the first would end the process with SIGBUS, and the second be served under the digest of
+/// other weights.
+#[test]
+fn weights_that_change_while_they_are_read_are_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("a");
+    TinyCheckpoint::llama(1).write(&dir);
+    let weights = dir.join("model.safetensors");
+
+    let checkpoint = Checkpoint::open(&dir).unwrap();
+    let last = checkpoint.names().max_by_key(|name| checkpoint.info(name).unwrap().data_offsets.0).unwrap();
+    checkpoint.digest(last).unwrap();
+    rewrite(weights.clone(), |bytes| *bytes.last_mut().unwrap() ^= 1);
+    let error = checkpoint.read(last).unwrap_err();
+    assert!(chain(&error).contains("changed while it was read"), "{error}");
+
+    let checkpoint = Checkpoint::open(&dir).unwrap();
+    rewrite(weights, |bytes| bytes.truncate(bytes.len() - 1));
+    let error = checkpoint.read(last).unwrap_err();
+    assert!(chain(&error).contains("model.safetensors"), "{error}");
 }
 
 #[test]

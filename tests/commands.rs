@@ -6,11 +6,14 @@
 #[expect(dead_code, reason = "each test file uses its part")]
 mod program;
 
+use std::fs::File;
 use std::net::TcpListener;
 use std::path::Path;
 use std::path::PathBuf;
+use std::process::Stdio;
 
 use program::Server;
+use program::rewarm;
 use program::root;
 use program::run;
 use program::score;
@@ -57,6 +60,53 @@ fn a_port_that_is_taken_is_an_error_line_and_exit_code_1() {
     let error = text(&output.stderr);
     assert!(error.starts_with(&format!("error: listen on {address} for the reward service: ")), "{error}");
     assert_eq!(error.lines().count(), 1, "{error}");
+}
+
+#[test]
+fn an_output_that_cannot_be_written_is_an_error_line_not_a_panic() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config_file(folder.path(), "llama");
+    let full = || File::options().write(true).open("/dev/full").unwrap();
+    let check = ["serve", "--check", "--config", config.to_str().unwrap()];
+
+    let output = rewarm(&check).stdout(full()).stderr(Stdio::piped()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let error = text(&output.stderr);
+    assert!(error.starts_with("error: write the answer: "), "{error}");
+    assert_eq!(error.lines().count(), 1, "{error}");
+
+    // nor is standard error itself, and then the exit code is all there is
+    let status = rewarm(&["serve", "--check", "--config", "nowhere"]).stderr(full()).status().unwrap();
+    assert_eq!(status.code(), Some(1));
+}
+
+#[test]
+fn an_input_is_never_overwritten_by_its_own_rewards() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, link) = (folder.path().join("samples.jsonl"), folder.path().join("link.jsonl"));
+    let lines = "{\"token_ids\":[5,6,7]}\n";
+    std::fs::write(&file, lines).unwrap();
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    let model = root().join("tests/data/models/llama");
+    for output in [&file, &link] {
+        let [model, file, output] = [&model, &file, output].map(|path| path.to_str().unwrap());
+        let result = run(&["score", "--model", model, "--input", file, "--output", output]);
+        assert_eq!(result.status.code(), Some(1));
+        assert!(text(&result.stderr).contains("is both input and output"), "{result:?}");
+    }
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), lines);
+}
+
+#[test]
+fn a_server_whose_log_nobody_reads_any_more_still_drains() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config_file(folder.path(), "llama");
+    let server = Server::start_unread(&["--config", config.to_str().unwrap()]);
+    server.signal("-HUP");
+    let lines = "{\"token_ids\":[5,6,7]}\n";
+    assert!(score(&["--server", &server.url()], lines).status.success());
+    server.signal("-TERM");
+    assert_eq!(server.wait().code(), Some(0));
 }
 
 #[test]

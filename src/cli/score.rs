@@ -6,6 +6,7 @@ use std::io::BufRead;
 use std::io::BufReader;
 use std::io::BufWriter;
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::Context;
@@ -30,6 +31,9 @@ pub(super) fn run(args: ScoreArgs) -> anyhow::Result<()> {
     let (input_path, output_path) = (args.input.clone(), args.output.clone());
     // Opened before anything slow: a wrong path is told at once.
     let (input, input_bytes) = open(&input_path)?;
+    if is_one_file(&input_path, &output_path) {
+        bail!("{} is both input and output: it would be emptied before it is read", input_path.display());
+    }
     let output = create(&output_path)?;
     let mut backend = backend(args)?;
 
@@ -76,6 +80,15 @@ fn open(path: &Path) -> anyhow::Result<(Box<dyn BufRead>, Option<u64>)> {
     let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
     let bytes = file.metadata().ok().map(|metadata| metadata.len());
     Ok((Box::new(BufReader::new(file)), bytes))
+}
+
+/// Whether both are the same regular file, by whatever name.
+fn is_one_file(input: &Path, output: &Path) -> bool {
+    let identity = |path: &Path| {
+        let metadata = std::fs::metadata(path).ok().filter(|_| path != Path::new("-"))?;
+        metadata.is_file().then(|| (metadata.dev(), metadata.ino()))
+    };
+    identity(input).is_some() && identity(input) == identity(output)
 }
 
 fn create(path: &Path) -> anyhow::Result<Box<dyn Write>> {

@@ -1,5 +1,7 @@
 //! `rewarm serve`: configuration, log, runtime, signals. The rest is the service.
 
+use std::io::Write;
+
 use anyhow::Context;
 use anyhow::bail;
 use tokio::signal::unix::Signal;
@@ -56,8 +58,8 @@ fn check(config: &ServeConfig) -> anyhow::Result<()> {
         bail!(config::ConfigError(problems));
     }
     let names: Vec<&str> = variants.iter().map(|variant| variant.name.as_str()).collect();
-    println!("the configuration is valid: it serves {}", names.join(", "));
-    Ok(())
+    writeln!(std::io::stdout(), "the configuration is valid: it serves {}", names.join(", "))
+        .context("write the answer")
 }
 
 async fn serve(config: ServeConfig, overrides: Overrides) -> anyhow::Result<()> {

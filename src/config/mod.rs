@@ -80,6 +80,10 @@ pub fn load(overrides: &Overrides) -> Result<ServeConfig, ConfigError> {
     }
 }
 
+/// The longest keepalive that TCP takes, about nine hours, and more than anybody waits for a drain; the clock
+/// itself overflows later.
+const MAX_SECONDS: f64 = 32_767.0;
+
 /// What is served without a configuration.
 const DEMO: &str = include_str!("demo.toml");
 
@@ -153,7 +157,12 @@ impl Section<'_> {
         default: ([u8; 4], u16),
         problems: &mut Problems,
     ) -> SocketAddr {
-        let in_file = self.take(key, problems);
+        let place = self.place_of(key);
+        let in_file = self.take::<String>(key, problems).and_then(|text| {
+            let problem =
+                format!("{place}: {key}: `{text}` is not an IP address and a port, such as [::]:50051");
+            text.parse().map_err(|_| problems.add(problem)).ok()
+        });
         given.or(in_file).unwrap_or_else(|| default.into())
     }
 
@@ -170,11 +179,12 @@ impl Section<'_> {
 
     fn seconds(&mut self, key: &str, default: f64, problems: &mut Problems) -> Duration {
         let place = self.place_of(key);
-        let seconds = self.take(key, problems).unwrap_or(default);
-        Duration::try_from_secs_f64(seconds).unwrap_or_else(|_| {
-            problems.add(format!("{place}: {key}: {seconds} is not a number of seconds"));
-            Duration::ZERO
-        })
+        let mut seconds = self.take(key, problems).unwrap_or(default);
+        if !(0.0..=MAX_SECONDS).contains(&seconds) {
+            problems.add(format!("{place}: {key} must be from 0 to {MAX_SECONDS}, not {seconds:?}"));
+            seconds = default;
+        }
+        Duration::from_secs_f64(seconds)
     }
 }
 
@@ -189,8 +199,9 @@ fn check_limits(config: &service::Config, problems: &mut Problems) {
     if in_flight < message {
         problems.add(format!("server: max_in_flight_bytes {in_flight} is below max_message_bytes {message}: a request of that size could never be served"));
     }
-    if config.keepalive.is_zero() {
-        problems.add("server: keepalive_seconds must be above 0");
+    // TCP's own keepalive counts whole seconds.
+    if config.keepalive < Duration::from_secs(1) {
+        problems.add("server: keepalive_seconds must be at least 1");
     }
 }
 
@@ -343,8 +354,18 @@ shadow = { variant = 'e', fraction = 0.1 }
                 text: "[server]\nadmin = '127.0.0.1:50051'",
                 problem: "listen and admin both listen on port 50051",
             },
-            Case { text: "[server]\nkeepalive_seconds = 0", problem: "keepalive_seconds must be above 0" },
-            Case { text: "[server]\ndrain_seconds = -1", problem: "-1 is not a number of seconds" },
+            Case { text: "[server]\nlisten = 'localhost:1'", problem: "`localhost:1` is not an IP address" },
+            Case {
+                text: "[server]\nkeepalive_seconds = 0.5",
+                problem: "keepalive_seconds must be at least 1",
+            },
+            Case {
+                text: "[server]\nkeepalive_seconds = 40_000",
+                problem: "must be from 0 to 32767, not 40000.0",
+            },
+            Case { text: "[server]\ndrain_seconds = -1", problem: "must be from 0 to 32767, not -1.0" },
+            Case { text: "[server]\ndrain_seconds = nan", problem: "must be from 0 to 32767, not NaN" },
+            Case { text: "[server]\ndrain_grace_seconds = 1e300", problem: "not 1e300" },
             Case { text: "[server]\nmax_in_flight_bytes = 1", problem: "is below max_message_bytes" },
             Case { text: "[batching]\nmax_queue_tokens = 1", problem: "is below max_batch_tokens" },
             Case { text: "[log]\nformat = 'xml'", problem: "log.format" },

@@ -113,10 +113,10 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn new(name: &str, tensor: &TensorBytes<'a>) -> Result<Self, ModelError> {
+    fn new(name: &str, tensor: &'a TensorBytes<'_>) -> Result<Self, ModelError> {
         match tensor.dtype {
             Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16 => {
-                Ok(Self { dtype: tensor.dtype, bytes: tensor.bytes })
+                Ok(Self { dtype: tensor.dtype, bytes: &tensor.bytes })
             }
             dtype => Err(ModelError::Unsupported(format!(
                 "tensor `{name}` is stored as {dtype:?}: supported are F64, F32, F16 and BF16"
@@ -199,7 +199,7 @@ pub fn check_members(members: &[(&Path, &CheckpointConfig, &Checkpoint)]) -> Res
             return Err(refuse(format!("tensor `{name}` is missing in the first")));
         }
         for name in names {
-            let shape = |checkpoint: &Checkpoint| checkpoint.tensor(name).map(|tensor| tensor.shape.to_vec());
+            let shape = |checkpoint: &Checkpoint| checkpoint.info(name).map(|tensor| tensor.shape.clone());
             if shape(first) != shape(checkpoint) {
                 return Err(refuse(format!(
                     "tensor `{name}` is {:?} in the first and {:?} in the second",
@@ -249,21 +249,21 @@ fn tokenizer_content(dir: &Path) -> Result<Value, ModelError> {
 ///
 /// On 2-D tensors members of one pretrain have a cosine near 1 and a small relative distance; independent ones
 /// have a cosine near 0. Members of other shapes are skipped.
-pub fn kinship(checkpoints: &[&Checkpoint]) -> Vec<Kinship> {
+pub fn kinship(checkpoints: &[&Checkpoint]) -> Result<Vec<Kinship>, ModelError> {
     let first = checkpoints[0];
     let matrices: Vec<&str> = first
         .names()
-        .filter(|name| {
-            first.tensor(name).is_some_and(|tensor| tensor.shape.len() == 2 && tensor.shape[0] > 1)
-        })
+        .filter(|name| first.info(name).is_some_and(|tensor| tensor.shape.len() == 2 && tensor.shape[0] > 1))
         .collect();
     let step = matrices.len().div_ceil(COMPARED_TENSORS).max(1);
     let mut findings = Vec::new();
     for (member, checkpoint) in checkpoints.iter().enumerate().skip(1) {
-        let twin = checkpoints[..member].iter().position(|other| {
-            checkpoint.names().eq(other.names())
-                && checkpoint.names().all(|name| checkpoint.digest(name) == other.digest(name))
-        });
+        let mut twin = None;
+        for (index, other) in checkpoints[..member].iter().enumerate() {
+            if twin.is_none() && is_twin(checkpoint, other)? {
+                twin = Some(index);
+            }
+        }
         if let Some(twin) = twin {
             findings.push(Kinship {
                 member,
@@ -273,13 +273,16 @@ pub fn kinship(checkpoints: &[&Checkpoint]) -> Vec<Kinship> {
         }
         let (mut dot, mut norm_first, mut norm_other, mut distance) = (0.0, 0.0, 0.0, 0.0);
         for name in matrices.iter().step_by(step) {
-            let (Some(a), Some(b)) = (first.tensor(name), checkpoint.tensor(name)) else { continue };
+            if checkpoint
+                .info(name)
+                .is_none_or(|info| Some(&info.shape) != first.info(name).map(|info| &info.shape))
+            {
+                continue;
+            }
+            let (a, b) = (first.read(name)?, checkpoint.read(name)?);
             let (Ok(readers_a), Ok(readers_b)) = (Reader::new(name, &a), Reader::new(name, &b)) else {
                 continue;
             };
-            if a.shape != b.shape {
-                continue;
-            }
             let count: usize = a.shape.iter().product();
             let parts = (0..count.div_ceil(CHUNK)).into_par_iter().map(|chunk| {
                 let (start, len) = (chunk * CHUNK, CHUNK.min(count - chunk * CHUNK));
@@ -312,7 +315,20 @@ pub fn kinship(checkpoints: &[&Checkpoint]) -> Vec<Kinship> {
             });
         }
     }
-    findings
+    Ok(findings)
+}
+
+/// Whether all tensors of the two are equal; reads until the first that is not.
+fn is_twin(checkpoint: &Checkpoint, other: &Checkpoint) -> Result<bool, ModelError> {
+    if !checkpoint.names().eq(other.names()) {
+        return Ok(false);
+    }
+    for name in checkpoint.names() {
+        if checkpoint.digest(name)? != other.digest(name)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 #[cfg(test)]
@@ -344,9 +360,10 @@ mod tests {
     #[test]
     fn a_value_that_overflows_is_an_error_that_names_the_tensor() {
         let bytes = 70_000.0_f32.to_le_bytes();
-        let tensor = TensorBytes { dtype: Dtype::F32, shape: &[1], bytes: &bytes };
-        assert_eq!(average("w", &[(tensor, 1.0)], DType::F32).unwrap(), Averaged::F32(vec![70_000.0]));
-        let error = average("w", &[(tensor, 1.0)], DType::F16).unwrap_err().to_string();
+        let tensor = TensorBytes { dtype: Dtype::F32, shape: &[1], bytes: bytes.to_vec() };
+        let sources = [(tensor, 1.0)];
+        assert_eq!(average("w", &sources, DType::F32).unwrap(), Averaged::F32(vec![70_000.0]));
+        let error = average("w", &sources, DType::F16).unwrap_err().to_string();
         assert!(error.contains("`w`") && error.contains("70000"), "{error}");
     }
 
@@ -377,7 +394,7 @@ mod tests {
             write("c", matrix(2, 0.0)),
             write("d", matrix(1, 0.05)),
         ];
-        let findings = kinship(&members.iter().collect::<Vec<_>>());
+        let findings = kinship(&members.iter().collect::<Vec<_>>()).unwrap();
         assert_eq!(findings.len(), 2, "{findings:?}");
         assert!(findings[0].member == 2 && findings[0].finding.contains("another pretrain"), "{findings:?}");
         assert!(

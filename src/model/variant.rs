@@ -204,7 +204,7 @@ impl Loader {
     ) -> Result<Variant, ModelError> {
         let device = parse_device(&config.device)?;
         let mut members = open_members(config)?;
-        for kinship in findings(&members) {
+        for kinship in findings(&members)? {
             let path = members[kinship.member].path.display();
             tracing::warn!(variant = config.name, member = %path, "{}", kinship.finding);
         }
@@ -337,7 +337,7 @@ fn open_member(config: &VariantConfig, path: &Path) -> Result<Member, ModelError
     Ok(Member { path: path.to_owned(), manifest, config: checkpoint_config, checkpoint, tokenizer })
 }
 
-fn findings(members: &[Member]) -> Vec<Kinship> {
+fn findings(members: &[Member]) -> Result<Vec<Kinship>, ModelError> {
     merge::kinship(&members.iter().map(|member| &member.checkpoint).collect::<Vec<_>>())
 }
 

@@ -1,14 +1,22 @@
 //! Weights: from safetensors files to tensors laid out for the product.
 //!
-//! A [`Checkpoint`] is mapped into memory and read tensor by tensor. [`Weights`] hands tensors to a model
+//! A [`Checkpoint`] is read tensor by tensor. [`Weights`] hands tensors to a model
 //! while it is built: it checks names, shapes and finiteness before use, averages several members on the way
 //! ([`crate::model::merge`]), and notices at the end which tensors nobody asked for. A [`TensorStore`] keeps
 //! one copy of what is equal, by content digest, however many members and variants hold it.
+//!
+//! # Why not map the files into memory?
+//!
+//! They were, at first. An operator who copies new weights over the old ones shrinks the file for a moment, and
+//! a reload that is reading the mapping then ends the whole server with SIGBUS. Reads answer with an error
+//! instead; and what was digested is compared with what is used, so that a fingerprint never names other weights.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::collections::HashMap;
 use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -17,15 +25,20 @@ use std::sync::PoisonError;
 use candle_core::DType;
 use candle_core::Device;
 use candle_core::Tensor;
-use memmap2::Mmap;
-use safetensors::SafeTensors;
 use safetensors::tensor::Metadata;
+use safetensors::tensor::TensorInfo;
 use serde::Deserialize;
 
 use crate::model::ModelError;
 use crate::model::config::BackboneConfig;
 use crate::model::merge;
 use crate::model::ops::Linear;
+
+/// A safetensors file starts with its header's length, in 8 bytes.
+const HEADER_START: u64 = 8;
+/// The longest header that safetensors writes; a longer one is no header.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+const COPY_AGAIN: &str = "the file is truncated or damaged, copy or save it again";
 
 /// A blake3 digest.
 pub type Digest = [u8; 32];
@@ -41,28 +54,28 @@ const IGNORED_PREFIXES: [&str; 4] = ["lm_head.", "cls.", "pretrained_model.lm_he
 #[derive(Debug)]
 pub struct Checkpoint {
     dir: PathBuf,
-    files: Vec<MappedFile>,
+    files: Vec<OpenFile>,
     tensors: BTreeMap<String, usize>,
     digests: Mutex<HashMap<String, Digest>>,
 }
 
 #[derive(Debug)]
-struct MappedFile {
+struct OpenFile {
     path: PathBuf,
-    map: Mmap,
-    data_start: usize,
+    file: File,
+    data_start: u64,
     metadata: Metadata,
 }
 
 /// One tensor as it is on disk.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct TensorBytes<'a> {
     /// As stored.
     pub dtype: safetensors::Dtype,
     /// As stored.
     pub shape: &'a [usize],
     /// Little endian.
-    pub bytes: &'a [u8],
+    pub bytes: Vec<u8>,
 }
 
 #[derive(Deserialize)]
@@ -71,7 +84,7 @@ struct ShardIndex {
 }
 
 impl Checkpoint {
-    /// Maps the weights of a directory: `model.safetensors`, or the shards that
+    /// Opens the weights of a directory, and reads their headers: `model.safetensors`, or the shards that
     /// `model.safetensors.index.json` lists; and a value head beside them.
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
         if !dir.is_dir() {
@@ -95,20 +108,20 @@ impl Checkpoint {
         };
         let (single, index) = (dir.join("model.safetensors"), dir.join("model.safetensors.index.json"));
         if single.is_file() {
-            checkpoint.map_file(single)?;
+            checkpoint.open_file(single)?;
         } else if index.is_file() {
-            checkpoint.map_shards(&index)?;
+            checkpoint.open_shards(&index)?;
         } else {
             return Err(ModelError::NoCheckpoint { path: dir.to_owned(), problem: missing_weights(dir) });
         }
         let value_head = dir.join("value_head.safetensors"); // as LLaMA-Factory saves TRL's
         if value_head.is_file() {
-            checkpoint.map_file(value_head)?;
+            checkpoint.open_file(value_head)?;
         }
         Ok(checkpoint)
     }
 
-    fn map_shards(&mut self, index: &Path) -> Result<(), ModelError> {
+    fn open_shards(&mut self, index: &Path) -> Result<(), ModelError> {
         let text = std::fs::read_to_string(index).map_err(|source| ModelError::read(index, source))?;
         let ShardIndex { weight_map } =
             serde_json::from_str(&text).map_err(|error| ModelError::config(index, error))?;
@@ -117,7 +130,7 @@ impl Checkpoint {
             if Path::new(shard).file_name().is_none_or(|name| name != shard.as_str()) {
                 return Err(ModelError::config(index, format!("shard `{shard}` is not a plain file name")));
             }
-            self.map_file(self.dir.join(shard))?;
+            self.open_file(self.dir.join(shard))?;
         }
         for (name, shard) in &weight_map {
             let held = self.tensors.get(name).is_some_and(|&file| self.files[file].path.ends_with(shard));
@@ -128,27 +141,28 @@ impl Checkpoint {
         Ok(())
     }
 
-    fn map_file(&mut self, path: PathBuf) -> Result<(), ModelError> {
-        let file = File::open(&path).map_err(|source| ModelError::read(&path, source))?;
-        #[expect(
-            unsafe_code,
-            reason = "the mapping is read-only and private; were another process to shrink the file while we read \
-                      it, we would be stopped by a signal, not read wrong memory; checkpoints are replaced by \
-                      rename, not written in place"
-        )]
-        let map = unsafe { Mmap::map(&file) }.map_err(|source| ModelError::read(&path, source))?;
+    fn open_file(&mut self, path: PathBuf) -> Result<(), ModelError> {
         let damaged = |problem: String| ModelError::Damaged { path: path.clone(), problem };
-        // also checks that the header covers the file exactly
-        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|error| {
-            damaged(format!("{error}: the file is truncated or damaged, copy or save it again"))
+        let (file, header) = read_header(&path).map_err(|source| match source.kind() {
+            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
+                damaged(format!("{source}: {COPY_AGAIN}"))
+            }
+            _ => ModelError::read(&path, source),
         })?;
-        let data_start = header + 8; // the header's length comes before it, in 8 bytes
+        // also checks that the tensors lie one after the other, each as long as its shape says
+        let metadata: Metadata = serde_json::from_slice(&header)
+            .map_err(|error| damaged(format!("the header is not one: {error}: {COPY_AGAIN}")))?;
+        let data_start = HEADER_START + header.len() as u64;
+        let (size, end) = (file_bytes(&file, &path)?, data_start + metadata.data_len() as u64);
+        if size != end {
+            return Err(damaged(format!("has {size} bytes, its header tells of {end}: {COPY_AGAIN}")));
+        }
         for name in metadata.tensors().into_keys() {
             if self.tensors.insert(name.clone(), self.files.len()).is_some() {
                 return Err(damaged(format!("tensor `{name}` is in another file of the checkpoint as well")));
             }
         }
-        self.files.push(MappedFile { path, map, data_start, metadata });
+        self.files.push(OpenFile { path, file, data_start, metadata });
         Ok(())
     }
 
@@ -164,34 +178,67 @@ impl Checkpoint {
 
     /// Size of all files, in bytes.
     pub fn payload_bytes(&self) -> u64 {
-        self.files.iter().map(|file| file.map.len() as u64).sum()
+        self.files.iter().map(|file| file.metadata.data_len() as u64).sum()
     }
 
-    /// One tensor as it is on disk.
-    pub fn tensor(&self, name: &str) -> Option<TensorBytes<'_>> {
-        let file = &self.files[*self.tensors.get(name)?];
-        let info = file.metadata.info(name)?;
+    /// What the header says of a tensor.
+    pub fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.files[*self.tensors.get(name)?].metadata.info(name)
+    }
+
+    /// Reads one tensor. Fails if it is not what it was when it was read before.
+    pub fn read(&self, name: &str) -> Result<TensorBytes<'_>, ModelError> {
+        let missing = || ModelError::MissingTensor { name: name.to_owned() };
+        let file = &self.files[*self.tensors.get(name).ok_or_else(missing)?];
+        let info = file.metadata.info(name).ok_or_else(missing)?;
         let (start, end) = info.data_offsets;
-        Some(TensorBytes {
-            dtype: info.dtype,
-            shape: &info.shape,
-            bytes: &file.map[file.data_start + start..file.data_start + end],
-        })
+        let mut bytes = vec![0; end - start];
+        file.file
+            .read_exact_at(&mut bytes, file.data_start + start as u64)
+            .map_err(|source| ModelError::read(&file.path, source))?;
+
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(format!("{:?} {:?}\n", info.dtype, info.shape).as_bytes());
+        hasher.update(&bytes);
+        let digest = *hasher.finalize().as_bytes();
+        let mut digests = self.digests.lock().unwrap_or_else(PoisonError::into_inner);
+        if *digests.entry(name.to_owned()).or_insert(digest) != digest {
+            let problem = format!("tensor `{name}` changed while it was read");
+            return Err(ModelError::Damaged { path: file.path.clone(), problem });
+        }
+        Ok(TensorBytes { dtype: info.dtype, shape: &info.shape, bytes })
     }
 
-    /// Digest of a tensor's dtype, shape and bytes; computed once.
-    pub fn digest(&self, name: &str) -> Option<Digest> {
-        if let Some(digest) = self.digests.lock().unwrap_or_else(PoisonError::into_inner).get(name) {
-            return Some(*digest);
+    /// Digest of a tensor's dtype, shape and bytes; read only once.
+    pub fn digest(&self, name: &str) -> Result<Digest, ModelError> {
+        if let Some(digest) = self.known_digest(name) {
+            return Ok(digest);
         }
-        let tensor = self.tensor(name)?;
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(format!("{:?} {:?}\n", tensor.dtype, tensor.shape).as_bytes());
-        hasher.update(tensor.bytes);
-        let digest = *hasher.finalize().as_bytes();
-        self.digests.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), digest);
-        Some(digest)
+        self.read(name)?;
+        Ok(self.known_digest(name).expect("reading notes the digest"))
     }
+
+    fn known_digest(&self, name: &str) -> Option<Digest> {
+        self.digests.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied()
+    }
+}
+
+fn read_header(path: &Path) -> io::Result<(File, Vec<u8>)> {
+    let file = File::open(path)?;
+    let mut length = [0; HEADER_START as usize];
+    file.read_exact_at(&mut length, 0)?;
+    let length = u64::from_le_bytes(length);
+    if length > MAX_HEADER_BYTES {
+        let problem = format!("the header has {length} bytes, the limit is {MAX_HEADER_BYTES}");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
+    }
+    let mut header = vec![0; length as usize];
+    file.read_exact_at(&mut header, HEADER_START)?;
+    Ok((file, header))
+}
+
+fn file_bytes(file: &File, path: &Path) -> Result<u64, ModelError> {
+    Ok(file.metadata().map_err(|source| ModelError::read(path, source))?.len())
 }
 
 fn missing_weights(dir: &Path) -> String {
@@ -283,7 +330,7 @@ impl<'a> Weights<'a> {
 
     /// First dimension of a tensor.
     pub fn rows(&self, name: &str) -> Result<usize, ModelError> {
-        let tensor = self.members[0].0.tensor(name);
+        let tensor = self.members[0].0.info(name);
         let tensor = tensor.ok_or_else(|| ModelError::MissingTensor { name: name.to_owned() })?;
         Ok(tensor.shape.first().copied().unwrap_or(1))
     }
@@ -338,41 +385,49 @@ impl<'a> Weights<'a> {
         layout: Layout,
         dtype: DType,
     ) -> Result<Tensor, ModelError> {
-        let mut sources = Vec::with_capacity(self.members.len());
-        for (checkpoint, coefficient) in self.members {
+        for (checkpoint, _) in self.members {
             let tensor =
-                checkpoint.tensor(name).ok_or_else(|| ModelError::MissingTensor { name: name.to_owned() })?;
+                checkpoint.info(name).ok_or_else(|| ModelError::MissingTensor { name: name.to_owned() })?;
             if tensor.shape != shape {
                 return Err(ModelError::Shape {
                     name: name.to_owned(),
                     expected: shape.to_vec(),
-                    found: tensor.shape.to_vec(),
+                    found: tensor.shape.clone(),
                 });
             }
-            sources.push((tensor, *coefficient));
         }
         self.used.insert(name.to_owned());
         let Some(store) = self.store.as_deref_mut() else {
             let placeholder = Tensor::zeros((), dtype, &Device::Cpu)?.broadcast_as(shape)?;
             return Ok(if layout == Layout::Transposed { placeholder.t()? } else { placeholder });
         };
-        let mut keys: Vec<(Digest, u64)> = self
-            .members
-            .iter()
-            .map(|(checkpoint, coefficient)| {
-                (checkpoint.digest(name).expect("the tensor was found above"), coefficient.to_bits())
-            })
-            .collect();
-        if keys.iter().all(|(digest, _)| *digest == keys[0].0) {
+        let read_all = || {
+            let read = |(checkpoint, coefficient): &(&'a Checkpoint, f64)| {
+                Ok((checkpoint.read(name)?, *coefficient))
+            };
+            self.members.iter().map(read).collect::<Result<Vec<_>, ModelError>>()
+        };
+        // What has no digest yet is read for it: once, if the store does not have it.
+        let is_known = self.members.iter().all(|(checkpoint, _)| checkpoint.known_digest(name).is_some());
+        let read_now = if is_known { None } else { Some(read_all()?) };
+        let mut keys = Vec::with_capacity(self.members.len());
+        for (checkpoint, coefficient) in self.members {
+            keys.push((checkpoint.digest(name)?, coefficient.to_bits()));
+        }
+        let are_equal = keys.iter().all(|(digest, _)| *digest == keys[0].0);
+        if are_equal {
             // coefficients sum to one: the average of equal tensors is that tensor, exactly
             keys = vec![(keys[0].0, 1.0_f64.to_bits())];
-            sources.truncate(1);
-            sources[0].1 = 1.0;
         }
         let key = StoreKey { sources: keys, layout, dtype, device: format!("{:?}", self.device.location()) };
         let tensor = match store.tensors.get(&key) {
             Some(tensor) => tensor.clone(),
             None => {
+                let mut sources = read_now.map_or_else(read_all, Ok)?;
+                if are_equal {
+                    sources.truncate(1);
+                    sources[0].1 = 1.0;
+                }
                 let average = merge::average(name, &sources, dtype)?;
                 let tensor = average.into_tensor(shape)?;
                 let tensor = match layout {
@@ -384,8 +439,8 @@ impl<'a> Weights<'a> {
                 tensor
             }
         };
-        let read: usize =
-            self.members.iter().filter_map(|(c, _)| c.tensor(name)).map(|t| t.bytes.len()).sum();
+        let infos = self.members.iter().filter_map(|(checkpoint, _)| checkpoint.info(name));
+        let read: usize = infos.map(|info| info.data_offsets.1 - info.data_offsets.0).sum();
         (self.progress)(read as u64);
         Ok(tensor)
     }
@@ -419,11 +474,11 @@ impl<'a> Weights<'a> {
                 // heads and backbones are told apart by name, so the prefix counts; lengths keep names apart
                 hasher.update(&(name.len() as u64).to_le_bytes());
                 hasher.update(name.as_bytes());
-                hasher.update(&checkpoint.digest(name).unwrap_or_default());
+                hasher.update(&checkpoint.digest(name)?);
             }
-            *hasher.finalize().as_bytes()
+            Ok(*hasher.finalize().as_bytes())
         };
-        Ok(self.members.iter().map(|(checkpoint, _)| digest_of(checkpoint)).collect())
+        self.members.iter().map(|(checkpoint, _)| digest_of(checkpoint)).collect()
     }
 }
 

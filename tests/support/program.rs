@@ -2,11 +2,13 @@
 
 use std::io::BufRead;
 use std::io::BufReader;
+use std::io::Lines;
 use std::io::Read;
 use std::io::Write;
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::Child;
+use std::process::ChildStderr;
 use std::process::Command;
 use std::process::ExitStatus;
 use std::process::Output;
@@ -75,6 +77,17 @@ pub(crate) struct Server {
 impl Server {
     /// Starts `rewarm serve` with these arguments on free ports; returns once it is ready, by its log.
     pub(crate) fn start(args: &[&str]) -> Self {
+        let (server, log) = Self::start_with_log(args);
+        std::thread::spawn(move || log.for_each(drop));
+        server
+    }
+
+    /// As [`Self::start`], but the pipe of its log is closed once it is ready.
+    pub(crate) fn start_unread(args: &[&str]) -> Self {
+        Self::start_with_log(args).0
+    }
+
+    fn start_with_log(args: &[&str]) -> (Self, Lines<BufReader<ChildStderr>>) {
         let base = ["serve", "--log-format", "json"];
         let ports = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--metrics", "127.0.0.1:0"];
         let mut command = rewarm(&[&base[..], &ports, args].concat());
@@ -92,9 +105,7 @@ impl Server {
                 break;
             }
         }
-        // Whoever closes the pipe of a process that logs ends it.
-        std::thread::spawn(move || log.for_each(drop));
-        Self { child, listen, metrics }
+        (Self { child, listen, metrics }, log)
     }
 
     /// Of the reward service.
