@@ -301,6 +301,17 @@ fn open_members(config: &VariantConfig) -> Result<Vec<Member>, ModelError> {
             }
             differ("chat template, text rule or length limit");
         }
+        let dtype = |member: &Member, name: &str| member.checkpoint.info(name).map(|info| info.dtype);
+        if config.mode == Mode::Warm
+            && first.checkpoint.names().any(|name| dtype(first, name) != dtype(member, name))
+        {
+            tracing::warn!(
+                variant = config.name,
+                first = %first.path.display(),
+                member = %member.path.display(),
+                "members are stored in different precisions: the merge is as exact as the coarser one"
+            );
+        }
         if config.mode == Mode::Warm && member.manifest.calibration != first.manifest.calibration {
             tracing::warn!(
                 variant = config.name,

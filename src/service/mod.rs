@@ -39,6 +39,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio::task::JoinSet;
+use tokio_stream::StreamExt;
 use tonic::codec::CompressionEncoding;
 use tonic::server::NamedService;
 use tonic::service::Interceptor;
@@ -65,6 +66,8 @@ use crate::service::state::State;
 
 /// How long a silent peer has to answer a ping.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// After a connection that could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Of one connection: a trainer that opens one stream per sample waits its turn instead of failing.
 const MAX_STREAMS_PER_CONNECTION: u32 = 1024;
 /// HTTP/2's own 64 KiB would make a large request wait for a round trip every 64 KiB.
@@ -222,7 +225,10 @@ async fn live(
     };
     match tokio::time::timeout(config.drain_limit, orderly).await {
         Ok(()) => tracing::info!("stopped"),
-        Err(_) => tracing::warn!(calls = state.calls.len(), "stopped at the limit, with work unfinished"),
+        Err(_) => tracing::warn!(
+            unfinished_calls = state.calls.len(),
+            "stopped at the limit, with calls unfinished or connections open"
+        ),
     }
     drop(background);
     Ok(())
@@ -252,7 +258,17 @@ fn serve(
     let routes = with_reflection(routes, names);
     let closing = state.closing.clone();
     async move {
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(keepalive));
+        let incoming = TcpIncoming::from(listener)
+            .with_nodelay(Some(true))
+            .with_keepalive(Some(keepalive))
+            .then(|accepted| async {
+                if let Err(error) = &accepted {
+                    // Out of file descriptors, usually: trying again at once would burn a core in silence.
+                    tracing::warn!(%error, "accept failed");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+                accepted
+            });
         let served = Server::builder()
             .http2_keepalive_interval(Some(keepalive))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
