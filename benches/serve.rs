@@ -26,9 +26,7 @@ use std::time::Instant;
 use rewarm::engine;
 use rewarm::model::batch::PackedBatch;
 use rewarm::model::batch::Sequence;
-use rewarm::model::scorer::Reduction;
 use rewarm::model::scorer::Scorer;
-use rewarm::model::variant::Dtype;
 use rewarm::model::variant::Loader;
 use rewarm::model::variant::Mode;
 use rewarm::model::variant::Variant;
@@ -90,17 +88,7 @@ fn main() {
 async fn measure(workload: Workload) {
     let variants: Vec<VariantConfig> = [("warm", Mode::Warm), ("ens", Mode::Ens)]
         .into_iter()
-        .map(|(name, mode)| VariantConfig {
-            name: name.to_owned(),
-            mode,
-            members: workload.members.clone(),
-            coefficients: None,
-            reduction: Reduction::Mean,
-            dtype: Dtype::F32,
-            device: "cpu".to_owned(),
-            max_tokens: None,
-            pooling: None,
-        })
+        .map(|(name, mode)| VariantConfig::new(name, mode, workload.members.clone()))
         .collect();
     let samples = samples(&workload);
     let requests: Vec<Vec<Sequence>> = samples.chunks(SAMPLES_PER_REQUEST).map(<[_]>::to_vec).collect();

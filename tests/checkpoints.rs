@@ -20,17 +20,7 @@ use rewarm::model::weights::Checkpoint;
 use serde_json::json;
 
 fn config(mode: Mode, members: Vec<PathBuf>) -> VariantConfig {
-    VariantConfig {
-        name: "tiny".to_owned(),
-        mode,
-        members,
-        coefficients: None,
-        reduction: Reduction::Mean,
-        dtype: Dtype::F32,
-        device: "cpu".to_owned(),
-        max_tokens: None,
-        pooling: None,
-    }
+    VariantConfig::new("tiny", mode, members)
 }
 
 /// The whole error chain, as a user reads it.

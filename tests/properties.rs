@@ -12,9 +12,7 @@ use checkpoints::VOCAB;
 use proptest::prelude::*;
 use rewarm::model::batch::PackedBatch;
 use rewarm::model::batch::Sequence;
-use rewarm::model::scorer::Reduction;
 use rewarm::model::scorer::Scorer;
-use rewarm::model::variant::Dtype;
 use rewarm::model::variant::Loader;
 use rewarm::model::variant::Mode;
 use rewarm::model::variant::VariantConfig;
@@ -23,17 +21,7 @@ use rewarm::model::variant::VariantConfig;
 const F32_ATOL: f32 = 1e-5;
 
 fn load(mode: Mode, members: Vec<PathBuf>) -> Scorer {
-    let config = VariantConfig {
-        name: "tiny".to_owned(),
-        mode,
-        members,
-        coefficients: None,
-        reduction: Reduction::Mean,
-        dtype: Dtype::F32,
-        device: "cpu".to_owned(),
-        max_tokens: None,
-        pooling: None,
-    };
+    let config = VariantConfig::new("tiny", mode, members);
     Loader::default().load(&config, &mut |_, _| ()).unwrap().scorer
 }
 

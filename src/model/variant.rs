@@ -131,6 +131,23 @@ pub struct VariantConfig {
     pub pooling: Option<Pooling>,
 }
 
+impl VariantConfig {
+    /// On the CPU in `f32`, equal coefficients or the mean, everything else as the checkpoints say.
+    pub fn new(name: &str, mode: Mode, members: Vec<PathBuf>) -> Self {
+        Self {
+            name: name.to_owned(),
+            mode,
+            members,
+            coefficients: None,
+            reduction: Reduction::default(),
+            dtype: Dtype::default(),
+            device: "cpu".to_owned(),
+            max_tokens: None,
+            pooling: None,
+        }
+    }
+}
+
 /// What is told of a loaded variant.
 #[derive(Clone, Debug)]
 pub struct VariantInfo {

@@ -16,7 +16,6 @@ use rewarm::model::batch::PackedBatch;
 use rewarm::model::scorer::Forward;
 use rewarm::model::scorer::Reduction;
 use rewarm::model::scorer::Scorer;
-use rewarm::model::variant::Dtype;
 use rewarm::model::variant::MemberInfo;
 use rewarm::model::variant::Mode;
 use rewarm::model::variant::Variant;
@@ -212,17 +211,7 @@ pub(crate) struct TestServer {
 
 /// The models of these names, and their routing weights.
 pub(crate) fn models(weights: &[(&str, f64)]) -> Models {
-    let config = |name: &str| VariantConfig {
-        name: name.to_owned(),
-        mode: Mode::Warm,
-        members: vec![PathBuf::from("fake")],
-        coefficients: None,
-        reduction: Reduction::Mean,
-        dtype: Dtype::F32,
-        device: "cpu".to_owned(),
-        max_tokens: None,
-        pooling: None,
-    };
+    let config = |name: &str| VariantConfig::new(name, Mode::Warm, vec![PathBuf::from("fake")]);
     let weights: BTreeMap<String, f64> =
         weights.iter().map(|(name, weight)| ((*name).to_owned(), *weight)).collect();
     Models { variants: weights.keys().map(|name| config(name)).collect(), weights }
