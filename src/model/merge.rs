@@ -191,22 +191,20 @@ pub fn check_members(members: &[(&Path, &CheckpointConfig, &Checkpoint)]) -> Res
         if let Some(difference) = difference("", &first_value, &value) {
             return Err(refuse(difference));
         }
-        let (names, others): (Vec<_>, Vec<_>) = (first.names().collect(), checkpoint.names().collect());
-        if let Some(name) = names.iter().find(|name| !others.contains(name)) {
-            return Err(refuse(format!("tensor `{name}` is missing in the second")));
-        }
-        if let Some(name) = others.iter().find(|name| !names.contains(name)) {
-            return Err(refuse(format!("tensor `{name}` is missing in the first")));
-        }
-        for name in names {
-            let shape = |checkpoint: &Checkpoint| checkpoint.info(name).map(|tensor| tensor.shape.clone());
-            if shape(first) != shape(checkpoint) {
-                return Err(refuse(format!(
-                    "tensor `{name}` is {:?} in the first and {:?} in the second",
-                    shape(first).unwrap_or_default(),
-                    shape(checkpoint).unwrap_or_default()
-                )));
+        for name in first.names() {
+            let shape = |checkpoint: &Checkpoint| checkpoint.info(name).map(|info| info.shape.clone());
+            match (shape(first), shape(checkpoint)) {
+                (_, None) => return Err(refuse(format!("tensor `{name}` is missing in the second"))),
+                (Some(one), Some(other)) if one != other => {
+                    let problem =
+                        format!("tensor `{name}` is {one:?} in the first and {other:?} in the second");
+                    return Err(refuse(problem));
+                }
+                _ => {}
             }
+        }
+        if let Some(name) = checkpoint.names().find(|name| first.info(name).is_none()) {
+            return Err(refuse(format!("tensor `{name}` is missing in the first")));
         }
         if first_tokenizer != tokenizer_content(dir)? {
             return Err(refuse("their tokenizers differ (tokenizer.json)".to_owned()));
