@@ -273,7 +273,9 @@ async fn sigterm_under_load_answers_all_that_was_admitted_and_exits_0() {
     server.signal("-TERM");
     for caller in callers {
         let status = caller.await.unwrap();
-        assert_eq!(status.code(), tonic::Code::Unavailable, "{status:?}");
+        // hyper's word for a request that it had not begun to send when the drained connection was closed
+        let was_never_sent = format!("{status:?}").contains("hyper::Error(Canceled, \"connection closed\")");
+        assert!(status.code() == tonic::Code::Unavailable || was_never_sent, "{status:?}");
     }
     let status = tokio::task::spawn_blocking(|| server.wait()).await.unwrap();
     assert_eq!(status.code(), Some(0));
