@@ -3,6 +3,7 @@
 //! Nothing sleeps: a model waits at a gate that the test opens, and the runtime's clock is paused, so that a
 //! deadline passes when nothing else is left to do.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::Condvar;
@@ -88,7 +89,7 @@ struct Fake {
 
 impl Forward for Fake {
     fn forward(&self, batch: &PackedBatch) -> Result<Vec<f32>, ModelError> {
-        let _ = self.arrivals.send(batch.sequences().map(<[u32]>::to_vec).collect());
+        let _ = self.arrivals.send(batch.sequences().map(Cow::into_owned).collect());
         self.gate.pass();
         let has = |token| batch.token_ids().contains(&token);
         assert!(!has(PANIC), "on demand");
@@ -101,7 +102,7 @@ impl Forward for Fake {
             _ => reward_of(token_ids),
         };
         let skipped = usize::from(has(TOO_FEW));
-        Ok(batch.sequences().skip(skipped).map(reward).collect())
+        Ok(batch.sequences().skip(skipped).map(|token_ids| reward(&token_ids)).collect())
     }
 }
 

@@ -7,6 +7,7 @@
 
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use candle_core::DType;
 use candle_core::Device;
@@ -17,6 +18,7 @@ use rewarm::model::config::CheckpointConfig;
 use rewarm::model::manifest::Manifest;
 use rewarm::model::merge;
 use rewarm::model::merge::Averaged;
+use rewarm::model::ops::composed::Composed;
 use rewarm::model::scorer::Forward;
 use rewarm::model::weights::Checkpoint;
 use rewarm::model::weights::TensorStore;
@@ -60,19 +62,19 @@ fn folders(path: &str) -> Vec<PathBuf> {
     folders
 }
 
-fn load_model(dir: &Path, config_file: &str, dtype: DType) -> RewardModel {
+fn load_model(dir: &Path, config_file: &str, dtype: DType) -> RewardModel<Composed> {
     let config = CheckpointConfig::load(&dir.join(config_file), &Manifest::default()).unwrap();
     let checkpoint = Checkpoint::open(dir).unwrap();
     let (mut store, mut progress) = (TensorStore::default(), |_| ());
     let members = [(&checkpoint, 1.0)];
-    let mut weights =
-        Weights::new(&members, &config.backbone, dtype, &Device::Cpu, Some(&mut store), &mut progress);
+    let ops = Arc::new(Composed { device: Device::Cpu, dtype });
+    let mut weights = Weights::new(&members, &config.backbone, &ops, Some(&mut store), &mut progress);
     let model = RewardModel::load(&mut weights, &config).unwrap();
     weights.finish().unwrap();
     model
 }
 
-fn rewards(model: &RewardModel, samples: &[Sequence]) -> Vec<f32> {
+fn rewards(model: &RewardModel<Composed>, samples: &[Sequence]) -> Vec<f32> {
     model.forward(&PackedBatch::pack(samples)).unwrap()
 }
 

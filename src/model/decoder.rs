@@ -1,215 +1,212 @@
 //! The causal transformers in reading order, driven by config: Llama, Mistral, Qwen2, Qwen3, Gemma-2.
 //!
 //! ```text
-//! token ids [tokens] → embedding → layers → norm → [tokens, hidden]
+//! token ids [rows] → embedding → layers → norm → [rows, hidden]
 //! layer:  x + (norm →) attention ← norm ← x      (norms in brackets: Gemma-2)
 //!         x + (norm →) down(act(gate) · up) ← norm ← x
 //! ```
+//!
+//! How a batch goes through the layers is in [`transformer`](crate::model::transformer).
 
-use candle_core::Device;
+use std::borrow::Cow;
+use std::sync::Arc;
+
 use candle_core::Result;
-use candle_core::Tensor;
 
 use crate::model::ModelError;
 use crate::model::batch::PackedBatch;
 use crate::model::config::DecoderConfig;
-use crate::model::ops;
+use crate::model::norm::Norm;
 use crate::model::ops::Activation;
 use crate::model::ops::AttentionSpec;
-use crate::model::ops::Linear;
-use crate::model::ops::Packing;
+use crate::model::ops::Ops;
+use crate::model::ops::Precision::Working;
+use crate::model::ops::Which;
 use crate::model::rope::RopeTable;
+use crate::model::transformer;
+use crate::model::transformer::Transformer;
 use crate::model::weights::Weights;
 
-/// A causal transformer without its head.
 #[derive(Debug)]
-pub struct Decoder {
-    embedding: Tensor, // [vocab, hidden]
-    embedding_scale: Option<f64>,
-    rope: RopeTable,
-    layers: Vec<Layer>,
-    norm: RmsNorm,
-    device: Device,
+struct Embedding<O: Ops> {
+    words: Arc<O::Table>, // [vocab, hidden]
+    scale: Option<f64>,
 }
 
 #[derive(Debug)]
-struct Layer {
-    input_norm: RmsNorm,
-    attention: Attention,
-    attention_post_norm: Option<RmsNorm>,
-    mlp_norm: RmsNorm,
-    mlp: Mlp,
-    mlp_post_norm: Option<RmsNorm>,
-}
-
-#[derive(Debug)]
-struct Attention {
-    query: Linear,
-    key: Linear,
-    value: Linear,
-    output: Linear,
-    qk_norms: Option<(RmsNorm, RmsNorm)>,
-    head_dim: usize,
+struct Layer<O: Ops> {
+    input_norm: Norm<O>,
+    query: Arc<O::Linear>,
+    key: Arc<O::Linear>,
+    value: Arc<O::Linear>,
+    qk_norms: Option<[Norm<O>; 2]>,
     spec: AttentionSpec,
-}
-
-#[derive(Debug)]
-struct Mlp {
-    gate: Linear,
-    up: Linear,
-    down: Linear,
+    output: Arc<O::Linear>,
+    attention_post_norm: Option<Norm<O>>,
+    mlp_norm: Norm<O>,
+    gate_up: Arc<O::Gated>,
     activation: Activation,
+    down: Arc<O::Linear>,
+    mlp_post_norm: Option<Norm<O>>,
 }
 
-#[derive(Debug)]
-struct RmsNorm {
-    weight: Tensor, // f32, the unit offset added already
-    eps: f64,
+/// Reads the weights that `config` asks for.
+pub fn load<O: Ops>(
+    weights: &mut Weights<'_, O>,
+    config: &DecoderConfig,
+) -> std::result::Result<Transformer<O>, ModelError> {
+    let prefix = weights.backbone_prefix().to_owned();
+    let words = format!("{prefix}embed_tokens.weight");
+    let embedding = Embedding::<O> {
+        words: weights.table(&words, config.vocab_size, config.hidden)?,
+        scale: config.embedding_scale,
+    };
+    let mut layers: Vec<Box<dyn transformer::Layer<O>>> = Vec::with_capacity(config.num_layers);
+    for index in 0..config.num_layers {
+        layers.push(Box::new(Layer::load(weights, config, index)?));
+    }
+    Ok(Transformer {
+        embedding: Box::new(embedding),
+        rope: Some(RopeTable::new(config.rope.clone())),
+        layers,
+        norm: Some(norm(weights, config, &format!("{prefix}norm"), config.hidden)?),
+    })
 }
 
-/// Cosines and sines of all tokens, `[tokens, head_dim / 2]`.
-struct Rotation {
-    cos: Tensor,
-    sin: Tensor,
+fn norm<O: Ops>(
+    weights: &mut Weights<'_, O>,
+    config: &DecoderConfig,
+    name: &str,
+    width: usize,
+) -> std::result::Result<Norm<O>, ModelError> {
+    let offset = if config.norm_unit_offset { 1.0 } else { 0.0 };
+    Norm::rms(weights, name, width, offset, config.norm_eps)
 }
 
-impl Decoder {
-    /// Reads the weights that `config` asks for.
-    pub fn load(weights: &mut Weights<'_>, config: &DecoderConfig) -> std::result::Result<Self, ModelError> {
-        let prefix = weights.backbone_prefix().to_owned();
-        let norm =
-            |weights: &mut Weights<'_>, name: &str, width: usize| -> std::result::Result<_, ModelError> {
-                let weight = weights.vector_f32(&format!("{prefix}{name}.weight"), width)?;
-                let weight = if config.norm_unit_offset { (weight + 1.0)? } else { weight };
-                Ok(RmsNorm { weight, eps: config.norm_eps })
-            };
-        let hidden = config.hidden;
+impl<O: Ops> Layer<O> {
+    fn load(
+        weights: &mut Weights<'_, O>,
+        config: &DecoderConfig,
+        index: usize,
+    ) -> std::result::Result<Self, ModelError> {
+        let prefix = weights.backbone_prefix();
+        let of = |name: &str| format!("{prefix}layers.{index}.{name}");
+        let [q, k, v, o] =
+            ["q_proj", "k_proj", "v_proj", "o_proj"].map(|name| of(&format!("self_attn.{name}")));
+        let [q_norm, k_norm] = ["self_attn.q_norm", "self_attn.k_norm"].map(of);
+        let [gate, up, down] = ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"].map(of);
+        let [input_norm, post_attention_norm] = ["input_layernorm", "post_attention_layernorm"].map(of);
+        let [pre_mlp_norm, post_mlp_norm] =
+            ["pre_feedforward_layernorm", "post_feedforward_layernorm"].map(of);
+        let (hidden, inside) = (config.hidden, config.intermediate);
         let (query_width, kv_width) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-        let embedding = weights.matrix(&format!("{prefix}embed_tokens.weight"), config.vocab_size, hidden)?;
-        let mut layers = Vec::with_capacity(config.num_layers);
-        for (index, &window) in config.windows.iter().enumerate() {
-            let of = |name: &str| format!("layers.{index}.{name}");
-            let attn = |name: &str| format!("{prefix}layers.{index}.self_attn.{name}");
-            let mlp = |name: &str| format!("{prefix}layers.{index}.mlp.{name}");
-            let attention = Attention {
-                query: weights.linear(&attn("q_proj"), query_width, hidden, config.qkv_bias)?,
-                key: weights.linear(&attn("k_proj"), kv_width, hidden, config.qkv_bias)?,
-                value: weights.linear(&attn("v_proj"), kv_width, hidden, config.qkv_bias)?,
-                output: weights.linear(&attn("o_proj"), hidden, query_width, config.output_bias)?,
-                qk_norms: if config.qk_norm {
-                    Some((
-                        norm(weights, &of("self_attn.q_norm"), config.head_dim)?,
-                        norm(weights, &of("self_attn.k_norm"), config.head_dim)?,
-                    ))
-                } else {
-                    None
-                },
-                head_dim: config.head_dim,
-                spec: AttentionSpec {
-                    causal: true,
-                    window,
-                    scale: config.attention_scale,
-                    softcap: config.attention_softcap,
-                },
-            };
-            // in Gemma-2 "post_attention_layernorm" norms attention's output; elsewhere, the MLP's input
-            let (attention_post_norm, mlp_norm, mlp_post_norm) = if config.post_norms {
-                (
-                    Some(norm(weights, &of("post_attention_layernorm"), hidden)?),
-                    norm(weights, &of("pre_feedforward_layernorm"), hidden)?,
-                    Some(norm(weights, &of("post_feedforward_layernorm"), hidden)?),
-                )
-            } else {
-                (None, norm(weights, &of("post_attention_layernorm"), hidden)?, None)
-            };
-            layers.push(Layer {
-                input_norm: norm(weights, &of("input_layernorm"), hidden)?,
-                attention,
-                attention_post_norm,
-                mlp_norm,
-                mlp: Mlp {
-                    gate: weights.linear(&mlp("gate_proj"), config.intermediate, hidden, config.mlp_bias)?,
-                    up: weights.linear(&mlp("up_proj"), config.intermediate, hidden, config.mlp_bias)?,
-                    down: weights.linear(&mlp("down_proj"), hidden, config.intermediate, config.mlp_bias)?,
-                    activation: config.activation,
-                },
-                mlp_post_norm,
-            });
-        }
+        // in Gemma-2 "post_attention_layernorm" norms attention's output; elsewhere, the MLP's input
+        let (attention_post_norm, mlp_norm, mlp_post_norm) = if config.post_norms {
+            (
+                Some(norm(weights, config, &post_attention_norm, hidden)?),
+                norm(weights, config, &pre_mlp_norm, hidden)?,
+                Some(norm(weights, config, &post_mlp_norm, hidden)?),
+            )
+        } else {
+            (None, norm(weights, config, &post_attention_norm, hidden)?, None)
+        };
         Ok(Self {
-            embedding,
-            embedding_scale: config.embedding_scale,
-            rope: RopeTable::new(config.rope.clone()),
-            layers,
-            norm: norm(weights, "norm", hidden)?,
-            device: weights.device().clone(),
+            input_norm: norm(weights, config, &input_norm, hidden)?,
+            query: weights.linear(&q, query_width, hidden, config.qkv_bias, Working)?,
+            key: weights.linear(&k, kv_width, hidden, config.qkv_bias, Working)?,
+            value: weights.linear(&v, kv_width, hidden, config.qkv_bias, Working)?,
+            qk_norms: if config.qk_norm {
+                let mut norm = |name: &str| norm(weights, config, name, config.head_dim);
+                Some([norm(&q_norm)?, norm(&k_norm)?])
+            } else {
+                None
+            },
+            spec: AttentionSpec {
+                heads: config.heads,
+                kv_heads: config.kv_heads,
+                head_dim: config.head_dim,
+                causal: true,
+                window: config.windows[index],
+                scale: config.attention_scale,
+                softcap: config.attention_softcap,
+            },
+            output: weights.linear(&o, hidden, query_width, config.output_bias, Working)?,
+            attention_post_norm,
+            mlp_norm,
+            gate_up: weights.gated([&gate, &up], inside, hidden, config.mlp_bias)?,
+            activation: config.activation,
+            down: weights.linear(&down, hidden, inside, config.mlp_bias, Working)?,
+            mlp_post_norm,
         })
     }
+}
 
-    /// Hidden states `[tokens, hidden]`.
-    pub fn forward(&self, batch: &PackedBatch) -> Result<Tensor> {
-        let token_ids = Tensor::new(batch.token_ids(), &self.device)?;
-        let mut hidden = self.embedding.index_select(&token_ids, 0)?; // [tokens, hidden]
-        if let Some(scale) = self.embedding_scale {
-            // rounded to the working precision first, as transformers does: √3072 is 55.5 in bf16
-            let scale = Tensor::new(scale as f32, &self.device)?.to_dtype(hidden.dtype())?;
-            hidden = hidden.broadcast_mul(&scale)?;
+impl<O: Ops> transformer::Embedding<O> for Embedding<O> {
+    fn ids<'a>(&self, batch: &'a PackedBatch) -> Vec<Cow<'a, [u32]>> {
+        vec![batch.token_ids().into()]
+    }
+
+    fn forward(&self, ops: &O, ids: &[&[u32]]) -> Result<O::Rows> {
+        ops.embed(&[(&self.words, ids[0])], self.scale)
+    }
+}
+
+impl<O: Ops> transformer::Layer<O> for Layer<O> {
+    fn spec(&self) -> &AttentionSpec {
+        &self.spec
+    }
+
+    fn input<'a>(&self, ops: &O, x: &'a O::Rows) -> Result<Cow<'a, O::Rows>> {
+        ops.operand(Cow::Owned(self.input_norm.forward(ops, x)?))
+    }
+
+    fn queries(
+        &self,
+        ops: &O,
+        input: &O::Rows,
+        packing: &O::Packing<'_>,
+        which: Which<'_>,
+    ) -> Result<O::Rows> {
+        let mut query = ops.linear(input, &self.query)?;
+        if let Some([norm, _]) = &self.qk_norms {
+            query = norm.forward(ops, &query)?;
         }
-        let lengths: Vec<usize> = batch.sequences().map(<[u32]>::len).collect();
-        let (cos, sin) = self.rope.packed(&lengths);
-        let shape = (batch.num_tokens(), cos.len() / batch.num_tokens());
-        let rotation = Rotation {
-            cos: Tensor::from_vec(cos, shape, &self.device)?.to_dtype(hidden.dtype())?,
-            sin: Tensor::from_vec(sin, shape, &self.device)?.to_dtype(hidden.dtype())?,
-        };
-        let packing = Packing::new(batch.offsets());
-        for layer in &self.layers {
-            hidden = layer.forward(&hidden, &rotation, &packing)?;
+        ops.rotary(query, self.spec.head_dim, packing, which)
+    }
+
+    fn keys_and_values(
+        &self,
+        ops: &O,
+        input: &O::Rows,
+        packing: &O::Packing<'_>,
+        which: Which<'_>,
+    ) -> Result<[O::Rows; 2]> {
+        let mut key = ops.linear(input, &self.key)?;
+        if let Some([_, norm]) = &self.qk_norms {
+            key = norm.forward(ops, &key)?;
         }
-        self.norm.forward(&hidden)
+        let key = ops.rotary(key, self.spec.head_dim, packing, which)?;
+        Ok([key, ops.linear(input, &self.value)?])
+    }
+
+    fn finish(&self, ops: &O, x: O::Rows, attended: &O::Rows) -> Result<O::Rows> {
+        let x = add(ops, x, attended, &self.output, self.attention_post_norm.as_ref())?;
+        let input = self.mlp_norm.forward(ops, &x)?;
+        let inside = ops.gated(&input, &self.gate_up, self.activation)?;
+        add(ops, x, &inside, &self.down, self.mlp_post_norm.as_ref())
     }
 }
 
-impl Layer {
-    fn forward(&self, x: &Tensor, rotation: &Rotation, packing: &Packing<'_>) -> Result<Tensor> {
-        let attended = self.attention.forward(&self.input_norm.forward(x)?, rotation, packing)?;
-        let x = (x + normed(attended, self.attention_post_norm.as_ref())?)?;
-        let transformed = self.mlp.forward(&self.mlp_norm.forward(&x)?)?;
-        &x + normed(transformed, self.mlp_post_norm.as_ref())?
-    }
-}
-
-fn normed(x: Tensor, norm: Option<&RmsNorm>) -> Result<Tensor> {
-    norm.map_or(Ok(x.clone()), |norm| norm.forward(&x))
-}
-
-impl Attention {
-    fn forward(&self, x: &Tensor, rotation: &Rotation, packing: &Packing<'_>) -> Result<Tensor> {
-        let tokens = x.dim(0)?;
-        let heads = |x: Tensor| x.reshape((tokens, (), self.head_dim)); // [tokens, heads, head_dim]
-        let mut query = heads(ops::linear(x, &self.query)?)?;
-        let mut key = heads(ops::linear(x, &self.key)?)?;
-        let value = heads(ops::linear(x, &self.value)?)?;
-        if let Some((query_norm, key_norm)) = &self.qk_norms {
-            query = query_norm.forward(&query)?;
-            key = key_norm.forward(&key)?;
-        }
-        query = ops::rotary(&query, &rotation.cos, &rotation.sin)?;
-        key = ops::rotary(&key, &rotation.cos, &rotation.sin)?;
-        let attended = ops::attention(&query, &key, &value, packing, &self.spec)?;
-        ops::linear(&attended.reshape((tokens, ()))?, &self.output)
-    }
-}
-
-impl Mlp {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let gate = ops::activate(&ops::linear(x, &self.gate)?, self.activation)?;
-        ops::linear(&(gate * ops::linear(x, &self.up)?)?, &self.down)
-    }
-}
-
-impl RmsNorm {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        ops::rms_norm(x, &self.weight, self.eps)
+/// `x + (norm of) layer(y)`
+fn add<O: Ops>(
+    ops: &O,
+    x: O::Rows,
+    y: &O::Rows,
+    layer: &O::Linear,
+    norm: Option<&Norm<O>>,
+) -> Result<O::Rows> {
+    match norm {
+        None => ops.linear_add(y, layer, x),
+        Some(norm) => ops.add(x, &norm.forward(ops, &ops.linear(y, layer)?)?),
     }
 }

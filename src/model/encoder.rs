@@ -1,167 +1,169 @@
 //! The bidirectional transformers in reading order, driven by config: BERT, RoBERTa.
 //!
 //! ```text
-//! token ids [tokens] → words + positions + types → norm → layers → [tokens, hidden]
+//! token ids [rows] → words + types + positions → norm → layers → [rows, hidden]
 //! layer:  norm(x + attention(x)), then norm(x + down(act(up(x))))
 //! ```
+//!
+//! How a batch goes through the layers is in [`transformer`](crate::model::transformer).
 
-use candle_core::Device;
+use std::borrow::Cow;
+use std::sync::Arc;
+
 use candle_core::Result;
-use candle_core::Tensor;
 
 use crate::model::ModelError;
 use crate::model::batch::PackedBatch;
 use crate::model::config::EncoderConfig;
-use crate::model::ops;
+use crate::model::norm::Norm;
 use crate::model::ops::Activation;
 use crate::model::ops::AttentionSpec;
-use crate::model::ops::Linear;
-use crate::model::ops::Packing;
+use crate::model::ops::Ops;
+use crate::model::ops::Precision::Working;
+use crate::model::ops::Which;
+use crate::model::transformer;
+use crate::model::transformer::Transformer;
 use crate::model::weights::Weights;
 
-/// A bidirectional transformer without its head.
 #[derive(Debug)]
-pub struct Encoder {
-    words: Tensor,     // [vocab, hidden]
-    positions: Tensor, // [max_positions, hidden]
-    types: Tensor,     // [types, hidden]
+struct Embedding<O: Ops> {
+    words: Arc<O::Table>,     // [vocab, hidden]
+    types: Arc<O::Table>,     // [types, hidden]
+    positions: Arc<O::Table>, // [max_positions, hidden]
     position_padding_id: Option<u32>,
-    norm: LayerNorm,
-    layers: Vec<Layer>,
-    device: Device,
+    norm: Norm<O>,
 }
 
 #[derive(Debug)]
-struct Layer {
-    query: Linear,
-    key: Linear,
-    value: Linear,
-    output: Linear,
-    attention_norm: LayerNorm,
-    up: Linear,
-    activation: Activation,
-    down: Linear,
-    mlp_norm: LayerNorm,
-    head_dim: usize,
+struct Layer<O: Ops> {
+    query: Arc<O::Linear>,
+    key: Arc<O::Linear>,
+    value: Arc<O::Linear>,
     spec: AttentionSpec,
+    output: Arc<O::Linear>,
+    attention_norm: Norm<O>,
+    up: Arc<O::Linear>,
+    activation: Activation,
+    down: Arc<O::Linear>,
+    mlp_norm: Norm<O>,
 }
 
-#[derive(Debug)]
-struct LayerNorm {
-    weight: Tensor, // f32
-    bias: Tensor,   // f32
-    eps: f64,
+/// Reads the weights that `config` asks for.
+pub fn load<O: Ops>(
+    weights: &mut Weights<'_, O>,
+    config: &EncoderConfig,
+) -> std::result::Result<Transformer<O>, ModelError> {
+    let (prefix, hidden) = (weights.backbone_prefix().to_owned(), config.hidden);
+    let of = |name: &str| format!("{prefix}embeddings.{name}");
+    let embedding = Embedding::<O> {
+        words: weights.table(&of("word_embeddings.weight"), config.vocab_size, hidden)?,
+        types: weights.table(&of("token_type_embeddings.weight"), config.type_vocab_size, hidden)?,
+        positions: weights.table(&of("position_embeddings.weight"), config.max_positions, hidden)?,
+        position_padding_id: config.position_padding_id,
+        norm: Norm::layer(weights, &of("LayerNorm"), hidden, config.norm_eps)?,
+    };
+    let mut layers: Vec<Box<dyn transformer::Layer<O>>> = Vec::with_capacity(config.num_layers);
+    for index in 0..config.num_layers {
+        layers.push(Box::new(Layer::load(weights, config, index)?));
+    }
+    Ok(Transformer { embedding: Box::new(embedding), rope: None, layers, norm: None })
 }
 
-impl Encoder {
-    /// Reads the weights that `config` asks for.
-    pub fn load(weights: &mut Weights<'_>, config: &EncoderConfig) -> std::result::Result<Self, ModelError> {
+impl<O: Ops> Layer<O> {
+    fn load(
+        weights: &mut Weights<'_, O>,
+        config: &EncoderConfig,
+        index: usize,
+    ) -> std::result::Result<Self, ModelError> {
         let prefix = weights.backbone_prefix().to_owned();
-        let hidden = config.hidden;
-        let norm = |weights: &mut Weights<'_>, name: &str| -> std::result::Result<_, ModelError> {
-            Ok(LayerNorm {
-                weight: weights.vector_f32(&format!("{name}.weight"), hidden)?,
-                bias: weights.vector_f32(&format!("{name}.bias"), hidden)?,
-                eps: config.norm_eps,
-            })
-        };
-        let embedding = |name: &str| format!("{prefix}embeddings.{name}");
-        let words = weights.matrix(&embedding("word_embeddings.weight"), config.vocab_size, hidden)?;
-        let positions =
-            weights.matrix(&embedding("position_embeddings.weight"), config.max_positions, hidden)?;
-        let types =
-            weights.matrix(&embedding("token_type_embeddings.weight"), config.type_vocab_size, hidden)?;
-        let embedding_norm = norm(weights, &embedding("LayerNorm"))?;
+        let of = |name: &str| format!("{prefix}encoder.layer.{index}.{name}");
+        let (hidden, inside) = (config.hidden, config.intermediate);
         let head_dim = hidden / config.heads;
-        let mut layers = Vec::with_capacity(config.num_layers);
-        for index in 0..config.num_layers {
-            let of = |name: &str| format!("{prefix}encoder.layer.{index}.{name}");
-            layers.push(Layer {
-                query: weights.linear(&of("attention.self.query"), hidden, hidden, true)?,
-                key: weights.linear(&of("attention.self.key"), hidden, hidden, true)?,
-                value: weights.linear(&of("attention.self.value"), hidden, hidden, true)?,
-                output: weights.linear(&of("attention.output.dense"), hidden, hidden, true)?,
-                attention_norm: norm(weights, &of("attention.output.LayerNorm"))?,
-                up: weights.linear(&of("intermediate.dense"), config.intermediate, hidden, true)?,
-                activation: config.activation,
-                down: weights.linear(&of("output.dense"), hidden, config.intermediate, true)?,
-                mlp_norm: norm(weights, &of("output.LayerNorm"))?,
-                head_dim,
-                spec: AttentionSpec {
-                    causal: false,
-                    window: None,
-                    scale: (head_dim as f64).powf(-0.5),
-                    softcap: None,
-                },
-            });
-        }
+        let mut linear = |name: &str, output, input| weights.linear(&of(name), output, input, true, Working);
         Ok(Self {
-            words,
-            positions,
-            types,
-            position_padding_id: config.position_padding_id,
-            norm: embedding_norm,
-            layers,
-            device: weights.device().clone(),
+            query: linear("attention.self.query", hidden, hidden)?,
+            key: linear("attention.self.key", hidden, hidden)?,
+            value: linear("attention.self.value", hidden, hidden)?,
+            spec: AttentionSpec {
+                heads: config.heads,
+                kv_heads: config.heads,
+                head_dim,
+                causal: false,
+                window: None,
+                scale: (head_dim as f64).powf(-0.5),
+                softcap: None,
+            },
+            output: linear("attention.output.dense", hidden, hidden)?,
+            up: linear("intermediate.dense", inside, hidden)?,
+            activation: config.activation,
+            down: linear("output.dense", hidden, inside)?,
+            attention_norm: Norm::layer(weights, &of("attention.output.LayerNorm"), hidden, config.norm_eps)?,
+            mlp_norm: Norm::layer(weights, &of("output.LayerNorm"), hidden, config.norm_eps)?,
         })
     }
+}
 
-    /// Hidden states `[tokens, hidden]`.
-    pub fn forward(&self, batch: &PackedBatch) -> Result<Tensor> {
-        let rows = |ids: &[u32], table: &Tensor| table.index_select(&Tensor::new(ids, &self.device)?, 0);
-        let mut hidden = (rows(batch.token_ids(), &self.words)? + rows(batch.type_ids(), &self.types)?)?;
-        hidden = (hidden + rows(&self.position_ids(batch), &self.positions)?)?;
-        hidden = self.norm.forward(&hidden)?; // [tokens, hidden]
-        let packing = Packing::new(batch.offsets());
-        for layer in &self.layers {
-            hidden = layer.forward(&hidden, &packing)?;
-        }
-        Ok(hidden)
+impl<O: Ops> transformer::Embedding<O> for Embedding<O> {
+    fn ids<'a>(&self, batch: &'a PackedBatch) -> Vec<Cow<'a, [u32]>> {
+        let positions = position_ids(batch, self.position_padding_id);
+        vec![batch.token_ids().into(), batch.type_ids().into(), positions.into()]
     }
 
-    /// `[tokens]`: from 0 in BERT; in RoBERTa from the padding id + 1, counting only tokens that are not padding,
-    /// while padding itself stays at the padding id.
-    fn position_ids(&self, batch: &PackedBatch) -> Vec<u32> {
-        let mut positions = Vec::with_capacity(batch.num_tokens());
-        for tokens in batch.sequences() {
-            match self.position_padding_id {
-                None => positions.extend(0..tokens.len() as u32),
-                Some(padding) => {
-                    let mut last = padding;
-                    positions.extend(tokens.iter().map(|&token| {
-                        if token == padding {
-                            return padding;
-                        }
-                        last += 1;
-                        last
-                    }));
-                }
+    fn forward(&self, ops: &O, ids: &[&[u32]]) -> Result<O::Rows> {
+        let tables = [(&*self.words, ids[0]), (&*self.types, ids[1]), (&*self.positions, ids[2])];
+        self.norm.forward(ops, &ops.embed(&tables, None)?)
+    }
+}
+
+/// `[rows]`: from 0 in BERT; in RoBERTa from the padding id + 1, counting only tokens that are not padding, while
+/// padding itself stays at the padding id.
+fn position_ids(batch: &PackedBatch, padding: Option<u32>) -> Vec<u32> {
+    let mut positions = Vec::with_capacity(batch.num_rows());
+    for segment in batch.segments() {
+        debug_assert_eq!(segment.parent, None, "bidirectional models share no prefixes");
+        match padding {
+            None => positions.extend(0..segment.rows.len() as u32),
+            Some(padding) => {
+                let mut last = padding;
+                positions.extend(batch.token_ids()[segment.rows.clone()].iter().map(|&token| {
+                    if token == padding {
+                        return padding;
+                    }
+                    last += 1;
+                    last
+                }));
             }
         }
-        positions
     }
+    positions
 }
 
-impl Layer {
-    fn forward(&self, x: &Tensor, packing: &Packing<'_>) -> Result<Tensor> {
-        let tokens = x.dim(0)?;
-        let heads = |layer: &Linear| ops::linear(x, layer)?.reshape((tokens, (), self.head_dim)); // [tokens, heads, head_dim]
-        let attended = ops::attention(
-            &heads(&self.query)?,
-            &heads(&self.key)?,
-            &heads(&self.value)?,
-            packing,
-            &self.spec,
-        )?;
-        let attended = ops::linear(&attended.reshape((tokens, ()))?, &self.output)?;
-        let x = self.attention_norm.forward(&(x + attended)?)?;
-        let transformed = ops::activate(&ops::linear(&x, &self.up)?, self.activation)?;
-        self.mlp_norm.forward(&(&x + ops::linear(&transformed, &self.down)?)?)
+impl<O: Ops> transformer::Layer<O> for Layer<O> {
+    fn spec(&self) -> &AttentionSpec {
+        &self.spec
     }
-}
 
-impl LayerNorm {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        ops::layer_norm(x, &self.weight, &self.bias, self.eps)
+    fn input<'a>(&self, ops: &O, x: &'a O::Rows) -> Result<Cow<'a, O::Rows>> {
+        ops.operand(Cow::Borrowed(x))
+    }
+
+    fn queries(&self, ops: &O, input: &O::Rows, _: &O::Packing<'_>, _: Which<'_>) -> Result<O::Rows> {
+        ops.linear(input, &self.query)
+    }
+
+    fn keys_and_values(
+        &self,
+        ops: &O,
+        input: &O::Rows,
+        _: &O::Packing<'_>,
+        _: Which<'_>,
+    ) -> Result<[O::Rows; 2]> {
+        Ok([ops.linear(input, &self.key)?, ops.linear(input, &self.value)?])
+    }
+
+    fn finish(&self, ops: &O, x: O::Rows, attended: &O::Rows) -> Result<O::Rows> {
+        let x = self.attention_norm.forward(ops, &ops.linear_add(attended, &self.output, x)?)?;
+        let inside = ops.linear_act(&x, &self.up, self.activation)?;
+        self.mlp_norm.forward(ops, &ops.linear_add(&inside, &self.down, x)?)
     }
 }

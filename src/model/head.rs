@@ -1,23 +1,24 @@
 //! Pooling, then the reward head.
 //!
 //! ```text
-//! [tokens, hidden] → pool → [batch, hidden] → (dense → tanh) → linear → [batch]
+//! wanted rows of hidden states → (mean →) [batch, hidden] → (dense → tanh) → linear → [batch]
 //! ```
 //!
 //! Nothing follows the last linear layer: a reward is a logit. Everything here is `f32`.
 
-use candle_core::D;
-use candle_core::DType;
-use candle_core::Tensor;
+use std::sync::Arc;
+
 use serde::Serialize;
 
 use crate::model::ModelError;
 use crate::model::batch::PackedBatch;
 use crate::model::config::BackboneConfig;
 use crate::model::config::CheckpointConfig;
-use crate::model::ops;
-use crate::model::ops::Linear;
+use crate::model::ops::Activation;
+use crate::model::ops::Ops;
+use crate::model::ops::Precision;
 use crate::model::scorer::Calibration;
+use crate::model::transformer::Wanted;
 use crate::model::variant::Pooling;
 use crate::model::weights::Weights;
 
@@ -41,19 +42,19 @@ pub enum HeadKind {
 
 /// The reward head of a model, with the pooling before it.
 #[derive(Debug)]
-pub struct Head {
+pub struct Head<O: Ops> {
     kind: HeadKind,
     pooling: Pooling,
     pad_token_id: Option<u32>,
     eos_token_ids: Vec<u32>,
-    dense: Option<Linear>,
-    output: Linear,
+    dense: Option<Arc<O::Linear>>,
+    output: Arc<O::Linear>,
     normalization: Option<Calibration>,
 }
 
-impl Head {
+impl<O: Ops> Head<O> {
     /// Finds the head among the checkpoint's tensors, and loads it.
-    pub fn load(weights: &mut Weights<'_>, config: &CheckpointConfig) -> Result<Self, ModelError> {
+    pub fn load(weights: &mut Weights<'_, O>, config: &CheckpointConfig) -> Result<Self, ModelError> {
         let hidden = config.backbone.hidden();
         let (kind, output) = find(weights, config)?;
         let pooling = config.pooling(kind);
@@ -73,9 +74,10 @@ impl Head {
                 "the head `{output}` has {rows} labels, a reward model has 1"
             )));
         }
-        let dense = dense.map(|name| weights.linear_f32(&name, hidden, hidden, true)).transpose()?;
+        let dense =
+            dense.map(|name| weights.linear(&name, hidden, hidden, true, Precision::F32)).transpose()?;
         let has_bias = weights.contains(&format!("{output}.bias"));
-        let output = weights.linear_f32(&output, 1, hidden, has_bias)?;
+        let output = weights.linear(&output, 1, hidden, has_bias, Precision::F32)?;
         Ok(Self {
             kind,
             pooling,
@@ -97,35 +99,37 @@ impl Head {
         self.pooling
     }
 
-    /// Rewards `[batch]` in `f32` from hidden states `[tokens, hidden]`.
-    pub fn forward(&self, hidden: &Tensor, batch: &PackedBatch) -> Result<Tensor, ModelError> {
-        let mut pooled = self.pool(hidden, batch)?; // [batch, hidden]
-        if let Some(dense) = &self.dense {
-            pooled = ops::linear(&pooled, dense)?.tanh()?;
+    /// The rows that the head reads: one per sequence, or all.
+    pub fn wanted(&self, batch: &PackedBatch) -> Wanted {
+        if self.pooling == Pooling::Mean {
+            return Wanted::All;
         }
-        let rewards = ops::linear(&pooled, &self.output)?.squeeze(D::Minus1)?; // [batch]
-        Ok(match self.normalization {
-            Some(Calibration { mean, std }) => ((rewards - mean)? / std)?,
-            None => rewards,
-        })
+        let tokens = batch.sequences().enumerate();
+        Wanted::Rows(tokens.map(|(index, tokens)| batch.row_of(index, self.position(&tokens))).collect())
     }
 
-    fn pool(&self, hidden: &Tensor, batch: &PackedBatch) -> Result<Tensor, ModelError> {
+    /// Rewards `[batch]` from the hidden states of the rows that are [wanted](Self::wanted).
+    pub fn forward(
+        &self,
+        ops: &O,
+        mut hidden: Vec<O::Rows>,
+        batch: &PackedBatch,
+    ) -> candle_core::Result<Vec<f32>> {
         if self.pooling == Pooling::Mean {
-            let means = batch
-                .offsets()
-                .windows(2)
-                .map(|ends| hidden.narrow(0, ends[0], ends[1] - ends[0])?.to_dtype(DType::F32)?.mean(0))
-                .collect::<Result<Vec<_>, _>>()?;
-            return Ok(Tensor::stack(&means, 0)?);
+            let rows = |sequence| batch.runs(sequence).into_iter().flatten().collect();
+            hidden = ops.mean(&hidden, &(0..batch.len()).map(rows).collect::<Vec<_>>())?; // [batch, hidden]
         }
-        let rows: Vec<u32> = batch
-            .sequences()
-            .zip(batch.offsets())
-            .map(|(tokens, start)| (start + self.position(tokens)) as u32)
-            .collect();
-        let rows = Tensor::new(rows, hidden.device())?;
-        Ok(hidden.index_select(&rows, 0)?.to_dtype(DType::F32)?)
+        let rewards = ops.each(hidden, |mut x| {
+            if let Some(dense) = &self.dense {
+                x = ops.linear_act(&x, dense, Activation::Tanh)?;
+            }
+            ops.linear(&x, &self.output) // [batch, 1]
+        })?;
+        let mut rewards = ops.to_vec(&rewards)?;
+        if let Some(Calibration { mean, std }) = self.normalization {
+            rewards.iter_mut().for_each(|reward| *reward = ((f64::from(*reward) - mean) / std) as f32);
+        }
+        Ok(rewards)
     }
 
     /// Which token of a sequence the head reads.
@@ -148,7 +152,10 @@ impl Head {
 }
 
 /// The head's kind and the name of its last layer.
-fn find(weights: &Weights<'_>, config: &CheckpointConfig) -> Result<(HeadKind, String), ModelError> {
+fn find<O: Ops>(
+    weights: &Weights<'_, O>,
+    config: &CheckpointConfig,
+) -> Result<(HeadKind, String), ModelError> {
     let is_encoder = matches!(config.backbone, BackboneConfig::Encoder(_));
     let is_openrlhf = config.architecture == "RewardModel" || config.value_head_prefix.is_some();
     let prefixed = config.value_head_prefix.as_ref().map(|prefix| format!("{prefix}.weight"));

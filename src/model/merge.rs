@@ -45,12 +45,21 @@ pub enum Averaged {
 
 impl Averaged {
     /// As a tensor of this shape, on the CPU.
-    pub fn into_tensor(self, shape: &[usize]) -> Result<Tensor, ModelError> {
-        Ok(match self {
-            Self::F32(values) => Tensor::from_vec(values, shape, &Device::Cpu)?,
-            Self::F16(values) => Tensor::from_vec(values, shape, &Device::Cpu)?,
-            Self::Bf16(values) => Tensor::from_vec(values, shape, &Device::Cpu)?,
-        })
+    pub fn to_tensor(&self, shape: &[usize]) -> candle_core::Result<Tensor> {
+        match self {
+            Self::F32(values) => Tensor::from_slice(values, shape, &Device::Cpu),
+            Self::F16(values) => Tensor::from_slice(values, shape, &Device::Cpu),
+            Self::Bf16(values) => Tensor::from_slice(values, shape, &Device::Cpu),
+        }
+    }
+
+    /// Whether there are no values.
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Self::F32(values) => values.is_empty(),
+            Self::F16(values) => values.is_empty(),
+            Self::Bf16(values) => values.is_empty(),
+        }
     }
 }
 

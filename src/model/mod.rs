@@ -3,6 +3,7 @@
 //! ```text
 //! config.json, rewarm.json → config ┐
 //! safetensors → weights (→ merge) ──┴→ decoder | encoder → head → RewardModel → scorer → variant
+//!                                        └ transformer, of ops
 //! ```
 //!
 //! A [`variant`] is loaded from its configuration; it holds a [`scorer`], which runs one [`RewardModel`] or
@@ -15,62 +16,57 @@ pub mod encoder;
 pub mod head;
 pub mod manifest;
 pub mod merge;
+pub mod norm;
 pub mod ops;
 pub mod rope;
 pub mod scorer;
+pub mod transformer;
 pub mod variant;
 pub mod weights;
 
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::model::batch::PackedBatch;
 use crate::model::config::BackboneConfig;
 use crate::model::config::CheckpointConfig;
-use crate::model::decoder::Decoder;
-use crate::model::encoder::Encoder;
 use crate::model::head::Head;
+use crate::model::ops::Ops;
 use crate::model::scorer::Forward;
+use crate::model::transformer::Transformer;
 use crate::model::weights::Weights;
 use crate::text::TextError;
 
 /// A transformer with a reward head: token ids → one raw reward for each sequence.
 #[derive(Debug)]
-pub struct RewardModel {
-    backbone: Backbone,
-    head: Head,
+pub struct RewardModel<O: Ops> {
+    ops: Arc<O>,
+    backbone: Transformer<O>,
+    head: Head<O>,
 }
 
-#[derive(Debug)]
-enum Backbone {
-    Decoder(Decoder),
-    Encoder(Encoder),
-}
-
-impl RewardModel {
+impl<O: Ops> RewardModel<O> {
     /// Takes from `weights` what `config` asks for.
-    pub fn load(weights: &mut Weights<'_>, config: &CheckpointConfig) -> Result<Self, ModelError> {
+    pub fn load(weights: &mut Weights<'_, O>, config: &CheckpointConfig) -> Result<Self, ModelError> {
         let head = Head::load(weights, config)?;
         let backbone = match &config.backbone {
-            BackboneConfig::Decoder(config) => Backbone::Decoder(Decoder::load(weights, config)?),
-            BackboneConfig::Encoder(config) => Backbone::Encoder(Encoder::load(weights, config)?),
+            BackboneConfig::Decoder(config) => decoder::load(weights, config)?,
+            BackboneConfig::Encoder(config) => encoder::load(weights, config)?,
         };
-        Ok(Self { backbone, head })
+        Ok(Self { ops: weights.ops().clone(), backbone, head })
     }
 
     /// The reward head.
-    pub fn head(&self) -> &Head {
+    pub fn head(&self) -> &Head<O> {
         &self.head
     }
 }
 
-impl Forward for RewardModel {
+impl<O: Ops> Forward for RewardModel<O> {
     fn forward(&self, batch: &PackedBatch) -> Result<Vec<f32>, ModelError> {
-        let hidden = match &self.backbone {
-            Backbone::Decoder(decoder) => decoder.forward(batch)?,
-            Backbone::Encoder(encoder) => encoder.forward(batch)?,
-        };
-        Ok(self.head.forward(&hidden, batch)?.to_vec1()?)
+        let hidden = self.backbone.forward(&self.ops, batch, &self.head.wanted(batch))?;
+        Ok(self.head.forward(&self.ops, hidden, batch)?)
     }
 }
 

@@ -4,11 +4,13 @@
 //! place of a frequency is half a thousandth of a radian.
 
 use std::sync::Mutex;
+use std::sync::PoisonError;
 
 use serde::Serialize;
 use serde_json::Map;
 use serde_json::Value;
 
+use crate::model::batch::PackedBatch;
 use crate::model::config::Fields;
 
 /// Which angles.
@@ -257,34 +259,39 @@ impl RopeTable {
         Self { config, grown: Mutex::default() }
     }
 
-    /// Cosines and sines of packed sequences of these lengths, each row-major `[tokens, head_dim / 2]`.
-    pub fn packed(&self, lengths: &[usize]) -> (Vec<f32>, Vec<f32>) {
+    /// Cosines and sines of all rows of a batch, each row-major `[rows, head_dim / 2]`.
+    pub fn packed(&self, batch: &PackedBatch) -> (Vec<f32>, Vec<f32>) {
         let width = self.config.head_dim / 2;
-        let tokens: usize = lengths.iter().sum();
-        let (mut cos, mut sin) = (Vec::with_capacity(tokens * width), Vec::with_capacity(tokens * width));
-        let mut table = self.grown.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        for &length in lengths {
+        let capacity = batch.num_rows() * width;
+        let (mut cos, mut sin) = (Vec::with_capacity(capacity), Vec::with_capacity(capacity));
+        let mut table = self.grown.lock().unwrap_or_else(PoisonError::into_inner);
+        for segment in batch.segments() {
+            let end = segment.first_position + segment.rows.len();
             let own; // a long sequence under dynamic scaling has angles of its own
-            let angles = match self.config.scaling {
-                RopeScaling::Dynamic { max_positions, .. } if length > max_positions => {
-                    let mut angles = Angles::default();
-                    angles.extend(&self.config.frequencies(length), 1.0, 0..length);
-                    own = angles;
-                    &own
+            let angles = if self.depends_on_length(end) {
+                debug_assert_eq!(segment.parent, None, "such a sequence shares no prefix");
+                let mut angles = Angles::default();
+                angles.extend(&self.config.frequencies(end), 1.0, 0..end);
+                own = angles;
+                &own
+            } else {
+                let grown = table.cos.len() / width;
+                if grown < end {
+                    let frequencies = self.config.frequencies(0);
+                    let target = end.next_power_of_two();
+                    table.extend(&frequencies, self.config.attention_factor(), grown..target);
                 }
-                _ => {
-                    let grown = table.cos.len() / width;
-                    if grown < length {
-                        let frequencies = self.config.frequencies(0);
-                        let target = length.next_power_of_two();
-                        table.extend(&frequencies, self.config.attention_factor(), grown..target);
-                    }
-                    &*table
-                }
+                &*table
             };
-            cos.extend_from_slice(&angles.cos[..length * width]);
-            sin.extend_from_slice(&angles.sin[..length * width]);
+            let values = segment.first_position * width..end * width;
+            cos.extend_from_slice(&angles.cos[values.clone()]);
+            sin.extend_from_slice(&angles.sin[values]);
         }
         (cos, sin)
+    }
+
+    /// Whether the angles of a sequence of so many tokens are not those of a shorter one.
+    pub fn depends_on_length(&self, tokens: usize) -> bool {
+        matches!(self.config.scaling, RopeScaling::Dynamic { max_positions, .. } if tokens > max_positions)
     }
 }

@@ -16,6 +16,8 @@ use crate::model::config::CheckpointConfig;
 use crate::model::manifest::Manifest;
 use crate::model::merge;
 use crate::model::merge::Kinship;
+use crate::model::ops::Ops;
+use crate::model::ops::composed::Composed;
 use crate::model::scorer::Calibration;
 use crate::model::scorer::Forward;
 use crate::model::scorer::Reduction;
@@ -232,7 +234,8 @@ impl Loader {
             read += bytes;
             progress(read.min(total), total);
         };
-        let models = load_models(config, &members, &device, Some(&mut self.store), &mut progress)?;
+        let ops = Arc::new(Composed { device, dtype: config.dtype.tensor_dtype() });
+        let models = load_models(config, &members, &ops, Some(&mut self.store), &mut progress)?;
         progress(total); // what was read of several copies or not at all counts as read
 
         let pooling = models[0].0.head().pooling();
@@ -280,7 +283,8 @@ impl Loader {
     /// Checks everything that can be checked without reading weights: files, configs, tokenizers, shapes.
     pub fn check(&mut self, config: &VariantConfig) -> Result<(), ModelError> {
         let device = parse_device(&config.device)?;
-        load_models(config, &open_members(config)?, &device, None, &mut |_| ()).map(|_| ())
+        let ops = Arc::new(Composed { device, dtype: config.dtype.tensor_dtype() });
+        load_models(config, &open_members(config)?, &ops, None, &mut |_| ()).map(|_| ())
     }
 }
 
@@ -369,14 +373,17 @@ fn findings(members: &[Member]) -> Result<Vec<Kinship>, ModelError> {
     merge::kinship(&members.iter().map(|member| &member.checkpoint).collect::<Vec<_>>())
 }
 
-/// The models of a variant, each with the digests of the members it was made from.
-fn load_models(
+/// A model, with the digests of the members it was made from.
+type Loaded<O> = (RewardModel<O>, Vec<Digest>);
+
+/// The models of a variant.
+fn load_models<O: Ops>(
     config: &VariantConfig,
     members: &[Member],
-    device: &Device,
+    ops: &Arc<O>,
     mut store: Option<&mut TensorStore>,
     progress: &mut dyn FnMut(u64),
-) -> Result<Vec<(RewardModel, Vec<Digest>)>, ModelError> {
+) -> Result<Vec<Loaded<O>>, ModelError> {
     let sources: Vec<(&Checkpoint, f64)> =
         members.iter().map(|member| &member.checkpoint).zip(coefficients(config)).collect();
     let groups: Vec<&[(&Checkpoint, f64)]> = match config.mode {
@@ -387,8 +394,7 @@ fn load_models(
     for (group, member) in groups.into_iter().zip(members) {
         let mut load = || {
             let backbone = &member.config.backbone;
-            let dtype = config.dtype.tensor_dtype();
-            let mut weights = Weights::new(group, backbone, dtype, device, store.as_deref_mut(), progress);
+            let mut weights = Weights::new(group, backbone, ops, store.as_deref_mut(), progress);
             let model = RewardModel::load(&mut weights, &member.config)?;
             Ok((model, weights.finish()?))
         };
@@ -407,11 +413,11 @@ fn coefficients(config: &VariantConfig) -> Vec<f64> {
 
 /// Hex digest of everything that determines a reward: weights, config, head, pooling rule, tokenizer, template,
 /// limit, reduction, calibration and dtype. Neither paths nor the variant's name count.
-fn fingerprint(
+fn fingerprint<O: Ops>(
     config: &VariantConfig,
     members: &[Member],
     infos: &[MemberInfo],
-    models: &[(RewardModel, Vec<Digest>)],
+    models: &[Loaded<O>],
 ) -> Result<String, ModelError> {
     let configs: Vec<_> = members.iter().map(|member| &member.config).collect();
     let heads: Vec<_> =

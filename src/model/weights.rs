@@ -11,6 +11,8 @@
 //! a reload that is reading the mapping then ends the whole server with SIGBUS. Reads answer with an error
 //! instead; and what was digested is compared with what is used, so that a fingerprint never names other weights.
 
+use std::any::Any;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::collections::HashMap;
@@ -19,12 +21,11 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 
 use candle_core::DType;
-use candle_core::Device;
-use candle_core::Tensor;
 use safetensors::tensor::Metadata;
 use safetensors::tensor::TensorInfo;
 use serde::Deserialize;
@@ -32,7 +33,10 @@ use serde::Deserialize;
 use crate::model::ModelError;
 use crate::model::config::BackboneConfig;
 use crate::model::merge;
-use crate::model::ops::Linear;
+use crate::model::merge::Averaged;
+use crate::model::ops::LinearSource;
+use crate::model::ops::Ops;
+use crate::model::ops::Precision;
 
 /// A safetensors file starts with its header's length, in 8 bytes.
 const HEADER_START: u64 = 8;
@@ -257,48 +261,48 @@ fn missing_weights(dir: &Path) -> String {
     }
 }
 
-/// How a tensor lies in memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Layout {
-    AsStored,
-    Transposed,
-}
-
-/// What makes two tensors equal: the same sources with the same coefficients, kept the same way.
-#[derive(Debug, PartialEq, Eq, Hash)]
+/// What makes weights equal: the same tensors with the same coefficients, kept the same way for the same use.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct StoreKey {
-    sources: Vec<(Digest, u64)>,
-    layout: Layout,
+    /// For each tensor its members' digests and coefficients.
+    sources: Vec<Vec<(Digest, u64)>>,
+    /// Names the use, and what else determines the values.
+    use_: String,
+    form: String,
     dtype: DType,
-    device: String,
 }
 
-/// Tensors in memory, one copy of each content.
-#[derive(Debug, Default)]
+/// Weights in memory, one copy of each content, for whatever form of the operations.
+#[derive(Default)]
 pub struct TensorStore {
-    tensors: HashMap<StoreKey, Tensor>,
+    held: HashMap<StoreKey, Arc<dyn Any + Send + Sync>>,
 }
 
 /// Gives a model its tensors while it is built.
-pub struct Weights<'a> {
+pub struct Weights<'a, O> {
     members: &'a [(&'a Checkpoint, f64)],
     prefix: String,
-    dtype: DType,
-    device: Device,
-    /// `None`: only names and shapes are checked, and tensors are placeholders without memory.
+    ops: Arc<O>,
+    /// `None`: only names and shapes are checked, and no values are read.
     store: Option<&'a mut TensorStore>,
     used: BTreeSet<String>,
     progress: &'a mut dyn FnMut(u64),
 }
 
-impl<'a> Weights<'a> {
+/// Name and shape of a tensor that is asked for.
+struct Asked<'n> {
+    name: Cow<'n, str>,
+    shape: Vec<usize>,
+}
+
+impl<'a, O: Ops> Weights<'a, O> {
     /// Weights of one checkpoint, or the average of several that share names and shapes, in proportion to their
-    /// coefficients. Without a store nothing is read. `progress` is told of bytes as they are read.
+    /// coefficients. Without a store nothing is read, and the form is the composed one. `progress` is told of bytes
+    /// as they are read.
     pub fn new(
         members: &'a [(&'a Checkpoint, f64)],
         backbone: &BackboneConfig,
-        dtype: DType,
-        device: &Device,
+        ops: &Arc<O>,
         store: Option<&'a mut TensorStore>,
         progress: &'a mut dyn FnMut(u64),
     ) -> Self {
@@ -310,7 +314,7 @@ impl<'a> Weights<'a> {
         let prefixes = backbone.prefixes();
         let prefix = prefixes.iter().find(|prefix| first.tensors.contains_key(&format!("{prefix}{probe}")));
         let prefix = (*prefix.unwrap_or(&prefixes[0])).to_owned();
-        Self { members, prefix, dtype, device: device.clone(), store, used: BTreeSet::new(), progress }
+        Self { members, prefix, ops: ops.clone(), store, used: BTreeSet::new(), progress }
     }
 
     /// What stands before the backbone's tensor names, for example "model.".
@@ -318,9 +322,9 @@ impl<'a> Weights<'a> {
         &self.prefix
     }
 
-    /// Where the tensors go.
-    pub fn device(&self) -> &Device {
-        &self.device
+    /// The form of the operations that the tensors are for.
+    pub fn ops(&self) -> &Arc<O> {
+        &self.ops
     }
 
     /// Whether the checkpoint has such a tensor.
@@ -335,114 +339,112 @@ impl<'a> Weights<'a> {
         Ok(tensor.shape.first().copied().unwrap_or(1))
     }
 
-    /// A linear layer `[out, in]` on disk, in the working precision.
-    pub fn linear(&mut self, name: &str, out: usize, input: usize, bias: bool) -> Result<Linear, ModelError> {
-        self.linear_in(name, out, input, bias, self.dtype)
-    }
-
-    /// A linear layer of the head, in `f32`.
-    pub fn linear_f32(
+    /// A linear layer, `[output, input]` on disk, with or without bias.
+    pub fn linear(
         &mut self,
         name: &str,
-        out: usize,
+        output: usize,
         input: usize,
         bias: bool,
-    ) -> Result<Linear, ModelError> {
-        self.linear_in(name, out, input, bias, DType::F32)
+        precision: Precision,
+    ) -> Result<Arc<O::Linear>, ModelError> {
+        let dtype = self.ops.dtype(precision);
+        self.load("linear", dtype, &asked_linear(name, output, input, bias), |ops, values| {
+            ops.load_linear(linear_source(&values, output, input), precision)
+        })
     }
 
-    fn linear_in(
+    /// Two linear layers, gate and up, that are used together.
+    pub fn gated(
         &mut self,
-        name: &str,
-        out: usize,
+        [gate, up]: [&str; 2],
+        output: usize,
         input: usize,
         bias: bool,
+    ) -> Result<Arc<O::Gated>, ModelError> {
+        let dtype = self.ops.dtype(Precision::Working);
+        let mut asked = asked_linear(gate, output, input, bias);
+        asked.extend(asked_linear(up, output, input, bias));
+        self.load("gated", dtype, &asked, |ops, values| {
+            let (gate, up) = values.split_at(values.len() / 2);
+            ops.load_gated(linear_source(gate, output, input), linear_source(up, output, input))
+        })
+    }
+
+    /// An embedding `[rows, columns]`.
+    pub fn table(&mut self, name: &str, rows: usize, columns: usize) -> Result<Arc<O::Table>, ModelError> {
+        let asked = [Asked { name: name.into(), shape: vec![rows, columns] }];
+        let dtype = self.ops.dtype(Precision::Working);
+        self.load("table", dtype, &asked, |ops, mut values| ops.load_table(values.remove(0), rows, columns))
+    }
+
+    /// A norm's vector `[width]`, in `f32`, with `offset` added to each value.
+    pub fn vector(&mut self, name: &str, width: usize, offset: f32) -> Result<Arc<O::Vector>, ModelError> {
+        let asked = [Asked { name: name.into(), shape: vec![width] }];
+        self.load(&format!("vector + {offset}"), DType::F32, &asked, |ops, mut values| {
+            let Averaged::F32(mut values) = values.remove(0) else { unreachable!("averaged in f32") };
+            values.iter_mut().for_each(|value| *value += offset);
+            ops.load_vector(values)
+        })
+    }
+
+    /// Checks what is asked for, and makes of it what the form keeps; or finds that the store has it.
+    fn load<T: Send + Sync + 'static>(
+        &mut self,
+        use_: &str,
         dtype: DType,
-    ) -> Result<Linear, ModelError> {
-        let weight = self.tensor(&format!("{name}.weight"), &[out, input], Layout::Transposed, dtype)?;
-        let bias = if bias {
-            Some(self.tensor(&format!("{name}.bias"), &[out], Layout::AsStored, dtype)?)
-        } else {
-            None
+        asked: &[Asked<'_>],
+        make: impl FnOnce(&O, Vec<Averaged>) -> candle_core::Result<T>,
+    ) -> Result<Arc<T>, ModelError> {
+        for asked in asked {
+            self.check(asked)?;
+            self.used.insert(asked.name.clone().into_owned());
+        }
+        let Some(store) = self.store.as_deref_mut() else {
+            let unread = asked.iter().map(|_| Averaged::F32(Vec::new())).collect();
+            return Ok(Arc::new(make(&self.ops, unread)?));
         };
-        Ok(Linear { weight, bias })
+        let mut tensors = asked
+            .iter()
+            .map(|asked| Sources::find(&asked.name, self.members))
+            .collect::<Result<Vec<_>, ModelError>>()?;
+        let sources = tensors.iter().map(|sources| sources.key.clone()).collect();
+        let key = StoreKey { sources, use_: use_.to_owned(), form: self.ops.name(), dtype };
+        let held = store.held.get(&key).cloned().and_then(|held| held.downcast::<T>().ok());
+        let made = match held {
+            Some(held) => held,
+            None => {
+                let values = tensors
+                    .iter_mut()
+                    .map(|sources| merge::average(sources.name, &sources.read()?, dtype))
+                    .collect::<Result<Vec<_>, _>>()?;
+                let made = Arc::new(make(&self.ops, values)?);
+                store.held.insert(key, made.clone());
+                made
+            }
+        };
+        for asked in asked {
+            let infos = self.members.iter().filter_map(|(checkpoint, _)| checkpoint.info(&asked.name));
+            let read: usize = infos.map(|info| info.data_offsets.1 - info.data_offsets.0).sum();
+            (self.progress)(read as u64);
+        }
+        Ok(made)
     }
 
-    /// An embedding `[rows, columns]`, in the working precision.
-    pub fn matrix(&mut self, name: &str, rows: usize, columns: usize) -> Result<Tensor, ModelError> {
-        self.tensor(name, &[rows, columns], Layout::AsStored, self.dtype)
-    }
-
-    /// A norm's vector `[width]`, in `f32`.
-    pub fn vector_f32(&mut self, name: &str, width: usize) -> Result<Tensor, ModelError> {
-        self.tensor(name, &[width], Layout::AsStored, DType::F32)
-    }
-
-    fn tensor(
-        &mut self,
-        name: &str,
-        shape: &[usize],
-        layout: Layout,
-        dtype: DType,
-    ) -> Result<Tensor, ModelError> {
+    fn check(&self, Asked { name, shape }: &Asked<'_>) -> Result<(), ModelError> {
         for (checkpoint, _) in self.members {
-            let tensor =
-                checkpoint.info(name).ok_or_else(|| ModelError::MissingTensor { name: name.to_owned() })?;
-            if tensor.shape != shape {
+            let tensor = checkpoint
+                .info(name)
+                .ok_or_else(|| ModelError::MissingTensor { name: name.clone().into_owned() })?;
+            if tensor.shape != *shape {
                 return Err(ModelError::Shape {
-                    name: name.to_owned(),
-                    expected: shape.to_vec(),
+                    name: name.clone().into_owned(),
+                    expected: shape.clone(),
                     found: tensor.shape.clone(),
                 });
             }
         }
-        self.used.insert(name.to_owned());
-        let Some(store) = self.store.as_deref_mut() else {
-            let placeholder = Tensor::zeros((), dtype, &Device::Cpu)?.broadcast_as(shape)?;
-            return Ok(if layout == Layout::Transposed { placeholder.t()? } else { placeholder });
-        };
-        let read_all = || {
-            let read = |(checkpoint, coefficient): &(&'a Checkpoint, f64)| {
-                Ok((checkpoint.read(name)?, *coefficient))
-            };
-            self.members.iter().map(read).collect::<Result<Vec<_>, ModelError>>()
-        };
-        // What has no digest yet is read for it: once, if the store does not have it.
-        let is_known = self.members.iter().all(|(checkpoint, _)| checkpoint.known_digest(name).is_some());
-        let read_now = if is_known { None } else { Some(read_all()?) };
-        let mut keys = Vec::with_capacity(self.members.len());
-        for (checkpoint, coefficient) in self.members {
-            keys.push((checkpoint.digest(name)?, coefficient.to_bits()));
-        }
-        let are_equal = keys.iter().all(|(digest, _)| *digest == keys[0].0);
-        if are_equal {
-            // coefficients sum to one: the average of equal tensors is that tensor, exactly
-            keys = vec![(keys[0].0, 1.0_f64.to_bits())];
-        }
-        let key = StoreKey { sources: keys, layout, dtype, device: format!("{:?}", self.device.location()) };
-        let tensor = match store.tensors.get(&key) {
-            Some(tensor) => tensor.clone(),
-            None => {
-                let mut sources = read_now.map_or_else(read_all, Ok)?;
-                if are_equal {
-                    sources.truncate(1);
-                    sources[0].1 = 1.0;
-                }
-                let average = merge::average(name, &sources, dtype)?;
-                let tensor = average.into_tensor(shape)?;
-                let tensor = match layout {
-                    Layout::AsStored => tensor,
-                    Layout::Transposed => tensor.t()?.contiguous()?,
-                };
-                let tensor = tensor.to_device(&self.device)?;
-                store.tensors.insert(key, tensor.clone());
-                tensor
-            }
-        };
-        let infos = self.members.iter().filter_map(|(checkpoint, _)| checkpoint.info(name));
-        let read: usize = infos.map(|info| info.data_offsets.1 - info.data_offsets.0).sum();
-        (self.progress)(read as u64);
-        Ok(tensor)
+        Ok(())
     }
 
     /// Refuses a checkpoint with tensors that the model did not ask for: they would be left out of the reward in
@@ -482,34 +484,91 @@ impl<'a> Weights<'a> {
     }
 }
 
+fn asked_linear(name: &str, output: usize, input: usize, bias: bool) -> Vec<Asked<'static>> {
+    let mut asked = vec![Asked { name: format!("{name}.weight").into(), shape: vec![output, input] }];
+    if bias {
+        asked.push(Asked { name: format!("{name}.bias").into(), shape: vec![output] });
+    }
+    asked
+}
+
+fn linear_source(values: &[Averaged], output: usize, input: usize) -> LinearSource<'_> {
+    LinearSource { weight: &values[0], bias: values.get(1), output, input }
+}
+
+/// Where the values of one tensor come from.
+struct Sources<'n, 'a> {
+    name: &'n str,
+    members: &'a [(&'a Checkpoint, f64)],
+    /// Digests and coefficients; one source where all are equal.
+    key: Vec<(Digest, u64)>,
+    /// What had no digest yet was read for it: once, if the store does not have it.
+    read: Option<Vec<(TensorBytes<'a>, f64)>>,
+}
+
+impl<'n, 'a> Sources<'n, 'a> {
+    fn find(name: &'n str, members: &'a [(&'a Checkpoint, f64)]) -> Result<Self, ModelError> {
+        let is_known = members.iter().all(|(checkpoint, _)| checkpoint.known_digest(name).is_some());
+        let read = if is_known { None } else { Some(read_all(name, members)?) };
+        let mut key = Vec::with_capacity(members.len());
+        for (checkpoint, coefficient) in members {
+            key.push((checkpoint.digest(name)?, coefficient.to_bits()));
+        }
+        if key.iter().all(|(digest, _)| *digest == key[0].0) {
+            // coefficients sum to one: the average of equal tensors is that tensor, exactly
+            key = vec![(key[0].0, 1.0_f64.to_bits())];
+        }
+        Ok(Self { name, members, key, read })
+    }
+
+    /// The tensors that the key tells of, with their coefficients.
+    fn read(&mut self) -> Result<Vec<(TensorBytes<'a>, f64)>, ModelError> {
+        let mut sources = self.read.take().map_or_else(|| read_all(self.name, self.members), Ok)?;
+        sources.truncate(self.key.len());
+        for ((_, coefficient), (_, bits)) in sources.iter_mut().zip(&self.key) {
+            *coefficient = f64::from_bits(*bits);
+        }
+        Ok(sources)
+    }
+}
+
+fn read_all<'a>(
+    name: &str,
+    members: &'a [(&'a Checkpoint, f64)],
+) -> Result<Vec<(TensorBytes<'a>, f64)>, ModelError> {
+    members.iter().map(|(checkpoint, coefficient)| Ok((checkpoint.read(name)?, *coefficient))).collect()
+}
+
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::*;
     use crate::model::RewardModel;
     use crate::model::config::CheckpointConfig;
     use crate::model::manifest::Manifest;
+    use crate::model::ops::composed::Composed;
 
+    /// How much the store holds after the load.
     fn load(path: &str, store: &mut TensorStore) -> usize {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/merge").join(path);
         let config = CheckpointConfig::load(&dir.join("config.json"), &Manifest::default()).unwrap();
         let checkpoint = Checkpoint::open(&dir).unwrap();
         let (members, mut progress) = ([(&checkpoint, 1.0)], |_| ());
-        let mut weights =
-            Weights::new(&members, &config.backbone, DType::F32, &Device::Cpu, Some(store), &mut progress);
+        let ops = Arc::new(Composed { device: Device::Cpu, dtype: DType::F32 });
+        let mut weights = Weights::new(&members, &config.backbone, &ops, Some(store), &mut progress);
         RewardModel::load(&mut weights, &config).unwrap();
-        let used = weights.used.len();
         weights.finish().unwrap();
-        used
+        store.held.len()
     }
 
     #[test]
     fn identical_tensors_of_members_are_held_once() {
         let mut store = TensorStore::default();
-        let used = load("llama-f32/member-0", &mut store);
-        assert_eq!(store.tensors.len(), used);
-        load("llama-f32/member-0", &mut store);
-        assert_eq!(store.tensors.len(), used, "the same member again");
-        load("llama-f32/member-1", &mut store); // differs in all but the head
-        assert_eq!(store.tensors.len(), 2 * used - 1);
+        let of_one = load("llama-f32/member-0", &mut store);
+        assert!(of_one > 10, "{of_one}");
+        assert_eq!(load("llama-f32/member-0", &mut store), of_one, "the same member again");
+        // differs in all but the head
+        assert_eq!(load("llama-f32/member-1", &mut store), 2 * of_one - 1);
     }
 }

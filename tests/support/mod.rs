@@ -109,7 +109,7 @@ impl Forward for Fake {
             true => f32::NAN,
             false => ids.iter().sum::<u32>() as f32 * self.scale,
         };
-        Ok(batch.sequences().map(reward).collect())
+        Ok(batch.sequences().map(|ids| reward(&ids)).collect())
     }
 }
 

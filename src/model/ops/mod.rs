@@ -1,33 +1,34 @@
-//! The operations that models are made of, behind one interface.
+//! The operations that models are made of, behind one interface: [`Ops`].
 //!
-//! Each has a *composed* form in plain candle operations ([`composed`]): it runs on every device, is
-//! differentiable, and is the reference. Where candle has a fused kernel, inference uses that instead.
-//! The choice is made here, in one place: a tensor that carries a gradient takes the composed form, since
-//! candle's fused kernels (`layer_norm`, `rms_norm`, `softmax_last_dim`, `rope_thd`) have none and drop it
-//! in silence. A faster form for a device is one more arm here; the models do not change.
+//! | form | where | what for |
+//! | --- | --- | --- |
+//! | [`composed::Composed`] | plain candle operations, any device | the reference; training (differentiable); CUDA |
 //!
-//! Sequences are packed: activations are `[tokens, ..]`, and only [`attention`] knows where they end.
+//! Models are generic over the form, so there is one description of each, and property tests hold the forms to
+//! each other.
+//!
+//! # Rows and blocks
+//!
+//! Sequences are packed: activations are `[rows, width]`, one row for each token of the batch, and only
+//! attention knows where sequences end. Between two attentions a token is on its own; so the rows are cut into
+//! *blocks* ([`Ops::blocks`]), and a model describes what happens to one block ([`Ops::each`]). On a CPU the
+//! blocks run in parallel, each small enough to stay in its core's cache from one attention to the next; the
+//! composed form has one block of all rows.
 
 pub mod composed;
 
-use std::cell::RefCell;
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::fmt::Debug;
+use std::ops::Range;
 
 use candle_core::DType;
 use candle_core::Result;
-use candle_core::Tensor;
 use serde::Serialize;
 
-/// A linear layer, laid out for the product.
-#[derive(Clone, Debug)]
-pub struct Linear {
-    /// `[in, out]` and contiguous: candle's products with a transposed weight are 3 to 5 times slower at few rows.
-    pub weight: Tensor,
-    /// `[out]`
-    pub bias: Option<Tensor>,
-}
+use crate::model::batch::PackedBatch;
+use crate::model::merge::Averaged;
 
-/// The function between the layers of an MLP.
+/// The function between the layers of an MLP, or after a head's dense layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Activation {
@@ -39,11 +40,19 @@ pub enum Activation {
     Silu,
     /// `max(x, 0)`
     Relu,
+    /// Of BERT's pooler and RoBERTa's head.
+    Tanh,
 }
 
 /// What a query sees, and how scores are made.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionSpec {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
     /// Only itself and what is before it.
     pub causal: bool,
     /// Of those, only this many, itself included. Causal only.
@@ -54,191 +63,131 @@ pub struct AttentionSpec {
     pub softcap: Option<f64>,
 }
 
-/// Where packed sequences end, and what the attention of all layers can share.
-#[derive(Debug)]
-pub struct Packing<'a> {
-    offsets: &'a [usize],
-    masks: RefCell<HashMap<MaskShape, Tensor>>,
+/// Rows of a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Which<'a> {
+    /// One after the other.
+    Run(Range<usize>),
+    /// These, in this order.
+    Listed(&'a [usize]),
 }
 
-/// Rows are queries `first_query..first_query + queries`, columns are keys `first_key..first_key + keys`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct MaskShape {
-    queries: usize,
-    keys: usize,
-    /// `first_query - first_key`
-    lead: usize,
-    window: Option<usize>,
+/// In what a layer's weights are kept and its products are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// The form's own: what the variant was configured with.
+    Working,
+    /// `f32` whatever the variant's: heads.
+    F32,
 }
 
-impl<'a> Packing<'a> {
-    /// Sequences that start at `offsets[i]` and end at `offsets[i + 1]`.
-    pub fn new(offsets: &'a [usize]) -> Self {
-        Self { offsets, masks: RefCell::default() }
-    }
-
-    /// `[queries, keys]` in `f32`: zero where a query sees a key, else minus infinity.
-    fn mask(&self, shape: MaskShape, like: &Tensor) -> Result<Tensor> {
-        if let Some(mask) = self.masks.borrow().get(&shape) {
-            return Ok(mask.clone());
-        }
-        let MaskShape { queries, keys, lead, window } = shape;
-        let mut mask = vec![f32::NEG_INFINITY; queries * keys];
-        for query in 0..queries {
-            let end = (lead + query + 1).min(keys);
-            let start = window.map_or(0, |window| (lead + query + 1).saturating_sub(window));
-            mask[query * keys + start..query * keys + end].fill(0.0);
-        }
-        let mask = Tensor::from_vec(mask, (queries, keys), like.device())?;
-        self.masks.borrow_mut().insert(shape, mask.clone());
-        Ok(mask)
-    }
+/// Weights of a linear layer as they come from a checkpoint.
+#[derive(Clone, Copy, Debug)]
+pub struct LinearSource<'a> {
+    /// Row-major `[output, input]`
+    pub weight: &'a Averaged,
+    /// `[output]`
+    pub bias: Option<&'a Averaged>,
+    /// Width of the output.
+    pub output: usize,
+    /// Width of the input.
+    pub input: usize,
 }
 
-/// `x · weight + bias`: `[tokens, in]` → `[tokens, out]`.
-pub fn linear(x: &Tensor, layer: &Linear) -> Result<Tensor> {
-    let product = x.matmul(&layer.weight)?;
-    match &layer.bias {
-        Some(bias) => product.broadcast_add(bias),
-        None => Ok(product),
-    }
-}
-
-/// The activation, elementwise.
-pub fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
-    match activation {
-        Activation::GeluErf => x.gelu_erf(),
-        Activation::GeluTanh => x.gelu(),
-        Activation::Silu => x.silu(),
-        Activation::Relu => x.relu(),
-    }
-}
-
-/// `x / rms(x) · weight` over the last dimension; statistics in `f32`, `weight` is `f32`.
-pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    if x.track_op() || weight.track_op() {
-        return composed::rms_norm(x, weight, eps);
-    }
-    candle_nn::ops::rms_norm(&x.to_dtype(DType::F32)?.contiguous()?, weight, eps as f32)?.to_dtype(x.dtype())
-}
-
-/// `(x - mean) / std · weight + bias` over the last dimension; statistics in `f32`, as `weight` and `bias` are.
-pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
-    if x.track_op() || weight.track_op() {
-        return composed::layer_norm(x, weight, bias, eps);
-    }
-    candle_nn::ops::layer_norm(&x.to_dtype(DType::F32)?.contiguous()?, weight, bias, eps as f32)?
-        .to_dtype(x.dtype())
-}
-
-/// Turns each pair (`i`, `i + head_dim / 2`) of each head: `[tokens, heads, head_dim]`, with `cos` and `sin`
-/// `[tokens, head_dim / 2]`.
-pub fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-    if x.track_op() {
-        return composed::rotary(x, cos, sin);
-    }
-    candle_nn::rotary_emb::rope_thd(&x.unsqueeze(0)?.contiguous()?, cos, sin)?.squeeze(0)
-}
-
-/// Attention of each packed sequence to itself.
+/// One form of the operations.
 ///
-/// `query` is `[tokens, heads, head_dim]`, `key` and `value` are `[tokens, kv_heads, head_dim]`; the result is
-/// `[tokens, heads, head_dim]`. Never more scores at a time than a block of one sequence has.
-pub fn attention(
-    query: &Tensor,
-    key: &Tensor,
-    value: &Tensor,
-    packing: &Packing<'_>,
-    spec: &AttentionSpec,
-) -> Result<Tensor> {
-    composed::attention(query, key, value, packing, spec)
-}
+/// Activations between operations are `f32`, or what the form multiplies in: [`Ops::operand`] rounds to it.
+pub trait Ops: Debug + Send + Sync + Sized + 'static {
+    /// Activations `[rows, width]`.
+    type Rows: Clone + Send + Sync + 'static;
+    /// Weights of a linear layer.
+    type Linear: Debug + Send + Sync + 'static;
+    /// Weights of two linear layers, gate and up, on the same input.
+    type Gated: Debug + Send + Sync + 'static;
+    /// A norm's `f32` weights, `[width]`.
+    type Vector: Debug + Send + Sync + 'static;
+    /// An embedding, `[vocab, width]`.
+    type Table: Debug + Send + Sync + 'static;
+    /// What the attentions of all layers, and rotary, know of a batch.
+    type Packing<'a>: Sync;
 
-/// Softmax over the last dimension, of `f32` scores.
-fn softmax(scores: &Tensor) -> Result<Tensor> {
-    if scores.track_op() {
-        return composed::softmax(scores);
-    }
-    candle_nn::ops::softmax_last_dim(scores)
-}
+    /// Names the form, where it keeps weights, and in what: weights that are equal are held once for each.
+    fn name(&self) -> String;
+    /// What weights come in when they are loaded. Vectors always come in `f32`, tables in [`Precision::Working`].
+    fn dtype(&self, precision: Precision) -> DType;
 
-#[cfg(test)]
-mod tests {
-    use candle_core::Device;
-    use candle_core::Var;
+    /// Lays a linear layer out for the product.
+    fn load_linear(&self, source: LinearSource<'_>, precision: Precision) -> Result<Self::Linear>;
+    /// The same for two that are used together.
+    fn load_gated(&self, gate: LinearSource<'_>, up: LinearSource<'_>) -> Result<Self::Gated>;
+    /// A vector of a norm.
+    fn load_vector(&self, values: Vec<f32>) -> Result<Self::Vector>;
+    /// An embedding, row-major.
+    fn load_table(&self, values: Averaged, rows: usize, width: usize) -> Result<Self::Table>;
 
-    use super::*;
+    /// Prepares a batch. `angles`: cosines and sines of rotary position embedding for every row of the batch,
+    /// each row-major `[rows, head_dim / 2]`; none for models without.
+    fn packing<'a>(
+        &self,
+        batch: &'a PackedBatch,
+        angles: Option<(Vec<f32>, Vec<f32>)>,
+    ) -> Result<Self::Packing<'a>>;
 
-    fn wave(shape: &[usize], step: f32) -> Tensor {
-        let count: usize = shape.iter().product();
-        let values: Vec<f32> = (0..count).map(|i| (i as f32 * step).sin() * 3.0).collect();
-        Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
-    }
+    /// How `rows` rows are cut. Every row is in one block, in order.
+    fn blocks(&self, rows: usize) -> Vec<Range<usize>>;
+    /// Runs `f` on every block, in parallel where that pays. Results are in the order of the blocks.
+    fn each<A: Send, B: Send>(&self, blocks: Vec<A>, f: impl Fn(A) -> Result<B> + Sync) -> Result<Vec<B>>;
 
-    fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
-        (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
-    }
-
-    #[test]
-    fn the_fused_forms_equal_the_composed_ones() {
-        for (tokens, heads, width) in [(1, 1, 2), (3, 2, 6), (17, 5, 34), (64, 4, 128)] {
-            let x = wave(&[tokens, heads, width], 0.37);
-            let (weight, bias) = (wave(&[width], 0.7), wave(&[width], 1.1));
-            let (cos, sin) = (wave(&[tokens, width / 2], 0.2), wave(&[tokens, width / 2], 0.3));
-            let (eps, scores) = (1e-6, wave(&[tokens, heads, width], 2.3));
-            for (name, fused, composed) in [
-                ("rms_norm", rms_norm(&x, &weight, eps), composed::rms_norm(&x, &weight, eps)),
-                (
-                    "layer_norm",
-                    layer_norm(&x, &weight, &bias, eps),
-                    composed::layer_norm(&x, &weight, &bias, eps),
-                ),
-                ("rotary", rotary(&x, &cos, &sin), composed::rotary(&x, &cos, &sin)),
-                ("softmax", softmax(&scores), composed::softmax(&scores)),
-            ] {
-                let difference = largest_difference(&fused.unwrap(), &composed.unwrap());
-                assert!(difference < 2e-5, "{name} {tokens}x{heads}x{width}: {difference}");
-            }
-        }
-    }
-
-    /// candle's fused kernels drop gradients in silence: whoever trains must get the composed forms.
-    #[test]
-    fn every_operation_passes_a_gradient_to_every_input() {
-        let var = |shape: &[usize], step: f32| Var::from_tensor(&wave(shape, step)).unwrap();
-        let (query, key, value) = (var(&[5, 4, 8], 0.3), var(&[5, 2, 8], 0.5), var(&[5, 2, 8], 0.7));
-        let (weight, bias) = (var(&[8], 0.9), var(&[8], 1.1));
-        let (cos, sin) = (wave(&[5, 4], 0.2), wave(&[5, 4], 0.3));
-        let spec = AttentionSpec { causal: true, window: Some(3), scale: 0.5, softcap: Some(2.0) };
-        let projection = Linear {
-            weight: var(&[8, 6], 0.13).as_tensor().clone(),
-            bias: Some(var(&[6], 0.17).as_tensor().clone()),
-        };
-        let normed_query = rms_norm(&query, &weight, 1e-6).unwrap();
-        let normed_key = layer_norm(&key, &weight, &bias, 1e-6).unwrap();
-        let (turned_query, turned_key) =
-            (rotary(&normed_query, &cos, &sin).unwrap(), rotary(&normed_key, &cos, &sin).unwrap());
-        let offsets = [0, 2, 5];
-        let attended = attention(&turned_query, &turned_key, &value, &Packing::new(&offsets), &spec).unwrap();
-        let flat = attended.reshape((20, 8)).unwrap();
-        let mut output = linear(&flat, &projection).unwrap();
-        for activation in [Activation::GeluErf, Activation::GeluTanh, Activation::Silu, Activation::Relu] {
-            output = activate(&output, activation).unwrap();
-        }
-        let gradients = output.sum_all().unwrap().backward().unwrap();
-        let inputs = [
-            ("query", query.as_tensor()),
-            ("key", key.as_tensor()),
-            ("value", value.as_tensor()),
-            ("norm weight", weight.as_tensor()),
-            ("norm bias", bias.as_tensor()),
-            ("projection", &projection.weight),
-            ("projection bias", projection.bias.as_ref().unwrap()),
-        ];
-        for (name, input) in inputs {
-            let gradient = gradients.get(input).unwrap_or_else(|| panic!("{name} has no gradient"));
-            let size: f32 = gradient.abs().unwrap().sum_all().unwrap().to_scalar().unwrap();
-            assert!(size > 0.0 && size.is_finite(), "{name}: {size}");
-        }
-    }
+    /// For each row, the sum of one row of each table: `ids[table][row]`. Then `scale`, rounded to the working
+    /// precision as transformers does (√3072 is 55.5 in bf16).
+    fn embed(&self, tables: &[(&Self::Table, &[u32])], scale: Option<f64>) -> Result<Self::Rows>;
+    /// Rounds what several linear layers read, once; passes on what needs no rounding.
+    fn operand<'a>(&self, x: Cow<'a, Self::Rows>) -> Result<Cow<'a, Self::Rows>>;
+    /// `x · weightᵀ + bias`
+    fn linear(&self, x: &Self::Rows, layer: &Self::Linear) -> Result<Self::Rows>;
+    /// `residual + x · weightᵀ + bias`
+    fn linear_add(&self, x: &Self::Rows, layer: &Self::Linear, residual: Self::Rows) -> Result<Self::Rows>;
+    /// `activation(x · weightᵀ + bias)`
+    fn linear_act(&self, x: &Self::Rows, layer: &Self::Linear, activation: Activation) -> Result<Self::Rows>;
+    /// `activation(x · gateᵀ) · (x · upᵀ)`
+    fn gated(&self, x: &Self::Rows, layer: &Self::Gated, activation: Activation) -> Result<Self::Rows>;
+    /// `x + y`
+    fn add(&self, x: Self::Rows, y: &Self::Rows) -> Result<Self::Rows>;
+    /// `x / rms(x) · weight` over each run of as many columns as `weight` has: a whole row, or each head of one.
+    fn rms_norm(&self, x: &Self::Rows, weight: &Self::Vector, eps: f64) -> Result<Self::Rows>;
+    /// `(x - mean) / std · weight + bias` over each row.
+    fn layer_norm(
+        &self,
+        x: &Self::Rows,
+        weight: &Self::Vector,
+        bias: &Self::Vector,
+        eps: f64,
+    ) -> Result<Self::Rows>;
+    /// Turns each pair (`i`, `i + head_dim / 2`) of each head by the angles of its row; `which` says what rows of
+    /// the batch `x` holds.
+    fn rotary(
+        &self,
+        x: Self::Rows,
+        head_dim: usize,
+        packing: &Self::Packing<'_>,
+        which: Which<'_>,
+    ) -> Result<Self::Rows>;
+    /// Attention of each sequence to itself. `queries` are the rows that `which` says, cut as [`Ops::blocks`] cuts
+    /// so many; `keys` and `values` are all rows of the batch. Returns blocks like `queries`,
+    /// `[rows, heads · head_dim]`.
+    fn attention(
+        &self,
+        queries: &[Self::Rows],
+        which: Which<'_>,
+        keys: &[Self::Rows],
+        values: &[Self::Rows],
+        packing: &Self::Packing<'_>,
+        spec: &AttentionSpec,
+    ) -> Result<Vec<Self::Rows>>;
+    /// Picks rows out of the blocks of a batch, and cuts them into blocks again.
+    fn gather(&self, blocks: &[Self::Rows], rows: &[usize]) -> Result<Vec<Self::Rows>>;
+    /// For each list of rows their mean in `f32`, summed in the order of the list: `[lists, width]`, in blocks.
+    fn mean(&self, blocks: &[Self::Rows], lists: &[Vec<usize>]) -> Result<Vec<Self::Rows>>;
+    /// All values, row-major.
+    fn to_vec(&self, blocks: &[Self::Rows]) -> Result<Vec<f32>>;
 }

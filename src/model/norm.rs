@@ -1,0 +1,62 @@
+//! Norms of either kind.
+
+use std::sync::Arc;
+
+use candle_core::Result;
+
+use crate::model::ModelError;
+use crate::model::ops::Ops;
+use crate::model::weights::Weights;
+
+/// A norm with its weights.
+#[derive(Debug)]
+pub enum Norm<O: Ops> {
+    /// `x / rms(x) · weight`
+    Rms {
+        /// The unit offset added already.
+        weight: Arc<O::Vector>,
+        /// Added to the mean square.
+        eps: f64,
+    },
+    /// `(x - mean) / std · weight + bias`
+    Layer {
+        /// Factors.
+        weight: Arc<O::Vector>,
+        /// Offsets.
+        bias: Arc<O::Vector>,
+        /// Added to the variance.
+        eps: f64,
+    },
+}
+
+impl<O: Ops> Norm<O> {
+    /// Reads `name.weight`; `offset` is added to it (Gemma: 1).
+    pub fn rms(
+        weights: &mut Weights<'_, O>,
+        name: &str,
+        width: usize,
+        offset: f32,
+        eps: f64,
+    ) -> std::result::Result<Self, ModelError> {
+        Ok(Self::Rms { weight: weights.vector(&format!("{name}.weight"), width, offset)?, eps })
+    }
+
+    /// Reads `name.weight` and `name.bias`.
+    pub fn layer(
+        weights: &mut Weights<'_, O>,
+        name: &str,
+        width: usize,
+        eps: f64,
+    ) -> std::result::Result<Self, ModelError> {
+        let weight = weights.vector(&format!("{name}.weight"), width, 0.0)?;
+        Ok(Self::Layer { weight, bias: weights.vector(&format!("{name}.bias"), width, 0.0)?, eps })
+    }
+
+    /// Norms each row, or, of an RMS norm of that width, each head.
+    pub fn forward(&self, ops: &O, x: &O::Rows) -> Result<O::Rows> {
+        match self {
+            Self::Rms { weight, eps } => ops.rms_norm(x, weight, *eps),
+            Self::Layer { weight, bias, eps } => ops.layer_norm(x, weight, bias, *eps),
+        }
+    }
+}
