@@ -12,6 +12,7 @@ use std::sync::Arc;
 use candle_core::DType;
 use candle_core::Device;
 use rewarm::model::RewardModel;
+use rewarm::model::batch::MIN_SHARED_PREFIX;
 use rewarm::model::batch::PackedBatch;
 use rewarm::model::batch::Sequence;
 use rewarm::model::config::CheckpointConfig;
@@ -20,6 +21,7 @@ use rewarm::model::merge;
 use rewarm::model::merge::Averaged;
 use rewarm::model::ops::composed::Composed;
 use rewarm::model::scorer::Forward;
+use rewarm::model::variant::Pooling;
 use rewarm::model::weights::Checkpoint;
 use rewarm::model::weights::TensorStore;
 use rewarm::model::weights::Weights;
@@ -63,7 +65,17 @@ fn folders(path: &str) -> Vec<PathBuf> {
 }
 
 fn load_model(dir: &Path, config_file: &str, dtype: DType) -> RewardModel<Composed> {
-    let config = CheckpointConfig::load(&dir.join(config_file), &Manifest::default()).unwrap();
+    load_pooled(dir, config_file, dtype, None)
+}
+
+fn load_pooled(
+    dir: &Path,
+    config_file: &str,
+    dtype: DType,
+    pooling: Option<Pooling>,
+) -> RewardModel<Composed> {
+    let mut config = CheckpointConfig::load(&dir.join(config_file), &Manifest::default()).unwrap();
+    config.pooling = pooling;
     let checkpoint = Checkpoint::open(dir).unwrap();
     let (mut store, mut progress) = (TensorStore::default(), |_| ());
     let members = [(&checkpoint, 1.0)];
@@ -117,6 +129,51 @@ fn every_family_gives_the_rewards_of_transformers() {
     }
     assert!(failures.is_empty(), "{} of {checked} differ:\n{}", failures.len(), failures.join("\n"));
     assert!(checked > 400, "only {checked} rewards were checked");
+}
+
+/// Of every causal family, with windows, softcap, and every pooling rule: the samples, each with a few endings.
+#[test]
+fn shared_prefixes_change_no_reward() {
+    let mut failures = Vec::new();
+    let mut checked = 0;
+    for dir in folders("models") {
+        let name = dir.file_name().unwrap().to_string_lossy().into_owned();
+        let golden: Golden =
+            serde_json::from_str(&std::fs::read_to_string(dir.join("golden.json")).unwrap()).unwrap();
+        let ending = |sample: &GoldenSample, length: usize| {
+            let Sequence { mut token_ids, mut type_ids } = sample.sequence();
+            let repeated: Vec<u32> = token_ids.iter().rev().cycle().take(length).copied().collect();
+            token_ids.extend(repeated);
+            type_ids.resize(token_ids.len(), 0);
+            Sequence { token_ids, type_ids }
+        };
+        let endings = |sample| [0, 5, 0, 12, 1].map(|length| ending(sample, length));
+        let samples = golden.samples.iter().filter(|sample| sample.token_ids.len() < 100);
+        let sequences: Vec<Sequence> = samples.flat_map(endings).collect();
+        let longest = sequences.iter().map(|sequence| sequence.token_ids.len()).max().unwrap();
+        for (pooling, min_shared) in [(None, 1), (None, MIN_SHARED_PREFIX), (Some(Pooling::Mean), 1)] {
+            let model = load_pooled(&dir, "config.json", DType::F32, pooling);
+            if !model.shares_prefixes(longest) {
+                assert!(
+                    ["bert", "bert-gelu-new", "roberta", "llama-rope-dynamic"].contains(&&*name),
+                    "{name}"
+                );
+                continue;
+            }
+            let apart = rewards(&model, &sequences);
+            let batch = PackedBatch::pack_shared(&sequences, min_shared);
+            assert!(batch.shared_tokens() > batch.num_rows(), "{name}: {} shared", batch.shared_tokens());
+            for (index, (ours, apart)) in model.forward(&batch).unwrap().iter().zip(&apart).enumerate() {
+                checked += 1;
+                if (ours - apart).abs() > F32_ATOL * apart.abs().max(1.0) {
+                    let how = model.head().pooling();
+                    failures.push(format!("{name} {how:?} {min_shared}, {index}: {ours}, unshared {apart}"));
+                }
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{} of {checked} differ:\n{}", failures.len(), failures.join("\n"));
+    assert!(checked > 1000, "only {checked} rewards were checked");
 }
 
 /// Low precision has no reference to the last place: the error against `f32` must be of the size that

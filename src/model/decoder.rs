@@ -6,7 +6,7 @@
 //!         x + (norm →) down(act(gate) · up) ← norm ← x
 //! ```
 //!
-//! How a batch goes through the layers is in [`transformer`](crate::model::transformer).
+//! How a batch goes through the layers is in [`transformer`].
 
 use std::borrow::Cow;
 use std::sync::Arc;

@@ -5,7 +5,7 @@
 //! layer:  norm(x + attention(x)), then norm(x + down(act(up(x))))
 //! ```
 //!
-//! How a batch goes through the layers is in [`transformer`](crate::model::transformer).
+//! How a batch goes through the layers is in [`transformer`].
 
 use std::borrow::Cow;
 use std::sync::Arc;

@@ -68,6 +68,10 @@ impl<O: Ops> Forward for RewardModel<O> {
         let hidden = self.backbone.forward(&self.ops, batch, &self.head.wanted(batch))?;
         Ok(self.head.forward(&self.ops, hidden, batch)?)
     }
+
+    fn shares_prefixes(&self, longest: usize) -> bool {
+        self.backbone.shares_prefixes(longest)
+    }
 }
 
 /// Why a model cannot be loaded or run.

@@ -17,6 +17,12 @@ use crate::model::batch::PackedBatch;
 pub trait Forward: Send + Sync {
     /// One raw reward for each sequence, `[batch]`. A reward may be NaN or infinite: the caller checks.
     fn forward(&self, batch: &PackedBatch) -> Result<Vec<f32>, ModelError>;
+
+    /// Whether sequences of up to `longest` tokens may be packed with their common prefixes shared.
+    fn shares_prefixes(&self, longest: usize) -> bool {
+        let _ = longest;
+        false
+    }
 }
 
 /// An affine calibration on a reference set: `(reward - mean) / std`.
@@ -108,6 +114,12 @@ impl Scorer {
     /// Raw rewards of one member for a batch, `[batch]`.
     pub fn forward_member(&self, member: usize, batch: &PackedBatch) -> Result<Vec<f32>, ModelError> {
         self.members[member].model.forward(batch)
+    }
+
+    /// Whether all members may read a batch whose common prefixes are shared, with sequences of up to `longest`
+    /// tokens.
+    pub fn shares_prefixes(&self, longest: usize) -> bool {
+        self.members.iter().all(|member| member.model.shares_prefixes(longest))
     }
 
     /// Calibrates and reduces the raw rewards that the members gave one sample, `[members]`.

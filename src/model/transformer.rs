@@ -92,6 +92,12 @@ struct Projected<R> {
 }
 
 impl<O: Ops> Transformer<O> {
+    /// Whether a token's hidden state depends on the tokens before it alone, in sequences of up to `longest` tokens.
+    pub fn shares_prefixes(&self, longest: usize) -> bool {
+        let is_causal = self.layers.iter().all(|layer| layer.spec().causal);
+        is_causal && self.rope.as_ref().is_none_or(|rope| !rope.depends_on_length(longest))
+    }
+
     /// Hidden states of the wanted rows, in blocks.
     pub fn forward(&self, ops: &O, batch: &PackedBatch, wanted: &Wanted) -> Result<Vec<O::Rows>> {
         let packing = ops.packing(batch, self.rope.as_ref().map(|rope| rope.packed(batch)))?;
