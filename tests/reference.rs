@@ -19,7 +19,10 @@ use rewarm::model::config::CheckpointConfig;
 use rewarm::model::manifest::Manifest;
 use rewarm::model::merge;
 use rewarm::model::merge::Averaged;
+use rewarm::model::ops::Ops;
 use rewarm::model::ops::composed::Composed;
+use rewarm::model::ops::cpu::Cpu;
+use rewarm::model::ops::cpu::Isa;
 use rewarm::model::scorer::Forward;
 use rewarm::model::variant::Pooling;
 use rewarm::model::weights::Checkpoint;
@@ -64,30 +67,51 @@ fn folders(path: &str) -> Vec<PathBuf> {
     folders
 }
 
-fn load_model(dir: &Path, config_file: &str, dtype: DType) -> RewardModel<Composed> {
-    load_pooled(dir, config_file, dtype, None)
+/// A form of the operations: the composed one, or the CPU's with an instruction set.
+#[derive(Clone, Copy, Debug)]
+enum Form {
+    Composed,
+    Cpu(Isa),
 }
 
-fn load_pooled(
-    dir: &Path,
-    config_file: &str,
-    dtype: DType,
-    pooling: Option<Pooling>,
-) -> RewardModel<Composed> {
+/// Every form that this machine can run.
+fn forms() -> Vec<Form> {
+    std::iter::once(Form::Composed).chain(Isa::all().into_iter().map(Form::Cpu)).collect()
+}
+
+/// What the tests ask a model, whatever its form.
+struct Model {
+    forward: Box<dyn Forward>,
+    pooling: Pooling,
+}
+
+impl Form {
+    fn load(self, dir: &Path, config_file: &str, dtype: DType, pooling: Option<Pooling>) -> Model {
+        match self {
+            Self::Composed => load_model(Composed { device: Device::Cpu, dtype }, dir, config_file, pooling),
+            Self::Cpu(isa) => load_model(Cpu::with_isa(dtype, isa), dir, config_file, pooling),
+        }
+    }
+}
+
+fn load_model<O: Ops>(ops: O, dir: &Path, config_file: &str, pooling: Option<Pooling>) -> Model {
     let mut config = CheckpointConfig::load(&dir.join(config_file), &Manifest::default()).unwrap();
     config.pooling = pooling;
     let checkpoint = Checkpoint::open(dir).unwrap();
     let (mut store, mut progress) = (TensorStore::default(), |_| ());
     let members = [(&checkpoint, 1.0)];
-    let ops = Arc::new(Composed { device: Device::Cpu, dtype });
-    let mut weights = Weights::new(&members, &config.backbone, &ops, Some(&mut store), &mut progress);
+    let mut weights =
+        Weights::new(&members, &config.backbone, &Arc::new(ops), Some(&mut store), &mut progress);
     let model = RewardModel::load(&mut weights, &config).unwrap();
     weights.finish().unwrap();
-    model
+    let pooling = model.head().pooling();
+    Model { forward: Box::new(model), pooling }
 }
 
-fn rewards(model: &RewardModel<Composed>, samples: &[Sequence]) -> Vec<f32> {
-    model.forward(&PackedBatch::pack(samples)).unwrap()
+impl Model {
+    fn rewards(&self, samples: &[Sequence]) -> Vec<f32> {
+        self.forward.forward(&PackedBatch::pack(samples)).unwrap()
+    }
 }
 
 #[test]
@@ -103,25 +127,28 @@ fn every_family_gives_the_rewards_of_transformers() {
             if !dir.join(config_file).exists() {
                 continue;
             }
-            let model = load_model(&dir, config_file, DType::F32);
-            if model.head().pooling().name() != golden.pooling {
-                failures.push(format!(
-                    "{name}: pooling {:?}, not {}",
-                    model.head().pooling(),
-                    golden.pooling
-                ));
-            }
-            let packed = rewards(&model, &sequences);
-            for (index, sample) in golden.samples.iter().enumerate() {
-                let alone = rewards(&model, &sequences[index..=index])[0];
-                for (how, reward) in [("packed", packed[index]), ("alone", alone)] {
-                    checked += 1;
-                    if (reward - sample.reward).abs() > F32_ATOL * sample.reward.abs().max(1.0) {
-                        failures.push(format!(
-                            "{name}/{config_file} sample {index} ({} tokens) {how}: {reward}, transformers {}",
-                            sample.token_ids.len(),
-                            sample.reward
-                        ));
+            for form in forms() {
+                let model = form.load(&dir, config_file, DType::F32, None);
+                if model.pooling.name() != golden.pooling {
+                    failures.push(format!("{name}: pooling {:?}, not {}", model.pooling, golden.pooling));
+                }
+                let packed = model.rewards(&sequences);
+                for (index, sample) in golden.samples.iter().enumerate() {
+                    let alone = model.rewards(&sequences[index..=index])[0];
+                    for (how, reward) in [("packed", packed[index]), ("alone", alone)] {
+                        checked += 1;
+                        if (reward - sample.reward).abs() > F32_ATOL * sample.reward.abs().max(1.0) {
+                            failures.push(format!(
+                                "{name}/{config_file} sample {index} ({} tokens) {form:?} {how}: {reward}, \
+                                 transformers {}",
+                                sample.token_ids.len(),
+                                sample.reward
+                            ));
+                        }
+                    }
+                    if matches!(form, Form::Cpu(_)) && packed[index].to_bits() != alone.to_bits() {
+                        failures
+                            .push(format!("{name} sample {index} {form:?}: neighbours change the last bits"));
                     }
                 }
             }
@@ -151,23 +178,34 @@ fn shared_prefixes_change_no_reward() {
         let samples = golden.samples.iter().filter(|sample| sample.token_ids.len() < 100);
         let sequences: Vec<Sequence> = samples.flat_map(endings).collect();
         let longest = sequences.iter().map(|sequence| sequence.token_ids.len()).max().unwrap();
-        for (pooling, min_shared) in [(None, 1), (None, MIN_SHARED_PREFIX), (Some(Pooling::Mean), 1)] {
-            let model = load_pooled(&dir, "config.json", DType::F32, pooling);
-            if !model.shares_prefixes(longest) {
+        let cases = [(None, 1), (None, MIN_SHARED_PREFIX), (Some(Pooling::Mean), 1)];
+        for (form, (pooling, min_shared)) in
+            forms().into_iter().flat_map(|form| cases.map(|case| (form, case)))
+        {
+            let model = form.load(&dir, "config.json", DType::F32, pooling);
+            if !model.forward.shares_prefixes(longest) {
                 assert!(
                     ["bert", "bert-gelu-new", "roberta", "llama-rope-dynamic"].contains(&&*name),
                     "{name}"
                 );
                 continue;
             }
-            let apart = rewards(&model, &sequences);
+            let apart = model.rewards(&sequences);
             let batch = PackedBatch::pack_shared(&sequences, min_shared);
             assert!(batch.shared_tokens() > batch.num_rows(), "{name}: {} shared", batch.shared_tokens());
-            for (index, (ours, apart)) in model.forward(&batch).unwrap().iter().zip(&apart).enumerate() {
+            let shared = model.forward.forward(&batch).unwrap();
+            for (index, (ours, apart)) in shared.iter().zip(&apart).enumerate() {
                 checked += 1;
-                if (ours - apart).abs() > F32_ATOL * apart.abs().max(1.0) {
-                    let how = model.head().pooling();
-                    failures.push(format!("{name} {how:?} {min_shared}, {index}: {ours}, unshared {apart}"));
+                // candle's products depend on their number of rows, ours do not
+                let tolerance = match form {
+                    Form::Composed => F32_ATOL * apart.abs().max(1.0),
+                    Form::Cpu(_) => 0.0,
+                };
+                if (ours - apart).abs() > tolerance {
+                    let how = model.pooling;
+                    failures.push(format!(
+                        "{name} {form:?} {how:?} {min_shared}, {index}: {ours}, apart {apart}"
+                    ));
                 }
             }
         }
@@ -185,12 +223,25 @@ fn half_precision_errs_no_more_than_transformers_does() {
         let golden: Golden =
             serde_json::from_str(&std::fs::read_to_string(dir.join("golden.json")).unwrap()).unwrap();
         let sequences: Vec<Sequence> = golden.samples.iter().map(GoldenSample::sequence).collect();
-        let ours = rewards(&load_model(&dir, "config.json", dtype), &sequences);
         let worst = |pairs: Vec<(f32, f32)>| pairs.iter().map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        let our_error = worst(golden.samples.iter().map(|s| s.reward).zip(ours).collect());
         let their_error = worst(golden.samples.iter().map(|s| (s.reward, s.reward_low.unwrap())).collect());
-        assert!(our_error > 0.0, "{name}: computed in f32?");
-        assert!(our_error < 3.0 * their_error, "{name}: error {our_error}, transformers' {their_error}");
+        for form in forms() {
+            let model = form.load(&dir, "config.json", dtype, None);
+            let ours = model.rewards(&sequences);
+            let alone: Vec<f32> =
+                sequences.iter().flat_map(|s| model.rewards(std::slice::from_ref(s))).collect();
+            if matches!(form, Form::Cpu(_)) {
+                assert_eq!(ours, alone, "{name} {form:?}: neighbours change the last bits");
+            }
+            let our_error = worst(golden.samples.iter().map(|s| s.reward).zip(ours).collect());
+            assert!(
+                our_error < 3.0 * their_error,
+                "{name} {form:?}: {our_error}, transformers' {their_error}"
+            );
+            // f16 on a CPU is the weights' precision: they are multiplied in f32
+            let is_exact = matches!(form, Form::Cpu(isa) if dtype == DType::F16 || !isa.multiplies_bf16());
+            assert_eq!(our_error < F32_ATOL, is_exact, "{name} {form:?}: {our_error}");
+        }
     }
 }
 

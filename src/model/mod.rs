@@ -65,8 +65,10 @@ impl<O: Ops> RewardModel<O> {
 
 impl<O: Ops> Forward for RewardModel<O> {
     fn forward(&self, batch: &PackedBatch) -> Result<Vec<f32>, ModelError> {
-        let hidden = self.backbone.forward(&self.ops, batch, &self.head.wanted(batch))?;
-        Ok(self.head.forward(&self.ops, hidden, batch)?)
+        self.ops.run(|| {
+            let hidden = self.backbone.forward(&self.ops, batch, &self.head.wanted(batch))?;
+            Ok(self.head.forward(&self.ops, hidden, batch)?)
+        })
     }
 
     fn shares_prefixes(&self, longest: usize) -> bool {

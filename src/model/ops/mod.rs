@@ -3,6 +3,7 @@
 //! | form | where | what for |
 //! | --- | --- | --- |
 //! | [`composed::Composed`] | plain candle operations, any device | the reference; training (differentiable); CUDA |
+//! | [`cpu::Cpu`] | our own kernels | serving on a CPU |
 //!
 //! Models are generic over the form, so there is one description of each, and property tests hold the forms to
 //! each other.
@@ -16,6 +17,7 @@
 //! composed form has one block of all rows.
 
 pub mod composed;
+pub mod cpu;
 
 use std::borrow::Cow;
 use std::fmt::Debug;
@@ -70,6 +72,16 @@ pub enum Which<'a> {
     Run(Range<usize>),
     /// These, in this order.
     Listed(&'a [usize]),
+}
+
+impl Which<'_> {
+    /// The row of the batch that is at this place.
+    pub fn row(&self, place: usize) -> usize {
+        match self {
+            Self::Run(rows) => rows.start + place,
+            Self::Listed(rows) => rows[place],
+        }
+    }
 }
 
 /// In what a layer's weights are kept and its products are made.
@@ -133,6 +145,10 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
         angles: Option<(Vec<f32>, Vec<f32>)>,
     ) -> Result<Self::Packing<'a>>;
 
+    /// Runs a forward where its blocks can run in parallel.
+    fn run<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+        f()
+    }
     /// How `rows` rows are cut. Every row is in one block, in order.
     fn blocks(&self, rows: usize) -> Vec<Range<usize>>;
     /// Runs `f` on every block, in parallel where that pays. Results are in the order of the blocks.

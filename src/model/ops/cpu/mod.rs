@@ -1,0 +1,378 @@
+//! The form for CPUs: our own kernels over packed weights.
+
+#[cfg(target_arch = "x86_64")]
+mod amx;
+mod attention;
+mod buffer;
+mod isa;
+mod product;
+mod rows;
+mod simd;
+
+use std::borrow::Cow;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::OnceLock;
+
+use candle_core::DType;
+use candle_core::Result;
+use half::bf16;
+use half::f16;
+use rayon::ThreadPool;
+use rayon::ThreadPoolBuilder;
+use rayon::prelude::*;
+
+use super::Activation;
+use super::AttentionSpec;
+use super::LinearSource;
+use super::Ops;
+use super::Precision;
+use super::Which;
+use crate::model::batch::PackedBatch;
+use crate::model::merge::Averaged;
+use attention::Attention;
+use attention::Blocks;
+pub use isa::Isa;
+use product::Number;
+use product::Packed;
+pub use rows::Linear;
+pub use rows::Rows;
+use rows::Then;
+
+/// Rows of a block, at most: enough to read weights once for many rows, few enough that a block stays in the cache
+/// of its core.
+const MAX_BLOCK_ROWS: usize = 192;
+
+/// Our own kernels.
+#[derive(Clone, Debug)]
+pub struct Cpu {
+    dtype: DType,
+    isa: Isa,
+    pool: Arc<ThreadPool>,
+}
+
+/// An embedding, row-major.
+#[derive(Debug)]
+pub struct Table {
+    values: Averaged,
+    width: usize,
+}
+
+/// A batch, and its angles, row-major `[rows, head_dim / 2]`.
+#[derive(Debug)]
+pub struct Packing<'a> {
+    batch: &'a PackedBatch,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl Cpu {
+    /// Weights in `dtype`, products with the best that the machine has, on `pool`.
+    ///
+    /// `F32` multiplies in `f32`. `BF16` rounds what is multiplied to bfloat16, both sides, where the machine has
+    /// instructions for that; else only the weights. `F16` rounds the weights to `f16` and multiplies in `f32`.
+    pub fn new(dtype: DType) -> Self {
+        Self::with_isa(dtype, Isa::best())
+    }
+
+    /// The same with one of the instruction sets that the machine has.
+    pub fn with_isa(dtype: DType, isa: Isa) -> Self {
+        Self { dtype, isa, pool: pool() }
+    }
+
+    fn number(&self, precision: Precision) -> Number {
+        match (precision, self.dtype) {
+            (Precision::Working, DType::BF16) => Number::Bf16,
+            _ => Number::F32,
+        }
+    }
+
+    /// What activations that are only multiplied are kept in.
+    fn operand_number(&self) -> Number {
+        match self.number(Precision::Working) {
+            Number::Bf16 if self.isa.multiplies_bf16() => Number::Bf16,
+            _ => Number::F32,
+        }
+    }
+
+    /// What goes from one layer to the next that only it reads.
+    fn number_after(&self, layer: &Linear) -> Number {
+        match layer.weights.number {
+            Number::Bf16 => self.operand_number(),
+            Number::F32 => Number::F32,
+        }
+    }
+
+    /// Packs the outputs of some sources in this order, as (source, output); `None` is a column of zeros.
+    fn pack(
+        &self,
+        sources: &[LinearSource<'_>],
+        columns: &[Option<(usize, usize)>],
+        precision: Precision,
+    ) -> Linear {
+        let input = sources[0].input;
+        let flat: Vec<Option<usize>> = columns
+            .iter()
+            .map(|column| column.map(|(source, output)| source * sources[0].output + output))
+            .collect();
+        let read = |column: usize, weights: &mut [f32]| {
+            let (source, output) = (&sources[column / sources[0].output], column % sources[0].output);
+            widen(source.weight, output * input..(output + 1) * input, weights);
+        };
+        let weights = Packed::new(self.isa, self.number(precision), input, &flat, &read);
+        let bias = sources[0].bias.is_some().then(|| {
+            let of_column = |column: &Option<(usize, usize)>| {
+                let mut bias = [0.0];
+                if let Some((source, output)) = *column
+                    && let Some(values) = sources[source].bias
+                {
+                    widen(values, output..output + 1, &mut bias);
+                }
+                bias[0]
+            };
+            columns.iter().map(of_column).collect()
+        });
+        Linear { weights, bias, output: sources[0].output }
+    }
+
+    fn blocks_of(rows: usize, width: usize) -> Rows {
+        Rows::new(Number::F32, rows, width)
+    }
+}
+
+/// The threads that compute, one for each CPU that the process may use: the cgroup's quota and the affinity count.
+fn pool() -> Arc<ThreadPool> {
+    static POOL: OnceLock<Arc<ThreadPool>> = OnceLock::new();
+    let start = || {
+        let pool = ThreadPoolBuilder::new().thread_name(|index| format!("compute-{index}")).build();
+        Arc::new(pool.expect("the system has threads to give"))
+    };
+    POOL.get_or_init(start).clone()
+}
+
+/// Some values as `f32`.
+fn widen(values: &Averaged, range: Range<usize>, to: &mut [f32]) {
+    match values {
+        Averaged::F32(values) => to.copy_from_slice(&values[range]),
+        Averaged::F16(values) => to.iter_mut().zip(&values[range]).for_each(|(to, x)| *to = x.to_f32()),
+        Averaged::Bf16(values) => to.iter_mut().zip(&values[range]).for_each(|(to, x)| *to = x.to_f32()),
+    }
+}
+
+impl Ops for Cpu {
+    type Rows = Rows;
+    type Linear = Linear;
+    type Gated = Linear;
+    type Vector = Vec<f32>;
+    type Table = Table;
+    type Packing<'a> = Packing<'a>;
+
+    fn name(&self) -> String {
+        format!("cpu {:?} {:?}", self.isa, self.dtype)
+    }
+
+    fn dtype(&self, precision: Precision) -> DType {
+        match precision {
+            Precision::Working => self.dtype,
+            Precision::F32 => DType::F32,
+        }
+    }
+
+    fn load_linear(&self, source: LinearSource<'_>, precision: Precision) -> Result<Linear> {
+        let mut columns: Vec<_> = (0..source.output).map(|output| Some((0, output))).collect();
+        columns.resize(source.output.next_multiple_of(self.isa.panel_width()), None);
+        Ok(self.pack(&[source], &columns, precision))
+    }
+
+    fn load_gated(&self, gate: LinearSource<'_>, up: LinearSource<'_>) -> Result<Linear> {
+        // half a panel of the gate, then half a panel of what it lets through
+        let half = self.isa.panel_width() / 2;
+        let columns: Vec<_> = (0..gate.output.next_multiple_of(half))
+            .step_by(half)
+            .flat_map(|first| [0, 1].map(|source| (source, first)))
+            .flat_map(|(source, first)| (first..first + half).map(move |output| (source, output)))
+            .map(|(source, output)| (output < gate.output).then_some((source, output)))
+            .collect();
+        Ok(self.pack(&[gate, up], &columns, Precision::Working))
+    }
+
+    fn load_vector(&self, values: Vec<f32>) -> Result<Vec<f32>> {
+        Ok(values)
+    }
+
+    fn load_table(&self, values: Averaged, _: usize, width: usize) -> Result<Table> {
+        Ok(Table { values, width })
+    }
+
+    fn packing<'a>(
+        &self,
+        batch: &'a PackedBatch,
+        angles: Option<(Vec<f32>, Vec<f32>)>,
+    ) -> Result<Packing<'a>> {
+        let (cos, sin) = angles.unwrap_or_default();
+        Ok(Packing { batch, cos, sin })
+    }
+
+    fn run<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+        self.pool.install(f)
+    }
+
+    fn blocks(&self, rows: usize) -> Vec<Range<usize>> {
+        let unit = self.isa.tile_rows(self.operand_number()).min(16);
+        let threads = self.pool.current_num_threads();
+        let count = rows.div_ceil(MAX_BLOCK_ROWS).next_multiple_of(threads);
+        let mut size = rows.div_ceil(count);
+        if size > unit || self.operand_number() == Number::Bf16 {
+            size = size.next_multiple_of(unit);
+        }
+        (0..rows).step_by(size.max(1)).map(|start| start..(start + size).min(rows)).collect()
+    }
+
+    fn each<A: Send, B: Send>(&self, blocks: Vec<A>, f: impl Fn(A) -> Result<B> + Sync) -> Result<Vec<B>> {
+        if blocks.len() == 1 {
+            blocks.into_iter().map(f).collect()
+        } else {
+            blocks.into_par_iter().map(&f).collect()
+        }
+    }
+
+    fn embed(&self, tables: &[(&Table, &[u32])], scale: Option<f64>) -> Result<Rows> {
+        let (first, ids) = tables[0];
+        let mut x = Rows::new(Number::F32, ids.len(), first.width);
+        let scale = scale.map_or(1.0, |scale| match self.dtype {
+            DType::BF16 => bf16::from_f64(scale).to_f32(),
+            DType::F16 => f16::from_f64(scale).to_f32(),
+            _ => scale as f32,
+        });
+        let mut of_table = vec![0.0; first.width];
+        for row in 0..ids.len() {
+            let to = x.row_mut(row);
+            for (index, (table, ids)) in tables.iter().enumerate() {
+                let start = ids[row] as usize * table.width;
+                if index == 0 {
+                    widen(&table.values, start..start + table.width, to);
+                } else {
+                    widen(&table.values, start..start + table.width, &mut of_table);
+                    to.iter_mut().zip(&of_table).for_each(|(to, x)| *to += x);
+                }
+            }
+            if scale != 1.0 {
+                to.iter_mut().for_each(|x| *x *= scale);
+            }
+        }
+        Ok(x)
+    }
+
+    fn operand<'a>(&self, x: Cow<'a, Rows>) -> Result<Cow<'a, Rows>> {
+        Ok(match self.operand_number() {
+            Number::Bf16 if x.number() == Number::F32 => Cow::Owned(x.to_bf16(self.isa)),
+            _ => x,
+        })
+    }
+
+    fn linear(&self, x: &Rows, layer: &Linear) -> Result<Rows> {
+        Ok(layer.forward(self.isa, x, Self::blocks_of(x.len(), layer.output), Then::Keep))
+    }
+
+    fn linear_add(&self, x: &Rows, layer: &Linear, residual: Rows) -> Result<Rows> {
+        Ok(layer.forward(self.isa, x, residual, Then::Add))
+    }
+
+    fn linear_act(&self, x: &Rows, layer: &Linear, activation: Activation) -> Result<Rows> {
+        let to = Rows::new(self.number_after(layer), x.len(), layer.output);
+        Ok(layer.forward(self.isa, x, to, Then::Activate(activation)))
+    }
+
+    fn gated(&self, x: &Rows, layer: &Linear, activation: Activation) -> Result<Rows> {
+        let to = Rows::new(self.number_after(layer), x.len(), layer.output);
+        Ok(layer.forward(self.isa, x, to, Then::Gate(activation)))
+    }
+
+    fn add(&self, mut x: Rows, y: &Rows) -> Result<Rows> {
+        self.isa.run(rows::Add { x: &mut x, y });
+        Ok(x)
+    }
+
+    fn rms_norm(&self, x: &Rows, weight: &Vec<f32>, eps: f64) -> Result<Rows> {
+        let mut to = Self::blocks_of(x.len(), x.width());
+        self.isa.run(rows::RmsNorm { x, weight, eps: eps as f32, to: &mut to });
+        Ok(to)
+    }
+
+    fn layer_norm(&self, x: &Rows, weight: &Vec<f32>, bias: &Vec<f32>, eps: f64) -> Result<Rows> {
+        let mut to = Self::blocks_of(x.len(), x.width());
+        self.isa.run(rows::LayerNorm { x, weight, bias, eps: eps as f32, to: &mut to });
+        Ok(to)
+    }
+
+    fn rotary(&self, mut x: Rows, head_dim: usize, packing: &Packing<'_>, which: Which<'_>) -> Result<Rows> {
+        let half = head_dim / 2;
+        let angles = |row: usize| {
+            let row = which.row(row);
+            (&packing.cos[row * half..][..half], &packing.sin[row * half..][..half])
+        };
+        self.isa.run(rows::Rotary { x: &mut x, head_dim, angles });
+        Ok(x)
+    }
+
+    fn attention(
+        &self,
+        queries: &[Rows],
+        which: Which<'_>,
+        keys: &[Rows],
+        values: &[Rows],
+        packing: &Packing<'_>,
+        spec: &AttentionSpec,
+    ) -> Result<Vec<Rows>> {
+        let segments = packing.batch.segments();
+        let attention = Attention {
+            isa: self.isa,
+            number: self.operand_number(),
+            segments,
+            keys: Blocks::new(keys),
+            values: Blocks::new(values),
+            spec,
+            in_parallel: keys.len() > 1,
+        };
+        let block_size = queries.first().map_or(1, Rows::len);
+        let place = |block: usize, query: usize| {
+            let row = which.row(block * block_size + query);
+            let segment = packing.batch.segment_of(row);
+            (segment, segments[segment].first_position + row - segments[segment].rows.start)
+        };
+        Ok(attention.forward(queries, &place))
+    }
+
+    fn gather(&self, blocks: &[Rows], rows: &[usize]) -> Result<Vec<Rows>> {
+        let (from, width) = (Blocks::new(blocks), blocks[0].width());
+        let gather = |places: Range<usize>| {
+            let mut to = Self::blocks_of(places.len(), width);
+            for (at, &row) in rows[places].iter().enumerate() {
+                to.row_mut(at).copy_from_slice(from.row(row));
+            }
+            to
+        };
+        Ok(self.blocks(rows.len()).into_iter().map(gather).collect())
+    }
+
+    fn mean(&self, blocks: &[Rows], lists: &[Vec<usize>]) -> Result<Vec<Rows>> {
+        let (from, width) = (Blocks::new(blocks), blocks[0].width());
+        let mean = |lists: Range<usize>, all: &[Vec<usize>]| {
+            let mut to = Self::blocks_of(lists.len(), width);
+            for (at, rows) in all[lists].iter().enumerate() {
+                let sums = to.row_mut(at);
+                sums.fill(0.0);
+                for &row in rows {
+                    sums.iter_mut().zip(from.row(row)).for_each(|(sum, x)| *sum += x);
+                }
+                sums.iter_mut().for_each(|sum| *sum /= rows.len() as f32);
+            }
+            to
+        };
+        Ok(self.blocks(lists.len()).into_iter().map(|range| mean(range, lists)).collect())
+    }
+
+    fn to_vec(&self, blocks: &[Rows]) -> Result<Vec<f32>> {
+        Ok(blocks.iter().flat_map(|block| (0..block.len()).flat_map(|row| block.row(row))).copied().collect())
+    }
+}

@@ -1,0 +1,408 @@
+//! Matrix products: rows of activations times weights that were packed once.
+//!
+//! ```text
+//! weights [output, input] → panels of `width` outputs, two vectors wide: each [input, width]
+//! for each panel: for each tile of rows: all inputs in order → [tile rows, width] in registers → epilogue
+//! ```
+//!
+//! An output is one chain of additions over its inputs, in their order, whatever rows are beside it: so a reward
+//! does not depend, to the last bit, on its batch. The epilogue (bias, activation, residual, rounding) takes a
+//! tile while it is in the first-level cache.
+
+#![expect(unsafe_code, reason = "register tiles read and write by pointer, behind checked lengths")]
+
+use std::ops::Range;
+
+use bytemuck::Zeroable;
+use half::bf16;
+use rayon::prelude::*;
+
+#[cfg(target_arch = "x86_64")]
+use super::amx;
+use super::buffer::Line;
+use super::isa::Isa;
+use super::isa::Kernel;
+use super::isa::Level;
+use super::simd::Simd;
+
+/// Inputs of a product of bfloat16 come in groups of so many, filled up with zeros.
+pub(super) const BF16_DEPTH: usize = 32;
+/// The most rows of a tile of vectors.
+const MAX_ROWS: usize = 12;
+/// Rows, and columns, of the largest tile: AMX's.
+const MAX_TILE_ROWS: usize = 32;
+const MAX_TILE: usize = MAX_TILE_ROWS * 32;
+
+/// What is multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Number {
+    F32,
+    /// Sums are `f32`.
+    Bf16,
+}
+
+/// Rows to multiply, one every `stride` numbers.
+///
+/// Those of bfloat16 are filled up with zeros to a multiple of [`BF16_DEPTH`], and there is memory for a multiple
+/// of 16 rows.
+#[derive(Clone, Copy)]
+pub(super) enum Operand<'a> {
+    F32(&'a [f32], usize),
+    Bf16(&'a [bf16], usize),
+}
+
+/// What rows are multiplied by: `[depth, width]`; of bfloat16, `[depth / 2, width, 2]`.
+#[derive(Clone, Copy)]
+pub(super) enum Panel<'a> {
+    F32(&'a [f32]),
+    Bf16(&'a [bf16]),
+}
+
+/// What becomes of a tile of sums.
+pub(super) trait Epilogue {
+    /// `sums` is `[rows, width]`, the columns of one panel.
+    fn tile<S: Simd>(&mut self, simd: S, rows: Range<usize>, panel: usize, sums: &[f32]);
+}
+
+impl Isa {
+    /// Columns of a panel.
+    pub(super) fn panel_width(self) -> usize {
+        match self.level() {
+            Level::Portable | Level::Avx2 => 16,
+            Level::Avx512 | Level::Avx512Bf16 | Level::Amx => 32,
+        }
+    }
+
+    /// Rows of a tile.
+    pub(super) fn tile_rows(self, number: Number) -> usize {
+        match (self.level(), number) {
+            (Level::Portable, _) => 4,
+            (Level::Avx2, _) => 6,
+            (Level::Amx, Number::Bf16) => 32,
+            _ => 12,
+        }
+    }
+}
+
+/// What multiplies, on one thread.
+pub(super) struct Multiplier {
+    pub(super) isa: Isa,
+    #[cfg(target_arch = "x86_64")]
+    tiles: Option<amx::Tiles>,
+}
+
+impl Multiplier {
+    pub(super) fn new(isa: Isa, number: Number) -> Self {
+        // SAFETY: the instruction set was found on this machine
+        #[cfg(target_arch = "x86_64")]
+        let tiles =
+            (isa.level() == Level::Amx && number == Number::Bf16).then(|| unsafe { amx::Tiles::configure() });
+        Self {
+            isa,
+            #[cfg(target_arch = "x86_64")]
+            tiles,
+        }
+    }
+
+    /// Multiplies `rows` rows by a panel that is given in parts, each with its own run of the rows' inputs: the sums
+    /// go on from part to part as if it were whole.
+    pub(super) fn multiply<E: Epilogue>(
+        &self,
+        rows: usize,
+        parts: &[(Operand<'_>, Panel<'_>, usize)],
+        panel: usize,
+        epilogue: &mut E,
+    ) {
+        if rows == 0 || parts.is_empty() {
+            return;
+        }
+        let width = self.isa.panel_width();
+        for &(a, b, depth) in parts {
+            match (a, b) {
+                (Operand::F32(a, stride), Panel::F32(b)) => {
+                    assert!(a.len() >= (rows - 1) * stride + depth && b.len() >= depth * width);
+                }
+                (Operand::Bf16(a, stride), Panel::Bf16(b)) => {
+                    let (rows, depth) = (rows.next_multiple_of(16), depth.next_multiple_of(BF16_DEPTH));
+                    assert!(a.len() >= (rows - 1) * stride + depth && b.len() >= depth * width);
+                    assert!(self.isa.multiplies_bf16());
+                }
+                _ => unreachable!("rows are of the kind that their weights were packed for"),
+            }
+        }
+        let mut sums = Sums([0.0; MAX_TILE]);
+        let number = if matches!(parts[0].0, Operand::F32(..)) { Number::F32 } else { Number::Bf16 };
+        let high = self.isa.tile_rows(number);
+        let tiles = rows.div_ceil(high);
+        for tile in 0..tiles {
+            let rows = match number {
+                Number::Bf16 if high == MAX_TILE_ROWS => tile * high..((tile + 1) * high).min(rows),
+                // of like size: 16 rows as 8 and 8, not 12 and 4
+                _ => rows * tile / tiles..rows * (tile + 1) / tiles,
+            };
+            for (index, &(a, b, depth)) in parts.iter().enumerate() {
+                let goes_on = index > 0;
+                // SAFETY: the lengths were checked above
+                unsafe {
+                    match (a, b) {
+                        (Operand::F32(a, stride), Panel::F32(b)) => {
+                            let (a, b) = (a.as_ptr().add(rows.start * stride), b.as_ptr());
+                            let sums = sums.0.as_mut_ptr();
+                            self.isa.run(F32Tile { rows: rows.len(), depth, a, stride, b, sums, goes_on });
+                        }
+                        #[cfg(target_arch = "x86_64")]
+                        (Operand::Bf16(a, stride), Panel::Bf16(b)) => {
+                            let (a, b) = (a.as_ptr().add(rows.start * stride), b.as_ptr());
+                            match &self.tiles {
+                                Some(tiles) => {
+                                    let steps = depth.div_ceil(BF16_DEPTH);
+                                    tiles.product(rows.len() > 16, steps, a, stride, b, &mut sums.0, goes_on);
+                                }
+                                None => {
+                                    let (pairs, sums) = (depth.div_ceil(2), sums.0.as_mut_ptr());
+                                    bf16_tiles(rows.len(), pairs, a, stride, b, sums, goes_on);
+                                }
+                            }
+                        }
+                        _ => unreachable!("checked above"),
+                    }
+                }
+            }
+            let sums = &sums.0[..rows.len() * width];
+            self.isa.run(Finish { epilogue, rows, panel, sums });
+        }
+    }
+}
+
+/// The sums of a tile, `[rows, width]`.
+#[repr(align(64))]
+struct Sums([f32; MAX_TILE]);
+
+struct Finish<'a, E> {
+    epilogue: &'a mut E,
+    rows: Range<usize>,
+    panel: usize,
+    sums: &'a [f32],
+}
+
+impl<E: Epilogue> Kernel for Finish<'_, E> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        self.epilogue.tile(simd, self.rows, self.panel, self.sums);
+    }
+}
+
+/// Runs code for a number of rows that is known when it is compiled.
+macro_rules! with_rows {
+    ($rows:expr, $max:expr, $m:ident => $tile:expr) => {
+        with_rows!($rows, $max, $m => $tile; 1 2 3 4 5 6 7 8 9 10 11 12)
+    };
+    ($rows:expr, $max:expr, $m:ident => $tile:expr; $($count:literal)*) => {
+        match $rows {
+            $($count if $count <= $max => {
+                const $m: usize = $count;
+                $tile
+            })*
+            _ => unreachable!("no tile is higher"),
+        }
+    };
+}
+
+/// As [`f32_tile`].
+struct F32Tile {
+    rows: usize,
+    depth: usize,
+    a: *const f32,
+    stride: usize,
+    b: *const f32,
+    sums: *mut f32,
+    goes_on: bool,
+}
+
+impl Kernel for F32Tile {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { rows, depth, a, stride, b, sums, goes_on } = self;
+        // SAFETY: only `multiply` makes one, of what it has checked
+        unsafe {
+            with_rows!(rows, S::TILE_ROWS, M => f32_tile::<S, M>(simd, depth, a, stride, b, sums, goes_on));
+        }
+    }
+}
+
+/// `M` rows times a panel, into or onto `out`, `[M, two vectors]`.
+///
+/// # Safety
+/// `a` must have `M` rows of `depth` numbers, one every `stride`; `b` must have `depth` rows of two vectors.
+#[inline(always)]
+unsafe fn f32_tile<S: Simd, const M: usize>(
+    simd: S,
+    depth: usize,
+    mut a: *const f32,
+    stride: usize,
+    mut b: *const f32,
+    out: *mut f32,
+    goes_on: bool,
+) {
+    // SAFETY: the caller's promise
+    unsafe {
+        let at = |m: usize| out.add(m * 2 * S::LANES);
+        let mut sums = [[simd.splat(0.0); 2]; M];
+        if goes_on {
+            for (m, sums) in sums.iter_mut().enumerate() {
+                *sums = [simd.load_ptr(at(m)), simd.load_ptr(at(m).add(S::LANES))];
+            }
+        }
+        for _ in 0..depth {
+            let (b0, b1) = (simd.load_ptr(b), simd.load_ptr(b.add(S::LANES)));
+            for (m, [left, right]) in sums.iter_mut().enumerate() {
+                let x = simd.splat(*a.add(m * stride));
+                *left = simd.mul_add(x, b0, *left);
+                *right = simd.mul_add(x, b1, *right);
+            }
+            a = a.add(1);
+            b = b.add(2 * S::LANES);
+        }
+        for (m, [left, right]) in sums.into_iter().enumerate() {
+            simd.store_ptr(at(m), left);
+            simd.store_ptr(at(m).add(S::LANES), right);
+        }
+    }
+}
+
+/// The same for pairs of bfloat16, of so many rows.
+///
+/// # Safety
+/// As [`f32_tile`]; and the machine must have AVX-512 BF16.
+#[cfg(target_arch = "x86_64")]
+unsafe fn bf16_tiles(
+    rows: usize,
+    pairs: usize,
+    a: *const bf16,
+    stride: usize,
+    b: *const bf16,
+    out: *mut f32,
+    goes_on: bool,
+) {
+    // SAFETY: the caller's promise
+    unsafe {
+        with_rows!(rows, MAX_ROWS, M => bf16_tile::<M>(pairs, a, stride, b, out, goes_on));
+    }
+}
+
+/// # Safety
+/// As [`bf16_tiles`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn bf16_tile<const M: usize>(
+    pairs: usize,
+    a: *const bf16,
+    stride: usize,
+    b: *const bf16,
+    out: *mut f32,
+    goes_on: bool,
+) {
+    use std::arch::x86_64::*;
+    // SAFETY: the caller's promise; `__m512bh` is any 512 bits
+    unsafe {
+        let mut sums = [[_mm512_setzero_ps(); 2]; M];
+        if goes_on {
+            for (m, sums) in sums.iter_mut().enumerate() {
+                *sums = [_mm512_loadu_ps(out.add(m * 32)), _mm512_loadu_ps(out.add(m * 32 + 16))];
+            }
+        }
+        let (mut a, mut b) = (a.cast::<i32>(), b.cast::<f32>());
+        for _ in 0..pairs {
+            let b0: __m512bh = std::mem::transmute(_mm512_loadu_ps(b));
+            let b1: __m512bh = std::mem::transmute(_mm512_loadu_ps(b.add(16)));
+            for (m, [left, right]) in sums.iter_mut().enumerate() {
+                let x = a.byte_add(m * stride * 2).read_unaligned();
+                let x: __m512bh = std::mem::transmute(_mm512_set1_epi32(x));
+                *left = _mm512_dpbf16_ps(*left, x, b0);
+                *right = _mm512_dpbf16_ps(*right, x, b1);
+            }
+            a = a.add(1);
+            b = b.add(32);
+        }
+        for (m, [left, right]) in sums.into_iter().enumerate() {
+            _mm512_storeu_ps(out.add(m * 32), left);
+            _mm512_storeu_ps(out.add(m * 32 + 16), right);
+        }
+    }
+}
+
+/// Weights of a linear layer, or of two that are used together, in panels.
+pub(super) struct Packed {
+    isa: Isa,
+    /// Of the operands.
+    pub(super) number: Number,
+    /// Width of the operands.
+    pub(super) input: usize,
+    panels: usize,
+    panel_lines: usize,
+    lines: Vec<Line>,
+}
+
+impl Packed {
+    /// Packs outputs in this order, `None` for a column of zeros; `read` writes the weights `[input]` of an output.
+    ///
+    /// Where no instruction multiplies `Bf16`, the weights are rounded to it and kept as `f32`.
+    pub(super) fn new(
+        isa: Isa,
+        number: Number,
+        input: usize,
+        columns: &[Option<usize>],
+        read: &(impl Fn(usize, &mut [f32]) + Sync),
+    ) -> Self {
+        let width = isa.panel_width();
+        assert_eq!(columns.len() % width, 0, "whole panels");
+        let is_paired = number == Number::Bf16 && isa.multiplies_bf16();
+        let panels = columns.len() / width;
+        let bytes = if is_paired { input.next_multiple_of(BF16_DEPTH) * 2 } else { input * 4 } * width;
+        let panel_lines = bytes.div_ceil(size_of::<Line>());
+        let mut lines = vec![Line::zeroed(); panels * panel_lines];
+        lines.par_chunks_mut(panel_lines).zip(columns.par_chunks(width)).for_each(|(lines, columns)| {
+            let mut weights = vec![0.0; input];
+            for (column, output) in columns.iter().enumerate() {
+                let Some(output) = *output else { continue };
+                read(output, &mut weights);
+                if is_paired {
+                    let panel: &mut [bf16] = bytemuck::cast_slice_mut(lines);
+                    for (i, &weight) in weights.iter().enumerate() {
+                        panel[(i / 2 * width + column) * 2 + i % 2] = bf16::from_f32(weight);
+                    }
+                } else {
+                    let panel: &mut [f32] = bytemuck::cast_slice_mut(lines);
+                    for (i, &weight) in weights.iter().enumerate() {
+                        panel[i * width + column] = match number {
+                            Number::F32 => weight,
+                            Number::Bf16 => bf16::from_f32(weight).to_f32(),
+                        };
+                    }
+                }
+            }
+        });
+        Self { isa, number, input, panels, panel_lines, lines }
+    }
+
+    /// Multiplies `rows` rows by all panels.
+    pub(super) fn multiply<E: Epilogue>(&self, rows: usize, operand: Operand<'_>, epilogue: &mut E) {
+        let multiplier = Multiplier::new(self.isa, self.number);
+        for (panel, lines) in self.lines.chunks_exact(self.panel_lines).enumerate() {
+            let weights = match operand {
+                Operand::F32(..) => Panel::F32(bytemuck::cast_slice(lines)),
+                Operand::Bf16(..) => Panel::Bf16(bytemuck::cast_slice(lines)),
+            };
+            multiplier.multiply(rows, &[(operand, weights, self.input)], panel, epilogue);
+        }
+    }
+}
+
+impl std::fmt::Debug for Packed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { isa, number, input, panels, .. } = self;
+        write!(f, "Packed({input} inputs, {panels} panels of {number:?} for {isa:?})")
+    }
+}

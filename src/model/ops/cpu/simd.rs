@@ -1,0 +1,491 @@
+//! Vectors of `f32`, for each instruction set we use, and the functions that kernels are made of.
+//!
+//! A kernel is written once, generic over [`Simd`], and [`Isa::run`](super::isa::Isa::run) compiles it for each
+//! instruction set. Everything here is `inline(always)`: a vector that crosses a call would go through memory.
+//!
+//! `max` and `min` return their *second* argument if either is NaN, as x86 does, so that a NaN among the
+//! activations is not lost on the way to the reward, where it is an error.
+
+#![expect(unsafe_code, reason = "vector instructions")]
+
+use half::bf16;
+
+/// A vector unit that this machine has; a value proves it.
+pub(super) trait Simd: Copy + Send + Sync {
+    /// [`Self::LANES`] numbers.
+    type V: Copy;
+    /// Numbers in a vector.
+    const LANES: usize;
+    /// Rows of the register tile of a product.
+    const TILE_ROWS: usize;
+
+    fn splat(self, x: f32) -> Self::V;
+    /// # Safety
+    /// `LANES` numbers must be readable.
+    unsafe fn load_ptr(self, from: *const f32) -> Self::V;
+    /// # Safety
+    /// `LANES` numbers must be writable.
+    unsafe fn store_ptr(self, to: *mut f32, x: Self::V);
+    /// The first numbers, and zeros if they are fewer than a vector has.
+    fn load_partial(self, from: &[f32]) -> Self::V;
+    /// As many numbers as there is room for.
+    fn store_partial(self, to: &mut [f32], x: Self::V);
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a · b + c`
+    fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    fn abs(self, x: Self::V) -> Self::V;
+    /// To the nearest whole number.
+    fn round(self, x: Self::V) -> Self::V;
+    /// Rounded to bfloat16; as [`Self::store`].
+    fn store_bf16(self, to: &mut [bf16], x: Self::V);
+    /// `x · 2^n` for whole `n` between -126 and 127.
+    fn scale(self, x: Self::V, n: Self::V) -> Self::V;
+    /// `then` where `a < b`, else `otherwise`.
+    fn where_less(self, a: Self::V, b: Self::V, then: Self::V, otherwise: Self::V) -> Self::V;
+    /// In a fixed order.
+    fn sum(self, x: Self::V) -> f32;
+    /// The largest.
+    fn largest(self, x: Self::V) -> f32;
+
+    #[inline(always)]
+    fn load(self, from: &[f32]) -> Self::V {
+        if from.len() >= Self::LANES {
+            // SAFETY: it is as long
+            unsafe { self.load_ptr(from.as_ptr()) }
+        } else {
+            self.load_partial(from)
+        }
+    }
+
+    #[inline(always)]
+    fn store(self, to: &mut [f32], x: Self::V) {
+        if to.len() >= Self::LANES {
+            // SAFETY: it is as long
+            unsafe { self.store_ptr(to.as_mut_ptr(), x) }
+        } else {
+            self.store_partial(to, x);
+        }
+    }
+
+    /// `e^x`, to about one unit in the last place; flushes to zero below -87.3. Source: Cephes, `expf`.
+    #[inline(always)]
+    fn exp(self, x: Self::V) -> Self::V {
+        let x = self.max(self.splat(-87.3), self.min(self.splat(88.3), x));
+        let n = self.round(self.mul(x, self.splat(std::f32::consts::LOG2_E)));
+        let r = self.mul_add(n, self.splat(-0.693_359_375), x);
+        let r = self.mul_add(n, self.splat(2.121_944_4e-4), r);
+        let p = self
+            .polynomial(r, &[1.987_569_2e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5]);
+        let p = self.mul_add(p, self.mul(r, r), self.add(r, self.splat(1.0)));
+        self.scale(p, n)
+    }
+
+    /// Highest power first.
+    #[inline(always)]
+    fn polynomial(self, x: Self::V, coefficients: &[f32]) -> Self::V {
+        let mut p = self.splat(coefficients[0]);
+        for &c in &coefficients[1..] {
+            p = self.mul_add(p, x, self.splat(c));
+        }
+        p
+    }
+
+    /// Hyperbolic tangent. Source: Cephes, `tanhf`.
+    #[inline(always)]
+    fn tanh(self, x: Self::V) -> Self::V {
+        let size = self.abs(x);
+        let square = self.mul(x, x);
+        let p = self.polynomial(
+            square,
+            &[-5.704_988_7e-3, 2.063_908_6e-2, -5.373_971e-2, 1.333_144_2e-1, -3.333_328_2e-1],
+        );
+        let near = self.mul_add(self.mul(p, square), x, x);
+        let e = self.exp(self.add(size, size));
+        let far = self.sub(self.splat(1.0), self.div(self.splat(2.0), self.add(e, self.splat(1.0))));
+        let far = self.where_less(x, self.splat(0.0), self.sub(self.splat(0.0), far), far);
+        self.where_less(size, self.splat(0.625), near, far)
+    }
+
+    /// `x · Φ(x)`, with the error function to 1.5e-7. Source: Abramowitz and Stegun, 7.1.26.
+    #[inline(always)]
+    fn gelu_erf(self, x: Self::V) -> Self::V {
+        let z = self.mul(self.abs(x), self.splat(std::f32::consts::FRAC_1_SQRT_2));
+        let t = self.div(self.splat(1.0), self.mul_add(z, self.splat(0.327_591_1), self.splat(1.0)));
+        let p = self.polynomial(t, &[1.061_405_4, -1.453_152, 1.421_413_8, -0.284_496_74, 0.254_829_6]);
+        let tail = self.mul(self.mul(p, t), self.exp(self.sub(self.splat(0.0), self.mul(z, z))));
+        let erf = self.sub(self.splat(1.0), tail);
+        let half = self.mul(x, self.splat(0.5));
+        self.mul_add(self.abs(half), erf, half)
+    }
+
+    /// `x · Φ(x)` by tanh.
+    #[inline(always)]
+    fn gelu_tanh(self, x: Self::V) -> Self::V {
+        let cube = self.mul(self.mul(x, x), x);
+        let inner = self.mul_add(cube, self.splat(0.044_715), x);
+        let t = self.tanh(self.mul(inner, self.splat(0.797_884_6)));
+        let half = self.mul(x, self.splat(0.5));
+        self.mul_add(half, t, half)
+    }
+
+    /// `x · sigmoid(x)`
+    #[inline(always)]
+    fn silu(self, x: Self::V) -> Self::V {
+        let e = self.exp(self.sub(self.splat(0.0), x));
+        self.div(x, self.add(self.splat(1.0), e))
+    }
+}
+
+/// By way of memory, for units without an instruction for it.
+#[inline(always)]
+fn store_bf16<S: Simd>(simd: S, to: &mut [bf16], x: S::V) {
+    let mut wide = [0.0; 16];
+    simd.store(&mut wide, x);
+    to.iter_mut().zip(&wide[..S::LANES]).for_each(|(to, &x)| *to = bf16::from_f32(x));
+}
+
+/// Plain arrays: for every machine; compilers turn them into what it has.
+#[derive(Clone, Copy)]
+pub(super) struct Portable;
+
+const PORTABLE_LANES: usize = 8;
+
+impl Portable {
+    #[inline(always)]
+    fn map2(a: [f32; 8], b: [f32; 8], f: impl Fn(f32, f32) -> f32) -> [f32; 8] {
+        std::array::from_fn(|i| f(a[i], b[i]))
+    }
+}
+
+impl Simd for Portable {
+    type V = [f32; PORTABLE_LANES];
+    const LANES: usize = PORTABLE_LANES;
+    const TILE_ROWS: usize = 4;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::V {
+        [x; 8]
+    }
+    #[inline(always)]
+    unsafe fn load_ptr(self, from: *const f32) -> Self::V {
+        // SAFETY: the caller's promise
+        unsafe { from.cast::<Self::V>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store_ptr(self, to: *mut f32, x: Self::V) {
+        // SAFETY: the caller's promise
+        unsafe { to.cast::<Self::V>().write_unaligned(x) }
+    }
+    #[inline(always)]
+    fn load_partial(self, from: &[f32]) -> Self::V {
+        std::array::from_fn(|i| from.get(i).copied().unwrap_or(0.0))
+    }
+    #[inline(always)]
+    fn store_partial(self, to: &mut [f32], x: Self::V) {
+        to.iter_mut().zip(x).for_each(|(to, x)| *to = x);
+    }
+    #[inline(always)]
+    fn add(self, a: Self::V, b: Self::V) -> Self::V {
+        Self::map2(a, b, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V {
+        Self::map2(a, b, |a, b| a - b)
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V {
+        Self::map2(a, b, |a, b| a * b)
+    }
+    #[inline(always)]
+    fn div(self, a: Self::V, b: Self::V) -> Self::V {
+        Self::map2(a, b, |a, b| a / b)
+    }
+    #[inline(always)]
+    fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        // without the instruction, `f32::mul_add` is a call into the C library
+        let fused = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
+        std::array::from_fn(|i| if fused { a[i].mul_add(b[i], c[i]) } else { a[i] * b[i] + c[i] })
+    }
+    #[inline(always)]
+    fn max(self, a: Self::V, b: Self::V) -> Self::V {
+        Self::map2(a, b, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn min(self, a: Self::V, b: Self::V) -> Self::V {
+        Self::map2(a, b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    fn abs(self, x: Self::V) -> Self::V {
+        x.map(f32::abs)
+    }
+    #[inline(always)]
+    fn round(self, x: Self::V) -> Self::V {
+        // adding 1.5 · 2^23 leaves no room for a fraction; a call of `round_ties_even` is slow without SSE 4.1
+        x.map(|x| (x + 12_582_912.0) - 12_582_912.0)
+    }
+    #[inline(always)]
+    fn store_bf16(self, to: &mut [bf16], x: Self::V) {
+        store_bf16(self, to, x);
+    }
+    #[inline(always)]
+    fn scale(self, x: Self::V, n: Self::V) -> Self::V {
+        Self::map2(x, n, |x, n| x * f32::from_bits(((n as i32 + 127) << 23) as u32))
+    }
+    #[inline(always)]
+    fn where_less(self, a: Self::V, b: Self::V, then: Self::V, otherwise: Self::V) -> Self::V {
+        std::array::from_fn(|i| if a[i] < b[i] { then[i] } else { otherwise[i] })
+    }
+    #[inline(always)]
+    fn sum(self, x: Self::V) -> f32 {
+        ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]))
+    }
+    #[inline(always)]
+    fn largest(self, x: Self::V) -> f32 {
+        x.into_iter().fold(f32::NEG_INFINITY, |a, b| if a > b { a } else { b })
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(super) use x86::{Avx2, Avx512};
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use half::bf16;
+
+    use super::Simd;
+
+    /// 512-bit vectors: AVX-512 F, BW, DQ and VL; and BF16.
+    #[derive(Clone, Copy)]
+    pub(in super::super) struct Avx512<const BF16: bool>(());
+
+    /// 256-bit vectors: AVX2 and FMA.
+    #[derive(Clone, Copy)]
+    pub(in super::super) struct Avx2(());
+
+    impl<const BF16: bool> Avx512<BF16> {
+        /// # Safety
+        /// The machine must have AVX-512 F, BW, DQ and VL; and BF16, if so.
+        #[inline(always)]
+        pub(in super::super) unsafe fn new() -> Self {
+            Self(())
+        }
+    }
+
+    impl Avx2 {
+        /// # Safety
+        /// The machine must have AVX2 and FMA.
+        #[inline(always)]
+        pub(in super::super) unsafe fn new() -> Self {
+            Self(())
+        }
+    }
+
+    /// The lanes below `len`.
+    #[inline(always)]
+    fn mask16(len: usize) -> __mmask16 {
+        if len >= 16 { u16::MAX } else { (1 << len) - 1 }
+    }
+
+    // SAFETY of every block below: a value of the type proves that the machine has the instructions, and memory is
+    // touched only where a mask or the caller's promise allows.
+    impl<const BF16: bool> Simd for Avx512<BF16> {
+        type V = __m512;
+        const LANES: usize = 16;
+        const TILE_ROWS: usize = 12; // 24 accumulators, two vectors of weights, one broadcast: 27 of 32 registers
+
+        #[inline(always)]
+        fn splat(self, x: f32) -> __m512 {
+            unsafe { _mm512_set1_ps(x) }
+        }
+        #[inline(always)]
+        unsafe fn load_ptr(self, from: *const f32) -> __m512 {
+            unsafe { _mm512_loadu_ps(from) }
+        }
+        #[inline(always)]
+        unsafe fn store_ptr(self, to: *mut f32, x: __m512) {
+            unsafe { _mm512_storeu_ps(to, x) }
+        }
+        #[inline(always)]
+        fn load_partial(self, from: &[f32]) -> __m512 {
+            unsafe { _mm512_maskz_loadu_ps(mask16(from.len()), from.as_ptr()) }
+        }
+        #[inline(always)]
+        fn store_partial(self, to: &mut [f32], x: __m512) {
+            unsafe { _mm512_mask_storeu_ps(to.as_mut_ptr(), mask16(to.len()), x) }
+        }
+        #[inline(always)]
+        fn add(self, a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_add_ps(a, b) }
+        }
+        #[inline(always)]
+        fn sub(self, a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_sub_ps(a, b) }
+        }
+        #[inline(always)]
+        fn mul(self, a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_mul_ps(a, b) }
+        }
+        #[inline(always)]
+        fn div(self, a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_div_ps(a, b) }
+        }
+        #[inline(always)]
+        fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+            unsafe { _mm512_fmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        fn max(self, a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_max_ps(a, b) }
+        }
+        #[inline(always)]
+        fn min(self, a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_min_ps(a, b) }
+        }
+        #[inline(always)]
+        fn abs(self, x: __m512) -> __m512 {
+            unsafe { _mm512_abs_ps(x) }
+        }
+        #[inline(always)]
+        fn round(self, x: __m512) -> __m512 {
+            unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x) }
+        }
+        #[inline(always)]
+        fn store_bf16(self, to: &mut [bf16], x: __m512) {
+            if to.len() < 16 || !BF16 {
+                return super::store_bf16(self, to, x);
+            }
+            unsafe {
+                let narrow: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(x));
+                _mm256_storeu_si256(to.as_mut_ptr().cast(), narrow);
+            }
+        }
+        #[inline(always)]
+        fn scale(self, x: __m512, n: __m512) -> __m512 {
+            unsafe { _mm512_scalef_ps(x, n) }
+        }
+        #[inline(always)]
+        fn where_less(self, a: __m512, b: __m512, then: __m512, otherwise: __m512) -> __m512 {
+            unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), otherwise, then) }
+        }
+        #[inline(always)]
+        fn sum(self, x: __m512) -> f32 {
+            unsafe { _mm512_reduce_add_ps(x) }
+        }
+        #[inline(always)]
+        fn largest(self, x: __m512) -> f32 {
+            unsafe { _mm512_reduce_max_ps(x) }
+        }
+    }
+
+    impl Avx2 {
+        #[inline(always)]
+        fn mask(len: usize) -> __m256i {
+            const ONES_THEN_ZEROS: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
+            let len = len.min(8);
+            // SAFETY: 8 numbers from `8 - len` on are within the 16
+            unsafe { _mm256_loadu_si256(ONES_THEN_ZEROS.as_ptr().add(8 - len).cast()) }
+        }
+    }
+
+    // SAFETY of every block below: as above.
+    impl Simd for Avx2 {
+        type V = __m256;
+        const LANES: usize = 8;
+        const TILE_ROWS: usize = 6; // 12 accumulators, two vectors of weights, one broadcast: 15 of 16 registers
+
+        #[inline(always)]
+        fn splat(self, x: f32) -> __m256 {
+            unsafe { _mm256_set1_ps(x) }
+        }
+        #[inline(always)]
+        unsafe fn load_ptr(self, from: *const f32) -> __m256 {
+            unsafe { _mm256_loadu_ps(from) }
+        }
+        #[inline(always)]
+        unsafe fn store_ptr(self, to: *mut f32, x: __m256) {
+            unsafe { _mm256_storeu_ps(to, x) }
+        }
+        #[inline(always)]
+        fn load_partial(self, from: &[f32]) -> __m256 {
+            unsafe { _mm256_maskload_ps(from.as_ptr(), Self::mask(from.len())) }
+        }
+        #[inline(always)]
+        fn store_partial(self, to: &mut [f32], x: __m256) {
+            unsafe { _mm256_maskstore_ps(to.as_mut_ptr(), Self::mask(to.len()), x) }
+        }
+        #[inline(always)]
+        fn add(self, a: __m256, b: __m256) -> __m256 {
+            unsafe { _mm256_add_ps(a, b) }
+        }
+        #[inline(always)]
+        fn sub(self, a: __m256, b: __m256) -> __m256 {
+            unsafe { _mm256_sub_ps(a, b) }
+        }
+        #[inline(always)]
+        fn mul(self, a: __m256, b: __m256) -> __m256 {
+            unsafe { _mm256_mul_ps(a, b) }
+        }
+        #[inline(always)]
+        fn div(self, a: __m256, b: __m256) -> __m256 {
+            unsafe { _mm256_div_ps(a, b) }
+        }
+        #[inline(always)]
+        fn mul_add(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+            unsafe { _mm256_fmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        fn max(self, a: __m256, b: __m256) -> __m256 {
+            unsafe { _mm256_max_ps(a, b) }
+        }
+        #[inline(always)]
+        fn min(self, a: __m256, b: __m256) -> __m256 {
+            unsafe { _mm256_min_ps(a, b) }
+        }
+        #[inline(always)]
+        fn abs(self, x: __m256) -> __m256 {
+            unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), x) }
+        }
+        #[inline(always)]
+        fn round(self, x: __m256) -> __m256 {
+            unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x) }
+        }
+        #[inline(always)]
+        fn store_bf16(self, to: &mut [bf16], x: __m256) {
+            super::store_bf16(self, to, x);
+        }
+        #[inline(always)]
+        fn scale(self, x: __m256, n: __m256) -> __m256 {
+            unsafe {
+                let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+                _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent)))
+            }
+        }
+        #[inline(always)]
+        fn where_less(self, a: __m256, b: __m256, then: __m256, otherwise: __m256) -> __m256 {
+            unsafe { _mm256_blendv_ps(otherwise, then, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b)) }
+        }
+        #[inline(always)]
+        fn sum(self, x: __m256) -> f32 {
+            unsafe {
+                let half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+                let quarter = _mm_add_ps(half, _mm_movehl_ps(half, half));
+                _mm_cvtss_f32(_mm_add_ss(quarter, _mm_shuffle_ps::<1>(quarter, quarter)))
+            }
+        }
+        #[inline(always)]
+        fn largest(self, x: __m256) -> f32 {
+            unsafe {
+                let half = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+                let quarter = _mm_max_ps(half, _mm_movehl_ps(half, half));
+                _mm_cvtss_f32(_mm_max_ss(quarter, _mm_shuffle_ps::<1>(quarter, quarter)))
+            }
+        }
+    }
+}
