@@ -13,13 +13,13 @@ use serde::Serialize;
 use crate::model::ModelError;
 use crate::model::RewardModel;
 use crate::model::config::CheckpointConfig;
+use crate::model::family::Family;
 use crate::model::manifest::Manifest;
 use crate::model::merge;
 use crate::model::merge::Kinship;
 use crate::model::ops::Ops;
 use crate::model::ops::composed::Composed;
 use crate::model::scorer::Calibration;
-use crate::model::scorer::Forward;
 use crate::model::scorer::Reduction;
 use crate::model::scorer::Scorer;
 use crate::model::weights::Checkpoint;
@@ -257,14 +257,16 @@ impl Loader {
         let tokenizer = first.tokenizer;
         let tokenizer =
             self.tokenizers.entry(tokenizer.digest()).or_insert_with(|| Arc::new(tokenizer)).clone();
-        let models = models.into_iter().map(|(model, _)| Arc::new(model) as Arc<dyn Forward>);
-        let scorer = match config.mode {
-            Mode::Warm => Scorer::warm(models.into_iter().next().expect("a variant has at least one member")),
-            Mode::Ens => {
-                let calibrations = infos.iter().map(|info| info.calibration);
-                Scorer::ens(models.zip(calibrations).collect(), config.reduction)
-            }
+        let family = Family::new(ops, models.into_iter().map(|(model, _)| model).collect());
+        let (layers, of_members) = family.count_layers();
+        if layers < of_members {
+            tracing::info!(variant = config.name, layers, of_members, "members share layers");
+        }
+        let (calibrations, reduction) = match config.mode {
+            Mode::Warm => (vec![None], None),
+            Mode::Ens => (infos.iter().map(|info| info.calibration).collect(), Some(config.reduction)),
         };
+        let scorer = Scorer::new(Box::new(family), calibrations, reduction);
         let info = VariantInfo {
             name: config.name.clone(),
             mode: config.mode,
