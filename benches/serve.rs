@@ -163,10 +163,8 @@ fn batches(samples: &[Sequence]) -> Vec<&[Sequence]> {
 
 fn score(scorer: &Scorer, samples: &[Sequence]) {
     let batch = PackedBatch::pack(samples);
-    for member in 0..scorer.num_members() {
-        let rewards = scorer.forward_member(member, &batch).unwrap();
-        assert!(rewards.iter().all(|reward| reward.is_finite()));
-    }
+    let rewards = scorer.forward(&batch, &mut vec![Duration::ZERO; scorer.num_members()]).unwrap();
+    assert!(rewards.iter().flatten().all(|reward| reward.is_finite()));
 }
 
 /// Seconds of each request.

@@ -6,16 +6,28 @@
 mod checkpoints;
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
+use candle_core::DType;
+use candle_core::Device;
 use checkpoints::TinyCheckpoint;
 use checkpoints::VOCAB;
 use proptest::prelude::*;
+use rewarm::model::RewardModel;
 use rewarm::model::batch::PackedBatch;
 use rewarm::model::batch::Sequence;
+use rewarm::model::config::CheckpointConfig;
+use rewarm::model::family::Family;
+use rewarm::model::manifest::Manifest;
+use rewarm::model::ops::composed::Composed;
 use rewarm::model::scorer::Scorer;
 use rewarm::model::variant::Loader;
 use rewarm::model::variant::Mode;
 use rewarm::model::variant::VariantConfig;
+use rewarm::model::weights::Checkpoint;
+use rewarm::model::weights::TensorStore;
+use rewarm::model::weights::Weights;
 
 /// Room for another order of summation in `f32`, and nothing else.
 const F32_ATOL: f32 = 1e-5;
@@ -27,11 +39,29 @@ fn load(mode: Mode, members: Vec<PathBuf>) -> Scorer {
 
 fn rewards(scorer: &Scorer, sequences: &[Sequence]) -> Vec<f32> {
     let batch = PackedBatch::pack(sequences);
-    let raw: Vec<Vec<f32>> =
-        (0..scorer.num_members()).map(|member| scorer.forward_member(member, &batch).unwrap()).collect();
+    let raw = raw_rewards(scorer, &batch);
     (0..sequences.len())
         .map(|index| scorer.reduce(&raw.iter().map(|rewards| rewards[index]).collect::<Vec<_>>()).reward)
         .collect()
+}
+
+/// `[members][batch]`
+fn raw_rewards(scorer: &Scorer, batch: &PackedBatch) -> Vec<Vec<f32>> {
+    scorer.forward(batch, &mut vec![Duration::ZERO; scorer.num_members()]).unwrap()
+}
+
+/// The models of an ensemble, without its scorer.
+fn family(paths: &[PathBuf]) -> Family<Composed> {
+    let ops = Arc::new(Composed { device: Device::Cpu, dtype: DType::F32 });
+    let mut store = TensorStore::default();
+    let load = |path: &PathBuf| {
+        let config = CheckpointConfig::load(&path.join("config.json"), &Manifest::default()).unwrap();
+        let (checkpoint, mut progress) = (Checkpoint::open(path).unwrap(), |_| ());
+        let members = [(&checkpoint, 1.0)];
+        let mut weights = Weights::new(&members, &config.backbone, &ops, Some(&mut store), &mut progress);
+        RewardModel::load(&mut weights, &config).unwrap()
+    };
+    Family::new(ops.clone(), paths.iter().map(load).collect())
 }
 
 fn sequences() -> impl Strategy<Value = Vec<Sequence>> {
@@ -99,5 +129,42 @@ proptest! {
             .collect();
         let merged = rewards(&load(Mode::Warm, paths.clone()), &batch);
         assert_close(&merged, &rewards(&load(Mode::Ens, paths), &batch))?;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4))] // each loads dozens of models
+
+    /// From a frozen trunk or embedding, with all layers of their own, or with nothing in common but the start.
+    #[test]
+    fn members_that_share_layers_score_as_each_alone_bit_for_bit(
+        batch in sequences(), seed in 0u64..100, members in 2usize..5, pooling in 0usize..2,
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let start = TinyCheckpoint::llama(seed);
+        for (trained, layers_run) in [
+            ("score.", 2),
+            ("model.norm.", 1 + members),
+            ("model.layers.1.", 1 + members),
+            ("model.layers.0.", 2 * members),
+            ("model.embed_tokens.", 2 * members),
+            ("", 2 * members),
+        ] {
+            let paths: Vec<PathBuf> = (0..members)
+                .map(|member| {
+                    let path = dir.path().join(format!("{trained}{member}"));
+                    start.perturbed(member as u64, 0.3, trained).write(&path);
+                    std::fs::write(path.join("rewarm.json"), [r#"{}"#, r#"{"pooling": "mean"}"#][pooling]).unwrap();
+                    path
+                })
+                .collect();
+            prop_assert_eq!(family(&paths).count_layers(), (layers_run, 2 * members), "{} is trained", trained);
+            let packed = PackedBatch::pack(&batch);
+            let together = raw_rewards(&load(Mode::Ens, paths.clone()), &packed);
+            for (path, of_member) in paths.into_iter().zip(together) {
+                let alone = raw_rewards(&load(Mode::Warm, vec![path]), &packed);
+                prop_assert_eq!(&alone[0], &of_member, "{} is trained", trained);
+            }
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The device thread: takes a batch, scores it, answers each caller, and again.
 //!
 //! ```text
-//! queue → batch → pack → each member's forward → reduce → check → one outcome per sample → callers
+//! queue → batch → pack → forward of all members → reduce → check → one outcome per sample → callers
 //! ```
 //!
 //! Whatever a model does, the thread lives on and every sample of the batch gets an outcome. When a forward
@@ -122,18 +122,19 @@ impl Served {
 
     /// Raw rewards of every member, `[members][batch]`.
     fn forward(&self, batch: &PackedBatch) -> Result<Vec<Vec<f32>>, Failure> {
-        let forward_member = |member| {
-            let begun = Instant::now();
-            let result = self.scorer.forward_member(member, batch);
-            self.metrics.member_ran(member, begun.elapsed());
-            let rewards = result?;
+        let mut spent = vec![Duration::ZERO; self.scorer.num_members()];
+        let result = self.scorer.forward(batch, &mut spent);
+        for (member, &spent) in spent.iter().enumerate() {
+            self.metrics.member_ran(member, spent);
+        }
+        let raw_rewards = result?;
+        for (member, rewards) in raw_rewards.iter().enumerate() {
             if rewards.len() != batch.len() {
                 let (rewards, samples) = (rewards.len(), batch.len());
                 return Err(Failure::WrongCount { member, rewards, samples });
             }
-            Ok(rewards)
-        };
-        (0..self.scorer.num_members()).map(forward_member).collect()
+        }
+        Ok(raw_rewards)
     }
 
     /// Tells health and metrics.

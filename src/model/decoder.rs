@@ -57,20 +57,16 @@ pub fn load<O: Ops>(
 ) -> std::result::Result<Transformer<O>, ModelError> {
     let prefix = weights.backbone_prefix().to_owned();
     let words = format!("{prefix}embed_tokens.weight");
-    let embedding = Embedding::<O> {
-        words: weights.table(&words, config.vocab_size, config.hidden)?,
-        scale: config.embedding_scale,
-    };
-    let mut layers: Vec<Box<dyn transformer::Layer<O>>> = Vec::with_capacity(config.num_layers);
-    for index in 0..config.num_layers {
-        layers.push(Box::new(Layer::load(weights, config, index)?));
-    }
-    Ok(Transformer {
-        embedding: Box::new(embedding),
-        rope: Some(RopeTable::new(config.rope.clone())),
-        layers,
-        norm: Some(norm(weights, config, &format!("{prefix}norm"), config.hidden)?),
-    })
+    let embedding = weights.part(|weights| {
+        let words = weights.table(&words, config.vocab_size, config.hidden)?;
+        Ok(Box::new(Embedding { words, scale: config.embedding_scale }) as _)
+    })?;
+    let layers = (0..config.num_layers)
+        .map(|index| weights.part(|weights| Ok(Box::new(Layer::load(weights, config, index)?) as _)))
+        .collect::<std::result::Result<_, ModelError>>()?;
+    let norm =
+        weights.part(|weights| Ok(Some(norm(weights, config, &format!("{prefix}norm"), config.hidden)?)))?;
+    Ok(Transformer { embedding, rope: Some(RopeTable::new(config.rope.clone())), layers, norm })
 }
 
 fn norm<O: Ops>(

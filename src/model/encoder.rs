@@ -55,18 +55,19 @@ pub fn load<O: Ops>(
 ) -> std::result::Result<Transformer<O>, ModelError> {
     let (prefix, hidden) = (weights.backbone_prefix().to_owned(), config.hidden);
     let of = |name: &str| format!("{prefix}embeddings.{name}");
-    let embedding = Embedding::<O> {
-        words: weights.table(&of("word_embeddings.weight"), config.vocab_size, hidden)?,
-        types: weights.table(&of("token_type_embeddings.weight"), config.type_vocab_size, hidden)?,
-        positions: weights.table(&of("position_embeddings.weight"), config.max_positions, hidden)?,
-        position_padding_id: config.position_padding_id,
-        norm: Norm::layer(weights, &of("LayerNorm"), hidden, config.norm_eps)?,
-    };
-    let mut layers: Vec<Box<dyn transformer::Layer<O>>> = Vec::with_capacity(config.num_layers);
-    for index in 0..config.num_layers {
-        layers.push(Box::new(Layer::load(weights, config, index)?));
-    }
-    Ok(Transformer { embedding: Box::new(embedding), rope: None, layers, norm: None })
+    let embedding = weights.part(|weights| {
+        Ok(Box::new(Embedding {
+            words: weights.table(&of("word_embeddings.weight"), config.vocab_size, hidden)?,
+            types: weights.table(&of("token_type_embeddings.weight"), config.type_vocab_size, hidden)?,
+            positions: weights.table(&of("position_embeddings.weight"), config.max_positions, hidden)?,
+            position_padding_id: config.position_padding_id,
+            norm: Norm::layer(weights, &of("LayerNorm"), hidden, config.norm_eps)?,
+        }) as _)
+    })?;
+    let layers = (0..config.num_layers)
+        .map(|index| weights.part(|weights| Ok(Box::new(Layer::load(weights, config, index)?) as _)))
+        .collect::<std::result::Result<_, ModelError>>()?;
+    Ok(Transformer { embedding, rope: None, layers, norm: weights.part(|_| Ok(None))? })
 }
 
 impl<O: Ops> Layer<O> {

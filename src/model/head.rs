@@ -6,6 +6,7 @@
 //!
 //! Nothing follows the last linear layer: a reward is a logit. Everything here is `f32`.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -109,22 +110,18 @@ impl<O: Ops> Head<O> {
     }
 
     /// Rewards `[batch]` from the hidden states of the rows that are [wanted](Self::wanted).
-    pub fn forward(
-        &self,
-        ops: &O,
-        mut hidden: Vec<O::Rows>,
-        batch: &PackedBatch,
-    ) -> candle_core::Result<Vec<f32>> {
-        if self.pooling == Pooling::Mean {
-            let rows = |sequence| batch.runs(sequence).into_iter().flatten().collect();
-            hidden = ops.mean(&hidden, &(0..batch.len()).map(rows).collect::<Vec<_>>())?; // [batch, hidden]
-        }
-        let rewards = ops.each(hidden, |mut x| {
-            if let Some(dense) = &self.dense {
-                x = ops.linear_act(&x, dense, Activation::Tanh)?;
+    pub fn forward(&self, ops: &O, hidden: &[O::Rows], batch: &PackedBatch) -> candle_core::Result<Vec<f32>> {
+        let pooled = match self.pooling {
+            Pooling::Mean => {
+                let rows = |sequence| batch.runs(sequence).into_iter().flatten().collect();
+                ops.mean(hidden, &(0..batch.len()).map(rows).collect::<Vec<_>>())?.into()
             }
-            ops.linear(&x, &self.output) // [batch, 1]
-        })?;
+            _ => Cow::Borrowed(hidden),
+        }; // [batch, hidden]
+        let rewards = ops.each(pooled.iter().collect(), |x| match &self.dense {
+            Some(dense) => ops.linear(&ops.linear_act(x, dense, Activation::Tanh)?, &self.output),
+            None => ops.linear(x, &self.output),
+        })?; // [batch, 1]
         let mut rewards = ops.to_vec(&rewards)?;
         if let Some(Calibration { mean, std }) = self.normalization {
             rewards.iter_mut().for_each(|reward| *reward = ((f64::from(*reward) - mean) / std) as f32);

@@ -7,12 +7,13 @@
 //! ```
 //!
 //! A [`variant`] is loaded from its configuration; it holds a [`scorer`], which runs one [`RewardModel`] or
-//! several on a [`batch`] of packed sequences.
+//! several, a [`family`], on a [`batch`] of packed sequences.
 
 pub mod batch;
 pub mod config;
 pub mod decoder;
 pub mod encoder;
+pub mod family;
 pub mod head;
 pub mod manifest;
 pub mod merge;
@@ -20,6 +21,7 @@ pub mod norm;
 pub mod ops;
 pub mod rope;
 pub mod scorer;
+pub mod together;
 pub mod transformer;
 pub mod variant;
 pub mod weights;
@@ -27,6 +29,7 @@ pub mod weights;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::model::batch::PackedBatch;
 use crate::model::config::BackboneConfig;
@@ -65,10 +68,10 @@ impl<O: Ops> RewardModel<O> {
 
 impl<O: Ops> Forward for RewardModel<O> {
     fn forward(&self, batch: &PackedBatch) -> Result<Vec<f32>, ModelError> {
-        self.ops.run(|| {
-            let hidden = self.backbone.forward(&self.ops, batch, &self.head.wanted(batch))?;
-            Ok(self.head.forward(&self.ops, hidden, batch)?)
-        })
+        let mut spent = [Duration::ZERO];
+        let mut rewards =
+            family::forward_together(&*self.ops, std::slice::from_ref(self), batch, &mut spent)?;
+        Ok(rewards.remove(0))
     }
 
     fn shares_prefixes(&self, longest: usize) -> bool {

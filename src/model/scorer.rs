@@ -5,6 +5,8 @@
 //! ```
 
 use std::sync::Arc;
+use std::time::Duration;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +24,40 @@ pub trait Forward: Send + Sync {
     fn shares_prefixes(&self, longest: usize) -> bool {
         let _ = longest;
         false
+    }
+}
+
+/// The models of a scorer.
+pub trait Members: Send + Sync {
+    /// How many; at least one.
+    fn num_members(&self) -> usize;
+
+    /// Raw rewards of each, `[members][batch]`. Adds to `spent[member]` what each took, also when one fails; what
+    /// several share is divided among them.
+    fn forward(&self, batch: &PackedBatch, spent: &mut [Duration]) -> Result<Vec<Vec<f32>>, ModelError>;
+
+    /// Whether all may read a batch with shared prefixes, see [`Forward::shares_prefixes`].
+    fn shares_prefixes(&self, longest: usize) -> bool;
+}
+
+/// One after the other.
+impl Members for Vec<Arc<dyn Forward>> {
+    fn num_members(&self) -> usize {
+        self.len()
+    }
+
+    fn forward(&self, batch: &PackedBatch, spent: &mut [Duration]) -> Result<Vec<Vec<f32>>, ModelError> {
+        let forward = |(model, spent): (&Arc<dyn Forward>, &mut Duration)| {
+            let begun = Instant::now();
+            let rewards = model.forward(batch);
+            *spent += begun.elapsed();
+            rewards
+        };
+        self.iter().zip(spent).map(forward).collect()
+    }
+
+    fn shares_prefixes(&self, longest: usize) -> bool {
+        self.iter().all(|model| model.shares_prefixes(longest))
     }
 }
 
@@ -82,53 +118,60 @@ pub struct Reward {
     pub reward_std: Option<f32>,
 }
 
-struct ScorerMember {
-    model: Arc<dyn Forward>,
-    calibration: Option<Calibration>,
-}
-
 /// What a variant scores with: one merged model (mode `warm`), or an ensemble (mode `ens`).
 pub struct Scorer {
-    members: Vec<ScorerMember>,
+    members: Box<dyn Members>,
+    /// One per member.
+    calibrations: Vec<Option<Calibration>>,
+    /// Only of an ensemble.
     reduction: Option<Reduction>,
 }
 
 impl Scorer {
     /// One model; its raw reward is the reward.
     pub fn warm(model: Arc<dyn Forward>) -> Self {
-        Self { members: vec![ScorerMember { model, calibration: None }], reduction: None }
+        Self::new(Box::new(vec![model]), vec![None], None)
     }
 
     /// Several members with their calibrations, reduced to one reward.
     pub fn ens(members: Vec<(Arc<dyn Forward>, Option<Calibration>)>, reduction: Reduction) -> Self {
-        let members =
-            members.into_iter().map(|(model, calibration)| ScorerMember { model, calibration }).collect();
-        Self { members, reduction: Some(reduction) }
+        let (models, calibrations): (Vec<_>, _) = members.into_iter().unzip();
+        Self::new(Box::new(models), calibrations, Some(reduction))
+    }
+
+    /// Members that may share work, each with its calibration; without a reduction there is one.
+    pub fn new(
+        members: Box<dyn Members>,
+        calibrations: Vec<Option<Calibration>>,
+        reduction: Option<Reduction>,
+    ) -> Self {
+        debug_assert_eq!(members.num_members(), calibrations.len());
+        Self { members, calibrations, reduction }
     }
 
     /// How many models run for each batch.
     pub fn num_members(&self) -> usize {
-        self.members.len()
+        self.members.num_members()
     }
 
-    /// Raw rewards of one member for a batch, `[batch]`.
-    pub fn forward_member(&self, member: usize, batch: &PackedBatch) -> Result<Vec<f32>, ModelError> {
-        self.members[member].model.forward(batch)
+    /// Raw rewards of all members for a batch, `[members][batch]`. Adds to `spent[member]` what each took.
+    pub fn forward(&self, batch: &PackedBatch, spent: &mut [Duration]) -> Result<Vec<Vec<f32>>, ModelError> {
+        self.members.forward(batch, spent)
     }
 
     /// Whether all members may read a batch whose common prefixes are shared, with sequences of up to `longest`
     /// tokens.
     pub fn shares_prefixes(&self, longest: usize) -> bool {
-        self.members.iter().all(|member| member.model.shares_prefixes(longest))
+        self.members.shares_prefixes(longest)
     }
 
     /// Calibrates and reduces the raw rewards that the members gave one sample, `[members]`.
     pub fn reduce(&self, raw_rewards: &[f32]) -> Reward {
         let rewards: Vec<f64> = self
-            .members
+            .calibrations
             .iter()
             .zip(raw_rewards)
-            .map(|(member, &raw)| match member.calibration {
+            .map(|(calibration, &raw)| match calibration {
                 Some(Calibration { mean, std }) => (f64::from(raw) - mean) / std,
                 None => f64::from(raw),
             })

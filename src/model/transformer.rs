@@ -26,6 +26,7 @@ use crate::model::ops::AttentionSpec;
 use crate::model::ops::Ops;
 use crate::model::ops::Which;
 use crate::model::rope::RopeTable;
+use crate::model::weights::Part;
 
 /// Tokens → hidden states.
 pub trait Embedding<O: Ops>: Debug + Send + Sync {
@@ -74,13 +75,42 @@ pub enum Wanted {
 #[derive(Debug)]
 pub struct Transformer<O: Ops> {
     /// Tokens → hidden states.
-    pub embedding: Box<dyn Embedding<O>>,
+    pub embedding: Part<Box<dyn Embedding<O>>>,
     /// For models with rotary position embedding.
     pub rope: Option<RopeTable>,
     /// At least one.
-    pub layers: Vec<Box<dyn Layer<O>>>,
+    pub layers: Vec<Part<Box<dyn Layer<O>>>>,
     /// After the last layer.
-    pub norm: Option<Norm<O>>,
+    pub norm: Part<Option<Norm<O>>>,
+}
+
+impl<O: Ops> Transformer<O> {
+    /// Whether a token's hidden state depends on the tokens before it alone, in sequences of up to `longest` tokens.
+    pub fn shares_prefixes(&self, longest: usize) -> bool {
+        let is_causal = self.layers.iter().all(|layer| layer.it.spec().causal);
+        is_causal && self.rope.as_ref().is_none_or(|rope| !rope.depends_on_length(longest))
+    }
+}
+
+/// A batch on its way through models with one embedding.
+pub struct Way<'a, 'p, O: Ops> {
+    /// The form of the operations.
+    pub ops: &'a O,
+    /// Of the batch.
+    pub packing: &'a O::Packing<'p>,
+    /// As the embedding says, `[tables][rows]`.
+    pub ids: &'a [Cow<'a, [u32]>],
+    /// How the rows of the batch are cut.
+    pub blocks: Vec<Range<usize>>,
+}
+
+/// What the layers of a run begin with.
+#[derive(Clone)]
+pub enum Start<R> {
+    /// The embedding.
+    Tokens,
+    /// The hidden states of all rows after the layer before, in blocks.
+    Hidden(Vec<R>),
 }
 
 /// What attention reads of a block.
@@ -91,69 +121,92 @@ struct Projected<R> {
     value: R,
 }
 
-impl<O: Ops> Transformer<O> {
-    /// Whether a token's hidden state depends on the tokens before it alone, in sequences of up to `longest` tokens.
-    pub fn shares_prefixes(&self, longest: usize) -> bool {
-        let is_causal = self.layers.iter().all(|layer| layer.spec().causal);
-        is_causal && self.rope.as_ref().is_none_or(|rope| !rope.depends_on_length(longest))
+impl<O: Ops> Way<'_, '_, O> {
+    /// Hidden states of all rows before the first layer, in blocks.
+    pub fn embed(&self, model: &Transformer<O>) -> Result<Vec<O::Rows>> {
+        self.ops.each(self.blocks.clone(), |rows| self.embed_block(model, rows))
     }
 
-    /// Hidden states of the wanted rows, in blocks.
-    pub fn forward(&self, ops: &O, batch: &PackedBatch, wanted: &Wanted) -> Result<Vec<O::Rows>> {
-        let packing = ops.packing(batch, self.rope.as_ref().map(|rope| rope.packed(batch)))?;
-        let blocks = ops.blocks(batch.num_rows());
-        let ids = self.embedding.ids(batch);
-        let project = |layer: usize, x: &O::Rows, rows: &Range<usize>| -> Result<_> {
-            let all_ask = layer + 1 < self.layers.len() || *wanted == Wanted::All;
-            let layer = &self.layers[layer];
-            let input = layer.input(ops, x)?;
-            let which = Which::Run(rows.clone());
-            let query = all_ask.then(|| layer.queries(ops, &input, &packing, which.clone())).transpose()?;
-            let [key, value] = layer.keys_and_values(ops, &input, &packing, which)?;
-            Ok(Projected { query, key, value })
-        };
+    fn embed_block(&self, model: &Transformer<O>, rows: Range<usize>) -> Result<O::Rows> {
+        let ids: Vec<&[u32]> = self.ids.iter().map(|ids| &ids[rows.clone()]).collect();
+        model.embedding.it.forward(self.ops, &ids)
+    }
 
-        let mut states = ops.each(blocks.clone(), |rows| {
-            let ids: Vec<&[u32]> = ids.iter().map(|ids| &ids[rows.clone()]).collect();
-            let x = self.embedding.forward(ops, &ids)?;
-            let projected = project(0, &x, &rows)?;
+    /// What attention of a layer reads of a block of rows. Of the last layer only the wanted rows ask.
+    fn project(
+        &self,
+        model: &Transformer<O>,
+        wanted: &Wanted,
+        depth: usize,
+        x: &O::Rows,
+        rows: &Range<usize>,
+    ) -> Result<Projected<O::Rows>> {
+        let all_ask = depth + 1 < model.layers.len() || *wanted == Wanted::All;
+        let layer = &model.layers[depth].it;
+        let input = layer.input(self.ops, x)?;
+        let which = Which::Run(rows.clone());
+        let query =
+            all_ask.then(|| layer.queries(self.ops, &input, self.packing, which.clone())).transpose()?;
+        let [key, value] = layer.keys_and_values(self.ops, &input, self.packing, which)?;
+        Ok(Projected { query, key, value })
+    }
+
+    /// Some layers of a model, from a start to the hidden states after the last of them: of the wanted rows, and
+    /// normed, if that is the model's last.
+    pub fn run(
+        &self,
+        model: &Transformer<O>,
+        wanted: &Wanted,
+        layers: Range<usize>,
+        start: Start<O::Rows>,
+    ) -> Result<Vec<O::Rows>> {
+        let ops = self.ops;
+        let begin = |x: O::Rows, rows: &Range<usize>| {
+            let projected = self.project(model, wanted, layers.start, &x, rows)?;
             Ok((x, Some(projected)))
-        })?;
-        for (index, layer) in self.layers.iter().enumerate() {
+        };
+        let blocks = self.blocks.clone();
+        let mut states = match start {
+            Start::Tokens => ops.each(blocks, |rows| begin(self.embed_block(model, rows.clone())?, &rows))?,
+            Start::Hidden(x) => ops.each(x.into_iter().zip(blocks).collect(), |(x, rows)| begin(x, &rows))?,
+        };
+        for depth in layers.clone() {
+            let layer = &model.layers[depth].it;
+            let is_last = depth + 1 == model.layers.len();
             let (mut x, mut queries, mut keys, mut values) = (vec![], vec![], vec![], vec![]);
             for (of_block, projected) in states {
-                let Projected { query, key, value } = projected.expect("projected for every layer");
+                let Projected { query, key, value } = projected.expect("projected for each of the layers");
                 x.push(of_block);
                 queries.extend(query);
                 keys.push(key);
                 values.push(value);
             }
-            let is_last = index + 1 == self.layers.len();
             let which = match wanted {
                 Wanted::Rows(rows) if is_last => {
                     x = ops.gather(&x, rows)?;
-                    let places = ops.blocks(rows.len()).into_iter();
+                    let places = ops.blocks(rows.len());
                     queries = ops.each(x.iter().zip(places).collect(), |(x, places)| {
                         let input = layer.input(ops, x)?;
-                        layer.queries(ops, &input, &packing, Which::Listed(&rows[places]))
+                        layer.queries(ops, &input, self.packing, Which::Listed(&rows[places]))
                     })?;
                     Which::Listed(rows)
                 }
-                _ => Which::Run(0..batch.num_rows()),
+                _ => Which::Run(0..self.blocks.last().map_or(0, |last| last.end)),
             };
-            let attended = ops.attention(&queries, which, &keys, &values, &packing, layer.spec())?;
+            let attended = ops.attention(&queries, which, &keys, &values, self.packing, layer.spec())?;
             drop((queries, keys, values));
             states =
                 ops.each(x.into_iter().zip(attended).zip(0usize..).collect(), |((x, attended), block)| {
                     let x = layer.finish(ops, x, &attended)?;
-                    if is_last {
-                        return match &self.norm {
-                            Some(norm) => Ok((norm.forward(ops, &x)?, None)),
-                            None => Ok((x, None)),
-                        };
+                    match &model.norm.it {
+                        Some(norm) if is_last => Ok((norm.forward(ops, &x)?, None)),
+                        _ if depth + 1 == layers.end => Ok((x, None)),
+                        _ => {
+                            let projected =
+                                self.project(model, wanted, depth + 1, &x, &self.blocks[block])?;
+                            Ok((x, Some(projected)))
+                        }
                     }
-                    let projected = project(index + 1, &x, &blocks[block])?;
-                    Ok((x, Some(projected)))
                 })?;
         }
         Ok(states.into_iter().map(|(x, _)| x).collect())

@@ -13,13 +13,17 @@ use serde::Serialize;
 use crate::model::ModelError;
 use crate::model::RewardModel;
 use crate::model::config::CheckpointConfig;
+use crate::model::family::Family;
+use crate::model::head::HeadKind;
 use crate::model::manifest::Manifest;
 use crate::model::merge;
 use crate::model::merge::Kinship;
 use crate::model::ops::Ops;
 use crate::model::ops::composed::Composed;
+use crate::model::ops::cpu::Cpu;
+use crate::model::ops::cpu::Isa;
 use crate::model::scorer::Calibration;
-use crate::model::scorer::Forward;
+use crate::model::scorer::Members;
 use crate::model::scorer::Reduction;
 use crate::model::scorer::Scorer;
 use crate::model::weights::Checkpoint;
@@ -60,6 +64,8 @@ pub enum Dtype {
     Bf16,
     /// 16-bit floats.
     F16,
+    /// What is fastest on this machine without loss in the weights' own precision.
+    Auto,
 }
 
 impl Dtype {
@@ -69,7 +75,33 @@ impl Dtype {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
             Self::F16 => "f16",
+            Self::Auto => "auto",
         }
+    }
+
+    /// What `auto` means here, which is told.
+    fn resolve(self, device: &Device, members: &[Member], variant: &str) -> Self {
+        if self != Self::Auto {
+            return self;
+        }
+        let stored_in_f16 = members.iter().any(|member| {
+            let infos = member.checkpoint.names().filter_map(|name| member.checkpoint.info(name));
+            infos.map(|info| info.dtype).any(|dtype| dtype == safetensors::Dtype::F16)
+        });
+        let isa = Isa::best();
+        let (dtype, why) = match (device.is_cpu(), stored_in_f16) {
+            (true, true) => {
+                (Self::F32, "the weights are f16, of which bf16 would drop three bits".to_owned())
+            }
+            (true, false) if isa.prefers_bf16() => (Self::Bf16, format!("the CPU has {}", isa.name())),
+            (true, false) => (Self::F32, format!("the CPU ({}) is not faster in bf16", isa.name())),
+            (false, true) => (Self::F16, "the weights are f16".to_owned()),
+            (false, false) => {
+                (Self::Bf16, "of the GPU's fast precisions the one without overflow".to_owned())
+            }
+        };
+        tracing::info!(variant, dtype = dtype.name(), why, "dtype auto");
+        dtype
     }
 
     fn tensor_dtype(self) -> DType {
@@ -77,6 +109,7 @@ impl Dtype {
             Self::F32 => DType::F32,
             Self::Bf16 => DType::BF16,
             Self::F16 => DType::F16,
+            Self::Auto => unreachable!("resolved before anything is loaded"),
         }
     }
 }
@@ -234,16 +267,20 @@ impl Loader {
             read += bytes;
             progress(read.min(total), total);
         };
-        let ops = Arc::new(Composed { device, dtype: config.dtype.tensor_dtype() });
-        let models = load_models(config, &members, &ops, Some(&mut self.store), &mut progress)?;
+        let dtype = config.dtype.resolve(&device, &members, &config.name);
+        let store = &mut self.store;
+        let loaded = match (device, dtype.tensor_dtype()) {
+            (Device::Cpu, dtype) => load_family(config, &members, Cpu::new(dtype), store, &mut progress),
+            (device, dtype) => {
+                load_family(config, &members, Composed { device, dtype }, store, &mut progress)
+            }
+        }?;
         progress(total); // what was read of several copies or not at all counts as read
 
-        let pooling = models[0].0.head().pooling();
-        let digests: Vec<Digest> = models.iter().flat_map(|(_, digests)| digests.iter().copied()).collect();
         let coefficients = coefficients(config);
         let infos: Vec<MemberInfo> = members
             .iter()
-            .zip(&digests)
+            .zip(&loaded.digests)
             .zip(&coefficients)
             .map(|((member, digest), &coefficient)| MemberInfo {
                 path: member.path.display().to_string(),
@@ -252,38 +289,36 @@ impl Loader {
                 calibration: member.manifest.calibration.filter(|_| config.mode == Mode::Ens),
             })
             .collect();
-        let fingerprint = fingerprint(config, &members, &infos, &models)?;
+        let fingerprint = fingerprint(config, &members, &infos, &loaded.heads, dtype)?;
         let first = members.swap_remove(0);
         let tokenizer = first.tokenizer;
         let tokenizer =
             self.tokenizers.entry(tokenizer.digest()).or_insert_with(|| Arc::new(tokenizer)).clone();
-        let models = models.into_iter().map(|(model, _)| Arc::new(model) as Arc<dyn Forward>);
-        let scorer = match config.mode {
-            Mode::Warm => Scorer::warm(models.into_iter().next().expect("a variant has at least one member")),
-            Mode::Ens => {
-                let calibrations = infos.iter().map(|info| info.calibration);
-                Scorer::ens(models.zip(calibrations).collect(), config.reduction)
-            }
+        let (calibrations, reduction) = match config.mode {
+            Mode::Warm => (vec![None], None),
+            Mode::Ens => (infos.iter().map(|info| info.calibration).collect(), Some(config.reduction)),
         };
+        let scorer = Scorer::new(loaded.family, calibrations, reduction);
         let info = VariantInfo {
             name: config.name.clone(),
             mode: config.mode,
             members: infos,
             reduction: if config.mode == Mode::Ens { config.reduction.to_string() } else { String::new() },
-            dtype: config.dtype.name(),
+            dtype: dtype.name(),
             device: config.device.clone(),
             max_tokens: tokenizer.max_tokens(),
             fingerprint,
             architecture: first.config.architecture,
-            pooling: pooling.name(),
+            pooling: loaded.heads[0].1.name(),
         };
         Ok(Variant { info, scorer, tokenizer })
     }
 
     /// Checks everything that can be checked without reading weights: files, configs, tokenizers, shapes.
     pub fn check(&mut self, config: &VariantConfig) -> Result<(), ModelError> {
-        let device = parse_device(&config.device)?;
-        let ops = Arc::new(Composed { device, dtype: config.dtype.tensor_dtype() });
+        parse_device(&config.device)?;
+        // only names and shapes are looked at: any form and precision will do
+        let ops = Arc::new(Composed { device: Device::Cpu, dtype: DType::F32 });
         load_models(config, &open_members(config)?, &ops, None, &mut |_| ()).map(|_| ())
     }
 }
@@ -373,6 +408,34 @@ fn findings(members: &[Member]) -> Result<Vec<Kinship>, ModelError> {
     merge::kinship(&members.iter().map(|member| &member.checkpoint).collect::<Vec<_>>())
 }
 
+/// What is made of the members' weights, whatever form of the operations runs them.
+struct LoadedFamily {
+    family: Box<dyn Members>,
+    /// Of each model.
+    heads: Vec<(HeadKind, Pooling)>,
+    /// Of each member.
+    digests: Vec<Digest>,
+}
+
+fn load_family<O: Ops>(
+    config: &VariantConfig,
+    members: &[Member],
+    ops: O,
+    store: &mut TensorStore,
+    progress: &mut dyn FnMut(u64),
+) -> Result<LoadedFamily, ModelError> {
+    let ops = Arc::new(ops);
+    let models = load_models(config, members, &ops, Some(store), progress)?;
+    let heads = models.iter().map(|(model, _)| (model.head().kind(), model.head().pooling())).collect();
+    let digests = models.iter().flat_map(|(_, digests)| digests.iter().copied()).collect();
+    let family = Family::new(ops, models.into_iter().map(|(model, _)| model).collect());
+    let (layers, of_members) = family.count_layers();
+    if layers < of_members {
+        tracing::info!(variant = config.name, layers, of_members, "members share layers");
+    }
+    Ok(LoadedFamily { family: Box::new(family), heads, digests })
+}
+
 /// A model, with the digests of the members it was made from.
 type Loaded<O> = (RewardModel<O>, Vec<Digest>);
 
@@ -413,15 +476,14 @@ fn coefficients(config: &VariantConfig) -> Vec<f64> {
 
 /// Hex digest of everything that determines a reward: weights, config, head, pooling rule, tokenizer, template,
 /// limit, reduction, calibration and dtype. Neither paths nor the variant's name count.
-fn fingerprint<O: Ops>(
+fn fingerprint(
     config: &VariantConfig,
     members: &[Member],
     infos: &[MemberInfo],
-    models: &[Loaded<O>],
+    heads: &[(HeadKind, Pooling)],
+    dtype: Dtype,
 ) -> Result<String, ModelError> {
     let configs: Vec<_> = members.iter().map(|member| &member.config).collect();
-    let heads: Vec<_> =
-        models.iter().map(|(model, _)| (model.head().kind(), model.head().pooling())).collect();
     let parts: Vec<_> =
         infos.iter().map(|info| (&info.digest, info.coefficient.to_bits(), info.calibration)).collect();
     let content = serde_json::json!({
@@ -431,7 +493,7 @@ fn fingerprint<O: Ops>(
         "configs": configs,
         "heads": heads,
         "reduction": (config.mode == Mode::Ens).then_some(config.reduction),
-        "dtype": config.dtype.name(),
+        "dtype": dtype.name(),
         "text": hex(&members[0].tokenizer.digest()),
     });
     Ok(blake3::hash(content.to_string().as_bytes()).to_hex().to_string())

@@ -287,6 +287,19 @@ pub struct Weights<'a, O> {
     store: Option<&'a mut TensorStore>,
     used: BTreeSet<String>,
     progress: &'a mut dyn FnMut(u64),
+    /// Of the part that is being loaded.
+    identity: blake3::Hasher,
+    config: String,
+}
+
+/// A part of a model, and what tells it from the same part of another.
+#[derive(Debug)]
+pub struct Part<T> {
+    /// Parts with equal identities compute the same: a digest of the backbone's config, the tensors and how they are
+    /// kept. Only parts at the same place are compared.
+    pub identity: Digest,
+    /// The part.
+    pub it: T,
 }
 
 /// Name and shape of a tensor that is asked for.
@@ -314,7 +327,26 @@ impl<'a, O: Ops> Weights<'a, O> {
         let prefixes = backbone.prefixes();
         let prefix = prefixes.iter().find(|prefix| first.tensors.contains_key(&format!("{prefix}{probe}")));
         let prefix = (*prefix.unwrap_or(&prefixes[0])).to_owned();
-        Self { members, prefix, ops: ops.clone(), store, used: BTreeSet::new(), progress }
+        Self {
+            members,
+            prefix,
+            ops: ops.clone(),
+            store,
+            used: BTreeSet::new(),
+            progress,
+            identity: blake3::Hasher::new(),
+            config: format!("{backbone:?}"),
+        }
+    }
+
+    /// Loads a part of the backbone, and notes what it is made of.
+    pub fn part<T>(
+        &mut self,
+        load: impl FnOnce(&mut Self) -> Result<T, ModelError>,
+    ) -> Result<Part<T>, ModelError> {
+        self.identity.reset().update(self.config.as_bytes());
+        let it = load(self)?;
+        Ok(Part { identity: *self.identity.finalize().as_bytes(), it })
     }
 
     /// What stands before the backbone's tensor names, for example "model.".
@@ -410,6 +442,7 @@ impl<'a, O: Ops> Weights<'a, O> {
             .collect::<Result<Vec<_>, ModelError>>()?;
         let sources = tensors.iter().map(|sources| sources.key.clone()).collect();
         let key = StoreKey { sources, use_: use_.to_owned(), form: self.ops.name(), dtype };
+        self.identity.update(format!("{key:?}").as_bytes());
         let held = store.held.get(&key).cloned().and_then(|held| held.downcast::<T>().ok());
         let made = match held {
             Some(held) => held,

@@ -10,6 +10,7 @@
 use std::io::BufRead;
 use std::io::Read;
 use std::io::Write;
+use std::time::Duration;
 
 use anyhow::Context;
 use rayon::iter::IntoParallelRefIterator;
@@ -324,9 +325,7 @@ fn rewards(scorer: &Scorer, sequences: &[&Sequence]) -> Vec<Result<Reward, Strin
 
 fn forward(scorer: &Scorer, sequences: &[&Sequence]) -> Result<Vec<Reward>, ModelError> {
     let batch = PackedBatch::pack(sequences.iter().copied());
-    let members: Vec<Vec<f32>> = (0..scorer.num_members())
-        .map(|member| scorer.forward_member(member, &batch))
-        .collect::<Result<_, _>>()?;
+    let members = scorer.forward(&batch, &mut vec![Duration::ZERO; scorer.num_members()])?;
     let raw_rewards = |sample: usize| members.iter().map(|rewards| rewards[sample]).collect::<Vec<f32>>();
     Ok((0..batch.len()).map(|sample| scorer.reduce(&raw_rewards(sample))).collect())
 }

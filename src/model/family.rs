@@ -1,0 +1,68 @@
+//! Models that read a batch together, and share the forward of the layers that they have in common.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::model::ModelError;
+use crate::model::RewardModel;
+use crate::model::batch::PackedBatch;
+use crate::model::ops::Ops;
+use crate::model::scorer::Members;
+use crate::model::together;
+use crate::model::together::Traveller;
+
+/// The models of a variant: one, or the members of an ensemble.
+#[derive(Debug)]
+pub struct Family<O: Ops> {
+    ops: Arc<O>,
+    models: Vec<RewardModel<O>>,
+}
+
+impl<O: Ops> Family<O> {
+    /// At least one model, all loaded for `ops`.
+    pub fn new(ops: Arc<O>, models: Vec<RewardModel<O>>) -> Self {
+        Self { ops, models }
+    }
+
+    /// How many layers run for a batch, and how many the models have together.
+    pub fn count_layers(&self) -> (usize, usize) {
+        let backbones: Vec<_> = self.models.iter().map(|model| &model.backbone).collect();
+        together::count_layers(&backbones)
+    }
+}
+
+impl<O: Ops> Members for Family<O> {
+    fn num_members(&self) -> usize {
+        self.models.len()
+    }
+
+    fn forward(&self, batch: &PackedBatch, spent: &mut [Duration]) -> Result<Vec<Vec<f32>>, ModelError> {
+        forward_together(&*self.ops, &self.models, batch, spent)
+    }
+
+    fn shares_prefixes(&self, longest: usize) -> bool {
+        self.models.iter().all(|model| model.backbone.shares_prefixes(longest))
+    }
+}
+
+/// Raw rewards of each model, `[models][batch]`. What each took is added to its place in `spent`; what several have
+/// in common is computed once, and its time divided equally among them.
+pub(super) fn forward_together<O: Ops>(
+    ops: &O,
+    models: &[RewardModel<O>],
+    batch: &PackedBatch,
+    spent: &mut [Duration],
+) -> Result<Vec<Vec<f32>>, ModelError> {
+    let travellers: Vec<_> = models
+        .iter()
+        .map(|model| Traveller { model: &model.backbone, wanted: model.head.wanted(batch) })
+        .collect();
+    ops.run(|| {
+        let mut rewards = vec![Vec::new(); models.len()];
+        together::forward_together(ops, &travellers, batch, spent, |index, hidden| {
+            rewards[index] = models[index].head.forward(ops, hidden, batch)?;
+            Ok(())
+        })?;
+        Ok(rewards)
+    })
+}
