@@ -100,6 +100,7 @@ The configuration, with its defaults (unknown keys are errors; paths are relativ
   max_batch_tokens = 16384            # a batch takes samples up to this many tokens
   max_queue_tokens = 1048576          # what waits for one variant, at most
   max_samples_per_request = 1024
+  share_prefixes = true               # what samples of a batch begin with alike is computed once
 
   [variants.NAME]                     # NAME: 1 to 64 of a-z, 0-9, _ and -
   mode = \"warm\"                       # warm: one model, or members merged at load; ens: members
