@@ -16,6 +16,8 @@
 //! composed form has one block of all rows.
 
 pub mod composed;
+#[cfg(test)]
+mod textbook;
 
 use std::borrow::Cow;
 use std::fmt::Debug;
