@@ -243,7 +243,11 @@ async fn serve(variants: Vec<VariantConfig>) -> (service::Running, RewardService
             max_samples_per_request: 1024,
             max_in_flight_bytes: 256 << 20,
         },
-        engine: engine::Config { max_batch_tokens: MAX_BATCH_TOKENS, max_queue_tokens: 1 << 20 },
+        engine: engine::Config {
+            max_batch_tokens: MAX_BATCH_TOKENS,
+            max_queue_tokens: 1 << 20,
+            share_prefixes: true,
+        },
         keepalive: Duration::from_secs(30),
         drain_grace: Duration::ZERO,
         drain_limit: Duration::ZERO,

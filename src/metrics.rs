@@ -56,6 +56,7 @@ const QUEUE_SAMPLES: &str = "rewarm_queue_samples";
 const QUEUE_TOKENS: &str = "rewarm_queue_tokens";
 const BATCH_SAMPLES: &str = "rewarm_batch_samples";
 const BATCH_TOKENS: &str = "rewarm_batch_tokens";
+const SHARED_PREFIX_TOKENS: &str = "rewarm_shared_prefix_tokens_total";
 const DEVICE_SECONDS: &str = "rewarm_device_seconds_total";
 const REWARD: &str = "rewarm_reward";
 const REWARD_STD: &str = "rewarm_reward_std";
@@ -123,7 +124,10 @@ const METRICS: &[Metric] = &[
     metric(QUEUE_SAMPLES, Kind::Gauge, Unit::Count, "Samples that wait for the device."),
     metric(QUEUE_TOKENS, Kind::Gauge, Unit::Count, "Tokens that wait for the device."),
     metric(BATCH_SAMPLES, Kind::Histogram(SAMPLE_BUCKETS), Unit::Count, "Samples in a batch."),
-    metric(BATCH_TOKENS, Kind::Histogram(TOKEN_BUCKETS), Unit::Count, "Tokens in a batch."),
+    metric(BATCH_TOKENS, Kind::Histogram(TOKEN_BUCKETS), Unit::Count,
+        "Tokens in a batch, those that were not computed included."),
+    metric(SHARED_PREFIX_TOKENS, Kind::Counter, Unit::Count,
+        "Tokens that were not computed, since samples of a batch begin alike."),
     metric(DEVICE_SECONDS, Kind::RealCounter, Unit::Seconds,
         "Time the device spent on forwards, by member; in mode warm there is one."),
     metric(REWARD, Kind::Histogram(REWARD_BUCKETS), Unit::Count,
@@ -519,6 +523,7 @@ pub struct VariantMetrics {
     non_finite: Counter,
     batch_samples: Histogram,
     batch_tokens: Histogram,
+    shared_prefix_tokens: Counter,
     member_seconds: Vec<Gauge>,
     reward: Histogram,
     reward_std: Histogram,
@@ -544,6 +549,7 @@ impl VariantMetrics {
             non_finite: counter!(NON_FINITE, "variant" => variant.to_owned()),
             batch_samples: histogram!(BATCH_SAMPLES, "variant" => variant.to_owned()),
             batch_tokens: histogram!(BATCH_TOKENS, "variant" => variant.to_owned()),
+            shared_prefix_tokens: counter!(SHARED_PREFIX_TOKENS, "variant" => variant.to_owned()),
             member_seconds: (0..num_members).map(member_seconds).collect(),
             reward: histogram!(REWARD, "variant" => variant.to_owned()),
             reward_std: histogram!(REWARD_STD, "variant" => variant.to_owned()),
@@ -585,6 +591,11 @@ impl VariantMetrics {
     pub fn batch_scored(&self, samples: usize, tokens: usize) {
         self.batch_samples.record(samples as f64);
         self.batch_tokens.record(tokens as f64);
+    }
+
+    /// So many tokens of a batch were not computed, since others begin with them too.
+    pub fn prefix_tokens_shared(&self, tokens: usize) {
+        self.shared_prefix_tokens.increment(tokens as u64);
     }
 
     /// A sample has a reward.

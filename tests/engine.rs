@@ -139,7 +139,7 @@ fn open_model() -> Arc<Fake> {
     model
 }
 
-const CONFIG: Config = Config { max_batch_tokens: 8, max_queue_tokens: 1000 };
+const CONFIG: Config = Config { max_batch_tokens: 8, max_queue_tokens: 1000, share_prefixes: true };
 
 fn sequences(samples: &[&[u32]]) -> Vec<Sequence> {
     let sequence =
@@ -278,7 +278,7 @@ async fn a_deadline_is_kept_while_the_device_is_busy() {
 #[tokio::test]
 async fn the_work_of_callers_who_leave_never_reaches_the_model() {
     let (model, gate, asked) = gated_model();
-    let engine = Engine::start(Config { max_batch_tokens: 8, max_queue_tokens: 100 });
+    let engine = Engine::start(Config { max_batch_tokens: 8, max_queue_tokens: 100, share_prefixes: true });
     let lane = engine.add_lane("warm", Scorer::warm(model));
     let running = submit(&lane, &[&[1; 8], &[2; 8]], Call::default()).await;
     assert_eq!(asked.next().unwrap(), [[1; 8]]);
@@ -333,7 +333,7 @@ async fn what_queues_while_the_device_is_busy_goes_together() {
 #[tokio::test]
 async fn ten_times_what_fits_is_refused_and_the_rest_is_answered() {
     let (model, gate, asked) = gated_model();
-    let engine = Engine::start(Config { max_batch_tokens: 16, max_queue_tokens: 100 });
+    let engine = Engine::start(Config { max_batch_tokens: 16, max_queue_tokens: 100, share_prefixes: true });
     let lane = engine.add_lane("warm", Scorer::warm(model));
     let running = submit(&lane, &[&[1; 10]], Call::default()).await;
     asked.next().unwrap();
@@ -452,7 +452,8 @@ async fn dropping_the_last_handles_closes_the_lane_and_stops_the_thread() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn thousands_of_callers_get_their_own_rewards() {
-    let engine = Engine::start(Config { max_batch_tokens: 512, max_queue_tokens: 1_000_000 });
+    let engine =
+        Engine::start(Config { max_batch_tokens: 512, max_queue_tokens: 1_000_000, share_prefixes: true });
     let lanes = [(); 2].map(|()| engine.add_lane("warm", Scorer::warm(open_model())));
     let tasks: Vec<_> = (0..5000)
         .map(|token| {
@@ -507,7 +508,7 @@ proptest! {
     fn every_admitted_sample_is_answered_exactly_once(steps in prop::collection::vec(step(), 1..60)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
-            let engine = Engine::start(Config { max_batch_tokens: 16, max_queue_tokens: 120 });
+            let engine = Engine::start(Config { max_batch_tokens: 16, max_queue_tokens: 120, share_prefixes: true });
             let gate = Arc::new(Gate::default());
             let model = || Arc::new(Fake { gate: gate.clone(), arrivals: mpsc::channel().0 }) as Arc<dyn Forward>;
             let add_lane = |index: usize| match index {

@@ -2,12 +2,18 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
+#[path = "support/checkpoints.rs"]
+mod checkpoints;
 mod support;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use checkpoints::TinyCheckpoint;
+use rewarm::model::variant::Loader;
+use rewarm::model::variant::Mode;
+use rewarm::model::variant::VariantConfig;
 use rewarm::proto;
 use rewarm::proto::ScoreRequest;
 use rewarm::proto::sample::Input;
@@ -162,6 +168,49 @@ async fn thousands_of_samples_of_several_callers_come_back_in_order() {
 }
 
 // ---- what cannot be served as a whole ----
+
+/// As GRPO sends them: many responses to one prompt.
+#[tokio::test]
+async fn a_prompt_that_responses_share_is_computed_once_and_no_reward_changes() {
+    let prompt = (0..40).map(|word| format!("w{word} ")).collect::<String>();
+    let group: Vec<_> = (0..6).map(|response| formatted(&format!("{prompt}w{response} w7"))).collect();
+    let mut answers = Vec::new();
+    for (name, mode, share_prefixes, shared) in [
+        ("warm-apart", Mode::Warm, false, 0.0),
+        ("warm-shared", Mode::Warm, true, 5.0 * 40.0),
+        ("ens-apart", Mode::Ens, false, 0.0),
+        ("ens-shared", Mode::Ens, true, 5.0 * 40.0),
+    ] {
+        let mut config = config(models(&[(name, 1.0)]));
+        config.engine.share_prefixes = share_prefixes;
+        let server = start_with(config, move |name| {
+            let folder = tempfile::tempdir().unwrap();
+            let members = [1, 2].map(|member| {
+                let path = folder.path().join(member.to_string());
+                TinyCheckpoint::llama(5).perturbed(member, 0.1, "").write(&path);
+                path
+            });
+            let config = VariantConfig::new(name, mode, members.to_vec());
+            Loader::default().load(&config, &mut |_, _| ()).map_err(|error| error.to_string())
+        })
+        .await;
+        server.ready().await;
+        let series = format!("rewarm_shared_prefix_tokens_total{{variant=\"{name}\"}}");
+        let (_, page) = server.page("/metrics").await;
+        assert!(page.lines().any(|line| line == format!("{series} 0")), "{page}");
+
+        let request = ScoreRequest { samples: group.clone(), ..Default::default() };
+        let response = server.client().await.score(request).await.unwrap().into_inner();
+        assert_eq!(server.metric(&series).await, shared, "{name}");
+        answers.push(rewards(&response));
+    }
+    for (apart, shared) in [(&answers[0], &answers[1]), (&answers[2], &answers[3])] {
+        assert_eq!(apart.len(), group.len());
+        for (apart, shared) in apart.iter().zip(shared) {
+            assert!((apart - shared).abs() <= 1e-5 * apart.abs().max(1.0), "{apart} and {shared}");
+        }
+    }
+}
 
 #[tokio::test]
 async fn a_malformed_request_is_invalid_and_names_its_fields() {

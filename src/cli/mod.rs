@@ -100,6 +100,7 @@ The configuration, with its defaults (unknown keys are errors; paths are relativ
   max_batch_tokens = 16384            # a batch takes samples up to this many tokens
   max_queue_tokens = 1048576          # what waits for one variant, at most
   max_samples_per_request = 1024
+  share_prefixes = true               # what samples of a batch begin with alike is computed once
 
   [variants.NAME]                     # NAME: 1 to 64 of a-z, 0-9, _ and -
   mode = \"warm\"                       # warm: one model, or members merged at load; ens: members
@@ -107,7 +108,8 @@ The configuration, with its defaults (unknown keys are errors; paths are relativ
   coefficients = [0.5, 0.5]           # warm: members' shares, summing to 1 (equal when absent)
   reduction = \"mean\"                  # ens: \"mean\", \"min\", \"median\", { mean-std = { beta = 0.5 } },
                                       #      { uwo = { lambda = 0.5 } }
-  dtype = \"f32\"                       # f32, bf16 or f16
+  dtype = \"f32\"                       # f32, bf16, f16, or auto: bf16 where this machine is faster in it (and the
+                                      # weights are not f16), else f32; the log and GetServerInfo say which
   device = \"cpu\"                      # cpu, cuda or cuda:N
   max_tokens = 4096                   # lowers the model's own limit
   pooling = \"last_token\"              # overrides the checkpoint's: cls, mean, last_token,

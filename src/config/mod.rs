@@ -114,6 +114,7 @@ fn assemble(name: &str, text: &str, base: &Path, overrides: &Overrides) -> Resul
         engine: engine::Config {
             max_batch_tokens: batching.positive("max_batch_tokens", 16_384, &mut problems),
             max_queue_tokens: batching.positive("max_queue_tokens", 1 << 20, &mut problems),
+            share_prefixes: batching.take("share_prefixes", &mut problems).unwrap_or(true),
         },
         keepalive: server.seconds("keepalive_seconds", 30.0, &mut problems),
         drain_grace: server.seconds("drain_grace_seconds", 5.0, &mut problems),
@@ -267,8 +268,15 @@ mod tests {
         assert_eq!(config.metrics, ([0, 0, 0, 0], 9090).into());
         assert_eq!(config.limits.max_message_bytes, 32 << 20);
         assert_eq!(config.engine.max_batch_tokens, 16_384);
+        assert!(config.engine.share_prefixes);
         assert_eq!(config.models.weights, BTreeMap::from([("one".to_owned(), 1.0)]));
         assert!(config.models.variants[0].members[0].ends_with("a"));
+    }
+
+    #[test]
+    fn prefixes_are_computed_again_for_whoever_says_so() {
+        let text = format!("{ONE}[batching]\nshare_prefixes = false");
+        assert!(!load_text(&text, Overrides::default()).unwrap().service.engine.share_prefixes);
     }
 
     #[test]

@@ -75,6 +75,8 @@ pub struct Config {
     pub max_batch_tokens: usize,
     /// What waits for one variant, at most.
     pub max_queue_tokens: usize,
+    /// Whether tokens that samples of a batch begin with alike are computed once, where the model allows it.
+    pub share_prefixes: bool,
 }
 
 /// Which of the requests that wait goes first.
@@ -198,7 +200,7 @@ impl Engine {
             .name("device".into())
             .spawn(move || worker::run(of_thread))
             .expect("a system that has no thread to spare at the start cannot serve");
-        Self { device: Arc::new(Device { shared }) }
+        Self { device: Arc::new(Device { shared, share_prefixes: config.share_prefixes }) }
     }
 
     /// Adds a queue for a variant. `variant` labels its metrics; after a reload two lanes may bear one name
@@ -206,7 +208,8 @@ impl Engine {
     pub fn add_lane(&self, variant: &str, scorer: Scorer) -> Lane {
         let (sender, health) = watch::channel(true);
         let metrics = VariantMetrics::new(variant, scorer.num_members());
-        let id = self.device.shared.lock().queue.add_lane(Served::new(variant, scorer, metrics, sender));
+        let served = Served::new(variant, scorer, self.device.share_prefixes, metrics, sender);
+        let id = self.device.shared.lock().queue.add_lane(served);
         Lane { handle: Arc::new(LaneHandle { id, device: self.device.clone(), health }) }
     }
 
@@ -323,6 +326,7 @@ impl Drop for Place<'_> {
 /// The device thread, as long as anybody may need it.
 struct Device {
     shared: Arc<Shared>,
+    share_prefixes: bool,
 }
 
 impl Drop for Device {

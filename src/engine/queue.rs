@@ -326,7 +326,7 @@ mod tests {
     }
 
     fn queue(max_batch_tokens: usize, max_queue_tokens: usize, num_lanes: usize) -> (Queue, Vec<LaneId>) {
-        let mut queue = Queue::new(Config { max_batch_tokens, max_queue_tokens });
+        let mut queue = Queue::new(Config { max_batch_tokens, max_queue_tokens, share_prefixes: true });
         let lanes = (0..num_lanes).map(|_| add_lane(&mut queue)).collect();
         (queue, lanes)
     }
@@ -334,7 +334,7 @@ mod tests {
     fn add_lane(queue: &mut Queue) -> LaneId {
         let scorer = Scorer::warm(Arc::new(NoModel));
         let metrics = VariantMetrics::new("test", 1);
-        queue.add_lane(Served::new("test", scorer, metrics, watch::channel(true).0))
+        queue.add_lane(Served::new("test", scorer, true, metrics, watch::channel(true).0))
     }
 
     /// A request whose samples have these lengths and consist of the token `token`.

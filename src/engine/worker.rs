@@ -73,6 +73,7 @@ impl Drop for LastAct<'_> {
 pub(super) struct Served {
     variant: String,
     scorer: Scorer,
+    share_prefixes: bool,
     pub(super) metrics: VariantMetrics,
     health: watch::Sender<bool>,
     batches_without_reward: AtomicU32,
@@ -93,18 +94,30 @@ impl Served {
     pub(super) fn new(
         variant: &str,
         scorer: Scorer,
+        share_prefixes: bool,
         metrics: VariantMetrics,
         health: watch::Sender<bool>,
     ) -> Self {
-        Self { variant: variant.to_owned(), scorer, metrics, health, batches_without_reward: 0.into() }
+        Self {
+            variant: variant.to_owned(),
+            scorer,
+            share_prefixes,
+            metrics,
+            health,
+            batches_without_reward: 0.into(),
+        }
     }
 
     /// One outcome per sequence. Adds what reducing took to `reduce`.
     fn score(&self, sequences: &[&Sequence], reduce: &mut Duration) -> Result<Vec<Outcome>, Failure> {
         // Nothing that a panic leaves half done is used again: the batch is packed anew, and a model has no state.
         catch_unwind(AssertUnwindSafe(|| {
-            let batch = PackedBatch::pack(sequences.iter().copied());
+            let batch = match self.share_prefixes {
+                true => self.scorer.pack_shared(sequences),
+                false => PackedBatch::pack(sequences.iter().copied()),
+            };
             let raw_rewards = self.forward(&batch)?; // [members][batch]
+            self.metrics.prefix_tokens_shared(batch.shared_tokens());
             let begun = Instant::now();
             let mut of_sample = Vec::with_capacity(raw_rewards.len()); // [members]
             let outcomes = (0..batch.len())

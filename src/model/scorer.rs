@@ -11,7 +11,9 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use crate::model::ModelError;
+use crate::model::batch::MIN_SHARED_PREFIX;
 use crate::model::batch::PackedBatch;
+use crate::model::batch::Sequence;
 
 /// A model that gives each sequence of a batch a raw reward.
 ///
@@ -159,10 +161,14 @@ impl Scorer {
         self.members.forward(batch, spent)
     }
 
-    /// Whether all members may read a batch whose common prefixes are shared, with sequences of up to `longest`
-    /// tokens.
-    pub fn shares_prefixes(&self, longest: usize) -> bool {
-        self.members.shares_prefixes(longest)
+    /// Packs sequences for [`Self::forward`]: with their common prefixes shared, if all members may read them so.
+    pub fn pack_shared(&self, sequences: &[&Sequence]) -> PackedBatch {
+        let longest = sequences.iter().map(|sequence| sequence.token_ids.len()).max();
+        if self.members.shares_prefixes(longest.unwrap_or(0)) {
+            PackedBatch::pack_shared(sequences.iter().copied(), MIN_SHARED_PREFIX)
+        } else {
+            PackedBatch::pack(sequences.iter().copied())
+        }
     }
 
     /// Calibrates and reduces the raw rewards that the members gave one sample, `[members]`.

@@ -64,7 +64,7 @@ pub enum Dtype {
     Bf16,
     /// 16-bit floats.
     F16,
-    /// What is fastest on this machine without loss in the weights' own precision.
+    /// bf16 where this machine is faster in it and the weights are not f16; else f32, on a GPU f16.
     Auto,
 }
 

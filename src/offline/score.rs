@@ -20,7 +20,6 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::model::ModelError;
-use crate::model::batch::PackedBatch;
 use crate::model::batch::Sequence;
 use crate::model::scorer::Reward;
 use crate::model::scorer::Scorer;
@@ -324,7 +323,7 @@ fn rewards(scorer: &Scorer, sequences: &[&Sequence]) -> Vec<Result<Reward, Strin
 }
 
 fn forward(scorer: &Scorer, sequences: &[&Sequence]) -> Result<Vec<Reward>, ModelError> {
-    let batch = PackedBatch::pack(sequences.iter().copied());
+    let batch = scorer.pack_shared(sequences);
     let members = scorer.forward(&batch, &mut vec![Duration::ZERO; scorer.num_members()])?;
     let raw_rewards = |sample: usize| members.iter().map(|rewards| rewards[sample]).collect::<Vec<f32>>();
     Ok((0..batch.len()).map(|sample| scorer.reduce(&raw_rewards(sample))).collect())

@@ -229,7 +229,7 @@ pub(crate) fn config(models: Models) -> service::Config {
             max_samples_per_request: 1024,
             max_in_flight_bytes: 64 << 20,
         },
-        engine: engine::Config { max_batch_tokens: 1024, max_queue_tokens: 8192 },
+        engine: engine::Config { max_batch_tokens: 1024, max_queue_tokens: 8192, share_prefixes: true },
         keepalive: Duration::from_secs(30),
         drain_grace: Duration::ZERO,
         drain_limit: Duration::from_secs(10),

@@ -18,6 +18,8 @@
 
 pub mod composed;
 pub mod cpu;
+#[cfg(test)]
+mod textbook;
 
 use std::borrow::Cow;
 use std::fmt::Debug;

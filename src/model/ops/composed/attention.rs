@@ -165,67 +165,21 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    /// Row-major `[seq, heads, head_dim]`.
-    fn numbers(count: usize, seed: u64) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(2).wrapping_add(1);
-        let draw = |_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 40) as f32 / (1 << 22) as f32 - 2.0
-        };
-        (0..count).map(draw).collect()
-    }
-
-    /// Attention as the textbook has it, in `f64`, one query at a time: `[seq, heads, head_dim]`.
-    fn textbook(
-        [query, key, value]: [&[f32]; 3],
-        (seq, heads, kv_heads, head_dim): (usize, usize, usize, usize),
-        spec: &AttentionSpec,
-    ) -> Vec<f32> {
-        let at = |x: &[f32], heads: usize, i: usize, head: usize, d: usize| {
-            f64::from(x[(i * heads + head) * head_dim + d])
-        };
-        let mut output = Vec::with_capacity(seq * heads * head_dim);
-        for i in 0..seq {
-            for head in 0..heads {
-                let kv = head * kv_heads / heads;
-                let sees =
-                    |&j: &usize| !spec.causal || (j <= i && spec.window.is_none_or(|window| i - j < window));
-                let keys: Vec<usize> = (0..seq).filter(sees).collect();
-                let score = |&j: &usize| {
-                    let dot: f64 = (0..head_dim)
-                        .map(|d| at(query, heads, i, head, d) * at(key, kv_heads, j, kv, d))
-                        .sum();
-                    let score = dot * spec.scale;
-                    spec.softcap.map_or(score, |cap| cap * (score / cap).tanh()).exp()
-                };
-                let weights: Vec<f64> = keys.iter().map(score).collect();
-                let total: f64 = weights.iter().sum();
-                output.extend((0..head_dim).map(|d| {
-                    let sum: f64 =
-                        keys.iter().zip(&weights).map(|(&j, w)| w * at(value, kv_heads, j, kv, d)).sum();
-                    (sum / total) as f32
-                }));
-            }
-        }
-        output
-    }
+    use crate::model::ops::composed::Composed;
+    use crate::model::ops::textbook;
+    use crate::model::ops::textbook::numbers;
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
         fn attention_is_the_textbooks_in_blocks_of_any_size(
-            seq in 1usize..24, kv_heads in 1usize..3, group in 1usize..4, causal: bool,
-            window in prop::option::of(1usize..12), softcap in prop::option::of(0.5f64..4.0),
-            max_scores in 1usize..2000, seed: u64,
+            seq in 1usize..24, spec in textbook::specs(), max_scores in 1usize..2000, seed: u64,
         ) {
-            let (heads, head_dim) = (kv_heads * group, 4);
-            let window = window.filter(|_| causal);
-            let spec = AttentionSpec { heads, kv_heads, head_dim, causal, window, scale: 0.4, softcap };
-            let [query, key, value] =
-                [(heads, seed), (kv_heads, seed ^ 1), (kv_heads, seed ^ 2)].map(|(n, seed)| numbers(seq * n * head_dim, seed));
-            let expected = textbook([&query, &key, &value], (seq, heads, kv_heads, head_dim), &spec);
+            let AttentionSpec { heads, kv_heads, head_dim, .. } = spec;
+            let [query, key, value] = [(heads, seed), (kv_heads, seed ^ 1), (kv_heads, seed ^ 2)]
+                .map(|(n, seed)| numbers(seq * n * head_dim, seed));
+            let expected = textbook::attention([&query, &key, &value], &spec);
             let heads_first = |x: &[f32], heads: usize| {
                 Tensor::new(x, &Device::Cpu).unwrap().reshape((seq, heads, head_dim)).unwrap()
                     .transpose(0, 1).unwrap().contiguous().unwrap()
@@ -238,6 +192,11 @@ mod tests {
             for (ours, textbook) in output.iter().zip(&expected) {
                 prop_assert!((ours - textbook).abs() < 1e-5, "{} {}", ours, textbook);
             }
+        }
+
+        #[test]
+        fn packed_attention_is_the_textbooks(case in textbook::cases()) {
+            case.check(&Composed { device: Device::Cpu, dtype: DType::F32 }, 1e-5)?;
         }
     }
 }
