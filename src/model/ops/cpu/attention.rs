@@ -174,75 +174,17 @@ impl Attention<'_> {
     }
 
     fn pack_head(&self, segment: usize, head: usize, keys: &mut [u32], values: &mut [u32]) {
-        let Sizes { width, depth, .. } = self.sizes();
         let panels = self.own_panels(&self.segments[segment]);
-        let head_dim = self.spec.head_dim;
-        let of_head = head * head_dim..(head + 1) * head_dim;
+        let Sizes { width, .. } = self.sizes();
+        let key_panels = keys.chunks_exact_mut(keys.len() / panels.len());
+        let of_head = head * self.spec.head_dim..(head + 1) * self.spec.head_dim;
         let mut rows = Vec::with_capacity(width);
-        let positions = panels.len() * width;
-        for (index, panel) in panels.enumerate() {
+        let num_panels = panels.len();
+        for ((index, panel), keys) in panels.enumerate().zip(key_panels) {
             self.rows_of_panel(segment, panel, &mut rows);
-            match self.number {
-                Number::F32 => {
-                    let keys: &mut [f32] =
-                        bytemuck::cast_slice_mut(&mut keys[index * width * depth..][..width * depth]);
-                    let values: &mut [f32] = bytemuck::cast_slice_mut(values);
-                    if rows.len() < width {
-                        keys.fill(0.0);
-                    }
-                    for (column, &row) in rows.iter().enumerate() {
-                        for (d, &x) in self.keys.row(row)[of_head.clone()].iter().enumerate() {
-                            keys[d * width + column] = x;
-                        }
-                    }
-                    for (of_columns, values) in values.chunks_exact_mut(positions * width).enumerate() {
-                        let values = &mut values[index * width * width..][..width * width];
-                        let from = of_columns * width..((of_columns + 1) * width).min(head_dim);
-                        for (at, to) in values.chunks_exact_mut(width).enumerate() {
-                            match rows.get(at) {
-                                Some(&row) => {
-                                    let row = &self.values.row(row)[of_head.clone()][from.clone()];
-                                    to[..row.len()].copy_from_slice(row);
-                                    to[row.len()..].fill(0.0);
-                                }
-                                None => to.fill(0.0),
-                            }
-                        }
-                    }
-                }
-                Number::Bf16 => {
-                    let panel_words = width * depth / 2;
-                    let keys = &mut keys[index * panel_words..][..panel_words];
-                    if rows.len() < width || depth > head_dim {
-                        keys.fill(0);
-                    }
-                    let pair = |a: f32, b: f32| {
-                        let (a, b) = (bf16::from_f32(a).to_bits(), bf16::from_f32(b).to_bits());
-                        u32::from(a) | u32::from(b) << 16
-                    };
-                    for (column, &row) in rows.iter().enumerate() {
-                        for (d, x) in self.keys.row(row)[of_head.clone()].chunks(2).enumerate() {
-                            keys[d * width + column] = pair(x[0], x.get(1).copied().unwrap_or(0.0));
-                        }
-                    }
-                    for (of_columns, values) in values.chunks_exact_mut(positions * width / 2).enumerate() {
-                        let values = &mut values[index * width * width / 2..][..width * width / 2];
-                        let from = of_columns * width..((of_columns + 1) * width).min(head_dim);
-                        for (at, to) in values.chunks_exact_mut(width).enumerate() {
-                            let row = |at: usize| {
-                                rows.get(at).map_or(&[][..], |&row| {
-                                    &self.values.row(row)[of_head.clone()][from.clone()]
-                                })
-                            };
-                            let (a, b) = (row(2 * at), row(2 * at + 1));
-                            for (column, to) in to.iter_mut().enumerate() {
-                                let at = |row: &[f32]| row.get(column).copied().unwrap_or(0.0);
-                                *to = pair(at(a), at(b));
-                            }
-                        }
-                    }
-                }
-            }
+            let of_head = of_head.clone();
+            self.isa.run(PackKeys { attention: self, rows: &rows, of_head: of_head.clone(), to: keys });
+            self.isa.run(PackValues { attention: self, rows: &rows, of_head, index, num_panels, to: values });
         }
     }
 
@@ -472,6 +414,108 @@ impl Work {
             tile,
             of_head: head * head_dim..(head + 1) * head_dim,
         });
+    }
+}
+
+/// Keys of one panel of positions: `[depth, width]`, or pairs of bfloat16 `[depth / 2, width]`.
+struct PackKeys<'a> {
+    attention: &'a Attention<'a>,
+    rows: &'a [usize],
+    of_head: Range<usize>,
+    to: &'a mut [u32],
+}
+
+impl Kernel for PackKeys<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let width = 2 * S::LANES;
+        let words = self.to.len() / width;
+        // 16 positions at a time, in words of 32 bits, then turned
+        let mut turning = [[0_u32; 16]; 16];
+        for first_word in (0..words).step_by(16) {
+            for first_row in (0..width).step_by(16) {
+                for (at, to) in turning.iter_mut().enumerate() {
+                    let Some(&row) = self.rows.get(first_row + at) else {
+                        *to = [0; 16];
+                        continue;
+                    };
+                    let row = &self.attention.keys.row(row)[self.of_head.clone()];
+                    match self.attention.number {
+                        Number::F32 => {
+                            let from = &row[first_word..row.len().min(first_word + 16)];
+                            let to: &mut [f32; 16] = bytemuck::cast_mut(to);
+                            for (index, to) in to.chunks_exact_mut(S::LANES).enumerate() {
+                                let from = from.get(index * S::LANES..).unwrap_or_default();
+                                simd.store(to, simd.load(from));
+                            }
+                        }
+                        Number::Bf16 => {
+                            let from = &row[2 * first_word..row.len().min(2 * first_word + 32)];
+                            let to: &mut [bf16; 32] = bytemuck::cast_mut(to);
+                            for (index, to) in to.chunks_exact_mut(S::LANES).enumerate() {
+                                let from = from.get(index * S::LANES..).unwrap_or_default();
+                                simd.store_bf16(to, simd.load(from));
+                            }
+                        }
+                    }
+                }
+                let rows: [&[u32; 16]; 16] = std::array::from_fn(|at| &turning[at]);
+                let to = &mut self.to[first_word * width + first_row..];
+                if words - first_word >= 16 {
+                    simd.transpose(rows, to, width);
+                } else {
+                    for (at, row) in rows.into_iter().enumerate() {
+                        for (word, &from) in row[..words - first_word].iter().enumerate() {
+                            to[word * width + at] = from;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Values of one panel of positions, in panels of columns: `[columns / width, positions, width]`, or pairs of
+/// positions in bfloat16 `[columns / width, positions / 2, width]`.
+struct PackValues<'a> {
+    attention: &'a Attention<'a>,
+    rows: &'a [usize],
+    of_head: Range<usize>,
+    /// Of the panel, and how many there are.
+    index: usize,
+    num_panels: usize,
+    to: &'a mut [u32],
+}
+
+impl Kernel for PackValues<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let width = 2 * S::LANES;
+        let (is_f32, of_head) = (self.attention.number == Number::F32, self.of_head);
+        let words = if is_f32 { width * width } else { width * width / 2 };
+        for (of_columns, to) in self.to.chunks_exact_mut(self.num_panels * words).enumerate() {
+            let to = &mut to[self.index * words..][..words];
+            let first = of_head.start + of_columns * width;
+            let columns = first..(first + width).min(of_head.end);
+            for (at, to) in to.chunks_exact_mut(width).enumerate() {
+                let values = self.attention.values;
+                if is_f32 {
+                    let from = self.rows.get(at).map_or(&[][..], |&row| &values.row(row)[columns.clone()]);
+                    let to: &mut [f32] = bytemuck::cast_slice_mut(to);
+                    for (index, to) in to.chunks_exact_mut(S::LANES).enumerate() {
+                        simd.store(to, simd.load(from.get(index * S::LANES..).unwrap_or_default()));
+                    }
+                } else {
+                    let first =
+                        self.rows.get(2 * at).map_or(&[][..], |&row| &values.row(row)[columns.clone()]);
+                    let second =
+                        self.rows.get(2 * at + 1).map_or(&[][..], |&row| &values.row(row)[columns.clone()]);
+                    simd.pair_bf16(first, second, to);
+                }
+            }
+        }
     }
 }
 

@@ -89,6 +89,7 @@ pub(super) struct Multiplier {
     pub(super) isa: Isa,
     #[cfg(target_arch = "x86_64")]
     tiles: Option<amx::Tiles>,
+    sums: Sums,
 }
 
 impl Multiplier {
@@ -101,13 +102,14 @@ impl Multiplier {
             isa,
             #[cfg(target_arch = "x86_64")]
             tiles,
+            sums: Sums([0.0; MAX_TILE]),
         }
     }
 
     /// Multiplies `rows` rows by a panel that is given in parts, each with its own run of the rows' inputs: the sums
     /// go on from part to part as if it were whole.
     pub(super) fn multiply<E: Epilogue>(
-        &self,
+        &mut self,
         rows: usize,
         parts: &[(Operand<'_>, Panel<'_>, usize)],
         panel: usize,
@@ -130,7 +132,6 @@ impl Multiplier {
                 _ => unreachable!("rows are of the kind that their weights were packed for"),
             }
         }
-        let mut sums = Sums([0.0; MAX_TILE]);
         let number = if matches!(parts[0].0, Operand::F32(..)) { Number::F32 } else { Number::Bf16 };
         let high = self.isa.tile_rows(number);
         let tiles = rows.div_ceil(high);
@@ -147,7 +148,7 @@ impl Multiplier {
                     match (a, b) {
                         (Operand::F32(a, stride), Panel::F32(b)) => {
                             let (a, b) = (a.as_ptr().add(rows.start * stride), b.as_ptr());
-                            let sums = sums.0.as_mut_ptr();
+                            let sums = self.sums.0.as_mut_ptr();
                             self.isa.run(F32Tile { rows: rows.len(), depth, a, stride, b, sums, goes_on });
                         }
                         #[cfg(target_arch = "x86_64")]
@@ -156,10 +157,18 @@ impl Multiplier {
                             match &self.tiles {
                                 Some(tiles) => {
                                     let steps = depth.div_ceil(BF16_DEPTH);
-                                    tiles.product(rows.len() > 16, steps, a, stride, b, &mut sums.0, goes_on);
+                                    tiles.product(
+                                        rows.len() > 16,
+                                        steps,
+                                        a,
+                                        stride,
+                                        b,
+                                        &mut self.sums.0,
+                                        goes_on,
+                                    );
                                 }
                                 None => {
-                                    let (pairs, sums) = (depth.div_ceil(2), sums.0.as_mut_ptr());
+                                    let (pairs, sums) = (depth.div_ceil(2), self.sums.0.as_mut_ptr());
                                     bf16_tiles(rows.len(), pairs, a, stride, b, sums, goes_on);
                                 }
                             }
@@ -168,7 +177,7 @@ impl Multiplier {
                     }
                 }
             }
-            let sums = &sums.0[..rows.len() * width];
+            let sums = &self.sums.0[..rows.len() * width];
             self.isa.run(Finish { epilogue, rows, panel, sums });
         }
     }
@@ -389,7 +398,7 @@ impl Packed {
 
     /// Multiplies `rows` rows by all panels.
     pub(super) fn multiply<E: Epilogue>(&self, rows: usize, operand: Operand<'_>, epilogue: &mut E) {
-        let multiplier = Multiplier::new(self.isa, self.number);
+        let mut multiplier = Multiplier::new(self.isa, self.number);
         for (panel, lines) in self.lines.chunks_exact(self.panel_lines).enumerate() {
             let weights = match operand {
                 Operand::F32(..) => Panel::F32(bytemuck::cast_slice(lines)),

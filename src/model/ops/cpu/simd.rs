@@ -43,6 +43,10 @@ pub(super) trait Simd: Copy + Send + Sync {
     fn round(self, x: Self::V) -> Self::V;
     /// Rounded to bfloat16; as [`Self::store`].
     fn store_bf16(self, to: &mut [bf16], x: Self::V);
+    /// Two rows of numbers, each rounded to bfloat16, a pair of each column in a word; zeros where a row ends.
+    fn pair_bf16(self, first: &[f32], second: &[f32], to: &mut [u32]);
+    /// Turns 16 rows of 16 words: word `i` of row `j` goes to `to[i * stride + j]`.
+    fn transpose(self, rows: [&[u32; 16]; 16], to: &mut [u32], stride: usize);
     /// `x · 2^n` for whole `n` between -126 and 127.
     fn scale(self, x: Self::V, n: Self::V) -> Self::V;
     /// `then` where `a < b`, else `otherwise`.
@@ -141,7 +145,25 @@ pub(super) trait Simd: Copy + Send + Sync {
     }
 }
 
-/// By way of memory, for units without an instruction for it.
+/// By way of memory, for units without instructions for it.
+#[inline(always)]
+fn pair_bf16(first: &[f32], second: &[f32], to: &mut [u32]) {
+    for (column, to) in to.iter_mut().enumerate() {
+        let [low, high] =
+            [first, second].map(|row| bf16::from_f32(row.get(column).copied().unwrap_or(0.0)).to_bits());
+        *to = u32::from(low) | u32::from(high) << 16;
+    }
+}
+
+#[inline(always)]
+fn transpose(rows: [&[u32; 16]; 16], to: &mut [u32], stride: usize) {
+    for (j, row) in rows.into_iter().enumerate() {
+        for (i, &word) in row.iter().enumerate() {
+            to[i * stride + j] = word;
+        }
+    }
+}
+
 #[inline(always)]
 fn store_bf16<S: Simd>(simd: S, to: &mut [bf16], x: S::V) {
     let mut wide = [0.0; 16];
@@ -231,6 +253,14 @@ impl Simd for Portable {
     #[inline(always)]
     fn store_bf16(self, to: &mut [bf16], x: Self::V) {
         store_bf16(self, to, x);
+    }
+    #[inline(always)]
+    fn pair_bf16(self, first: &[f32], second: &[f32], to: &mut [u32]) {
+        pair_bf16(first, second, to);
+    }
+    #[inline(always)]
+    fn transpose(self, rows: [&[u32; 16]; 16], to: &mut [u32], stride: usize) {
+        transpose(rows, to, stride);
     }
     #[inline(always)]
     fn scale(self, x: Self::V, n: Self::V) -> Self::V {
@@ -367,6 +397,63 @@ mod x86 {
             }
         }
         #[inline(always)]
+        fn pair_bf16(self, first: &[f32], second: &[f32], to: &mut [u32]) {
+            if !BF16 {
+                return super::pair_bf16(first, second, to);
+            }
+            for (index, to) in to.chunks_mut(16).enumerate() {
+                let rest = |row: &[f32]| self.load(row.get(index * 16..).unwrap_or_default());
+                // what is beyond a row was loaded as zero
+                unsafe {
+                    let [low, high] = [rest(first), rest(second)].map(|row| {
+                        _mm512_cvtepu16_epi32(std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(
+                            row,
+                        )))
+                    });
+                    let words = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
+                    _mm512_mask_storeu_epi32(to.as_mut_ptr().cast(), mask16(to.len()), words);
+                }
+            }
+        }
+        #[inline(always)]
+        fn transpose(self, rows: [&[u32; 16]; 16], to: &mut [u32], stride: usize) {
+            assert!(to.len() >= 15 * stride + 16);
+            unsafe {
+                let r = rows.map(|row| _mm512_loadu_si512(row.as_ptr().cast()));
+                // pairs of rows, then fours: within each 128 bits, four rows of one column
+                let mut pairs = [_mm512_setzero_si512(); 16];
+                for i in 0..8 {
+                    pairs[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+                    pairs[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+                }
+                let mut fours = [_mm512_setzero_si512(); 16];
+                for i in 0..4 {
+                    for half in 0..2 {
+                        let (a, b) = (pairs[4 * i + half], pairs[4 * i + 2 + half]);
+                        fours[4 * i + 2 * half] = _mm512_unpacklo_epi64(a, b);
+                        fours[4 * i + 2 * half + 1] = _mm512_unpackhi_epi64(a, b);
+                    }
+                }
+                // then quarters of vectors: column `4 q + c` is quarter `q` of `fours[c]`, `[4 + c]`, `[8 + c]`, `[12 + c]`
+                for c in 0..4 {
+                    let (a, b, d, e) = (fours[c], fours[4 + c], fours[8 + c], fours[12 + c]);
+                    let (even_low, odd_low) =
+                        (_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0xdd>(a, b));
+                    let (even_high, odd_high) =
+                        (_mm512_shuffle_i32x4::<0x88>(d, e), _mm512_shuffle_i32x4::<0xdd>(d, e));
+                    for (quarter, column) in [
+                        (0, _mm512_shuffle_i32x4::<0x88>(even_low, even_high)),
+                        (1, _mm512_shuffle_i32x4::<0x88>(odd_low, odd_high)),
+                        (2, _mm512_shuffle_i32x4::<0xdd>(even_low, even_high)),
+                        (3, _mm512_shuffle_i32x4::<0xdd>(odd_low, odd_high)),
+                    ] {
+                        let to = to.as_mut_ptr().add((4 * quarter + c) * stride);
+                        _mm512_storeu_si512(to.cast(), column);
+                    }
+                }
+            }
+        }
+        #[inline(always)]
         fn scale(self, x: __m512, n: __m512) -> __m512 {
             unsafe { _mm512_scalef_ps(x, n) }
         }
@@ -459,6 +546,14 @@ mod x86 {
         #[inline(always)]
         fn store_bf16(self, to: &mut [bf16], x: __m256) {
             super::store_bf16(self, to, x);
+        }
+        #[inline(always)]
+        fn pair_bf16(self, first: &[f32], second: &[f32], to: &mut [u32]) {
+            super::pair_bf16(first, second, to);
+        }
+        #[inline(always)]
+        fn transpose(self, rows: [&[u32; 16]; 16], to: &mut [u32], stride: usize) {
+            super::transpose(rows, to, stride);
         }
         #[inline(always)]
         fn scale(self, x: __m256, n: __m256) -> __m256 {
