@@ -74,7 +74,8 @@ impl Target for LoadClient {
         pace: &Pace,
         stop: &Stop,
     ) -> anyhow::Result<Option<Outcome>> {
-        let caller = Caller { service: self.service.clone(), variant: variant.into(), requests: requests.into() };
+        let caller =
+            Caller { service: self.service.clone(), variant: variant.into(), requests: requests.into() };
         self.runtime.block_on(async {
             let finished = async {
                 match pace {
@@ -107,9 +108,11 @@ struct Caller {
 impl Caller {
     /// Sends one request, which was due at `due`.
     async fn send(&mut self, index: usize, due: Instant) -> Outcome {
-        let sample = |input: &Input| proto::Sample { id: String::new(), input: Some(to_proto(input.clone())) };
+        let sample =
+            |input: &Input| proto::Sample { id: String::new(), input: Some(to_proto(input.clone())) };
         let samples: Vec<proto::Sample> = self.requests[index].iter().map(sample).collect();
-        let request = proto::ScoreRequest { samples, variant: self.variant.to_string(), ..Default::default() };
+        let request =
+            proto::ScoreRequest { samples, variant: self.variant.to_string(), ..Default::default() };
         let response = self.service.score(request).await;
         let latency = due.elapsed();
         let mut outcome = Outcome::default();

@@ -95,8 +95,10 @@ pub fn run(variants: &[Variant], plan: &Plan, control: &mut Control<'_>) -> anyh
     labels.iter().try_for_each(|label| check_fits(label, sample_tokens, flags))?;
     let vocab_size = variants.iter().map(|variant| variant.tokenizer.vocab_size()).min().unwrap_or(0);
     let inputs = plan.inputs(vocab_size);
-    let sequences = variants.iter().map(|variant| tokenize(variant, &inputs)).collect::<anyhow::Result<Vec<_>>>()?;
-    let batches: Vec<_> = sequences.iter().map(|sequences| batches(sequences, plan.max_batch_tokens)).collect();
+    let sequences =
+        variants.iter().map(|variant| tokenize(variant, &inputs)).collect::<anyhow::Result<Vec<_>>>()?;
+    let batches: Vec<_> =
+        sequences.iter().map(|sequences| batches(sequences, plan.max_batch_tokens)).collect();
 
     // Each variant is two subjects: unshared, then shared.
     let ways = ["unshared", "shared"];
@@ -154,7 +156,10 @@ impl std::fmt::Display for Report {
         writeln!(f, "{table}")?;
         let Self { tokens, distinct_tokens, .. } = self;
         let share = digits(*tokens as f64 / *distinct_tokens as f64);
-        writeln!(f, "{tokens} tokens a round, {distinct_tokens} when each prompt counts once: {share} times fewer")
+        writeln!(
+            f,
+            "{tokens} tokens a round, {distinct_tokens} when each prompt counts once: {share} times fewer"
+        )
     }
 }
 

@@ -25,6 +25,9 @@ const MAX_SAMPLES: usize = 1_000_000;
 /// Longer than any model's context is, too.
 const MAX_TOKENS: usize = 1 << 20;
 
+/// All samples of a round are held in memory: 1 GiB of ids.
+pub const MAX_ROUND_TOKENS: usize = 1 << 28;
+
 /// `--lengths`, as typed.
 #[derive(Clone, Debug, PartialEq)]
 pub enum LengthsArg {
@@ -97,21 +100,28 @@ pub enum Lengths {
 impl LengthsArg {
     /// Draws the lengths, or reads the file.
     pub fn read(&self, seed: u64) -> anyhow::Result<Lengths> {
-        match self {
+        let lengths = match self {
             Self::Spread { shortest, longest, samples } => {
                 let mut noise = Noise::new(seed);
                 let draw = |_| log_uniform(&mut noise, *shortest, *longest);
-                Ok(Lengths::Tokens((0..*samples).map(draw).collect()))
+                Lengths::Tokens((0..*samples).map(draw).collect())
             }
             Self::File(path) => {
                 let name = path.display();
                 let bytes = std::fs::read(path).with_context(|| {
                     format!("--lengths {name}: neither lengths such as 128x32 or 16..512x64, nor a file")
                 })?;
-                let lengths = parse_file(&bytes).with_context(|| format!("--lengths {name}"))?;
-                Ok(lengths)
+                parse_file(&bytes).with_context(|| format!("--lengths {name}"))?
             }
+        };
+        if let Lengths::Tokens(tokens) = &lengths {
+            let tokens: usize = tokens.iter().sum();
+            ensure!(
+                tokens <= MAX_ROUND_TOKENS,
+                "--lengths {self}: {tokens} tokens in all, the limit is {MAX_ROUND_TOKENS}: ask for fewer samples"
+            );
         }
+        Ok(lengths)
     }
 }
 
@@ -128,7 +138,8 @@ fn parse_file(bytes: &[u8]) -> anyhow::Result<Lengths> {
         let text = std::str::from_utf8(bytes).context("neither JSON lines nor numbers")?;
         let lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
         let length = |(line, text): (usize, &str)| {
-            number(text.trim(), "tokens", MAX_TOKENS).map_err(|problem| anyhow::anyhow!("line {line}: {problem}"))
+            number(text.trim(), "tokens", MAX_TOKENS)
+                .map_err(|problem| anyhow::anyhow!("line {line}: {problem}"))
         };
         Lengths::Tokens(lines.map(length).collect::<anyhow::Result<_>>()?)
     };
@@ -136,7 +147,10 @@ fn parse_file(bytes: &[u8]) -> anyhow::Result<Lengths> {
         Lengths::Tokens(lengths) => lengths.len(),
         Lengths::Recorded(inputs) => inputs.len(),
     };
-    ensure!(samples > 0, "there is no sample in it: give JSON lines as `rewarm score` reads them, or one length a line");
+    ensure!(
+        samples > 0,
+        "there is no sample in it: give JSON lines as `rewarm score` reads them, or one length a line"
+    );
     ensure!(samples <= MAX_SAMPLES, "{samples} samples, the limit is {MAX_SAMPLES}: give fewer lines");
     Ok(lengths)
 }
@@ -212,6 +226,8 @@ mod tests {
             let error = text.parse::<LengthsArg>().unwrap_err();
             assert!(error.starts_with(expected), "{text}: {error}");
         }
+        let error = "1000x999999".parse::<LengthsArg>().unwrap().read(0).unwrap_err().to_string();
+        assert!(error.contains("999999000 tokens in all, the limit is 268435456: ask for fewer"), "{error}");
         let error = format!("{:#}", LengthsArg::File("nowhere.jsonl".into()).read(0).unwrap_err());
         assert!(error.starts_with("--lengths nowhere.jsonl: neither lengths such as 128x32"), "{error}");
     }

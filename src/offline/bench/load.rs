@@ -181,6 +181,9 @@ mod tests {
         sum.add(outcome("RESOURCE_EXHAUSTED"));
         sum.add(outcome("RESOURCE_EXHAUSTED"));
         assert_eq!((sum.seconds, sum.latencies.len(), sum.samples, sum.tokens), (2.0, 3, 9, 90));
-        assert_eq!((sum.failed_samples, sum.errors["RESOURCE_EXHAUSTED"], sum.errors["UNAVAILABLE"]), (3, 4, 2));
+        assert_eq!(
+            (sum.failed_samples, sum.errors["RESOURCE_EXHAUSTED"], sum.errors["UNAVAILABLE"]),
+            (3, 4, 2)
+        );
     }
 }

@@ -257,7 +257,11 @@ fn check_fits(label: &Label, tokens: usize, flag: &str) -> anyhow::Result<()> {
 }
 
 /// Where a report goes: `FILE` of `--json`. Opened by the caller before anything slow.
-pub fn write_json(file: &mut dyn std::io::Write, path: &Path, document: &impl Serialize) -> anyhow::Result<()> {
+pub fn write_json(
+    file: &mut dyn std::io::Write,
+    path: &Path,
+    document: &impl Serialize,
+) -> anyhow::Result<()> {
     let write = |file: &mut dyn std::io::Write| -> anyhow::Result<()> {
         serde_json::to_writer_pretty(&mut *file, document)?;
         file.write_all(b"\n")?;
@@ -293,7 +297,8 @@ mod tests {
 
     fn turns(stop_at: Option<usize>) -> (Vec<String>, anyhow::Result<Turns<usize>>) {
         let mut told = Vec::new();
-        let mut progress = |done: usize, total: usize, what: &str| told.push(format!("{done}/{total} {what}"));
+        let mut progress =
+            |done: usize, total: usize, what: &str| told.push(format!("{done}/{total} {what}"));
         let rounds = Rounds { warmup: 1, counted: 2 };
         let mut control = Control { rounds, stop: Stop::default(), progress: &mut progress };
         let mut measured = 0;

@@ -81,8 +81,10 @@ pub fn run(variants: &[Variant], plan: &Plan, control: &mut Control<'_>) -> anyh
     labels.iter().try_for_each(|label| check_fits(label, plan.lengths.longest(), "--lengths"))?;
     let vocab_size = variants.iter().map(|variant| variant.tokenizer.vocab_size()).min().unwrap_or(0);
     let inputs = plan.lengths.inputs(vocab_size, plan.seed);
-    let sequences = variants.iter().map(|variant| tokenize(variant, &inputs)).collect::<anyhow::Result<Vec<_>>>()?;
-    let batches: Vec<_> = sequences.iter().map(|sequences| batches(sequences, plan.max_batch_tokens)).collect();
+    let sequences =
+        variants.iter().map(|variant| tokenize(variant, &inputs)).collect::<anyhow::Result<Vec<_>>>()?;
+    let batches: Vec<_> =
+        sequences.iter().map(|sequences| batches(sequences, plan.max_batch_tokens)).collect();
 
     let names: Vec<String> = labels.iter().map(|label| label.name.clone()).collect();
     let turns = take_turns(control, &names, |index, _, stop| {
@@ -92,7 +94,8 @@ pub fn run(variants: &[Variant], plan: &Plan, control: &mut Control<'_>) -> anyh
     let forward = |(index, (label, seconds)): (usize, (Label, Vec<f64>))| {
         let (samples, tokens) = (sequences[index].len(), num_tokens(&sequences[index]));
         let batches = batches[index].len();
-        let of_rounds = |figure: &dyn Fn(f64) -> f64| Spread::of(seconds.iter().map(|&seconds| figure(seconds)));
+        let of_rounds =
+            |figure: &dyn Fn(f64) -> f64| Spread::of(seconds.iter().map(|&seconds| figure(seconds)));
         Forward {
             label,
             samples,
@@ -118,8 +121,16 @@ pub fn run(variants: &[Variant], plan: &Plan, control: &mut Control<'_>) -> anyh
 
 impl std::fmt::Display for Report {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mut table =
-            Table::new(&["variant", "models", "dtype", "samples", "tokens", "samples/s", "tokens/s", "ms a batch"]);
+        let mut table = Table::new(&[
+            "variant",
+            "models",
+            "dtype",
+            "samples",
+            "tokens",
+            "samples/s",
+            "tokens/s",
+            "ms a batch",
+        ]);
         for variant in &self.variants {
             table.row([
                 variant.label.name.clone(),

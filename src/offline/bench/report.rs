@@ -27,7 +27,8 @@ impl Table {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let width = |column: usize| self.rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+        let width =
+            |column: usize| self.rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
         let widths: Vec<usize> = (0..self.rows[0].len()).map(width).collect();
         for (index, row) in self.rows.iter().enumerate() {
             for (cell, width) in row.iter().zip(&widths) {
@@ -112,7 +113,9 @@ fn isa() -> Vec<&'static str> {
     ];
     // Rust cannot ask for the matrix unit yet; the kernel can.
     let cpu_info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let amx = ["amx_bf16", "amx_int8"].into_iter().filter(|name| cpu_info.split_whitespace().any(|word| word == *name));
+    let amx = ["amx_bf16", "amx_int8"]
+        .into_iter()
+        .filter(|name| cpu_info.split_whitespace().any(|word| word == *name));
     features.into_iter().filter(|(_, is_here)| *is_here).map(|(name, _)| name).chain(amx).collect()
 }
 
@@ -134,7 +137,8 @@ mod tests {
 
     #[test]
     fn figures_have_three_digits() {
-        let cases = [(1234.5, "1234"), (12.345, "12.3"), (1.2345, "1.23"), (0.01234, "0.012"), (-12.34, "-12.3")];
+        let cases =
+            [(1234.5, "1234"), (12.345, "12.3"), (1.2345, "1.23"), (0.01234, "0.012"), (-12.34, "-12.3")];
         for (value, text) in cases {
             assert_eq!(digits(value), text);
         }

@@ -181,7 +181,9 @@ pub fn run(
     }
     let smallest = here.iter().map(|variant| variant.tokenizer.vocab_size()).min();
     let vocab_size = smallest.unwrap_or(plan.vocab_size);
-    let inputs = plan.lengths.inputs(vocab_size, plan.seed);
+    let mut inputs = plan.lengths.inputs(vocab_size, plan.seed);
+    // Bare and served are the same samples, also when not all of them are asked for.
+    inputs.truncate(plan.requests.map_or(usize::MAX, |requests| requests * plan.samples_per_request));
     let small = vec![random_ids(&mut Noise::new(plan.seed), plan.single_tokens, vocab_size)];
     let bare = (labels.iter())
         .map(|label| {
@@ -288,7 +290,8 @@ fn served(label: Label, turns: &[Turn], samples: usize, plan: &Plan) -> anyhow::
     let bare = (!bare.is_empty()).then(|| Spread::of(bare.iter().map(|seconds| samples as f64 / seconds)));
     let closed = Loop::new(turns.iter().filter_map(|turn| turn.closed.as_ref()))?;
     let open = Loop::new(turns.iter().filter_map(|turn| turn.open.as_ref()))?;
-    let singles: Vec<(f64, Option<f64>)> = turns.iter().flat_map(|turn| turn.singles.iter().copied()).collect();
+    let singles: Vec<(f64, Option<f64>)> =
+        turns.iter().flat_map(|turn| turn.singles.iter().copied()).collect();
     Ok(Served {
         label,
         served_over_bare: (closed.as_ref().zip(bare.as_ref()))
@@ -334,7 +337,9 @@ impl Single {
             samples: singles.len(),
             served_p50_ms: median_ms(singles.iter().map(|(served, _)| *served).collect())?,
             bare_p50_ms: median_ms(singles.iter().filter_map(|(_, bare)| *bare).collect()),
-            overhead_p50_ms: median_ms(singles.iter().filter_map(|(served, bare)| Some(served - (*bare)?)).collect()),
+            overhead_p50_ms: median_ms(
+                singles.iter().filter_map(|(served, bare)| Some(served - (*bare)?)).collect(),
+            ),
         })
     }
 }
@@ -392,8 +397,12 @@ impl std::fmt::Display for Report {
 
 fn load_table(loops: &[(&Served, &Loop)], is_closed: bool) -> Table {
     let mut headers = vec!["variant", "models", "dtype"];
-    headers.extend(if is_closed { &["bare samples/s", "samples/s", "served / bare"][..] } else { &["requests/s", "samples/s"] });
-    headers.extend(["p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "max ms", "errors"]);
+    headers.extend(if is_closed {
+        &["bare samples/s", "samples/s", "served / bare"][..]
+    } else {
+        &["requests/s", "samples/s"]
+    });
+    headers.extend(["requests", "p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "max ms", "errors"]);
     let mut table = Table::new(&headers);
     let maybe = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     for (served, of) in loops {
@@ -407,6 +416,7 @@ fn load_table(loops: &[(&Served, &Loop)], is_closed: bool) -> Table {
             row.push(spread(&of.requests_per_second));
             row.push(spread(&of.samples_per_second));
         }
+        row.push(of.requests.to_string());
         let latencies = of.latency_ms.map(|ms| [ms.p50, ms.p90, ms.p99, ms.p99_9, ms.max].map(digits));
         row.extend(latencies.unwrap_or_else(|| ["-"; 5].map(str::to_owned)));
         row.push(errors(of));

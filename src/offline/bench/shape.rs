@@ -189,7 +189,8 @@ impl Sizes {
         let (mut base, mut own) = (Noise::new(0), Noise::new(member + 1));
         let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = (self.tensors().into_iter())
             .map(|(name, shape)| {
-                let is_norm = shape.len() == 1 && name.to_lowercase().contains("norm") && name.ends_with("weight");
+                let is_norm =
+                    shape.len() == 1 && name.to_lowercase().contains("norm") && name.ends_with("weight");
                 // Norms keep the size of what passes; the others are as small as a trained model's.
                 let (mean, size) = if is_norm { (1.0, 0.1) } else { (0.0, 0.1) };
                 let mut draw = || mean + size * (base.unit() - 0.5 + (own.unit() - 0.5) / 16.0);
@@ -204,7 +205,8 @@ impl Sizes {
             .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
             .context("a tensor's bytes are its shape's")?;
         let path = dir.join("model.safetensors");
-        safetensors::serialize_to_file(views, None, &path).with_context(|| format!("write {}", path.display()))
+        safetensors::serialize_to_file(views, None, &path)
+            .with_context(|| format!("write {}", path.display()))
     }
 }
 
@@ -227,7 +229,10 @@ mod tests {
         };
         let parameters: Vec<(&str, usize)> =
             Shape::value_variants().iter().map(|shape| (shape.name(), millions(*shape))).collect();
-        assert_eq!(parameters, [("minilm", 22), ("bert-base", 109), ("smollm2-135m", 134), ("llama-512x8", 41)]);
+        assert_eq!(
+            parameters,
+            [("minilm", 22), ("bert-base", 109), ("smollm2-135m", 134), ("llama-512x8", 41)]
+        );
     }
 
     #[test]
