@@ -102,7 +102,7 @@ struct ServerArgs {
     #[command(flatten)]
     variants: VariantArgs,
     /// A running server, for example http://127.0.0.1:50051 [default: one in this process].
-    #[arg(long, value_name = "URL", conflicts_with_all = ["model", "members", "shape", "config", "dtype", "device"])]
+    #[arg(long, value_name = "URL", conflicts_with_all = ["model", "members", "shape", "config", "mode", "dtype", "device"])]
     server: Option<String>,
     #[command(flatten)]
     lengths: LengthsArgs,
@@ -246,7 +246,8 @@ fn run_group(args: GroupArgs, stop: Stop) -> anyhow::Result<()> {
     if samples * tokens > MAX_ROUND_TOKENS {
         let asked = samples * tokens;
         bail!(
-            "{samples} samples of {tokens} tokens are {asked} in all, the limit is {MAX_ROUND_TOKENS}: lower --groups or --responses"
+            "{samples} samples of {tokens} tokens are {asked} in all, the limit is {MAX_ROUND_TOKENS}: \
+             lower --groups or --responses"
         );
     }
     let output = Output::open(&args.run)?;
@@ -269,10 +270,14 @@ fn run_server(args: ServerArgs, stop: Stop) -> anyhow::Result<()> {
     if args.callers == 0 && args.rate.is_none() && args.singles == 0 {
         bail!("--callers 0 and --singles 0 without --rate leave nothing to measure: give one of them");
     }
+    if args.server.is_some() && args.run.max_batch_tokens.is_some() {
+        bail!("--max-batch-tokens does not go with --server: that server's own configuration decides");
+    }
     let most = args.requests.unwrap_or(0) * args.samples_per_request;
     if most > MAX_ROUND_SAMPLES {
         bail!(
-            "--requests times --samples-per-request are {most} samples, the limit is {MAX_ROUND_SAMPLES}: ask for fewer"
+            "--requests times --samples-per-request are {most} samples, the limit is {MAX_ROUND_SAMPLES}: \
+             ask for fewer"
         );
     }
     let output = Output::open(&args.run)?;
@@ -417,6 +422,7 @@ mod tests {
             ("bench model --num-members 2", "required arguments"),
             ("bench model --shape gpt-5", "[possible values: minilm,"),
             ("bench server --server http://a --model b", "cannot be used with"),
+            ("bench server --server http://a --mode ens", "cannot be used with"),
             ("bench server --rate 0", "'0' for '--rate <R>': expected requests a second, above 0"),
             ("bench server --rate inf", "expected requests a second"),
             ("bench server --callers x", "'x' for '--callers <N>': expected a whole number from 0 to 10000"),

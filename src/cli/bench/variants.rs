@@ -72,18 +72,19 @@ pub(super) struct Chosen {
 impl VariantArgs {
     /// Checks what can be checked without reading weights, and writes the checkpoints of a random shape.
     pub(super) fn choose(&self) -> anyhow::Result<Chosen> {
+        if self.mode.is_some() && self.members.is_none() && self.shape.is_none() {
+            bail!("--mode says what becomes of --members or of --shape: give one of them");
+        }
         let mut folder = None;
         let mut service = match (&self.model, &self.members, self.shape) {
-            (Some(models), _, _) => service_of(self.each_model(models)?),
-            (_, Some(members), _) => service_of(self.ways(members, "")?),
+            (Some(models), _, _) => service_of(self.in_each_dtype(self.each_model(models)?)?),
+            (_, Some(members), _) => service_of(self.in_each_dtype(self.ways(members, "")?)?),
             (_, _, Some(shape)) => {
                 let dir = folder.insert(tempfile::tempdir().context("create a temporary directory")?);
                 let members = write_shape(shape, self.num_members.unwrap_or(1), dir.path())?;
-                service_of(self.ways(&members, shape.name())?)
+                service_of(self.in_each_dtype(self.ways(&members, shape.name())?)?)
             }
-            (None, None, None) => {
-                config::load(&Overrides { config: self.config.clone(), ..Default::default() })?.service
-            }
+            (None, None, None) => self.configured()?,
         };
         let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         (service.listen, service.admin, service.metrics) = (any_port, any_port, any_port);
@@ -95,16 +96,29 @@ impl VariantArgs {
         Ok(Chosen { service, folder })
     }
 
+    /// Of the file, as they are; or the demo family, on the device and in the precisions that were asked for.
+    fn configured(&self) -> anyhow::Result<service::Config> {
+        let mut service =
+            config::load(&Overrides { config: self.config.clone(), ..Default::default() })?.service;
+        if self.config.is_none() {
+            if let Some(device) = &self.device {
+                service.models.variants.iter_mut().for_each(|variant| variant.device.clone_from(device));
+            }
+            service.models.variants = self.in_each_dtype(service.models.variants)?;
+        }
+        Ok(service)
+    }
+
     fn each_model(&self, models: &[String]) -> anyhow::Result<Vec<VariantConfig>> {
         let mut taken = BTreeSet::new();
-        let mut variants = Vec::new();
-        for model in models {
+        let checked = |model: &String| {
             let name = unique(plain_name(model), &mut taken);
-            let options =
-                VariantOptions { mode: Some(Mode::Warm), model: Some(model.clone()), ..self.options() };
-            self.in_each_dtype(&mut variants, &name, &options)?;
-        }
-        Ok(variants)
+            self.check(
+                &name,
+                VariantOptions { mode: Some(Mode::Warm), model: Some(model.clone()), ..Default::default() },
+            )
+        };
+        models.iter().map(checked).collect()
     }
 
     /// The members as WARM and as ENS, or as --mode says; a single one is just that model.
@@ -115,36 +129,35 @@ impl VariantArgs {
             (None, _) => vec![Mode::Warm, Mode::Ens],
         };
         let is_plain = members.len() == 1 && self.mode.is_none() && !name_of_one.is_empty();
-        let mut variants = Vec::new();
-        for mode in modes {
+        let checked = |mode: Mode| {
             let name = if is_plain { name_of_one } else { mode.name() };
-            let options =
-                VariantOptions { mode: Some(mode), members: Some(members.to_vec()), ..self.options() };
-            self.in_each_dtype(&mut variants, name, &options)?;
-        }
-        Ok(variants)
+            self.check(
+                name,
+                VariantOptions { mode: Some(mode), members: Some(members.to_vec()), ..Default::default() },
+            )
+        };
+        modes.into_iter().map(checked).collect()
     }
 
-    fn in_each_dtype(
-        &self,
-        variants: &mut Vec<VariantConfig>,
-        name: &str,
-        options: &VariantOptions,
-    ) -> anyhow::Result<()> {
-        let dtypes = self.dtype.as_deref().unwrap_or(&[Dtype::F32]);
-        for (index, &dtype) in dtypes.iter().enumerate() {
-            if dtypes[..index].contains(&dtype) {
-                bail!("--dtype names {} twice: name it once", dtype.name());
-            }
-            let name = if dtypes.len() > 1 { format!("{name}-{}", dtype.name()) } else { name.to_owned() };
-            let options = VariantOptions { dtype: Some(dtype), ..options.clone() };
-            variants.push(options.check(&name, Path::new("")).map_err(ConfigError)?);
-        }
-        Ok(())
+    fn check(&self, name: &str, options: VariantOptions) -> anyhow::Result<VariantConfig> {
+        let options = VariantOptions { device: self.device.clone(), ..options };
+        Ok(options.check(name, Path::new("")).map_err(ConfigError)?)
     }
 
-    fn options(&self) -> VariantOptions {
-        VariantOptions { device: self.device.clone(), ..Default::default() }
+    /// Each variant in each precision that was asked for; the name says which when there are several.
+    fn in_each_dtype(&self, variants: Vec<VariantConfig>) -> anyhow::Result<Vec<VariantConfig>> {
+        let Some(dtypes) = &self.dtype else { return Ok(variants) };
+        if let Some(twice) = (1..dtypes.len()).find(|&index| dtypes[..index].contains(&dtypes[index])) {
+            bail!("--dtype names {} twice: name it once", dtypes[twice].name());
+        }
+        let in_dtype = |variant: &VariantConfig, dtype: Dtype| {
+            let suffix = if dtypes.len() > 1 { format!("-{}", dtype.name()) } else { String::new() };
+            VariantConfig { name: format!("{}{suffix}", variant.name), dtype, ..variant.clone() }
+        };
+        Ok(variants
+            .iter()
+            .flat_map(|variant| dtypes.iter().map(move |&dtype| in_dtype(variant, dtype)))
+            .collect())
     }
 }
 

@@ -124,14 +124,16 @@ impl Percentiles {
             longest = longest.max(latency);
             histogram.record(latency.as_nanos() as u64).context("record a latency")?;
         }
-        let ms = |quantile: f64| histogram.value_at_quantile(quantile) as f64 / 1e6;
+        // Its bins reach above what is in them, but nothing took longer than the longest.
+        let longest = longest.as_secs_f64() * 1e3;
+        let ms = |quantile: f64| (histogram.value_at_quantile(quantile) as f64 / 1e6).min(longest);
         Ok((!histogram.is_empty()).then(|| Self {
             requests: histogram.len(),
             p50: ms(0.5),
             p90: ms(0.9),
             p99: ms(0.99),
             p99_9: ms(0.999),
-            max: longest.as_secs_f64() * 1e3,
+            max: longest,
         }))
     }
 }
