@@ -43,7 +43,6 @@ TUNED = {
     "MALLOC_TOP_PAD_": str(256 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(64 << 30),
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-    "OMP_PROC_BIND": "false",
 }
 # Room for another order of summation in f32, relative to the larger of 1 and the reward.
 F32_RTOL = 1e-3
