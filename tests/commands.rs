@@ -357,9 +357,16 @@ fn bench_group_reports_both_ways() {
         "{table}"
     );
     let variant = &json["report"]["variants"][0];
+    assert_eq!(variant["shares_prefixes"], true, "a decoder");
     let seconds = |way: &str| variant[way]["median"].as_f64().unwrap();
     let speedup = seconds("unshared_seconds") / seconds("shared_seconds");
     assert!((variant["speedup"].as_f64().unwrap() - speedup).abs() < 1e-9, "{variant}");
+
+    let args =
+        ["group", "--prompt-tokens", "4", "--responses", "2", "--response-tokens", "2", "--rounds", "1"];
+    let (table, json) = bench(folder.path(), &args);
+    assert!(table.contains("warm cannot share prefixes"), "the demo's encoders: {table}");
+    assert_eq!(json["report"]["variants"][0]["shares_prefixes"], false);
 }
 
 #[test]

@@ -140,8 +140,7 @@ Examples:
 
 /// Several responses to one prompt, as best-of-n and GRPO send them: the prompt computed once, and each time.
 ///
-/// Only decoders can share a prompt: in an encoder every token sees the response. In this version the packer
-/// shares nothing yet, so that both ways do the same work.
+/// Only decoders can share a prompt: in an encoder every token sees the response.
 #[derive(Debug, Args)]
 #[command(after_help = GROUP_EXAMPLES)]
 struct GroupArgs {

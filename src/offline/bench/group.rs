@@ -16,6 +16,7 @@ use crate::offline::bench::report::spread;
 use crate::offline::bench::take_turns;
 use crate::offline::bench::time_forwards;
 use crate::offline::bench::tokenize;
+use crate::offline::forward::can_share;
 use crate::text::Input;
 
 /// What to measure.
@@ -56,6 +57,8 @@ pub struct Group {
     /// Which.
     #[serde(flatten)]
     pub label: Label,
+    /// Whether its models can share at all; where they cannot, both ways do the same work.
+    pub shares_prefixes: bool,
     /// Seconds of a round, each prompt computed for each of its responses.
     pub unshared_seconds: Spread,
     /// Seconds of a round, each prompt computed once.
@@ -113,6 +116,7 @@ pub fn run(variants: &[Variant], plan: &Plan, control: &mut Control<'_>) -> anyh
         let [unshared, shared] = [0, 1].map(|way| Spread::of(turns.of[2 * index + way].iter().copied()));
         Group {
             label,
+            shares_prefixes: batches[index].iter().all(|batch| can_share(&variants[index].scorer, batch)),
             unshared_seconds: unshared,
             shared_seconds: shared,
             unshared_samples_per_second: inputs.len() as f64 / unshared.median,
@@ -154,6 +158,9 @@ impl std::fmt::Display for Report {
             ]);
         }
         writeln!(f, "{table}")?;
+        for group in self.variants.iter().filter(|group| !group.shares_prefixes) {
+            writeln!(f, "{} cannot share prefixes: both ways are the same work\n", group.label.name)?;
+        }
         let Self { tokens, distinct_tokens, .. } = self;
         let share = digits(*tokens as f64 / *distinct_tokens as f64);
         writeln!(
