@@ -67,6 +67,13 @@ pub struct AttentionSpec {
     pub softcap: Option<f64>,
 }
 
+impl AttentionSpec {
+    /// The key and value head that a query head reads.
+    pub fn kv_head(&self, head: usize) -> usize {
+        head * self.kv_heads / self.heads
+    }
+}
+
 /// Rows of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Which<'a> {

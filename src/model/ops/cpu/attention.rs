@@ -25,6 +25,7 @@ use super::product::Multiplier;
 use super::product::Number;
 use super::product::Operand;
 use super::product::Panel;
+use super::product::Part;
 use super::rows::Rows;
 use super::simd::Simd;
 use crate::model::batch::Segment;
@@ -63,11 +64,14 @@ pub(super) struct Attention<'a> {
     pub(super) in_parallel: bool,
 }
 
-/// Keys and values of all segments and heads, in panels.
+/// Keys and values of all segments and heads, in panels: for each segment and head its panels, end to end.
 struct Cache {
+    number: Number,
+    sizes: Sizes,
+    kv_heads: usize,
     keys: Buffer,
     values: Buffer,
-    /// Where each segment's panels begin, in positions of one head.
+    /// How many panels come before each segment's, of one head.
     starts: Vec<usize>,
 }
 
@@ -80,6 +84,54 @@ struct Sizes {
     depth: usize,
     /// `head_dim`, filled up to whole panels.
     columns: usize,
+}
+
+/// Panels of a sequence that one segment has packed.
+struct Piece {
+    segment: usize,
+    /// All that the segment has packed.
+    own: Range<usize>,
+    /// What the sequence takes of them.
+    panels: Range<usize>,
+}
+
+/// Queries of one sequence that follow each other.
+struct Tile<'a> {
+    queries: &'a Rows,
+    rows: Range<usize>,
+    first_position: usize,
+    /// Where the segment of the queries ends.
+    end_position: usize,
+    path: Vec<Piece>,
+}
+
+impl Cache {
+    /// Where the panels of a segment and a head begin.
+    fn start(&self, piece: &Piece, kv_head: usize) -> usize {
+        self.starts[piece.segment] * self.kv_heads + kv_head * piece.own.len()
+    }
+
+    /// Keys of one panel of positions.
+    fn keys(&self, piece: &Piece, kv_head: usize, panel: usize) -> Panel<'_> {
+        let length = self.sizes.width * self.sizes.depth;
+        let at = (self.start(piece, kv_head) + panel - piece.own.start) * length;
+        self.panel(&self.keys, at..at + length)
+    }
+
+    /// Values at some panels of positions, of one panel of columns.
+    fn values(&self, piece: &Piece, kv_head: usize, panels: &Range<usize>, of_columns: usize) -> Panel<'_> {
+        let Sizes { width, columns, .. } = self.sizes;
+        let head = self.start(piece, kv_head) * width * columns;
+        let at = head + (of_columns * piece.own.len() + panels.start - piece.own.start) * width * width;
+        self.panel(&self.values, at..at + panels.len() * width * width)
+    }
+
+    fn panel<'a>(&self, buffer: &'a Buffer, range: Range<usize>) -> Panel<'a> {
+        match self.number {
+            Number::F32 => Panel::F32(&buffer.numbers()[range]),
+            Number::Bf16 => Panel::Bf16(&buffer.numbers()[range]),
+        }
+    }
 }
 
 impl Attention<'_> {
@@ -116,30 +168,31 @@ impl Attention<'_> {
     }
 
     fn pack(&self) -> Cache {
-        let Sizes { width, depth, columns } = self.sizes();
+        let sizes @ Sizes { width, depth, columns } = self.sizes();
         let mut starts = Vec::with_capacity(self.segments.len());
-        let mut positions = 0;
+        let mut panels = 0;
         for segment in self.segments {
-            starts.push(positions);
-            positions += self.own_panels(segment).len() * width;
+            starts.push(panels);
+            panels += self.own_panels(segment).len();
         }
-        let count = positions * self.spec.kv_heads;
-        let unit = match self.number {
+        // in words of 32 bits: one `f32`, or a pair of bfloat16
+        let pair = match self.number {
             Number::F32 => 1,
             Number::Bf16 => 2,
         };
-        // in words of 32 bits: a pair of bfloat16, or one `f32`
-        let mut keys = Buffer::for_numbers::<u32>(count * depth / unit);
-        let mut values = Buffer::for_numbers::<u32>(count * columns / unit);
-        let mut parts = Vec::with_capacity(self.segments.len() * self.spec.kv_heads);
+        let (key_words, value_words) = (width * depth / pair, width * columns / pair); // of one panel
+        let kv_heads = self.spec.kv_heads;
+        let mut keys = Buffer::for_numbers::<u32>(panels * kv_heads * key_words);
+        let mut values = Buffer::for_numbers::<u32>(panels * kv_heads * value_words);
+        let mut parts = Vec::with_capacity(self.segments.len() * kv_heads);
         let (mut keys_left, mut values_left) = (keys.numbers_mut::<u32>(), values.numbers_mut::<u32>());
-        for segment in 0..self.segments.len() {
-            let positions = self.own_panels(&self.segments[segment]).len() * width;
-            for head in 0..self.spec.kv_heads {
-                let (of_keys, rest) = keys_left.split_at_mut(positions * depth / unit);
-                let (of_values, values_rest) = values_left.split_at_mut(positions * columns / unit);
-                (keys_left, values_left) = (rest, values_rest);
-                parts.push((segment, head, of_keys, of_values));
+        for (index, segment) in self.segments.iter().enumerate() {
+            let panels = self.own_panels(segment).len();
+            for head in 0..kv_heads {
+                let (of_keys, of_values);
+                (of_keys, keys_left) = keys_left.split_at_mut(panels * key_words);
+                (of_values, values_left) = values_left.split_at_mut(panels * value_words);
+                parts.push((index, head, of_keys, of_values));
             }
         }
         let pack = |(segment, head, keys, values): (usize, usize, &mut [u32], &mut [u32])| {
@@ -150,7 +203,7 @@ impl Attention<'_> {
         } else {
             parts.into_iter().for_each(pack);
         }
-        Cache { keys, values, starts }
+        Cache { number: self.number, sizes, kv_heads, keys, values, starts }
     }
 
     /// The row of each position of a panel; fewer at the end of a sequence.
@@ -194,18 +247,17 @@ impl Attention<'_> {
         let mut work = Work::new(self);
         let mut first = 0;
         while first < queries.len() {
-            let (segment, position) = place(first);
-            let mut end = first + 1;
-            while end < queries.len()
-                && end - first < MAX_QUERIES
-                && place(end) == (segment, position + end - first)
-            {
-                end += 1;
-            }
+            let (segment, first_position) = place(first);
+            let follows = |&query: &usize| place(query) == (segment, first_position + query - first);
+            let last = queries.len().min(first + MAX_QUERIES);
+            let end = (first + 1..last).take_while(follows).last().unwrap_or(first) + 1;
+            let Segment { rows, first_position: start, .. } = &self.segments[segment];
+            let end_position = start + rows.len();
             let path = self.path(segment);
+            let tile = Tile { queries, rows: first..end, first_position, end_position, path };
             for head in 0..self.spec.heads {
-                work.attend(self, cache, &path, queries, first..end, position, head);
-                work.write(self, &mut output, first..end, head);
+                work.attend(self, cache, &tile, head);
+                work.write(self, &mut output, &tile, head);
             }
             first = end;
         }
@@ -213,17 +265,18 @@ impl Attention<'_> {
     }
 
     /// The segments that hold a segment's sequence, each with the panels that it gives.
-    fn path(&self, segment: usize) -> Vec<(usize, Range<usize>)> {
+    fn path(&self, segment: usize) -> Vec<Piece> {
         let mut path = Vec::new();
         let mut current = Some(segment);
         let mut until = usize::MAX;
-        while let Some(index) = current {
-            let panels = self.own_panels(&self.segments[index]);
-            if panels.start < until {
-                path.push((index, panels.start..panels.end.min(until)));
-                until = panels.start;
+        while let Some(segment) = current {
+            let own = self.own_panels(&self.segments[segment]);
+            if own.start < until {
+                let panels = own.start..own.end.min(until);
+                until = own.start;
+                path.push(Piece { segment, own, panels });
             }
-            current = self.segments[index].parent;
+            current = self.segments[segment].parent;
         }
         path.reverse();
         path
@@ -233,13 +286,11 @@ impl Attention<'_> {
 /// Memory of one thread.
 struct Work {
     multiplier: Multiplier,
-    /// `[queries, BLOCK]`, a row every `score_stride`.
+    /// `[queries, BLOCK]`; for `f32` the softmax weights take their place.
     scores: Buffer,
-    score_stride: usize,
-    /// Bfloat16 only: queries, and softmax weights.
+    /// Queries and softmax weights in bfloat16.
     queries: Buffer,
     weights: Buffer,
-    weight_stride: usize,
     /// `[queries, columns]`
     sums: Buffer,
     /// Of each query: the largest score, and the sum of the weights.
@@ -249,18 +300,18 @@ struct Work {
     keep: [f32; MAX_QUERIES],
 }
 
+/// An odd number of cache lines, so that rows do not fall into the same set.
+const SCORE_STRIDE: usize = BLOCK + 16;
+const WEIGHT_STRIDE: usize = BLOCK + 32;
+
 impl Work {
     fn new(attention: &Attention<'_>) -> Self {
         let Sizes { depth, columns, .. } = attention.sizes();
-        let score_stride = BLOCK + 16;
-        let weight_stride = BLOCK + 32;
         Self {
             multiplier: Multiplier::new(attention.isa, attention.number),
-            scores: Buffer::for_numbers::<f32>(MAX_QUERIES * score_stride),
-            score_stride,
+            scores: Buffer::for_numbers::<f32>(MAX_QUERIES * SCORE_STRIDE),
             queries: Buffer::for_numbers::<bf16>(MAX_QUERIES * depth),
-            weights: Buffer::for_numbers::<bf16>(MAX_QUERIES * weight_stride),
-            weight_stride,
+            weights: Buffer::for_numbers::<bf16>(MAX_QUERIES * WEIGHT_STRIDE),
             sums: Buffer::for_numbers::<f32>(MAX_QUERIES * columns),
             largest: [0.0; MAX_QUERIES],
             total: [0.0; MAX_QUERIES],
@@ -268,85 +319,39 @@ impl Work {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one query tile of one head")]
-    fn attend(
-        &mut self,
-        attention: &Attention<'_>,
-        cache: &Cache,
-        path: &[(usize, Range<usize>)],
-        queries: &Rows,
-        tile: Range<usize>,
-        first_position: usize,
-        head: usize,
-    ) {
-        let Attention { spec, segments, number, isa, .. } = *attention;
-        let Sizes { width, depth, columns } = attention.sizes();
-        let count = tile.len();
-        let (segment, _) = path[path.len() - 1];
-        let end = segments[segment].first_position + segments[segment].rows.len();
-        let last_key = if spec.causal { first_position + count } else { end };
+    /// Attention of a tile and a head, into `sums` and `total`.
+    fn attend(&mut self, attention: &Attention<'_>, cache: &Cache, tile: &Tile<'_>, head: usize) {
+        let spec = attention.spec;
+        let count = tile.rows.len();
+        let last_key = if spec.causal { tile.first_position + count } else { tile.end_position };
         let first_key = match spec.window {
-            Some(window) if spec.causal => (first_position + 1).saturating_sub(window),
+            Some(window) if spec.causal => (tile.first_position + 1).saturating_sub(window),
             _ => 0,
         };
-        let kv_head = head * spec.kv_heads / spec.heads;
-        let column = head * spec.head_dim;
-
-        let query_operand = match number {
-            Number::F32 => {
-                Operand::F32(&queries.values()[tile.start * queries.stride() + column..], queries.stride())
-            }
-            Number::Bf16 => {
-                let rounded: &mut [bf16] = self.queries.numbers_mut();
-                isa.run(RoundQueries {
-                    queries,
-                    tile: tile.clone(),
-                    column,
-                    head_dim: spec.head_dim,
-                    depth,
-                    to: rounded,
-                });
-                Operand::Bf16(self.queries.numbers(), depth)
-            }
-        };
+        if attention.number == Number::Bf16 {
+            attention.isa.run(RoundQueries {
+                queries: tile.queries,
+                rows: tile.rows.clone(),
+                of_head: head * spec.head_dim..(head + 1) * spec.head_dim,
+                depth: cache.sizes.depth,
+                to: self.queries.numbers_mut(),
+            });
+        }
         self.largest[..count].fill(f32::NEG_INFINITY);
         self.total[..count].fill(0.0);
-        let mut is_first = true;
         for block in first_key / BLOCK..last_key.div_ceil(BLOCK) {
             let positions = block * BLOCK..(block + 1) * BLOCK;
+            let width = cache.sizes.width;
             let panels = positions.start.max(first_key) / width..positions.end.min(last_key).div_ceil(width);
-            // scores
-            for (part, of_part) in path {
-                let shared = of_part.start.max(panels.start)..of_part.end.min(panels.end);
-                for panel in shared {
-                    let own = attention.own_panels(&segments[*part]);
-                    let (begin, panel_in_part) = (cache.starts[*part], panel - own.start);
-                    let base = begin * spec.kv_heads + kv_head * own.len() * width;
-                    let at = (base + panel_in_part * width) * depth;
-                    let keys = match number {
-                        Number::F32 => Panel::F32(&cache.keys.numbers()[at..][..width * depth]),
-                        Number::Bf16 => Panel::Bf16(&cache.keys.numbers()[at..][..width * depth]),
-                    };
-                    let mut to = Scores {
-                        to: self.scores.numbers_mut(),
-                        stride: self.score_stride,
-                        first_panel: block * BLOCK / width,
-                    };
-                    self.multiplier.multiply(count, &[(query_operand, keys, depth)], panel, &mut to);
-                }
-            }
-            // weights
-            let columns_in_block =
-                panels.start * width - positions.start..panels.end * width - positions.start;
-            isa.run(Softmax {
+            self.score(attention, cache, tile, head, &panels);
+            attention.isa.run(Softmax {
                 scores: self.scores.numbers_mut(),
-                stride: self.score_stride,
-                weights: (number == Number::Bf16).then_some((self.weights.numbers_mut(), self.weight_stride)),
+                weights: (attention.number == Number::Bf16).then_some(self.weights.numbers_mut()),
                 count,
-                columns: columns_in_block.clone(),
+                columns: panels.start * width - positions.start..panels.end * width - positions.start,
                 visible: |query: usize| {
-                    let position = first_position + query;
-                    let end = if spec.causal { position + 1 } else { end };
+                    let position = tile.first_position + query;
+                    let end = if spec.causal { position + 1 } else { tile.end_position };
                     let start = spec.window.map_or(0, |window| (position + 1).saturating_sub(window));
                     let inside = |key: usize| key.clamp(positions.start, positions.end) - positions.start;
                     inside(start)..inside(end)
@@ -357,62 +362,78 @@ impl Work {
                 total: &mut self.total,
                 keep: &mut self.keep,
             });
-            // sums
-            let mut parts = [(query_operand, Panel::F32(&[]), 0); 8];
-            for of_columns in 0..columns / width {
-                let mut used = 0;
-                let mut more = Vec::new();
-                for (part, of_part) in path {
-                    let shared = of_part.start.max(panels.start)..of_part.end.min(panels.end);
-                    if shared.is_empty() {
-                        continue;
-                    }
-                    let own = attention.own_panels(&segments[*part]);
-                    let base = (cache.starts[*part] * spec.kv_heads + kv_head * own.len() * width) * columns;
-                    let at = base + (of_columns * own.len() + shared.start - own.start) * width * width;
-                    let keys = shared.len() * width;
-                    let from = shared.start * width - positions.start;
-                    let part = match number {
-                        Number::F32 => (
-                            Operand::F32(&self.scores.numbers()[from..], self.score_stride),
-                            Panel::F32(&cache.values.numbers()[at..][..keys * width]),
-                            keys,
-                        ),
-                        Number::Bf16 => (
-                            Operand::Bf16(&self.weights.numbers()[from..], self.weight_stride),
-                            Panel::Bf16(&cache.values.numbers()[at..][..keys * width]),
-                            keys,
-                        ),
-                    };
-                    if used < parts.len() {
-                        parts[used] = part;
-                    } else {
-                        if more.is_empty() {
-                            more.extend_from_slice(&parts);
-                        }
-                        more.push(part);
-                    }
-                    used += 1;
-                }
-                let parts = if more.is_empty() { &parts[..used] } else { &more };
-                let mut to = Sums { to: self.sums.numbers_mut(), columns, keep: &self.keep, is_first };
-                self.multiplier.multiply(count, parts, of_columns, &mut to);
+            let is_first = block == first_key / BLOCK;
+            self.add_values(attention, cache, tile, head, &panels, is_first);
+        }
+    }
+
+    /// Queries times keys, at some panels of positions.
+    fn score(
+        &mut self,
+        attention: &Attention<'_>,
+        cache: &Cache,
+        tile: &Tile<'_>,
+        head: usize,
+        panels: &Range<usize>,
+    ) {
+        let Sizes { width, depth, .. } = cache.sizes;
+        let queries = match attention.number {
+            Number::F32 => {
+                let at = tile.rows.start * tile.queries.stride() + head * attention.spec.head_dim;
+                Operand::F32(&tile.queries.values()[at..], tile.queries.stride())
             }
-            is_first = false;
+            Number::Bf16 => Operand::Bf16(self.queries.numbers(), depth),
+        };
+        let kv_head = attention.spec.kv_head(head);
+        for piece in &tile.path {
+            for panel in piece.panels.start.max(panels.start)..piece.panels.end.min(panels.end) {
+                let to = &mut self.scores.numbers_mut()[panel * width % BLOCK..];
+                let keys = Part { rows: queries, panel: cache.keys(piece, kv_head, panel), depth };
+                self.multiplier.multiply(tile.rows.len(), std::iter::once(keys), 0, &mut Scores { to });
+            }
+        }
+    }
+
+    /// Adds the values at some panels of positions, each as often as its weight says.
+    fn add_values(
+        &mut self,
+        attention: &Attention<'_>,
+        cache: &Cache,
+        tile: &Tile<'_>,
+        head: usize,
+        panels: &Range<usize>,
+        is_first: bool,
+    ) {
+        let Sizes { width, columns, .. } = cache.sizes;
+        let kv_head = attention.spec.kv_head(head);
+        for of_columns in 0..columns / width {
+            let parts = tile.path.iter().filter_map(|piece| {
+                let panels = piece.panels.start.max(panels.start)..piece.panels.end.min(panels.end);
+                let at = panels.start * width % BLOCK;
+                (!panels.is_empty()).then(|| Part {
+                    rows: match attention.number {
+                        Number::F32 => Operand::F32(&self.scores.numbers()[at..], SCORE_STRIDE),
+                        Number::Bf16 => Operand::Bf16(&self.weights.numbers()[at..], WEIGHT_STRIDE),
+                    },
+                    panel: cache.values(piece, kv_head, &panels, of_columns),
+                    depth: panels.len() * width,
+                })
+            });
+            let mut to = Sums { to: self.sums.numbers_mut(), columns, keep: &self.keep, is_first };
+            self.multiplier.multiply(tile.rows.len(), parts, of_columns, &mut to);
         }
     }
 
     /// Writes a head's result.
-    fn write(&mut self, attention: &Attention<'_>, output: &mut Rows, tile: Range<usize>, head: usize) {
-        let columns = attention.sizes().columns;
-        let head_dim = attention.spec.head_dim;
-        attention.isa.run(Finish {
+    fn write(&self, attention: &Attention<'_>, output: &mut Rows, tile: &Tile<'_>, head: usize) {
+        let Attention { isa, spec, .. } = attention;
+        isa.run(Finish {
             sums: self.sums.numbers(),
-            columns,
+            columns: attention.sizes().columns,
             total: &self.total,
             output,
-            tile,
-            of_head: head * head_dim..(head + 1) * head_dim,
+            rows: tile.rows.clone(),
+            of_head: head * spec.head_dim..(head + 1) * spec.head_dim,
         });
     }
 }
@@ -521,9 +542,8 @@ impl Kernel for PackValues<'_> {
 
 struct RoundQueries<'a> {
     queries: &'a Rows,
-    tile: Range<usize>,
-    column: usize,
-    head_dim: usize,
+    rows: Range<usize>,
+    of_head: Range<usize>,
     depth: usize,
     to: &'a mut [bf16],
 }
@@ -532,10 +552,10 @@ impl Kernel for RoundQueries<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        for (row, to) in self.tile.zip(self.to.chunks_exact_mut(self.depth)) {
-            let (to, rest) = to.split_at_mut(self.head_dim);
+        for (row, to) in self.rows.zip(self.to.chunks_exact_mut(self.depth)) {
+            let (to, rest) = to.split_at_mut(self.of_head.len());
             rest.fill(bf16::ZERO);
-            let from = &self.queries.row(row)[self.column..][..self.head_dim];
+            let from = &self.queries.row(row)[self.of_head.clone()];
             for (to, from) in to.chunks_mut(S::LANES).zip(from.chunks(S::LANES)) {
                 simd.store_bf16(to, simd.load(from));
             }
@@ -545,18 +565,15 @@ impl Kernel for RoundQueries<'_> {
 
 struct Scores<'a> {
     to: &'a mut [f32],
-    stride: usize,
-    first_panel: usize,
 }
 
 impl Epilogue for Scores<'_> {
     #[inline(always)]
-    fn tile<S: Simd>(&mut self, simd: S, rows: Range<usize>, panel: usize, sums: &[f32]) {
+    fn tile<S: Simd>(&mut self, simd: S, rows: Range<usize>, _: usize, sums: &[f32]) {
         let width = 2 * S::LANES;
-        let at = (panel - self.first_panel) * width;
-        let to = self.to[rows.start * self.stride..].chunks_mut(self.stride);
-        for (sums, to) in sums.chunks_exact(width).zip(to) {
-            for (sums, to) in sums.chunks_exact(S::LANES).zip(to[at..][..width].chunks_exact_mut(S::LANES)) {
+        for (row, sums) in rows.zip(sums.chunks_exact(width)) {
+            let to = &mut self.to[row * SCORE_STRIDE..][..width];
+            for (sums, to) in sums.chunks_exact(S::LANES).zip(to.chunks_exact_mut(S::LANES)) {
                 simd.store(to, simd.load(sums));
             }
         }
@@ -591,9 +608,8 @@ impl Epilogue for Sums<'_> {
 /// Scores → weights, not yet divided by their sum.
 struct Softmax<'a, F> {
     scores: &'a mut [f32],
-    stride: usize,
     /// Where the weights go rounded; else they take the place of the scores.
-    weights: Option<(&'a mut [bf16], usize)>,
+    weights: Option<&'a mut [bf16]>,
     count: usize,
     columns: Range<usize>,
     /// The columns that a query sees.
@@ -611,10 +627,10 @@ impl<F: Fn(usize) -> Range<usize>> Kernel for Softmax<'_, F> {
     fn run<S: Simd>(mut self, simd: S) {
         let lowest = simd.splat(f32::NEG_INFINITY);
         for query in 0..self.count {
-            let row = &mut self.scores[query * self.stride..][..self.stride];
+            let row = &mut self.scores[query * SCORE_STRIDE..][..SCORE_STRIDE];
             let visible = (self.visible)(query);
             let weights =
-                self.weights.as_mut().map(|(weights, stride)| &mut weights[query * *stride..][..*stride]);
+                self.weights.as_mut().map(|weights| &mut weights[query * WEIGHT_STRIDE..][..WEIGHT_STRIDE]);
             // whole vectors: what a query does not see in them counts as minus infinity
             let (start, end) = (visible.start / S::LANES * S::LANES, visible.end.next_multiple_of(S::LANES));
             if visible.is_empty() {
@@ -690,7 +706,7 @@ struct Finish<'a> {
     columns: usize,
     total: &'a [f32; MAX_QUERIES],
     output: &'a mut Rows,
-    tile: Range<usize>,
+    rows: Range<usize>,
     of_head: Range<usize>,
 }
 
@@ -699,7 +715,7 @@ impl Kernel for Finish<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let stride = self.output.stride();
-        for ((row, sums), &total) in self.tile.zip(self.sums.chunks_exact(self.columns)).zip(self.total) {
+        for ((row, sums), &total) in self.rows.zip(self.sums.chunks_exact(self.columns)).zip(self.total) {
             let factor = simd.splat(1.0 / total);
             let sums = sums[..self.of_head.len()].chunks(S::LANES);
             let at = row * stride + self.of_head.start;

@@ -58,6 +58,15 @@ pub(super) enum Panel<'a> {
     Bf16(&'a [bf16]),
 }
 
+/// Some inputs of some rows, and what they are multiplied by.
+#[derive(Clone, Copy)]
+pub(super) struct Part<'a> {
+    pub(super) rows: Operand<'a>,
+    pub(super) panel: Panel<'a>,
+    /// How many inputs.
+    pub(super) depth: usize,
+}
+
 /// What becomes of a tile of sums.
 pub(super) trait Epilogue {
     /// `sums` is `[rows, width]`, the columns of one panel.
@@ -108,18 +117,19 @@ impl Multiplier {
 
     /// Multiplies `rows` rows by a panel that is given in parts, each with its own run of the rows' inputs: the sums
     /// go on from part to part as if it were whole.
-    pub(super) fn multiply<E: Epilogue>(
+    pub(super) fn multiply<'a, E: Epilogue>(
         &mut self,
         rows: usize,
-        parts: &[(Operand<'_>, Panel<'_>, usize)],
+        parts: impl Iterator<Item = Part<'a>> + Clone,
         panel: usize,
         epilogue: &mut E,
     ) {
-        if rows == 0 || parts.is_empty() {
+        let Some(Part { rows: first, .. }) = parts.clone().next() else { return };
+        if rows == 0 {
             return;
         }
         let width = self.isa.panel_width();
-        for &(a, b, depth) in parts {
+        for Part { rows: a, panel: b, depth } in parts.clone() {
             match (a, b) {
                 (Operand::F32(a, stride), Panel::F32(b)) => {
                     assert!(a.len() >= (rows - 1) * stride + depth && b.len() >= depth * width);
@@ -132,7 +142,7 @@ impl Multiplier {
                 _ => unreachable!("rows are of the kind that their weights were packed for"),
             }
         }
-        let number = if matches!(parts[0].0, Operand::F32(..)) { Number::F32 } else { Number::Bf16 };
+        let number = if matches!(first, Operand::F32(..)) { Number::F32 } else { Number::Bf16 };
         let high = self.isa.tile_rows(number);
         let tiles = rows.div_ceil(high);
         for tile in 0..tiles {
@@ -141,7 +151,7 @@ impl Multiplier {
                 // of like size: 16 rows as 8 and 8, not 12 and 4
                 _ => rows * tile / tiles..rows * (tile + 1) / tiles,
             };
-            for (index, &(a, b, depth)) in parts.iter().enumerate() {
+            for (index, Part { rows: a, panel: b, depth }) in parts.clone().enumerate() {
                 let goes_on = index > 0;
                 // SAFETY: the lengths were checked above
                 unsafe {
@@ -404,7 +414,8 @@ impl Packed {
                 Operand::F32(..) => Panel::F32(bytemuck::cast_slice(lines)),
                 Operand::Bf16(..) => Panel::Bf16(bytemuck::cast_slice(lines)),
             };
-            multiplier.multiply(rows, &[(operand, weights, self.input)], panel, epilogue);
+            let part = Part { rows: operand, panel: weights, depth: self.input };
+            multiplier.multiply(rows, std::iter::once(part), panel, epilogue);
         }
     }
 }

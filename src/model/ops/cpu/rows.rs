@@ -35,14 +35,14 @@ impl Rows {
         let filled = width.next_multiple_of(WIDTH_UNIT);
         match number {
             Number::F32 => {
-                let stride = (filled / 16 | 1) * 16;
+                let stride = ((filled / 16) | 1) * 16;
                 Self { buffer: Buffer::for_numbers::<f32>(rows * stride), number, rows, width, stride }
             }
             Number::Bf16 => {
-                let stride = (filled / 32 | 1) * 32;
+                let stride = ((filled / 32) | 1) * 32;
                 let count = rows.next_multiple_of(16) * stride;
                 let mut buffer = Buffer::for_numbers::<bf16>(count);
-                if width % BF16_DEPTH != 0 {
+                if !width.is_multiple_of(BF16_DEPTH) {
                     // a product reads whole groups of inputs
                     for row in buffer.numbers_mut::<bf16>()[..count].chunks_exact_mut(stride) {
                         row[width..filled].fill(bf16::ZERO);

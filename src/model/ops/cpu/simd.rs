@@ -81,7 +81,7 @@ pub(super) trait Simd: Copy + Send + Sync {
     fn exp(self, x: Self::V) -> Self::V {
         let x = self.max(self.splat(-87.3), self.min(self.splat(88.3), x));
         let n = self.round(self.mul(x, self.splat(std::f32::consts::LOG2_E)));
-        let r = self.mul_add(n, self.splat(-0.693_359_375), x);
+        let r = self.mul_add(n, self.splat(-0.693_359_4), x);
         let r = self.mul_add(n, self.splat(2.121_944_4e-4), r);
         let p = self
             .polynomial(r, &[1.987_569_2e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5]);
@@ -106,7 +106,7 @@ pub(super) trait Simd: Copy + Send + Sync {
         let square = self.mul(x, x);
         let p = self.polynomial(
             square,
-            &[-5.704_988_7e-3, 2.063_908_6e-2, -5.373_971e-2, 1.333_144_2e-1, -3.333_328_2e-1],
+            &[-5.704_988_7e-3, 2.063_908_6e-2, -5.373_971e-2, 1.333_144_2e-1, -0.333_332_8],
         );
         let near = self.mul_add(self.mul(p, square), x, x);
         let e = self.exp(self.add(size, size));
