@@ -1,6 +1,6 @@
 //! Vectors of `f32`, for each instruction set we use, and the functions that kernels are made of.
 //!
-//! A kernel is written once, generic over [`Simd`], and [`Isa::run`](super::isa::Isa::run) compiles it for each
+//! A kernel is written once, generic over [`Simd`], and [`Isa::run`](crate::isa::Isa::run) compiles it for each
 //! instruction set. Everything here is `inline(always)`: a vector that crosses a call would go through memory.
 //!
 //! `max` and `min` return their *second* argument if either is NaN, as x86 does, so that a NaN among the
@@ -11,7 +11,7 @@
 use half::bf16;
 
 /// A vector unit that this machine has; a value proves it.
-pub(super) trait Simd: Copy + Send + Sync {
+pub(crate) trait Simd: Copy + Send + Sync {
     /// [`Self::LANES`] numbers.
     type V: Copy;
     /// Numbers in a vector.
@@ -173,7 +173,7 @@ fn store_bf16<S: Simd>(simd: S, to: &mut [bf16], x: S::V) {
 
 /// Plain arrays: for every machine; compilers turn them into what it has.
 #[derive(Clone, Copy)]
-pub(super) struct Portable;
+pub(crate) struct Portable;
 
 const PORTABLE_LANES: usize = 8;
 
@@ -281,7 +281,7 @@ impl Simd for Portable {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use x86::{Avx2, Avx512};
+pub(crate) use x86::{Avx2, Avx512};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
@@ -293,17 +293,17 @@ mod x86 {
 
     /// 512-bit vectors: AVX-512 F, BW, DQ and VL; and BF16.
     #[derive(Clone, Copy)]
-    pub(in super::super) struct Avx512<const BF16: bool>(());
+    pub(crate) struct Avx512<const BF16: bool>(());
 
     /// 256-bit vectors: AVX2 and FMA.
     #[derive(Clone, Copy)]
-    pub(in super::super) struct Avx2(());
+    pub(crate) struct Avx2(());
 
     impl<const BF16: bool> Avx512<BF16> {
         /// # Safety
         /// The machine must have AVX-512 F, BW, DQ and VL; and BF16, if so.
         #[inline(always)]
-        pub(in super::super) unsafe fn new() -> Self {
+        pub(crate) unsafe fn new() -> Self {
             Self(())
         }
     }
@@ -312,7 +312,7 @@ mod x86 {
         /// # Safety
         /// The machine must have AVX2 and FMA.
         #[inline(always)]
-        pub(in super::super) unsafe fn new() -> Self {
+        pub(crate) unsafe fn new() -> Self {
             Self(())
         }
     }

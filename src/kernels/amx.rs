@@ -14,7 +14,7 @@ use half::bf16;
 const TILE: usize = 32;
 
 /// Whether the machine has it and the kernel lets this process use it.
-pub(super) fn is_available() -> bool {
+pub(crate) fn is_available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
     *AVAILABLE.get_or_init(|| has_amx() && ask_permission())
 }
@@ -67,12 +67,12 @@ struct TileConfig {
 }
 
 /// The tile registers of this thread, configured; gives them back when dropped.
-pub(super) struct Tiles(());
+pub(crate) struct Tiles(());
 
 impl Tiles {
     /// # Safety
     /// [`is_available`] must have said so.
-    pub(super) unsafe fn configure() -> Self {
+    pub(crate) unsafe fn configure() -> Self {
         const CONFIG: TileConfig = TileConfig {
             palette: 1,
             start_row: 0,
@@ -93,7 +93,7 @@ impl Tiles {
     /// `a` must have so many rows of `steps · 32` numbers, `b` `steps · 16` rows of 32 pairs.
     #[inline(always)]
     #[expect(clippy::too_many_arguments, reason = "what one instruction sequence needs")]
-    pub(super) unsafe fn product(
+    pub(crate) unsafe fn product(
         &self,
         is_high: bool,
         steps: usize,

@@ -15,20 +15,20 @@ use std::ops::Range;
 use half::bf16;
 use rayon::prelude::*;
 
-use super::AttentionSpec;
-use super::buffer::Buffer;
-use super::isa::Isa;
-use super::isa::Kernel;
-use super::product::BF16_DEPTH;
-use super::product::Epilogue;
-use super::product::Multiplier;
-use super::product::Number;
-use super::product::Operand;
-use super::product::Panel;
-use super::product::Part;
-use super::rows::Rows;
-use super::simd::Simd;
-use crate::model::batch::Segment;
+use crate::AttentionSpec;
+use crate::Segment;
+use crate::buffer::Buffer;
+use crate::isa::Isa;
+use crate::isa::Kernel;
+use crate::product::BF16_DEPTH;
+use crate::product::Epilogue;
+use crate::product::Multiplier;
+use crate::product::Number;
+use crate::product::Operand;
+use crate::product::Panel;
+use crate::product::Part;
+use crate::rows::Rows;
+use crate::simd::Simd;
 
 /// Positions that the online softmax takes at a time; a multiple of every panel's width.
 const BLOCK: usize = 512;
@@ -37,31 +37,40 @@ const MAX_QUERIES: usize = 64;
 
 /// Rows of a batch in blocks of equal size, but for the last.
 #[derive(Clone, Copy)]
-pub(super) struct Blocks<'a> {
+pub struct Blocks<'a> {
     blocks: &'a [Rows],
     size: usize,
 }
 
 impl<'a> Blocks<'a> {
-    pub(super) fn new(blocks: &'a [Rows]) -> Self {
+    /// All rows of a batch, in order.
+    pub fn new(blocks: &'a [Rows]) -> Self {
         Self { blocks, size: blocks.first().map_or(1, Rows::len) }
     }
 
-    pub(super) fn row(&self, row: usize) -> &'a [f32] {
+    /// A row of the batch.
+    pub fn row(&self, row: usize) -> &'a [f32] {
         self.blocks[row / self.size].row(row % self.size)
     }
 }
 
 /// One call of attention.
-pub(super) struct Attention<'a> {
-    pub(super) isa: Isa,
-    pub(super) number: Number,
-    pub(super) segments: &'a [Segment],
-    pub(super) keys: Blocks<'a>,
-    pub(super) values: Blocks<'a>,
-    pub(super) spec: &'a AttentionSpec,
-    /// Whether the blocks are worth several threads.
-    pub(super) in_parallel: bool,
+pub struct Attention<'a> {
+    /// What computes.
+    pub isa: Isa,
+    /// What queries, keys, values and softmax weights are multiplied in, and the result is kept in. Bfloat16 only
+    /// where the instruction set multiplies it.
+    pub number: Number,
+    /// All of the batch: parents before their children.
+    pub segments: &'a [Segment],
+    /// Keys of all rows, `[rows, kv_heads · head_dim]`
+    pub keys: Blocks<'a>,
+    /// Values of all rows, `[rows, kv_heads · head_dim]`
+    pub values: Blocks<'a>,
+    /// What to compute.
+    pub spec: &'a AttentionSpec,
+    /// Whether the work is worth several threads: those of the pool that this runs in.
+    pub in_parallel: bool,
 }
 
 /// Keys and values of all segments and heads, in panels: for each segment and head its panels, end to end.
@@ -151,8 +160,9 @@ impl Attention<'_> {
         segment.first_position / width..(segment.first_position + segment.rows.len()).div_ceil(width)
     }
 
-    /// Attention of blocks of queries; `place(block, query)` is the segment and the position of a query.
-    pub(super) fn forward(
+    /// Attention of blocks of queries, `[rows, heads · head_dim]`; `place(block, query)` is the segment and the
+    /// position of a query. Returns blocks like them.
+    pub fn forward(
         &self,
         queries: &[Rows],
         place: &(impl Fn(usize, usize) -> (usize, usize) + Sync),

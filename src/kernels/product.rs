@@ -18,26 +18,27 @@ use half::bf16;
 use rayon::prelude::*;
 
 #[cfg(target_arch = "x86_64")]
-use super::amx;
-use super::buffer::Line;
-use super::isa::Isa;
-use super::isa::Kernel;
-use super::isa::Level;
-use super::simd::Simd;
+use crate::amx;
+use crate::buffer::Line;
+use crate::isa::Isa;
+use crate::isa::Kernel;
+use crate::isa::Level;
+use crate::simd::Simd;
 
 /// Inputs of a product of bfloat16 come in groups of so many, filled up with zeros.
-pub(super) const BF16_DEPTH: usize = 32;
+pub(crate) const BF16_DEPTH: usize = 32;
 /// The most rows of a tile of vectors.
 const MAX_ROWS: usize = 12;
 /// Rows, and columns, of the largest tile: AMX's.
 const MAX_TILE_ROWS: usize = 32;
 const MAX_TILE: usize = MAX_TILE_ROWS * 32;
 
-/// What is multiplied.
+/// What is multiplied. Sums are `f32`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Number {
+pub enum Number {
+    /// 32-bit floats.
     F32,
-    /// Sums are `f32`.
+    /// bfloat16.
     Bf16,
 }
 
@@ -46,44 +47,44 @@ pub(super) enum Number {
 /// Those of bfloat16 are filled up with zeros to a multiple of [`BF16_DEPTH`], and there is memory for a multiple
 /// of 16 rows.
 #[derive(Clone, Copy)]
-pub(super) enum Operand<'a> {
+pub(crate) enum Operand<'a> {
     F32(&'a [f32], usize),
     Bf16(&'a [bf16], usize),
 }
 
 /// What rows are multiplied by: `[depth, width]`; of bfloat16, `[depth / 2, width, 2]`.
 #[derive(Clone, Copy)]
-pub(super) enum Panel<'a> {
+pub(crate) enum Panel<'a> {
     F32(&'a [f32]),
     Bf16(&'a [bf16]),
 }
 
 /// Some inputs of some rows, and what they are multiplied by.
 #[derive(Clone, Copy)]
-pub(super) struct Part<'a> {
-    pub(super) rows: Operand<'a>,
-    pub(super) panel: Panel<'a>,
+pub(crate) struct Part<'a> {
+    pub(crate) rows: Operand<'a>,
+    pub(crate) panel: Panel<'a>,
     /// How many inputs.
-    pub(super) depth: usize,
+    pub(crate) depth: usize,
 }
 
 /// What becomes of a tile of sums.
-pub(super) trait Epilogue {
+pub(crate) trait Epilogue {
     /// `sums` is `[rows, width]`, the columns of one panel.
     fn tile<S: Simd>(&mut self, simd: S, rows: Range<usize>, panel: usize, sums: &[f32]);
 }
 
 impl Isa {
     /// Columns of a panel.
-    pub(super) fn panel_width(self) -> usize {
+    pub(crate) fn panel_width(self) -> usize {
         match self.level() {
             Level::Portable | Level::Avx2 => 16,
             Level::Avx512 | Level::Avx512Bf16 | Level::Amx => 32,
         }
     }
 
-    /// Rows of a tile.
-    pub(super) fn tile_rows(self, number: Number) -> usize {
+    /// Rows that a product takes at a time.
+    pub fn tile_rows(self, number: Number) -> usize {
         match (self.level(), number) {
             (Level::Portable, _) => 4,
             (Level::Avx2, _) => 6,
@@ -94,15 +95,15 @@ impl Isa {
 }
 
 /// What multiplies, on one thread.
-pub(super) struct Multiplier {
-    pub(super) isa: Isa,
+pub(crate) struct Multiplier {
+    pub(crate) isa: Isa,
     #[cfg(target_arch = "x86_64")]
     tiles: Option<amx::Tiles>,
     sums: Sums,
 }
 
 impl Multiplier {
-    pub(super) fn new(isa: Isa, number: Number) -> Self {
+    pub(crate) fn new(isa: Isa, number: Number) -> Self {
         // SAFETY: the instruction set was found on this machine
         #[cfg(target_arch = "x86_64")]
         let tiles =
@@ -117,7 +118,7 @@ impl Multiplier {
 
     /// Multiplies `rows` rows by a panel that is given in parts, each with its own run of the rows' inputs: the sums
     /// go on from part to part as if it were whole.
-    pub(super) fn multiply<'a, E: Epilogue>(
+    pub(crate) fn multiply<'a, E: Epilogue>(
         &mut self,
         rows: usize,
         parts: impl Iterator<Item = Part<'a>> + Clone,
@@ -353,12 +354,12 @@ unsafe fn bf16_tile<const M: usize>(
 }
 
 /// Weights of a linear layer, or of two that are used together, in panels.
-pub(super) struct Packed {
+pub(crate) struct Packed {
     isa: Isa,
     /// Of the operands.
-    pub(super) number: Number,
+    pub(crate) number: Number,
     /// Width of the operands.
-    pub(super) input: usize,
+    pub(crate) input: usize,
     panels: usize,
     panel_lines: usize,
     lines: Vec<Line>,
@@ -368,7 +369,7 @@ impl Packed {
     /// Packs outputs in this order, `None` for a column of zeros; `read` writes the weights `[input]` of an output.
     ///
     /// Where no instruction multiplies `Bf16`, the weights are rounded to it and kept as `f32`.
-    pub(super) fn new(
+    pub(crate) fn new(
         isa: Isa,
         number: Number,
         input: usize,
@@ -407,7 +408,7 @@ impl Packed {
     }
 
     /// Multiplies `rows` rows by all panels.
-    pub(super) fn multiply<E: Epilogue>(&self, rows: usize, operand: Operand<'_>, epilogue: &mut E) {
+    pub(crate) fn multiply<E: Epilogue>(&self, rows: usize, operand: Operand<'_>, epilogue: &mut E) {
         let mut multiplier = Multiplier::new(self.isa, self.number);
         for (panel, lines) in self.lines.chunks_exact(self.panel_lines).enumerate() {
             let weights = match operand {
