@@ -258,9 +258,13 @@ fn merged_weights_equal_a_float64_merge_rounded_once_bit_for_bit() {
                 let expected = safetensors::SafeTensors::deserialize(&bytes).unwrap();
                 assert_eq!(expected.len(), members[0].names().count());
                 for name in members[0].names() {
-                    let sources: Vec<_> =
+                    let mut sources: Vec<_> =
                         members.iter().map(|m| m.read(name).unwrap()).zip(coefficients).collect();
-                    let ours: Vec<u8> = match merge::average(name, &sources, dtype).unwrap() {
+                    let ours: Vec<u8> = match merge::average(name, &mut sources, dtype, |dtype, bytes| {
+                        members[0].room(dtype, bytes)
+                    })
+                    .unwrap()
+                    {
                         Averaged::F32(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
                         Averaged::F16(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
                         Averaged::Bf16(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),

@@ -18,6 +18,7 @@ use candle_core::DType;
 use candle_core::Result;
 use half::bf16;
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 use rayon::ThreadPool;
 use rayon::ThreadPoolBuilder;
 use rayon::prelude::*;
@@ -30,6 +31,7 @@ use super::Precision;
 use super::Which;
 use crate::model::batch::PackedBatch;
 use crate::model::merge::Averaged;
+use crate::model::merge::from_bf16;
 use attention::Attention;
 use attention::Blocks;
 pub use isa::Isa;
@@ -115,9 +117,13 @@ impl Cpu {
             .iter()
             .map(|column| column.map(|(source, output)| source * sources[0].output + output))
             .collect();
-        let read = |column: usize, weights: &mut [f32]| {
+        let read = |column: usize, inputs: Range<usize>, to: product::Weights<'_>| {
             let (source, output) = (&sources[column / sources[0].output], column % sources[0].output);
-            widen(source.weight, output * input..(output + 1) * input, weights);
+            let range = output * input + inputs.start..output * input + inputs.end;
+            match to {
+                product::Weights::F32(to) => widen(source.weight, range, to),
+                product::Weights::Bf16(to) => narrow(source.weight, range, to),
+            }
         };
         let weights = Packed::new(self.isa, self.number(precision), input, &flat, &read);
         let bias = sources[0].bias.is_some().then(|| {
@@ -154,8 +160,19 @@ fn pool() -> Arc<ThreadPool> {
 fn widen(values: &Averaged, range: Range<usize>, to: &mut [f32]) {
     match values {
         Averaged::F32(values) => to.copy_from_slice(&values[range]),
-        Averaged::F16(values) => to.iter_mut().zip(&values[range]).for_each(|(to, x)| *to = x.to_f32()),
-        Averaged::Bf16(values) => to.iter_mut().zip(&values[range]).for_each(|(to, x)| *to = x.to_f32()),
+        Averaged::F16(values) => values[range].convert_to_f32_slice(to),
+        Averaged::Bf16(values) => to.iter_mut().zip(&values[range]).for_each(|(to, &x)| *to = from_bf16(x)),
+    }
+}
+
+/// Some values rounded to bfloat16.
+fn narrow(values: &Averaged, range: Range<usize>, to: &mut [bf16]) {
+    match values {
+        Averaged::F32(values) => to.convert_from_f32_slice(&values[range]),
+        Averaged::F16(values) => {
+            to.iter_mut().zip(&values[range]).for_each(|(to, x)| *to = bf16::from_f32(x.to_f32()));
+        }
+        Averaged::Bf16(values) => to.copy_from_slice(&values[range]),
     }
 }
 
