@@ -157,10 +157,11 @@ impl Stored {
         }
     }
 
-    /// So many bytes of whatever it held, if it is of this type and has room for them.
+    /// So many bytes of whatever it held, if it is of this type and has room for them, but not much more: what is
+    /// kept, such as a norm's vector, would hold on to all of it.
     fn resized(&mut self, dtype: safetensors::Dtype, bytes: usize) -> bool {
         use safetensors::Dtype;
-        let fits = self.capacity_bytes() >= bytes;
+        let fits = (bytes..=2 * bytes).contains(&self.capacity_bytes());
         match (dtype, self) {
             (Dtype::F64, Self::F64(values)) if fits => values.resize(bytes / 8, 0.0),
             (Dtype::F32, Self::F32(values)) if fits => values.resize(bytes / 4, 0.0),
