@@ -342,6 +342,21 @@ fn weights_that_change_while_they_are_read_are_an_error() {
 }
 
 #[test]
+fn progress_only_grows_and_ends_with_everything() {
+    let (_dir, members) = pair(|member| *member = TinyCheckpoint::llama(9));
+    for mode in [Mode::Warm, Mode::Ens] {
+        let bytes = members.iter().map(|member| Checkpoint::open(member).unwrap().payload_bytes()).sum();
+        let mut told = Vec::new();
+        Loader::default()
+            .load(&config(mode, members.clone()), &mut |read, all| told.push((read, all)))
+            .unwrap();
+        assert!(told.len() > 10 && told.is_sorted(), "{told:?}");
+        assert!(told.iter().all(|(_, all)| *all == bytes), "{told:?}, not of {bytes}");
+        assert_eq!(told.last(), Some(&(bytes, bytes)));
+    }
+}
+
+#[test]
 fn members_that_are_not_one_family_are_not_merged() {
     type Change = fn(&mut TinyCheckpoint);
     let cases: [(&str, Change, &[&str]); 7] = [

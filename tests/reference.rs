@@ -24,7 +24,11 @@ use rewarm::model::ops::composed::Composed;
 use rewarm::model::ops::cpu::Cpu;
 use rewarm::model::ops::cpu::Isa;
 use rewarm::model::scorer::Forward;
+use rewarm::model::variant::Dtype;
+use rewarm::model::variant::Loader;
+use rewarm::model::variant::Mode;
 use rewarm::model::variant::Pooling;
+use rewarm::model::variant::VariantConfig;
 use rewarm::model::weights::Checkpoint;
 use rewarm::model::weights::TensorStore;
 use rewarm::model::weights::Weights;
@@ -245,6 +249,30 @@ fn half_precision_errs_no_more_than_transformers_does() {
     }
 }
 
+/// The demo's weights are f16; copies of them are what f32 and bf16 checkpoints are.
+#[test]
+fn dtype_auto_is_one_that_is_told_and_never_narrows_f16_weights() {
+    let fast = if Isa::best().prefers_bf16() { "bf16" } else { "f32" };
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/demo/member-0");
+    let copy = tempfile::tempdir().unwrap();
+    for file in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(demo.join(file), copy.path().join(file)).unwrap();
+    }
+    let tensors = candle_core::safetensors::load(demo.join("model.safetensors"), &Device::Cpu).unwrap();
+    let tensors =
+        tensors.into_iter().map(|(name, tensor)| (name, tensor.to_dtype(DType::F32).unwrap())).collect();
+    candle_core::safetensors::save(&tensors, copy.path().join("model.safetensors")).unwrap();
+    for (path, expected) in [(demo.as_path(), "f32"), (copy.path(), fast)] {
+        let mut config = VariantConfig::new("auto", Mode::Warm, vec![path.to_owned()]);
+        config.dtype = Dtype::Auto;
+        let auto = Loader::default().load(&config, &mut |_, _| ()).unwrap().info;
+        assert_eq!(auto.dtype, expected, "{}", path.display());
+        config.dtype = if expected == "f32" { Dtype::F32 } else { Dtype::Bf16 };
+        let told = Loader::default().load(&config, &mut |_, _| ()).unwrap().info;
+        assert_eq!(auto.fingerprint, told.fingerprint, "auto is what it says");
+    }
+}
+
 #[test]
 fn merged_weights_equal_a_float64_merge_rounded_once_bit_for_bit() {
     let mut checked = 0;
@@ -258,9 +286,13 @@ fn merged_weights_equal_a_float64_merge_rounded_once_bit_for_bit() {
                 let expected = safetensors::SafeTensors::deserialize(&bytes).unwrap();
                 assert_eq!(expected.len(), members[0].names().count());
                 for name in members[0].names() {
-                    let sources: Vec<_> =
+                    let mut sources: Vec<_> =
                         members.iter().map(|m| m.read(name).unwrap()).zip(coefficients).collect();
-                    let ours: Vec<u8> = match merge::average(name, &sources, dtype).unwrap() {
+                    let ours: Vec<u8> = match merge::average(name, &mut sources, dtype, |dtype, bytes| {
+                        members[0].room(dtype, bytes)
+                    })
+                    .unwrap()
+                    {
                         Averaged::F32(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
                         Averaged::F16(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
                         Averaged::Bf16(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),

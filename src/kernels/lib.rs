@@ -1,4 +1,28 @@
 //! The CPU kernels of rewarm, and all of its `unsafe` code.
+//!
+//! ```text
+//! isa        what the machine has: portable, AVX2, AVX-512, AVX-512 with bfloat16, AMX    (found at run time)
+//! simd       vectors of f32 for each, and exp, tanh, GELU, SiLU over them
+//! buffer     aligned memory that is used again
+//! product    rows times packed weights: register tiles, then an epilogue
+//! amx        the same by tile registers
+//! rows       activations of a block of rows; norms, rotary, linear layers
+//! attention  packed, over segments of sequences
+//! ```
+//!
+//! A kernel is written once, generic over a vector unit, and compiled for each; so one binary uses the best of the
+//! machine it runs on, and what Miri checks of the portable form is the pointer arithmetic of all. It runs on the
+//! thread that calls it; blocks of rows run in parallel (rayon, in the pool of the caller).
+//!
+//! # Exactness
+//!
+//! Every number is one chain of operations that does not depend on what is beside it: a product adds its inputs in
+//! order, a norm looks at its row, attention cuts a sequence by position. So results are equal to the last bit
+//! whatever the batch, the blocks and the number of threads. Between instruction sets they differ in the last bits.
+//!
+//! `f32` multiplies and adds in `f32`. Bfloat16 rounds both sides of a product to 8 bits and adds in `f32`; the
+//! residual stream, norms, softmax, rotary and activations stay `f32`.
+//! PERF
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -17,6 +41,7 @@ pub use attention::Attention;
 pub use attention::Blocks;
 pub use isa::Isa;
 pub use product::Number;
+pub use product::Weights;
 pub use rows::Linear;
 pub use rows::Rows;
 pub use rows::Then;

@@ -32,6 +32,8 @@ const MAX_ROWS: usize = 12;
 /// Rows, and columns, of the largest tile: AMX's.
 const MAX_TILE_ROWS: usize = 32;
 const MAX_TILE: usize = MAX_TILE_ROWS * 32;
+/// Words of each output that are packed at a time: with 32 outputs 8 KiB.
+const TILE_WORDS: usize = 64;
 
 /// What is multiplied. Sums are `f32`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -353,6 +355,14 @@ unsafe fn bf16_tile<const M: usize>(
     }
 }
 
+/// Where weights of one output are to be written, in what they are packed.
+pub enum Weights<'a> {
+    /// As they are.
+    F32(&'a mut [f32]),
+    /// Rounded.
+    Bf16(&'a mut [bf16]),
+}
+
 /// Weights of a linear layer, or of two that are used together, in panels.
 pub(crate) struct Packed {
     isa: Isa,
@@ -366,15 +376,19 @@ pub(crate) struct Packed {
 }
 
 impl Packed {
-    /// Packs outputs in this order, `None` for a column of zeros; `read` writes the weights `[input]` of an output.
+    /// Packs outputs in this order, `None` for a column of zeros; `read` writes some of the inputs' weights of an
+    /// output.
     ///
     /// Where no instruction multiplies `Bf16`, the weights are rounded to it and kept as `f32`.
+    ///
+    /// A word is one `f32` or a pair of bfloat16, and a panel is the words of its outputs transposed. So many words
+    /// of each output go through a tile in the first-level cache: reads and writes are runs, and each happens once.
     pub(crate) fn new(
         isa: Isa,
         number: Number,
         input: usize,
         columns: &[Option<usize>],
-        read: &(impl Fn(usize, &mut [f32]) + Sync),
+        read: &(impl Fn(usize, Range<usize>, Weights<'_>) + Sync),
     ) -> Self {
         let width = isa.panel_width();
         assert_eq!(columns.len() % width, 0, "whole panels");
@@ -382,28 +396,44 @@ impl Packed {
         let panels = columns.len() / width;
         let bytes = if is_paired { input.next_multiple_of(BF16_DEPTH) * 2 } else { input * 4 } * width;
         let panel_lines = bytes.div_ceil(size_of::<Line>());
-        let mut lines = vec![Line::zeroed(); panels * panel_lines];
-        lines.par_chunks_mut(panel_lines).zip(columns.par_chunks(width)).for_each(|(lines, columns)| {
-            let mut weights = vec![0.0; input];
-            for (column, output) in columns.iter().enumerate() {
-                let Some(output) = *output else { continue };
-                read(output, &mut weights);
-                if is_paired {
-                    let panel: &mut [bf16] = bytemuck::cast_slice_mut(lines);
-                    for (i, &weight) in weights.iter().enumerate() {
-                        panel[(i / 2 * width + column) * 2 + i % 2] = bf16::from_f32(weight);
+        let in_word = if is_paired { 2 } else { 1 };
+        let pack = |panel: &mut [u32], columns: &[Option<usize>]| {
+            let mut tile = vec![0_u32; TILE_WORDS * width];
+            for (index, panel) in panel.chunks_mut(TILE_WORDS * width).enumerate() {
+                let first = index * TILE_WORDS * in_word;
+                if first >= input {
+                    break; // the rest are zeros that fill up
+                }
+                let inputs = first..(first + TILE_WORDS * in_word).min(input);
+                for (words, output) in tile.chunks_exact_mut(TILE_WORDS).zip(columns) {
+                    let Some(output) = *output else { continue };
+                    if is_paired {
+                        let weights: &mut [bf16] = bytemuck::cast_slice_mut(words);
+                        let (weights, rest) = weights.split_at_mut(inputs.len());
+                        read(output, inputs.clone(), Weights::Bf16(weights));
+                        rest.fill(bf16::ZERO);
+                    } else {
+                        let weights: &mut [f32] = bytemuck::cast_slice_mut(words);
+                        let weights = &mut weights[..inputs.len()];
+                        read(output, inputs.clone(), Weights::F32(weights));
+                        if number == Number::Bf16 {
+                            weights.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32());
+                        }
                     }
-                } else {
-                    let panel: &mut [f32] = bytemuck::cast_slice_mut(lines);
-                    for (i, &weight) in weights.iter().enumerate() {
-                        panel[i * width + column] = match number {
-                            Number::F32 => weight,
-                            Number::Bf16 => bf16::from_f32(weight).to_f32(),
-                        };
+                }
+                let words = inputs.len().div_ceil(in_word);
+                for (word, row) in panel.chunks_exact_mut(width).take(words).enumerate() {
+                    for (to, words) in row.iter_mut().zip(tile.chunks_exact(TILE_WORDS)) {
+                        *to = words[word];
                     }
                 }
             }
-        });
+        };
+        // in parallel: to clear what the system provides takes as long as to fill it
+        let mut lines: Vec<Line> =
+            (0..panels * panel_lines).into_par_iter().with_min_len(4096).map(|_| Line::zeroed()).collect();
+        let of_panels = lines.par_chunks_mut(panel_lines.max(1)).zip(columns.par_chunks(width));
+        of_panels.for_each(|(lines, columns)| pack(bytemuck::cast_slice_mut(lines), columns));
         Self { isa, number, input, panels, panel_lines, lines }
     }
 
@@ -425,5 +455,55 @@ impl std::fmt::Debug for Packed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { isa, number, input, panels, .. } = self;
         write!(f, "Packed({input} inputs, {panels} panels of {number:?} for {isa:?})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_weight_is_packed_in_its_place() {
+        let weight = |output: usize, i: usize| bf16::from_f32((output * 1000 + i + 1) as f32).to_f32();
+        for isa in Isa::all() {
+            for number in [Number::F32, Number::Bf16] {
+                for input in [1, 2, 31, 64, 65, 128, 129, 200] {
+                    let width = isa.panel_width();
+                    // backwards, one missing, and zeros at the end
+                    let output =
+                        |column: usize| (column != 3 && column < width + 5).then(|| 2 * width - column);
+                    let columns: Vec<_> = (0..2 * width).map(output).collect();
+                    let packed = Packed::new(isa, number, input, &columns, &|output, inputs, to| match to {
+                        Weights::F32(to) => {
+                            to.iter_mut().zip(inputs).for_each(|(to, i)| *to = weight(output, i))
+                        }
+                        Weights::Bf16(to) => {
+                            let weight = |i| bf16::from_f32(weight(output, i));
+                            to.iter_mut().zip(inputs).for_each(|(to, i)| *to = weight(i));
+                        }
+                    });
+                    let is_paired = number == Number::Bf16 && isa.multiplies_bf16();
+                    for (panel, lines) in packed.lines.chunks_exact(packed.panel_lines).enumerate() {
+                        let depth = if is_paired { input.next_multiple_of(BF16_DEPTH) } else { input };
+                        for i in 0..depth {
+                            for column in 0..width {
+                                let found = if is_paired {
+                                    let at = (i / 2 * width + column) * 2 + i % 2;
+                                    bytemuck::cast_slice::<_, bf16>(lines)[at].to_f32()
+                                } else {
+                                    bytemuck::cast_slice::<_, f32>(lines)[i * width + column]
+                                };
+                                let output = output(panel * width + column).filter(|_| i < input);
+                                let expected = output.map_or(0.0, |output| weight(output, i));
+                                assert_eq!(
+                                    found, expected,
+                                    "{isa:?} {number:?} {input}: {panel} {i} {column}"
+                                );
+                            }
+                        }
+                    }
+                }
+            }
+        }
     }
 }

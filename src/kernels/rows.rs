@@ -13,6 +13,7 @@ use crate::product::Epilogue;
 use crate::product::Number;
 use crate::product::Operand;
 use crate::product::Packed;
+use crate::product::Weights;
 use crate::simd::Simd;
 
 /// Activations `[rows, width]`.
@@ -309,13 +310,14 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// Packs a layer. `read(output, weights)` writes the weights `[input]` of an output; `bias` is `[output]`.
+    /// Packs a layer. `read(output, inputs, weights)` writes the weights of an output for these inputs; `bias` is
+    /// `[output]`.
     pub fn new(
         isa: Isa,
         number: Number,
         [input, output]: [usize; 2],
         bias: Option<&[f32]>,
-        read: impl Fn(usize, &mut [f32]) + Sync,
+        read: impl Fn(usize, Range<usize>, Weights<'_>) + Sync,
     ) -> Self {
         let mut columns: Vec<_> = (0..output).map(Some).collect();
         columns.resize(output.next_multiple_of(isa.panel_width()), None);
@@ -331,7 +333,7 @@ impl Linear {
         number: Number,
         [input, output]: [usize; 2],
         bias: Option<&[f32]>,
-        read: impl Fn(usize, &mut [f32]) + Sync,
+        read: impl Fn(usize, Range<usize>, Weights<'_>) + Sync,
     ) -> Self {
         // half a panel of the gate, then half a panel of what it lets through
         let half = isa.panel_width() / 2;

@@ -6,6 +6,8 @@
 //!
 //! Source of the method: Ramé et al. 2024, WARM (arXiv:2401.12187).
 
+use std::mem::take;
+use std::ops::Range;
 use std::path::Path;
 
 use candle_core::DType;
@@ -13,6 +15,7 @@ use candle_core::Device;
 use candle_core::Tensor;
 use half::bf16;
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 use safetensors::Dtype;
 use serde_json::Value;
@@ -20,10 +23,11 @@ use serde_json::Value;
 use crate::model::ModelError;
 use crate::model::config::CheckpointConfig;
 use crate::model::weights::Checkpoint;
+use crate::model::weights::Stored;
 use crate::model::weights::TensorBytes;
 
 /// Elements that one thread sums at a time: both its sums and its inputs stay in the first-level caches.
-const CHUNK: usize = 4096;
+const CHUNK: usize = 2048;
 
 /// Members whose 2-D tensors point in directions less alike than this did not start from one pretrain.
 /// Fine-tuning leaves the cosine above 0.9; independent weights have one near 0.
@@ -31,6 +35,10 @@ const SAME_PRETRAIN_COSINE: f64 = 0.5;
 
 /// At most this many 2-D tensors are compared to tell whether members share a pretrain.
 const COMPARED_TENSORS: usize = 16;
+
+/// And this many values in the middle of each: noise moves a cosine by the root of their number, 0.001 at most
+/// for one large tensor.
+const COMPARED_VALUES: usize = 1 << 20;
 
 /// An averaged tensor, rounded.
 #[derive(Debug, PartialEq)]
@@ -65,95 +73,207 @@ impl Averaged {
 
 /// `Σ coefficient · tensor` in `f64`, in the order of `sources`, rounded once to `dtype`.
 ///
-/// One source with coefficient 1 is just converted. All sources have one shape (checked by the caller). Fails if
-/// a value is not finite, before or after.
-pub fn average(name: &str, sources: &[(TensorBytes<'_>, f64)], dtype: DType) -> Result<Averaged, ModelError> {
-    let count: usize = sources[0].0.shape.iter().product();
-    let readers = sources
-        .iter()
-        .map(|(tensor, coefficient)| Ok((Reader::new(name, tensor)?, *coefficient)))
-        .collect::<Result<Vec<_>, ModelError>>()?;
-    match dtype {
-        DType::F32 => sum(name, &readers, count, |x| x as f32, f32::is_finite).map(Averaged::F32),
-        DType::F16 => {
-            sum(name, &readers, count, |x| f16::from_f32(round_to_odd(x)), f16::is_finite).map(Averaged::F16)
+/// One source with coefficient 1 is just converted; where it is stored in `dtype` it is not even copied. All sources
+/// have one shape (checked by the caller). `room` gives memory, of a precision and so many bytes, whatever it held. Fails
+/// if a value is not finite, before or after.
+pub fn average(
+    name: &str,
+    sources: &mut [(TensorBytes<'_>, f64)],
+    dtype: DType,
+    room: impl FnOnce(Dtype, usize) -> Stored,
+) -> Result<Averaged, ModelError> {
+    if let [(tensor, 1.0)] = sources {
+        match (&mut tensor.values, dtype) {
+            (Stored::F32(values), DType::F32) => return checked(name, take(values)).map(Averaged::F32),
+            (Stored::F16(values), DType::F16) => return checked(name, take(values)).map(Averaged::F16),
+            (Stored::Bf16(values), DType::BF16) => return checked(name, take(values)).map(Averaged::Bf16),
+            _ => {}
         }
-        DType::BF16 => sum(name, &readers, count, |x| bf16::from_f32(round_to_odd(x)), bf16::is_finite)
-            .map(Averaged::Bf16),
-        other => Err(ModelError::Unsupported(format!("precision {other:?}"))),
+    }
+    for (tensor, _) in &*sources {
+        if let Stored::Other(_) = tensor.values {
+            return Err(ModelError::Unsupported(format!(
+                "tensor `{name}` is stored as {:?}: supported are F64, F32, F16 and BF16",
+                tensor.dtype
+            )));
+        }
+    }
+    let (stored, size) = match dtype {
+        DType::F32 => (Dtype::F32, 4),
+        DType::F16 => (Dtype::F16, 2),
+        DType::BF16 => (Dtype::BF16, 2),
+        other => return Err(ModelError::Unsupported(format!("precision {other:?}"))),
+    };
+    match room(stored, sources[0].0.count() * size) {
+        Stored::F32(room) => round_sums(name, sources, room).map(Averaged::F32),
+        Stored::F16(room) => round_sums(name, sources, room).map(Averaged::F16),
+        Stored::Bf16(room) => round_sums(name, sources, room).map(Averaged::Bf16),
+        Stored::F64(_) | Stored::Other(_) => unreachable!("room is of the type that was asked for"),
     }
 }
 
-fn sum<T: Copy + Default + Send>(
+/// What weights are kept as. Written for slices without branches, so that compilers make vectors of it.
+trait Kept: Copy + Send + Sync {
+    /// One rounding.
+    fn from_f64s(exact: &[f64], to: &mut [Self]);
+    /// One rounding.
+    fn from_f32s(exact: &[f32], to: &mut [Self]);
+    fn is_finite(self) -> bool;
+    fn to_f64(self) -> f64;
+
+    fn are_finite(values: &[Self]) -> bool {
+        values.iter().fold(true, |all, value| all & value.is_finite())
+    }
+}
+
+impl Kept for f32 {
+    fn from_f64s(exact: &[f64], to: &mut [Self]) {
+        to.iter_mut().zip(exact).for_each(|(to, &x)| *to = x as f32);
+    }
+    fn from_f32s(exact: &[f32], to: &mut [Self]) {
+        to.copy_from_slice(exact);
+    }
+    fn is_finite(self) -> bool {
+        self.is_finite()
+    }
+    fn to_f64(self) -> f64 {
+        self.into()
+    }
+}
+
+impl Kept for f16 {
+    fn from_f64s(exact: &[f64], to: &mut [Self]) {
+        let mut odd = [0.0; CHUNK];
+        all_to_odd(exact, &mut odd);
+        Self::from_f32s(&odd[..exact.len()], to);
+    }
+    fn from_f32s(exact: &[f32], to: &mut [Self]) {
+        to.convert_from_f32_slice(exact);
+    }
+    fn is_finite(self) -> bool {
+        self.is_finite()
+    }
+    fn to_f64(self) -> f64 {
+        self.into()
+    }
+}
+
+impl Kept for bf16 {
+    fn from_f64s(exact: &[f64], to: &mut [Self]) {
+        let mut odd = [0.0; CHUNK];
+        all_to_odd(exact, &mut odd);
+        Self::from_f32s(&odd[..exact.len()], to);
+    }
+    fn from_f32s(exact: &[f32], to: &mut [Self]) {
+        to.iter_mut().zip(exact).for_each(|(to, &x)| *to = to_bf16(x));
+    }
+    fn is_finite(self) -> bool {
+        self.is_finite()
+    }
+    fn to_f64(self) -> f64 {
+        self.into()
+    }
+}
+
+/// As `bf16::from_f32`, whose branches cost ten times as much: to the nearest, ties to even, and a NaN stays one.
+pub(in crate::model) fn to_bf16(x: f32) -> bf16 {
+    let bits = x.to_bits();
+    let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    bf16::from_bits(if x.is_nan() { bits >> 16 | 0x40 } else { nearest } as u16)
+}
+
+/// As [`bf16::to_f32`], of a number.
+pub(in crate::model) fn from_bf16(x: bf16) -> f32 {
+    f32::from_bits(u32::from(x.to_bits()) << 16)
+}
+
+fn not_finite(name: &str, value: f64) -> ModelError {
+    ModelError::NotFiniteWeight { name: name.to_owned(), value }
+}
+
+/// The same values, all of them finite.
+fn checked<T: Kept>(name: &str, values: Vec<T>) -> Result<Vec<T>, ModelError> {
+    values.par_chunks(CHUNK).try_for_each(|values| {
+        if T::are_finite(values) {
+            return Ok(());
+        }
+        let bad = values.iter().find(|value| !value.is_finite()).expect("one is not finite");
+        Err(not_finite(name, bad.to_f64()))
+    })?;
+    Ok(values)
+}
+
+/// Overwrites `output`.
+fn round_sums<T: Kept>(
     name: &str,
-    readers: &[(Reader<'_>, f64)],
-    count: usize,
-    round: impl Fn(f64) -> T + Sync,
-    is_finite: impl Fn(T) -> bool + Sync,
+    sources: &[(TensorBytes<'_>, f64)],
+    mut output: Vec<T>,
 ) -> Result<Vec<T>, ModelError> {
-    let mut output = vec![T::default(); count];
     output.par_chunks_mut(CHUNK).enumerate().try_for_each(|(chunk, output)| {
-        let start = chunk * CHUNK;
-        let mut sums = [0.0_f64; CHUNK];
+        let range = chunk * CHUNK..chunk * CHUNK + output.len();
+        let (mut wide, mut sums) = ([0.0_f32; CHUNK], [0.0_f64; CHUNK]);
         let sums = &mut sums[..output.len()];
-        match readers {
-            [(reader, 1.0)] => reader.visit(start, sums.len(), |i, x| sums[i] = x),
-            _ => {
-                for (reader, coefficient) in readers {
-                    reader.visit(start, sums.len(), |i, x| sums[i] += coefficient * x);
+        match sources {
+            [(tensor, 1.0)] => match tensor.values.run(range, &mut wide) {
+                Run::F64(exact) => {
+                    sums.copy_from_slice(exact);
+                    T::from_f64s(exact, output);
                 }
+                Run::F32(exact) => {
+                    T::from_f32s(exact, output);
+                    if !T::are_finite(output) {
+                        sums.iter_mut().zip(exact).for_each(|(sum, &x)| *sum = x.into()); // for the error
+                    }
+                }
+            },
+            _ => {
+                for (tensor, coefficient) in sources {
+                    match tensor.values.run(range.clone(), &mut wide) {
+                        Run::F64(x) => sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += coefficient * x),
+                        Run::F32(x) => {
+                            sums.iter_mut().zip(x).for_each(|(sum, &x)| *sum += coefficient * f64::from(x));
+                        }
+                    }
+                }
+                T::from_f64s(sums, output);
             }
         }
-        for (output, &sum) in output.iter_mut().zip(&*sums) {
-            *output = round(sum);
-            if !is_finite(*output) {
-                return Err(ModelError::NotFiniteWeight { name: name.to_owned(), value: sum });
-            }
+        if T::are_finite(output) {
+            return Ok(());
         }
-        Ok(())
+        let bad = output.iter().position(|value| !value.is_finite()).expect("one is not finite");
+        Err(not_finite(name, sums[bad]))
     })?;
     Ok(output)
 }
 
-/// Reads little-endian floats of any stored precision.
-struct Reader<'a> {
-    dtype: Dtype,
-    bytes: &'a [u8],
+/// Some values, exactly.
+enum Run<'a> {
+    F64(&'a [f64]),
+    F32(&'a [f32]),
 }
 
-impl<'a> Reader<'a> {
-    fn new(name: &str, tensor: &'a TensorBytes<'_>) -> Result<Self, ModelError> {
-        match tensor.dtype {
-            Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16 => {
-                Ok(Self { dtype: tensor.dtype, bytes: &tensor.bytes })
+impl Stored {
+    /// At most [`CHUNK`] values; `wide` is room for them.
+    fn run<'a>(&'a self, range: Range<usize>, wide: &'a mut [f32; CHUNK]) -> Run<'a> {
+        let wide = &mut wide[..range.len()];
+        match self {
+            Self::F64(values) => return Run::F64(&values[range]),
+            Self::F32(values) => return Run::F32(&values[range]),
+            Self::F16(values) => values[range].convert_to_f32_slice(wide),
+            Self::Bf16(values) => {
+                wide.iter_mut().zip(&values[range]).for_each(|(wide, &x)| *wide = from_bf16(x))
             }
-            dtype => Err(ModelError::Unsupported(format!(
-                "tensor `{name}` is stored as {dtype:?}: supported are F64, F32, F16 and BF16"
-            ))),
+            Self::Other(_) => unreachable!("refused by whoever wants numbers"),
         }
+        Run::F32(wide)
     }
 
-    fn visit(&self, start: usize, count: usize, mut visit: impl FnMut(usize, f64)) {
-        fn values<const N: usize>(bytes: &[u8], start: usize, count: usize) -> &[[u8; N]] {
-            bytes[start * N..(start + count) * N].as_chunks::<N>().0
-        }
-        match self.dtype {
-            Dtype::F64 => {
-                let values = values::<8>(self.bytes, start, count).iter().enumerate();
-                values.for_each(|(i, bytes)| visit(i, f64::from_le_bytes(*bytes)));
-            }
-            Dtype::F32 => {
-                let values = values::<4>(self.bytes, start, count).iter().enumerate();
-                values.for_each(|(i, bytes)| visit(i, f64::from(f32::from_le_bytes(*bytes))));
-            }
-            Dtype::F16 => {
-                let values = values::<2>(self.bytes, start, count).iter().enumerate();
-                values.for_each(|(i, bytes)| visit(i, f64::from(f16::from_le_bytes(*bytes).to_f32())));
-            }
-            _ => {
-                let values = values::<2>(self.bytes, start, count).iter().enumerate();
-                values.for_each(|(i, bytes)| visit(i, f64::from(bf16::from_le_bytes(*bytes).to_f32())));
-            }
+    /// At most [`CHUNK`] values.
+    fn to_f64s(&self, range: Range<usize>) -> Vec<f64> {
+        match self.run(range, &mut [0.0; CHUNK]) {
+            Run::F64(values) => values.to_vec(),
+            Run::F32(values) => values.iter().map(|&x| x.into()).collect(),
         }
     }
 }
@@ -171,6 +291,23 @@ fn round_to_odd(exact: f64) -> f32 {
     let toward_zero =
         if f64::from(nearest).abs() > exact.abs() { f32::from_bits(nearest.to_bits() - 1) } else { nearest };
     f32::from_bits(toward_zero.to_bits() | 1)
+}
+
+/// [`round_to_odd`] of each; without branches, where no result is subnormal.
+///
+/// The bits that `f32` has no room for are cut off, and if there were any, adding all ones to them carries into the
+/// last bit that stays. What is above the largest `f32` becomes infinite or that: both overflow in 16 bits.
+fn all_to_odd(exact: &[f64], odd: &mut [f32]) {
+    const CUT: u64 = (1 << (52 - 23)) - 1;
+    let is_subnormal = |x: f64| (x.abs() < f64::from(f32::MIN_POSITIVE)) & (x != 0.0);
+    if exact.iter().fold(false, |any, &x| any | is_subnormal(x)) {
+        odd.iter_mut().zip(exact).for_each(|(odd, &x)| *odd = round_to_odd(x));
+        return;
+    }
+    for (odd, x) in odd.iter_mut().zip(exact) {
+        let bits = x.to_bits();
+        *odd = f64::from_bits((bits | ((bits & CUT) + CUT)) & !CUT) as f32;
+    }
 }
 
 /// What is odd about members that can be merged, or score together.
@@ -286,17 +423,15 @@ pub fn kinship(checkpoints: &[&Checkpoint]) -> Result<Vec<Kinship>, ModelError> 
             {
                 continue;
             }
-            let (a, b) = (first.read(name)?, checkpoint.read(name)?);
-            let (Ok(readers_a), Ok(readers_b)) = (Reader::new(name, &a), Reader::new(name, &b)) else {
+            let (a, b) = (first.sample(name, COMPARED_VALUES)?, checkpoint.sample(name, COMPARED_VALUES)?);
+            if matches!(a.values, Stored::Other(_)) || matches!(b.values, Stored::Other(_)) {
                 continue;
-            };
-            let count: usize = a.shape.iter().product();
+            }
+            let count = a.count();
             let parts = (0..count.div_ceil(CHUNK)).into_par_iter().map(|chunk| {
-                let (start, len) = (chunk * CHUNK, CHUNK.min(count - chunk * CHUNK));
-                let (mut x, mut y) = ([0.0; CHUNK], [0.0; CHUNK]);
-                readers_a.visit(start, len, |i, value| x[i] = value);
-                readers_b.visit(start, len, |i, value| y[i] = value);
-                let pairs = || x[..len].iter().zip(&y[..len]);
+                let range = chunk * CHUNK..((chunk + 1) * CHUNK).min(count);
+                let (x, y) = (a.values.to_f64s(range.clone()), b.values.to_f64s(range));
+                let pairs = || x.iter().zip(&y);
                 [
                     pairs().map(|(x, y)| x * y).sum::<f64>(),
                     pairs().map(|(x, _)| x * x).sum(),
@@ -325,12 +460,14 @@ pub fn kinship(checkpoints: &[&Checkpoint]) -> Result<Vec<Kinship>, ModelError> 
     Ok(findings)
 }
 
-/// Whether all tensors of the two are equal; reads until the first that is not.
+/// Whether all tensors of the two are equal; reads until the first that is not, small ones first.
 fn is_twin(checkpoint: &Checkpoint, other: &Checkpoint) -> Result<bool, ModelError> {
     if !checkpoint.names().eq(other.names()) {
         return Ok(false);
     }
-    for name in checkpoint.names() {
+    let mut names: Vec<&str> = checkpoint.names().collect();
+    names.sort_by_key(|name| checkpoint.info(name).map(|info| info.data_offsets.1 - info.data_offsets.0));
+    for name in names {
         if checkpoint.digest(name)? != other.digest(name)? {
             return Ok(false);
         }
@@ -341,6 +478,19 @@ fn is_twin(checkpoint: &Checkpoint, other: &Checkpoint) -> Result<bool, ModelErr
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// With room that held something.
+    fn average(
+        name: &str,
+        mut sources: Vec<(TensorBytes<'_>, f64)>,
+        dtype: DType,
+    ) -> Result<Averaged, ModelError> {
+        super::average(name, &mut sources, dtype, |dtype, bytes| match dtype {
+            Dtype::F32 => Stored::F32(vec![f32::NAN; bytes / 4]),
+            Dtype::F16 => Stored::F16(vec![f16::NAN; bytes / 2]),
+            _ => Stored::Bf16(vec![bf16::NAN; bytes / 2]),
+        })
+    }
 
     /// Just above the middle between two neighbours: by way of `f32` it would be rounded to the middle first, and
     /// then down to the even neighbour.
@@ -365,13 +515,133 @@ mod tests {
     }
 
     #[test]
+    fn rounding_without_branches_is_the_same() {
+        for exponent in -160..130 {
+            for i in 0..200_u64 {
+                let hash = blake3::hash(&i.to_le_bytes());
+                let bits = u64::from_le_bytes(*hash.as_bytes().first_chunk().unwrap());
+                // from all 52 bits to few, around halves and quarters of what f32 and bf16 tell apart
+                let fraction = bits >> 12 & !((1 << (i % 52)) - 1);
+                let x = (1.0 + fraction as f64 / 2.0_f64.powi(52)) * 2.0_f64.powi(exponent);
+                let x = if bits & 1 == 0 { x } else { -x };
+                let mut odd = [0.0];
+                all_to_odd(&[x], &mut odd);
+                let expected = round_to_odd(x);
+                assert_eq!(bf16::from_f32(odd[0]), bf16::from_f32(expected), "{x:e}");
+                assert_eq!(f16::from_f32(odd[0]), f16::from_f32(expected), "{x:e}");
+                assert_eq!(to_bf16(expected), bf16::from_f32(expected), "{x:e}");
+                assert_eq!(to_bf16(x as f32).to_bits(), bf16::from_f32(x as f32).to_bits(), "{x:e}");
+            }
+        }
+        for x in [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN_POSITIVE] {
+            assert_eq!(to_bf16(x).to_bits(), bf16::from_f32(x).to_bits(), "{x}");
+            assert_eq!(from_bf16(to_bf16(x)).to_bits(), to_bf16(x).to_f32().to_bits(), "{x}");
+        }
+        assert!(to_bf16(f32::NAN).is_nan() && to_bf16(f32::from_bits(0x7fff_ffff)).is_nan());
+    }
+
+    #[test]
     fn a_value_that_overflows_is_an_error_that_names_the_tensor() {
-        let bytes = 70_000.0_f32.to_le_bytes();
-        let tensor = TensorBytes { dtype: Dtype::F32, shape: &[1], bytes: bytes.to_vec() };
-        let sources = [(tensor, 1.0)];
-        assert_eq!(average("w", &sources, DType::F32).unwrap(), Averaged::F32(vec![70_000.0]));
-        let error = average("w", &sources, DType::F16).unwrap_err().to_string();
+        let tensor = TensorBytes { dtype: Dtype::F32, shape: &[1], values: Stored::F32(vec![70_000.0]) };
+        let sources = vec![(tensor, 1.0)];
+        assert_eq!(average("w", sources.clone(), DType::F32).unwrap(), Averaged::F32(vec![70_000.0]));
+        let error = average("w", sources, DType::F16).unwrap_err().to_string();
         assert!(error.contains("`w`") && error.contains("70000"), "{error}");
+    }
+
+    /// The same sums value by value, in the plainest words.
+    #[test]
+    fn averages_are_sums_in_order_rounded_once() {
+        let count = 2 * CHUNK + 7;
+        let values: Vec<Vec<f64>> = (0..3_u64)
+            .map(|member| {
+                let value = |i: u64| {
+                    let hash = blake3::hash(&(member << 32 | i).to_le_bytes());
+                    let bits = u32::from_le_bytes(*hash.as_bytes().first_chunk().unwrap());
+                    // of many sizes, and zeros of both signs
+                    let size = 2.0_f64.powi((bits >> 27) as i32 - 28);
+                    if bits % 61 == 0 { -0.0 } else { (f64::from(bits) / 2.0_f64.powi(31) - 1.0) * size }
+                };
+                (0..count as u64).map(value).collect()
+            })
+            .collect();
+        let store = |dtype: Dtype, values: &[f64]| match dtype {
+            Dtype::F64 => Stored::F64(values.to_vec()),
+            Dtype::F32 => Stored::F32(values.iter().map(|&x| x as f32).collect()),
+            Dtype::F16 => Stored::F16(values.iter().map(|&x| f16::from_f64(x)).collect()),
+            _ => Stored::Bf16(values.iter().map(|&x| bf16::from_f64(x)).collect()),
+        };
+        let exact = |stored: &Stored, i: usize| match stored {
+            Stored::F64(values) => values[i],
+            Stored::F32(values) => values[i].into(),
+            Stored::F16(values) => values[i].to_f64(),
+            Stored::Bf16(values) => values[i].to_f64(),
+            Stored::Other(_) => unreachable!(),
+        };
+        for dtype in [Dtype::F64, Dtype::F32, Dtype::F16, Dtype::BF16] {
+            for coefficients in [&[1.0][..], &[0.3, 0.7], &[0.2, 0.3, 0.5]] {
+                let sources: Vec<_> = coefficients
+                    .iter()
+                    .zip(&values)
+                    .map(|(&coefficient, values)| {
+                        (TensorBytes { dtype, shape: &[], values: store(dtype, values) }, coefficient)
+                    })
+                    .collect();
+                let sums: Vec<f64> = (0..count)
+                    .map(|i| match &sources[..] {
+                        [(tensor, 1.0)] => exact(&tensor.values, i),
+                        _ => sources.iter().fold(0.0, |sum, (tensor, c)| sum + c * exact(&tensor.values, i)),
+                    })
+                    .collect();
+                let case = format!("{dtype:?} {coefficients:?}");
+                let Averaged::F32(average32) = average("w", sources.clone(), DType::F32).unwrap() else {
+                    panic!()
+                };
+                let Averaged::F16(average16) = average("w", sources.clone(), DType::F16).unwrap() else {
+                    panic!()
+                };
+                let Averaged::Bf16(brain16) = average("w", sources, DType::BF16).unwrap() else { panic!() };
+                for (i, &sum) in sums.iter().enumerate() {
+                    let odd = round_to_odd(sum);
+                    assert_eq!(average32[i].to_bits(), (sum as f32).to_bits(), "{case} {i}");
+                    assert_eq!(average16[i].to_bits(), f16::from_f32(odd).to_bits(), "{case} {i}");
+                    assert_eq!(brain16[i].to_bits(), bf16::from_f32(odd).to_bits(), "{case} {i}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn one_value_that_is_not_finite_is_found_wherever_it_is() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for place in [0, CHUNK - 1, CHUNK, 2 * CHUNK + 2] {
+                let mut values = vec![1.0; 2 * CHUNK + 3];
+                values[place] = bad;
+                let stored = [
+                    Stored::F64(values.iter().map(|&x| x.into()).collect()),
+                    Stored::F16(values.iter().map(|&x| f16::from_f32(x)).collect()),
+                    Stored::Bf16(values.iter().map(|&x| bf16::from_f32(x)).collect()),
+                    Stored::F32(values),
+                ];
+                for values in stored {
+                    for dtype in [DType::F32, DType::F16, DType::BF16] {
+                        let tensor = TensorBytes { dtype: Dtype::F32, shape: &[], values: values.clone() };
+                        for sources in
+                            [vec![(tensor.clone(), 1.0)], vec![(tensor.clone(), 0.5), (tensor, 0.5)]]
+                        {
+                            let error = average("w", sources, dtype).unwrap_err();
+                            let ModelError::NotFiniteWeight { name, value } = error else {
+                                panic!("{error}")
+                            };
+                            assert!(
+                                name == "w" && value.to_string() == bad.to_string(),
+                                "{value}, not {bad}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
     }
 
     #[test]

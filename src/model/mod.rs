@@ -9,6 +9,7 @@
 //! A [`variant`] is loaded from its configuration; it holds a [`scorer`], which runs one [`RewardModel`] or
 //! several, a [`family`], on a [`batch`] of packed sequences.
 
+pub mod ahead;
 pub mod batch;
 pub mod config;
 pub mod decoder;

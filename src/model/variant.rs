@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread;
 
 use candle_core::DType;
 use candle_core::Device;
@@ -12,6 +13,7 @@ use serde::Serialize;
 
 use crate::model::ModelError;
 use crate::model::RewardModel;
+use crate::model::ahead::ReadAhead;
 use crate::model::config::CheckpointConfig;
 use crate::model::family::Family;
 use crate::model::head::HeadKind;
@@ -317,9 +319,7 @@ impl Loader {
     /// Checks everything that can be checked without reading weights: files, configs, tokenizers, shapes.
     pub fn check(&mut self, config: &VariantConfig) -> Result<(), ModelError> {
         parse_device(&config.device)?;
-        // only names and shapes are looked at: any form and precision will do
-        let ops = Arc::new(Composed { device: Device::Cpu, dtype: DType::F32 });
-        load_models(config, &open_members(config)?, &ops, None, &mut |_| ()).map(|_| ())
+        load_models(config, &open_members(config)?, &unread_ops(), None, &mut |_| ()).map(|_| ())
     }
 }
 
@@ -457,13 +457,36 @@ fn load_models<O: Ops>(
     for (group, member) in groups.into_iter().zip(members) {
         let mut load = || {
             let backbone = &member.config.backbone;
-            let mut weights = Weights::new(group, backbone, ops, store.as_deref_mut(), progress);
-            let model = RewardModel::load(&mut weights, &member.config)?;
-            Ok((model, weights.finish()?))
+            let names = if store.is_some() { names_to_read(group, &member.config)? } else { Vec::new() };
+            let weights = Weights::new(group, backbone, ops, store.as_deref_mut(), progress);
+            thread::scope(|scope| {
+                let ahead = ReadAhead::start(scope, group, names);
+                let mut weights = weights.reading_ahead(Some(ahead));
+                let model = RewardModel::load(&mut weights, &member.config)?;
+                Ok((model, weights.finish()?))
+            })
         };
         models.push(load().map_err(|source| in_member(&member.path, source))?);
     }
     Ok(models)
+}
+
+/// What a model will ask for, in order; refuses what can be refused without reading weights.
+fn names_to_read(
+    members: &[(&Checkpoint, f64)],
+    config: &CheckpointConfig,
+) -> Result<Vec<String>, ModelError> {
+    let (ops, mut progress) = (unread_ops(), |_| ());
+    let mut weights = Weights::new(members, &config.backbone, &ops, None, &mut progress);
+    RewardModel::load(&mut weights, config)?;
+    let names = weights.unread();
+    weights.finish()?;
+    Ok(names)
+}
+
+/// For models of which only names and shapes are looked at: any form and precision will do.
+fn unread_ops() -> Arc<Composed> {
+    Arc::new(Composed { device: Device::Cpu, dtype: DType::F32 })
 }
 
 fn coefficients(config: &VariantConfig) -> Vec<f64> {

@@ -16,7 +16,7 @@ torch runs in workers of their own, which stay alive between rounds and wait wit
     bf16 tuned   the same in bfloat16
 
 each *padded* (all samples in one batch, as long as the longest) and, when lengths differ, *bucketed* (sorted by
-length, --bucket-samples in a batch). What was tried and left out: OMP_WAIT_POLICY=active, whose idle threads would
+length, --bucket-samples in a batch). Left out: OMP_WAIT_POLICY=active, whose idle threads would
 take the cores from whoever has the turn, and torch.compile, which compiles anew for each length.
 
 rewarm is started anew for each turn, with one warm-up round of its own before the one that counts. Its f32 rewards are

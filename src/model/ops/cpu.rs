@@ -9,6 +9,7 @@ use candle_core::DType;
 use candle_core::Result;
 use half::bf16;
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 use rayon::ThreadPool;
 use rayon::ThreadPoolBuilder;
 use rayon::prelude::*;
@@ -19,6 +20,7 @@ use rewarm_kernels::Linear;
 use rewarm_kernels::Number;
 use rewarm_kernels::Rows;
 use rewarm_kernels::Then;
+use rewarm_kernels::Weights;
 
 use super::Activation;
 use super::AttentionSpec;
@@ -28,6 +30,7 @@ use super::Precision;
 use super::Which;
 use crate::model::batch::PackedBatch;
 use crate::model::merge::Averaged;
+use crate::model::merge::from_bf16;
 
 /// Rows of a block, at most: enough to read weights once for many rows, few enough that a block stays in the cache
 /// of its core.
@@ -112,8 +115,27 @@ fn pool() -> Arc<ThreadPool> {
 fn widen(values: &Averaged, range: Range<usize>, to: &mut [f32]) {
     match values {
         Averaged::F32(values) => to.copy_from_slice(&values[range]),
-        Averaged::F16(values) => to.iter_mut().zip(&values[range]).for_each(|(to, x)| *to = x.to_f32()),
-        Averaged::Bf16(values) => to.iter_mut().zip(&values[range]).for_each(|(to, x)| *to = x.to_f32()),
+        Averaged::F16(values) => values[range].convert_to_f32_slice(to),
+        Averaged::Bf16(values) => to.iter_mut().zip(&values[range]).for_each(|(to, &x)| *to = from_bf16(x)),
+    }
+}
+
+/// Some values rounded to bfloat16.
+fn narrow(values: &Averaged, range: Range<usize>, to: &mut [bf16]) {
+    match values {
+        Averaged::F32(values) => to.convert_from_f32_slice(&values[range]),
+        Averaged::F16(values) => {
+            to.iter_mut().zip(&values[range]).for_each(|(to, x)| *to = bf16::from_f32(x.to_f32()));
+        }
+        Averaged::Bf16(values) => to.copy_from_slice(&values[range]),
+    }
+}
+
+/// Some values in what they are packed.
+fn write_weights(values: &Averaged, range: Range<usize>, to: Weights<'_>) {
+    match to {
+        Weights::F32(to) => widen(values, range, to),
+        Weights::Bf16(to) => narrow(values, range, to),
     }
 }
 
@@ -145,8 +167,9 @@ impl Ops for Cpu {
     fn load_linear(&self, source: LinearSource<'_>, precision: Precision) -> Result<Linear> {
         let LinearSource { weight, bias, output, input } = source;
         let bias = bias.map(|bias| widened(bias, 0..output));
-        let read =
-            |output: usize, weights: &mut [f32]| widen(weight, output * input..(output + 1) * input, weights);
+        let read = |output: usize, inputs: Range<usize>, to: Weights<'_>| {
+            write_weights(weight, output * input + inputs.start..output * input + inputs.end, to);
+        };
         let (isa, number) = (self.isa, self.number(precision));
         Ok(self.pool.install(|| Linear::new(isa, number, [input, output], bias.as_deref(), read)))
     }
@@ -157,10 +180,10 @@ impl Ops for Cpu {
             (Some(gate), Some(up)) => Some([widened(gate, 0..output), widened(up, 0..output)].concat()),
             _ => None,
         };
-        let read = |column: usize, weights: &mut [f32]| {
+        let read = |column: usize, inputs: Range<usize>, to: Weights<'_>| {
             let layer = if column < output { gate } else { up };
             let first = column % output * input;
-            widen(layer.weight, first..first + input, weights);
+            write_weights(layer.weight, first + inputs.start..first + inputs.end, to);
         };
         let (isa, number) = (self.isa, self.number(Precision::Working));
         Ok(self.pool.install(|| Linear::gated(isa, number, [input, output], bias.as_deref(), read)))
