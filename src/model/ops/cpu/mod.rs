@@ -8,6 +8,8 @@ mod isa;
 mod product;
 mod rows;
 mod simd;
+#[cfg(test)]
+mod tests;
 
 use std::borrow::Cow;
 use std::ops::Range;
