@@ -393,7 +393,7 @@ fn check_attention(case: &textbook::Case) -> Checked {
 }
 
 proptest! {
-    #![proptest_config(config(6))]
+    #![proptest_config(config(3))]
 
     #[test]
     #[cfg_attr(miri, ignore = "hours under Miri")]

@@ -146,14 +146,18 @@ fn sequences() -> impl Strategy<Value = Vec<Sequence>> {
     prop::collection::vec(one.prop_map(|pieces| sequence(&pieces.concat())), 1..most)
 }
 
-fn check_neighbours(sequences: &[Sequence], tinies: impl Iterator<Item = Tiny<Cpu>>) -> Checked {
+fn check_neighbours(
+    sequences: &[Sequence],
+    tinies: impl Iterator<Item = Tiny<Cpu>>,
+    threads: &[usize],
+) -> Checked {
     for mut tiny in tinies {
         poison();
         let expected = alone(&tiny, sequences);
         prop_assert!(expected.iter().flatten().all(|&bits| f32::from_bits(bits).is_finite()));
         let name = format!("{} {:?}", tiny.ops.name(), tiny.spec);
         let turned: Vec<Sequence> = sequences.iter().rev().cloned().collect();
-        for threads in [1, 3] {
+        for &threads in threads {
             tiny.ops = tiny.ops.with_threads(threads);
             let together = bits_of(&tiny.rewards(&PackedBatch::pack(sequences)));
             prop_assert!(together == expected, "{name}: beside others, {threads} threads");
@@ -175,7 +179,7 @@ proptest! {
 
     #[test]
     fn neighbours_blocks_threads_and_shared_prefixes_change_no_bit(sequences in sequences()) {
-        check_neighbours(&sequences, tinies())?;
+        check_neighbours(&sequences, tinies(), &[1, 3])?;
     }
 }
 
@@ -183,11 +187,16 @@ proptest! {
 #[test]
 #[cfg_attr(miri, ignore = "hours under Miri")]
 fn neighbours_of_long_sequences_change_no_bit() {
-    let prefix: Vec<u32> = (0..600).map(|i| i * i % 8).collect();
-    let ends: [&[u32]; 4] = [&[1], &[2; 70], &[2, 3], &[]];
+    let prefix: Vec<u32> = (0..550).map(|i| i * i % 8).collect();
+    let ends: [&[u32]; 3] = [&[1], &[2; 20], &[]];
     let sequences = ends.map(|end| sequence(&[&prefix, end].concat()));
-    let is_working = |tiny: &Tiny<Cpu>| tiny.spec.causal && tiny.ops.dtype != DType::F16;
-    check_neighbours(&sequences, tinies().filter(is_working)).unwrap();
+    // without a window in bfloat16, with one in `f32`
+    let is_tried = |tiny: &Tiny<Cpu>| match tiny.ops.dtype {
+        DType::BF16 => tiny.spec.causal && tiny.spec.window.is_none() && tiny.ops.isa.multiplies_bf16(),
+        DType::F32 => tiny.spec.window.is_some(),
+        _ => false,
+    };
+    check_neighbours(&sequences, tinies().filter(is_tried), &[3]).unwrap();
 }
 
 /// The composed form in `f32`: another order of summation, and nothing else.
@@ -322,8 +331,8 @@ fn equal_scores_give_the_mean_and_zeros_give_zeros() {
 /// exponential can hold.
 #[test]
 fn scores_of_any_size_give_finite_results() {
-    let (seq, winner) = if cfg!(miri) { (20, 12) } else { (1100, 700) };
-    for cpu in forms() {
+    let (seq, winner) = if cfg!(miri) { (20, 12) } else { (600, 550) };
+    for cpu in forms().into_iter().filter(|cpu| cpu.dtype != DType::F16) {
         for (size, softcap) in
             [1e3, 1e8, 1e15, 3e18].into_iter().flat_map(|size| [(size, None), (size, Some(50.0))])
         {
