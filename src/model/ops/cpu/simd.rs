@@ -294,8 +294,10 @@ mod x86 {
         if len >= 16 { u16::MAX } else { (1 << len) - 1 }
     }
 
-    // SAFETY of every block below: a value of the type proves that the machine has the instructions, and memory is
-    // touched only where a mask or the caller's promise allows.
+    // SAFETY of every block below: a value of the type proves that the machine has the instructions, since only `new`
+    // makes one, whose caller promised it. Memory is touched by `load_ptr` and `store_ptr` alone, as their callers
+    // promise; by masked loads and stores, of which lanes beyond a slice's length touch nothing and do not fault; and
+    // in `store_bf16`, after its length was checked. `__m256bh` is any 256 bits.
     impl<const BF16: bool> Simd for Avx512<BF16> {
         type V = __m512;
         const LANES: usize = 16;
@@ -395,7 +397,7 @@ mod x86 {
         }
     }
 
-    // SAFETY of every block below: as above.
+    // SAFETY of every block below: as above, of AVX2 and FMA.
     impl Simd for Avx2 {
         type V = __m256;
         const LANES: usize = 8;
