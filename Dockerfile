@@ -42,13 +42,14 @@ ARG FEATURES
 ENV CARGO_INCREMENTAL=0
 WORKDIR /build
 
-# Dependencies first, against empty sources: this layer depends on the two manifests alone, so a change of our own code
-# does not rebuild it. Layers rather than cache mounts: a layer also travels with `--cache-to`, and a mount does not.
+# Dependencies first, and the kernels, against empty sources: a change of our other code does not rebuild this layer.
+# Layers rather than cache mounts: a layer also travels with `--cache-to`, and a mount does not.
 # Targets of tests and benches are dropped from the manifest, because their files are not here.
 # The stub's own outputs are removed, or cargo would take them for newer than the real sources.
 COPY Cargo.toml Cargo.lock ./
+COPY src/kernels src/kernels
 RUN sed -i '/^\[\[\(bench\|test\|example\)\]\]/,/^$/d' Cargo.toml \
- && mkdir src proto \
+ && mkdir proto \
  && echo '//! A stub.' > src/lib.rs \
  && printf '//! A stub.\nfn main() {}\n' | tee src/main.rs > proto/build.rs \
  && cargo build --release --locked --bin rewarm --features "${FEATURES}" \

@@ -18,6 +18,8 @@ use program::root;
 use program::run;
 use program::score;
 use program::text;
+use rewarm::offline::bench::shape::Family;
+use rewarm::offline::bench::shape::Sizes;
 
 /// A configuration that serves `model` of `tests/data/models`.
 fn config_file(folder: &Path, model: &str) -> PathBuf {
@@ -138,4 +140,303 @@ fn a_server_lives_from_health_through_sighup_to_sigterm() {
     server.signal("-TERM");
     assert_eq!(server.wait().code(), Some(0));
     assert_eq!(run(&["health", "--server", &url]).status.code(), Some(1));
+}
+
+// ---- bench: no timed assertions, only that the figures agree with each other ----
+
+/// Runs `rewarm bench` and reads what it wrote.
+fn bench(folder: &Path, args: &[&str]) -> (String, serde_json::Value) {
+    let json = folder.join("bench.json");
+    let output = run(&[&["bench"], args, &["--json", json.to_str().unwrap()]].concat());
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(text(&output.stderr), "", "nothing but the table, where there is no terminal");
+    (text(&output.stdout), serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap())
+}
+
+/// Two members of one family, in `folder`.
+fn members(folder: &Path) -> String {
+    let sizes = Sizes {
+        family: Family::Llama,
+        vocab: 64,
+        hidden: 16,
+        intermediate: 32,
+        layers: 2,
+        heads: 4,
+        kv_heads: 2,
+        max_tokens: 64,
+    };
+    let members = [0, 1].map(|member| folder.join(format!("member-{member}")));
+    members.iter().zip(0..).for_each(|(dir, member)| sizes.write(dir, member).unwrap());
+    format!("{},{}", members[0].display(), members[1].display())
+}
+
+#[test]
+fn bench_model_shows_warm_beside_ens_and_its_figures_agree() {
+    let folder = tempfile::tempdir().unwrap();
+    let args = [
+        "model",
+        "--members",
+        &members(folder.path()),
+        "--lengths",
+        "4..16x6",
+        "--rounds",
+        "3",
+        "--max-batch-tokens",
+        "30",
+    ];
+    let (table, json) = bench(folder.path(), &args);
+    assert!(table.contains("\n| warm    | warm of 2 | f32 "), "{table}");
+    assert!(table.contains("\n| ens     | ens of 2  | f32 "), "{table}");
+    assert!(table.contains("ens costs ") && table.contains(" times warm"), "{table}");
+    assert_eq!((&json["bench"], &json["settings"]["lengths"]), (&"model".into(), &"4..16x6".into()));
+    assert!(json["command_line"].as_array().unwrap().iter().any(|word| word == "--members"));
+    assert!(json["machine"]["cpus"].as_u64().unwrap() > 0);
+    let report = &json["report"];
+    assert_eq!((&report["rounds"], &report["is_interrupted"]), (&3.into(), &false.into()));
+    let mut medians = Vec::new();
+    for variant in report["variants"].as_array().unwrap() {
+        let mut seconds: Vec<f64> =
+            variant["seconds"].as_array().unwrap().iter().map(|value| value.as_f64().unwrap()).collect();
+        seconds.sort_by(f64::total_cmp);
+        assert_eq!(seconds.len(), 3);
+        let figure = |name: &str, which: &str| variant[name][which].as_f64().unwrap();
+        let (samples, tokens) = (variant["samples"].as_f64().unwrap(), variant["tokens"].as_f64().unwrap());
+        let batches = variant["batches"].as_f64().unwrap();
+        assert!(samples == 6.0 && batches >= tokens / 30.0, "{variant}");
+        for (found, expected) in [
+            (figure("samples_per_second", "median"), samples / seconds[1]),
+            (figure("samples_per_second", "max"), samples / seconds[0]),
+            (figure("tokens_per_second", "min"), tokens / seconds[2]),
+            (figure("ms_per_batch", "median"), seconds[1] * 1e3 / batches),
+        ] {
+            assert!((found / expected - 1.0).abs() < 1e-9, "{found} for {expected} in {variant}");
+        }
+        medians.push(seconds[1]);
+    }
+    let cost = report["costs"][0]["ens_over_warm"].as_f64().unwrap();
+    assert!((cost - medians[1] / medians[0]).abs() < 1e-9, "{cost} of {medians:?}");
+}
+
+#[test]
+fn bench_model_reads_recorded_samples_and_lists_of_lengths() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = root().join("tests/data/models/llama");
+    let count = |lines: &str| {
+        let file = folder.path().join("samples");
+        std::fs::write(&file, lines).unwrap();
+        let model = format!("{0},{0}", model.display());
+        let lengths = file.to_str().unwrap();
+        let args = ["model", "--model", &model, "--lengths", lengths, "--rounds", "1", "--dtype", "f32,bf16"];
+        let (_, json) = bench(folder.path(), &args);
+        let variants = json["report"]["variants"].as_array().unwrap();
+        let names: Vec<&str> = variants.iter().map(|variant| variant["name"].as_str().unwrap()).collect();
+        assert_eq!(names, ["llama-f32", "llama-bf16", "llama-2-f32", "llama-2-bf16"]);
+        (variants[0]["samples"].as_u64().unwrap(), variants[0]["tokens"].as_u64().unwrap())
+    };
+    assert_eq!(count("7\n11\n"), (2, 18));
+    assert_eq!(count("{\"token_ids\":[5,6,7]}\n{\"id\":\"b\",\"token_ids\":[8]}\n"), (2, 4));
+}
+
+#[test]
+fn bench_without_a_model_measures_the_demo_family_in_the_precisions_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let args = ["model", "--lengths", "4x1", "--rounds", "1", "--warmup-rounds", "0", "--dtype", "f32,bf16"];
+    let (_, json) = bench(folder.path(), &args);
+    let costs: Vec<String> = (json["report"]["costs"].as_array().unwrap().iter())
+        .map(|cost| format!("{} {}", cost["ens"].as_str().unwrap(), cost["warm"].as_str().unwrap()))
+        .collect();
+    assert_eq!(costs, ["ens-f32 warm-f32", "ens-bf16 warm-bf16"]);
+}
+
+#[test]
+fn bench_server_puts_bare_beside_served() {
+    let folder = tempfile::tempdir().unwrap();
+    let args = [
+        "server",
+        "--members",
+        &members(folder.path()),
+        "--lengths",
+        "8x10",
+        "--rounds",
+        "2",
+        "--callers",
+        "3",
+        "--samples-per-request",
+        "3",
+        "--rate",
+        "1000",
+        "--singles",
+        "2",
+        "--single-tokens",
+        "4",
+    ];
+    let (table, json) = bench(folder.path(), &args);
+    for part in ["Closed loop", "Open loop", "One small sample", "ens costs "] {
+        assert!(table.contains(part), "{part} is not in {table}");
+    }
+    for variant in json["report"]["variants"].as_array().unwrap() {
+        for kind in ["closed", "open"] {
+            let of = &variant[kind];
+            assert_eq!((&of["requests"], &of["latency_ms"]["requests"]), (&8.into(), &8.into()), "{of}");
+            assert_eq!((&of["failed_samples"], &of["errors"]), (&0.into(), &serde_json::json!({})), "{of}");
+            let latency = |name: &str| of["latency_ms"][name].as_f64().unwrap();
+            let rising = [latency("p50"), latency("p90"), latency("p99"), latency("p99.9"), latency("max")];
+            assert!(rising.is_sorted() && rising[0] > 0.0, "{of}");
+        }
+        let median = |value: &serde_json::Value| value["median"].as_f64().unwrap();
+        let (bare, served) =
+            (median(&variant["bare_samples_per_second"]), median(&variant["closed"]["samples_per_second"]));
+        assert!((variant["served_over_bare"].as_f64().unwrap() - served / bare).abs() < 1e-9, "{variant}");
+        assert_eq!((&variant["single"]["samples"], &variant["single"]["tokens"]), (&4.into(), &4.into()));
+        assert!(variant["single"]["bare_p50_ms"].as_f64().unwrap() > 0.0);
+    }
+}
+
+#[test]
+fn bench_server_measures_a_server_elsewhere_and_counts_what_it_refuses() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config_file(folder.path(), "llama");
+    let small = std::fs::read_to_string(&config).unwrap()
+        + "[batching]\nmax_batch_tokens = 16\nmax_queue_tokens = 40\nmax_samples_per_request = 3\n";
+    std::fs::write(&config, small).unwrap();
+    let server = Server::start(&["--config", config.to_str().unwrap()]);
+    let url = server.url();
+    let base = ["server", "--server", &url, "--rounds", "1", "--warmup-rounds", "0", "--vocab-size", "200"];
+    let (table, json) = bench(folder.path(), &[&base[..], &["--lengths", "4x9", "--callers", "1"]].concat());
+    let variant = &json["report"]["variants"][0];
+    assert_eq!(
+        (&variant["name"], &variant["bare_samples_per_second"]),
+        (&"tiny".into(), &serde_json::Value::Null)
+    );
+    // Four samples are more than this server takes in one request: two requests are refused, the last has one.
+    assert_eq!(variant["closed"]["errors"]["INVALID_ARGUMENT"], 2, "{variant}");
+    assert_eq!(
+        (&variant["closed"]["requests"], &variant["closed"]["latency_ms"]["requests"]),
+        (&3.into(), &1.into())
+    );
+    assert!(table.contains("2 of 3: INVALID_ARGUMENT 2"), "{table}");
+
+    // All at once: a queue that holds one request refuses the next while a forward runs.
+    let args = ["--lengths", "32x1", "--requests", "200", "--samples-per-request", "1", "--callers", "0"];
+    let (_, json) =
+        bench(folder.path(), &[&base[..], &args, &["--rate", "1000000", "--singles", "0"]].concat());
+    let open = &json["report"]["variants"][0]["open"];
+    let refused = open["errors"]["RESOURCE_EXHAUSTED"].as_u64().unwrap_or(0);
+    assert!(refused > 0, "{open}");
+    assert_eq!(open["latency_ms"]["requests"].as_u64().unwrap(), 200 - refused, "{open}");
+
+    let output = run(&["bench", "server", "--server", &url, "--variant", "cold", "--lengths", "4x1"]);
+    assert!(
+        text(&output.stderr).contains("--variant cold: the server has tiny: name one of them"),
+        "{output:?}"
+    );
+}
+
+#[test]
+fn bench_group_reports_both_ways() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = root().join("tests/data/models/llama");
+    let args = [
+        "group",
+        "--model",
+        model.to_str().unwrap(),
+        "--prompt-tokens",
+        "20",
+        "--responses",
+        "4",
+        "--response-tokens",
+        "5",
+        "--groups",
+        "2",
+        "--rounds",
+        "2",
+    ];
+    let (table, json) = bench(folder.path(), &args);
+    assert!(
+        table.contains("200 tokens a round, 80 when each prompt counts once: 2.50 times fewer"),
+        "{table}"
+    );
+    let variant = &json["report"]["variants"][0];
+    assert_eq!(variant["shares_prefixes"], true, "a decoder");
+    let seconds = |way: &str| variant[way]["median"].as_f64().unwrap();
+    let speedup = seconds("unshared_seconds") / seconds("shared_seconds");
+    assert!((variant["speedup"].as_f64().unwrap() - speedup).abs() < 1e-9, "{variant}");
+
+    let args =
+        ["group", "--prompt-tokens", "4", "--responses", "2", "--response-tokens", "2", "--rounds", "1"];
+    let (table, json) = bench(folder.path(), &args);
+    assert!(table.contains("warm cannot share prefixes"), "the demo's encoders: {table}");
+    assert_eq!(json["report"]["variants"][0]["shares_prefixes"], false);
+}
+
+#[test]
+fn bench_names_what_it_cannot_measure() {
+    let model = root().join("tests/data/models/llama");
+    let model = model.to_str().unwrap();
+    let cases: &[(&[&str], &str)] = &[
+        (
+            &["model", "--model", model, "--lengths", "200x1"],
+            "--lengths: a sample has 200 tokens, variant `llama` takes 128 at most: ask for shorter ones",
+        ),
+        (
+            &["server", "--model", model, "--lengths", "8x1", "--single-tokens", "129"],
+            "--single-tokens: a sample has 129 tokens",
+        ),
+        (
+            &["group", "--model", model, "--prompt-tokens", "100"],
+            "--prompt-tokens and --response-tokens: a sample has 228 tokens",
+        ),
+        (
+            &["model", "--model", model, "--lengths", "nowhere"],
+            "--lengths nowhere: neither lengths such as 128x32",
+        ),
+        (&["model", "--model", "nowhere"], "`nowhere` is not a directory"),
+        (&["model", "--variant", "cold"], "--variant cold: there is ens, warm: name one of them"),
+        (&["model", "--dtype", "f32,f32", "--model", model], "--dtype names f32 twice"),
+        (&["model", "--mode", "ens"], "--mode says what becomes of --members or of --shape"),
+        (
+            &["server", "--server", "http://127.0.0.1:1", "--max-batch-tokens", "9"],
+            "--max-batch-tokens does not go with --server",
+        ),
+        (&["server", "--server", "http://127.0.0.1:1"], "connect to http://127.0.0.1:1"),
+        (&["model", "--json", "nowhere/out.json"], "--json nowhere/out.json: No such file"),
+        (
+            &["server", "--model", model, "--samples-per-request", "2000"],
+            "--samples-per-request 2000: the server takes 1024 at most",
+        ),
+        (&["server", "--callers", "0", "--singles", "0"], "leave nothing to measure"),
+        (&["group", "--groups", "65536", "--responses", "65536"], "the limit is 268435456: lower --groups"),
+    ];
+    for (args, expected) in cases {
+        let output = run(&[&["bench"], *args].concat());
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {output:?}");
+        assert!(text(&output.stderr).contains(expected), "{args:?}: {output:?}");
+    }
+}
+
+#[test]
+fn an_interrupted_bench_ends_in_good_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let fifo = folder.path().join("lengths");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let model = root().join("tests/data/models/llama");
+    let lengths = fifo.to_str().unwrap();
+    let args =
+        ["bench", "model", "--model", model.to_str().unwrap(), "--lengths", lengths, "--rounds", "10000"];
+    let child = rewarm(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // Opening returns once the program reads its lengths: from then on it listens to signals.
+    let mut writer = File::options().write(true).open(&fifo).unwrap();
+    std::io::Write::write_all(&mut writer, b"8\n").unwrap();
+    drop(writer);
+    let pid = child.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    // Which of the two it is depends on how far it came.
+    match output.status.code() {
+        Some(0) => assert!(text(&output.stdout).contains("Stopped early"), "{output:?}"),
+        Some(1) => {
+            assert!(text(&output.stderr).contains("stopped before a round was finished"), "{output:?}")
+        }
+        _ => panic!("{output:?}"),
+    }
 }

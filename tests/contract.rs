@@ -126,9 +126,9 @@ fn metrics_are_shown_at_zero_from_the_start() {
 #[test]
 fn the_manual_is_what_it_was() {
     let mut manual = String::new();
-    for command in
-        [vec!["--help"], vec!["serve", "--help"], vec!["score", "--help"], vec!["health", "--help"]]
-    {
+    let commands = ["", "serve", "score", "bench", "bench model", "bench server", "bench group", "health"];
+    for command in commands {
+        let command: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();
         let output = run(&command);
         assert!(output.status.success());
         manual.push_str(&format!("$ rewarm {}\n{}\n", command.join(" "), text(&output.stdout)));

@@ -1,5 +1,6 @@
 //! The command line. A flag's doc comment is its manual.
 
+mod bench;
 mod load;
 mod score;
 mod serve;
@@ -14,6 +15,7 @@ use clap::Parser;
 use clap::Subcommand;
 use clap::ValueEnum;
 
+use crate::cli::bench::BenchArgs;
 use crate::client;
 use crate::config::Overrides;
 use crate::model::scorer::Reduction;
@@ -39,6 +41,7 @@ Examples:
   rewarm serve --config rewarm.toml --check    validate a configuration
   echo '{\"prompt\": \"Hi\", \"response\": \"Hello!\"}' | rewarm score --model path/to/checkpoint
   rewarm score --server http://127.0.0.1:50051 --variant ens < samples.jsonl
+  rewarm bench model --shape minilm            what a forward costs on this machine
 
 Exit codes: 0 success, 1 failure, 2 a command line that cannot be understood.";
 
@@ -46,6 +49,7 @@ Exit codes: 0 success, 1 failure, 2 a command line that cannot be understood.";
 enum Command {
     Serve(ServeArgs),
     Score(ScoreArgs),
+    Bench(BenchArgs),
     Health(HealthArgs),
 }
 
@@ -214,6 +218,7 @@ impl Cli {
         match self.command {
             Command::Serve(args) => serve::run(&args),
             Command::Score(args) => score::run(args),
+            Command::Bench(args) => bench::run(args),
             Command::Health(args) => client::check_health(&args.server_url(), args.variant.as_deref()),
         }
     }

@@ -17,6 +17,8 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+pub use rewarm_kernels::Segment;
+
 /// Shorter common prefixes are computed again: each one is an attention call more, and saves next to nothing. Most
 /// chat templates are longer.
 pub const MIN_SHARED_PREFIX: usize = 16;
@@ -28,17 +30,6 @@ pub struct Sequence {
     pub token_ids: Vec<u32>,
     /// `[tokens]`: token types (segments); zeros for models without.
     pub type_ids: Vec<u32>,
-}
-
-/// A run of rows that continues its parent's.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Segment {
-    /// Where its tokens are in the batch; never empty.
-    pub rows: Range<usize>,
-    /// Position of its first token in every sequence it is part of.
-    pub first_position: usize,
-    /// The segment before it; itself earlier in the batch.
-    pub parent: Option<usize>,
 }
 
 /// Where a sequence ends.

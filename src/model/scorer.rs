@@ -163,12 +163,17 @@ impl Scorer {
 
     /// Packs sequences for [`Self::forward`]: with their common prefixes shared, if all members may read them so.
     pub fn pack_shared(&self, sequences: &[&Sequence]) -> PackedBatch {
-        let longest = sequences.iter().map(|sequence| sequence.token_ids.len()).max();
-        if self.members.shares_prefixes(longest.unwrap_or(0)) {
+        if self.shares_prefixes(sequences) {
             PackedBatch::pack_shared(sequences.iter().copied(), MIN_SHARED_PREFIX)
         } else {
             PackedBatch::pack(sequences.iter().copied())
         }
+    }
+
+    /// Whether all members may read the common prefixes of these sequences once.
+    pub fn shares_prefixes(&self, sequences: &[&Sequence]) -> bool {
+        let longest = sequences.iter().map(|sequence| sequence.token_ids.len()).max();
+        self.members.shares_prefixes(longest.unwrap_or(0))
     }
 
     /// Calibrates and reduces the raw rewards that the members gave one sample, `[members]`.

@@ -1,3 +1,5 @@
 //! Commands that need no server.
 
+pub mod bench;
+mod forward;
 pub mod score;

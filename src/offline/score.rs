@@ -10,20 +10,20 @@
 use std::io::BufRead;
 use std::io::Read;
 use std::io::Write;
-use std::time::Duration;
 
 use anyhow::Context;
+use anyhow::anyhow;
 use rayon::iter::IntoParallelRefIterator;
 use rayon::iter::ParallelIterator;
 use serde::Deserialize;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::model::ModelError;
 use crate::model::batch::Sequence;
 use crate::model::scorer::Reward;
 use crate::model::scorer::Scorer;
 use crate::model::variant::Variant;
+use crate::offline::forward::forward;
 use crate::text::Input;
 use crate::text::Message;
 use crate::text::SampleTokenizer;
@@ -104,6 +104,21 @@ pub fn run(
         }
         output.flush().context("write the output")?;
         progress(lines.bytes_read);
+    }
+}
+
+/// All samples of such lines; fails at the first line that has none.
+pub(super) fn read_inputs(mut input: impl BufRead) -> anyhow::Result<Vec<Input>> {
+    let mut lines = Lines { input: &mut input, number: 0, bytes_read: 0 };
+    let mut inputs = Vec::new();
+    loop {
+        let chunk = lines.next_chunk().context("read the lines")?;
+        if chunk.is_empty() {
+            return Ok(inputs);
+        }
+        for Line { id, input } in chunk {
+            inputs.push(input.map_err(|problem| anyhow!("line {id}: {problem}"))?);
+        }
     }
 }
 
@@ -310,7 +325,7 @@ fn batch_len(waiting: &[(usize, Sequence, usize)], max_batch_tokens: usize) -> u
 
 /// Scores a batch; when that fails, its halves, so that a sample the model fails on fails alone.
 fn rewards(scorer: &Scorer, sequences: &[&Sequence]) -> Vec<Result<Reward, String>> {
-    match forward(scorer, sequences) {
+    match forward(scorer, sequences, true) {
         Ok(rewards) => rewards.into_iter().map(finite).collect(),
         Err(error) if sequences.len() == 1 => vec![Err(error.to_string())],
         Err(_) => {
@@ -320,13 +335,6 @@ fn rewards(scorer: &Scorer, sequences: &[&Sequence]) -> Vec<Result<Reward, Strin
             outcomes
         }
     }
-}
-
-fn forward(scorer: &Scorer, sequences: &[&Sequence]) -> Result<Vec<Reward>, ModelError> {
-    let batch = scorer.pack_shared(sequences);
-    let members = scorer.forward(&batch, &mut vec![Duration::ZERO; scorer.num_members()])?;
-    let raw_rewards = |sample: usize| members.iter().map(|rewards| rewards[sample]).collect::<Vec<f32>>();
-    Ok((0..batch.len()).map(|sample| scorer.reduce(&raw_rewards(sample))).collect())
 }
 
 fn finite(reward: Reward) -> Result<Reward, String> {

@@ -185,6 +185,11 @@ impl SampleTokenizer {
         self.max_tokens
     }
 
+    /// The model's: a token id is below it.
+    pub fn vocab_size(&self) -> usize {
+        self.encoder.vocab_size()
+    }
+
     /// A digest of everything here that determines token ids: files, template, rule, limit.
     pub fn digest(&self) -> [u8; 32] {
         self.digest

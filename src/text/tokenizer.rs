@@ -40,6 +40,11 @@ impl Encoder {
         Ok(Self { tokenizer, bos, vocab_size: options.vocab_size })
     }
 
+    /// A token id is below it.
+    pub(super) fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
     /// `prompt + response`, with the tokenizer's own special tokens.
     pub(super) fn concatenation(&self, prompt: &str, response: &str) -> Result<Sequence, TextError> {
         let text = format!("{prompt}{response}");

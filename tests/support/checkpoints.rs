@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use rewarm::offline::bench::shape::Family;
+use rewarm::offline::bench::shape::Sizes;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::Value;
@@ -39,35 +41,17 @@ pub(crate) const VOCAB: usize = 64;
 impl TinyCheckpoint {
     /// A Llama with a `score` head: 2 layers, hidden 16, 64 words, pad token 0.
     pub(crate) fn llama(seed: u64) -> Self {
-        let (hidden, intermediate, kv) = (16, 32, 8);
-        let mut shapes = vec![
-            ("model.embed_tokens.weight".to_owned(), vec![VOCAB, hidden]),
-            ("model.norm.weight".to_owned(), vec![hidden]),
-            ("score.weight".to_owned(), vec![1, hidden]),
-        ];
-        for layer in 0..2 {
-            for (name, shape) in [
-                ("self_attn.q_proj", vec![hidden, hidden]),
-                ("self_attn.k_proj", vec![kv, hidden]),
-                ("self_attn.v_proj", vec![kv, hidden]),
-                ("self_attn.o_proj", vec![hidden, hidden]),
-                ("mlp.gate_proj", vec![intermediate, hidden]),
-                ("mlp.up_proj", vec![intermediate, hidden]),
-                ("mlp.down_proj", vec![hidden, intermediate]),
-                ("input_layernorm", vec![hidden]),
-                ("post_attention_layernorm", vec![hidden]),
-            ] {
-                shapes.push((format!("model.layers.{layer}.{name}.weight"), shape));
-            }
-        }
-        let config = json!({
-            "architectures": ["LlamaForSequenceClassification"], "model_type": "llama",
-            "vocab_size": VOCAB, "hidden_size": hidden, "intermediate_size": intermediate,
-            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-            "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
-            "hidden_act": "silu", "pad_token_id": 0,
-        });
-        Self::random(config, shapes, seed)
+        let sizes = Sizes {
+            family: Family::Llama,
+            vocab: VOCAB,
+            hidden: 16,
+            intermediate: 32,
+            layers: 2,
+            heads: 4,
+            kv_heads: 2,
+            max_tokens: 512,
+        };
+        Self::random(sizes.config(), sizes.tensors(), seed)
     }
 
     fn random(config: Value, shapes: Vec<(String, Vec<usize>)>, seed: u64) -> Self {

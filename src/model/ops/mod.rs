@@ -27,45 +27,11 @@ use std::ops::Range;
 
 use candle_core::DType;
 use candle_core::Result;
-use serde::Serialize;
+pub use rewarm_kernels::Activation;
+pub use rewarm_kernels::AttentionSpec;
 
 use crate::model::batch::PackedBatch;
 use crate::model::merge::Averaged;
-
-/// The function between the layers of an MLP, or after a head's dense layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Activation {
-    /// With the error function.
-    GeluErf,
-    /// Its approximation with tanh.
-    GeluTanh,
-    /// `x · sigmoid(x)`
-    Silu,
-    /// `max(x, 0)`
-    Relu,
-    /// Of BERT's pooler and RoBERTa's head.
-    Tanh,
-}
-
-/// What a query sees, and how scores are made.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AttentionSpec {
-    /// Query heads.
-    pub heads: usize,
-    /// Key and value heads; divides `heads`.
-    pub kv_heads: usize,
-    /// Width of a head.
-    pub head_dim: usize,
-    /// Only itself and what is before it.
-    pub causal: bool,
-    /// Of those, only this many, itself included. Causal only.
-    pub window: Option<usize>,
-    /// Factor on the scores.
-    pub scale: f64,
-    /// `cap · tanh(score / cap)`
-    pub softcap: Option<f64>,
-}
 
 /// Rows of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -101,7 +101,7 @@ pub(super) fn long_cases() -> impl Strategy<Value = Case> {
             let sequences = ends.chain([vec![9; alone]]).map(sequence).collect();
             let (heads, window, scale) = (kv_heads * group, window.filter(|_| causal), 0.4);
             let spec = AttentionSpec { heads, kv_heads, head_dim, causal, window, scale, softcap };
-            Case { spec, sequences, asking: None, every: 173, seed }
+            Case { spec, sequences, asking: None, every: 331, seed }
         },
     )
 }

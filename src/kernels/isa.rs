@@ -4,10 +4,10 @@
 
 use std::sync::OnceLock;
 
-use super::simd::Portable;
-use super::simd::Simd;
+use crate::simd::Portable;
+use crate::simd::Simd;
 #[cfg(target_arch = "x86_64")]
-use super::simd::{Avx2, Avx512};
+use crate::simd::{Avx2, Avx512};
 
 /// An instruction set that this machine has: a value proves it, since only detection makes one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -15,7 +15,7 @@ pub struct Isa(Level);
 
 /// From the least to the most able.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Level {
+pub(crate) enum Level {
     /// What the compiler makes of plain loops: SSE2 on x86-64, NEON on ARM.
     Portable,
     /// AVX2 and FMA.
@@ -29,7 +29,7 @@ pub(super) enum Level {
 }
 
 /// Code that is written for any vector unit.
-pub(super) trait Kernel {
+pub(crate) trait Kernel {
     /// What it returns.
     type Output;
     /// Must be `inline(always)`, as everything that it calls: what is not inlined is compiled without the instruction
@@ -60,7 +60,7 @@ impl Isa {
                 levels.push(Level::Avx512);
                 if is_x86_feature_detected!("avx512bf16") {
                     levels.push(Level::Avx512Bf16);
-                    if super::amx::is_available() {
+                    if crate::amx::is_available() {
                         levels.push(Level::Amx);
                     }
                 }
@@ -95,13 +95,13 @@ impl Isa {
         self.0 >= Level::Avx512Bf16
     }
 
-    pub(super) fn level(self) -> Level {
+    pub(crate) fn level(self) -> Level {
         self.0
     }
 
     /// Runs a kernel, compiled for this instruction set.
     #[inline(always)]
-    pub(super) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         #[cfg(target_arch = "x86_64")]
         {
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]

@@ -18,26 +18,27 @@ use half::bf16;
 use rayon::prelude::*;
 
 #[cfg(target_arch = "x86_64")]
-use super::amx;
-use super::buffer::Line;
-use super::isa::Isa;
-use super::isa::Kernel;
-use super::isa::Level;
-use super::simd::Simd;
+use crate::amx;
+use crate::buffer::Line;
+use crate::isa::Isa;
+use crate::isa::Kernel;
+use crate::isa::Level;
+use crate::simd::Simd;
 
 /// Inputs of a product of bfloat16 come in groups of so many, filled up with zeros.
-pub(super) const BF16_DEPTH: usize = 32;
+pub(crate) const BF16_DEPTH: usize = 32;
 /// The most rows of a tile of vectors.
 const MAX_ROWS: usize = 12;
 /// Rows, and columns, of the largest tile: AMX's.
 const MAX_TILE_ROWS: usize = 32;
 const MAX_TILE: usize = MAX_TILE_ROWS * 32;
 
-/// What is multiplied.
+/// What is multiplied. Sums are `f32`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Number {
+pub enum Number {
+    /// 32-bit floats.
     F32,
-    /// Sums are `f32`.
+    /// bfloat16.
     Bf16,
 }
 
@@ -46,35 +47,44 @@ pub(super) enum Number {
 /// Those of bfloat16 are filled up with zeros to a multiple of [`BF16_DEPTH`], and there is memory for a multiple
 /// of 16 rows.
 #[derive(Clone, Copy)]
-pub(super) enum Operand<'a> {
+pub(crate) enum Operand<'a> {
     F32(&'a [f32], usize),
     Bf16(&'a [bf16], usize),
 }
 
 /// What rows are multiplied by: `[depth, width]`; of bfloat16, `[depth / 2, width, 2]`.
 #[derive(Clone, Copy)]
-pub(super) enum Panel<'a> {
+pub(crate) enum Panel<'a> {
     F32(&'a [f32]),
     Bf16(&'a [bf16]),
 }
 
+/// Some inputs of some rows, and what they are multiplied by.
+#[derive(Clone, Copy)]
+pub(crate) struct Part<'a> {
+    pub(crate) rows: Operand<'a>,
+    pub(crate) panel: Panel<'a>,
+    /// How many inputs.
+    pub(crate) depth: usize,
+}
+
 /// What becomes of a tile of sums.
-pub(super) trait Epilogue {
+pub(crate) trait Epilogue {
     /// `sums` is `[rows, width]`, the columns of one panel.
     fn tile<S: Simd>(&mut self, simd: S, rows: Range<usize>, panel: usize, sums: &[f32]);
 }
 
 impl Isa {
     /// Columns of a panel.
-    pub(super) fn panel_width(self) -> usize {
+    pub(crate) fn panel_width(self) -> usize {
         match self.level() {
             Level::Portable | Level::Avx2 => 16,
             Level::Avx512 | Level::Avx512Bf16 | Level::Amx => 32,
         }
     }
 
-    /// Rows of a tile.
-    pub(super) fn tile_rows(self, number: Number) -> usize {
+    /// Rows that a product takes at a time.
+    pub fn tile_rows(self, number: Number) -> usize {
         match (self.level(), number) {
             (Level::Portable, _) => 4,
             (Level::Avx2, _) => 6,
@@ -85,14 +95,15 @@ impl Isa {
 }
 
 /// What multiplies, on one thread.
-pub(super) struct Multiplier {
-    pub(super) isa: Isa,
+pub(crate) struct Multiplier {
+    pub(crate) isa: Isa,
     #[cfg(target_arch = "x86_64")]
     tiles: Option<amx::Tiles>,
+    sums: Sums,
 }
 
 impl Multiplier {
-    pub(super) fn new(isa: Isa, number: Number) -> Self {
+    pub(crate) fn new(isa: Isa, number: Number) -> Self {
         // SAFETY: an `Isa` of this level exists only where `amx::is_available` has said so
         #[cfg(target_arch = "x86_64")]
         let tiles =
@@ -101,24 +112,26 @@ impl Multiplier {
             isa,
             #[cfg(target_arch = "x86_64")]
             tiles,
+            sums: Sums([0.0; MAX_TILE]),
         }
     }
 
     /// Multiplies `rows` rows by a panel that is given in parts, each with its own run of the rows' inputs: the sums
     /// go on from part to part as if it were whole.
-    pub(super) fn multiply<E: Epilogue>(
-        &self,
+    pub(crate) fn multiply<'a, E: Epilogue>(
+        &mut self,
         rows: usize,
-        parts: &[(Operand<'_>, Panel<'_>, usize)],
+        parts: impl Iterator<Item = Part<'a>> + Clone,
         panel: usize,
         epilogue: &mut E,
     ) {
-        if rows == 0 || parts.is_empty() {
+        let Some(Part { rows: first, .. }) = parts.clone().next() else { return };
+        if rows == 0 {
             return;
         }
         let width = self.isa.panel_width();
-        let number = if matches!(parts[0].0, Operand::F32(..)) { Number::F32 } else { Number::Bf16 };
-        for &(a, b, depth) in parts {
+        let number = if matches!(first, Operand::F32(..)) { Number::F32 } else { Number::Bf16 };
+        for Part { rows: a, panel: b, depth } in parts.clone() {
             assert!(depth > 0, "an instruction sequence takes at least one group of inputs");
             match (a, b) {
                 (Operand::F32(a, stride), Panel::F32(b)) => {
@@ -133,7 +146,6 @@ impl Multiplier {
                 _ => unreachable!("rows are of the kind that their weights were packed for"),
             }
         }
-        let mut sums = Sums([0.0; MAX_TILE]);
         let high = self.isa.tile_rows(number);
         let tiles = rows.div_ceil(high);
         for tile in 0..tiles {
@@ -142,17 +154,17 @@ impl Multiplier {
                 // of like size: 16 rows as 8 and 8, not 12 and 4
                 _ => rows * tile / tiles..rows * (tile + 1) / tiles,
             };
-            for (index, &(a, b, depth)) in parts.iter().enumerate() {
+            for (index, Part { rows: a, panel: b, depth }) in parts.clone().enumerate() {
                 let goes_on = index > 0;
                 // SAFETY: `rows` is within all rows, and no part's rows, their inputs, or its panel end beyond their
-                // slices, as was checked above. Bfloat16 is read in groups of inputs, and tile registers in 16 or 32
+                // slices, as was checked above of the same parts (clones of our iterators yield the same). Bfloat16 is read in groups of inputs, and tile registers in 16 or 32
                 // rows, of which the last 16 hold at least one of ours: the lengths checked are rounded up to that.
                 // `Sums` holds the largest tile; and what `goes_on` reads there the part before has written.
                 unsafe {
                     match (a, b) {
                         (Operand::F32(a, stride), Panel::F32(b)) => {
                             let (a, b) = (a.as_ptr().add(rows.start * stride), b.as_ptr());
-                            let sums = sums.0.as_mut_ptr();
+                            let sums = self.sums.0.as_mut_ptr();
                             self.isa.run(F32Tile { rows: rows.len(), depth, a, stride, b, sums, goes_on });
                         }
                         #[cfg(target_arch = "x86_64")]
@@ -161,10 +173,18 @@ impl Multiplier {
                             match &self.tiles {
                                 Some(tiles) => {
                                     let steps = depth.div_ceil(BF16_DEPTH);
-                                    tiles.product(rows.len() > 16, steps, a, stride, b, &mut sums.0, goes_on);
+                                    tiles.product(
+                                        rows.len() > 16,
+                                        steps,
+                                        a,
+                                        stride,
+                                        b,
+                                        &mut self.sums.0,
+                                        goes_on,
+                                    );
                                 }
                                 None => {
-                                    let (pairs, sums) = (depth.div_ceil(2), sums.0.as_mut_ptr());
+                                    let (pairs, sums) = (depth.div_ceil(2), self.sums.0.as_mut_ptr());
                                     bf16_tiles(rows.len(), pairs, a, stride, b, sums, goes_on);
                                 }
                             }
@@ -173,7 +193,7 @@ impl Multiplier {
                     }
                 }
             }
-            let sums = &sums.0[..rows.len() * width];
+            let sums = &self.sums.0[..rows.len() * width];
             self.isa.run(Finish { epilogue, rows, panel, sums });
         }
     }
@@ -342,12 +362,12 @@ unsafe fn bf16_tile<const M: usize>(
 }
 
 /// Weights of a linear layer, or of two that are used together, in panels.
-pub(super) struct Packed {
+pub(crate) struct Packed {
     isa: Isa,
     /// Of the operands.
-    pub(super) number: Number,
+    pub(crate) number: Number,
     /// Width of the operands.
-    pub(super) input: usize,
+    pub(crate) input: usize,
     panels: usize,
     panel_lines: usize,
     lines: Vec<Line>,
@@ -357,7 +377,7 @@ impl Packed {
     /// Packs outputs in this order, `None` for a column of zeros; `read` writes the weights `[input]` of an output.
     ///
     /// Where no instruction multiplies `Bf16`, the weights are rounded to it and kept as `f32`.
-    pub(super) fn new(
+    pub(crate) fn new(
         isa: Isa,
         number: Number,
         input: usize,
@@ -396,14 +416,15 @@ impl Packed {
     }
 
     /// Multiplies `rows` rows by all panels.
-    pub(super) fn multiply<E: Epilogue>(&self, rows: usize, operand: Operand<'_>, epilogue: &mut E) {
-        let multiplier = Multiplier::new(self.isa, self.number);
+    pub(crate) fn multiply<E: Epilogue>(&self, rows: usize, operand: Operand<'_>, epilogue: &mut E) {
+        let mut multiplier = Multiplier::new(self.isa, self.number);
         for (panel, lines) in self.lines.chunks_exact(self.panel_lines).enumerate() {
             let weights = match operand {
                 Operand::F32(..) => Panel::F32(bytemuck::cast_slice(lines)),
                 Operand::Bf16(..) => Panel::Bf16(bytemuck::cast_slice(lines)),
             };
-            multiplier.multiply(rows, &[(operand, weights, self.input)], panel, epilogue);
+            let part = Part { rows: operand, panel: weights, depth: self.input };
+            multiplier.multiply(rows, std::iter::once(part), panel, epilogue);
         }
     }
 }

@@ -2,13 +2,34 @@
 
 #![expect(unsafe_code, reason = "asks the system for a page that nobody may touch")]
 
-use super::*;
-use isa::Kernel;
-use product::BF16_DEPTH;
-use product::Epilogue;
-use product::Multiplier;
-use product::Panel;
-use simd::Simd;
+use std::ops::Range;
+
+use half::bf16;
+
+use crate::isa::Isa;
+use crate::isa::Kernel;
+use crate::product::BF16_DEPTH;
+use crate::product::Epilogue;
+use crate::product::Multiplier;
+use crate::product::Number;
+use crate::product::Operand;
+use crate::product::Panel;
+use crate::product::Part;
+use crate::simd::Simd;
+
+/// Numbers in -2..2, the same for a seed everywhere.
+fn numbers(count: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2).wrapping_add(1);
+    let draw = |_| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1 << 22) as f32 - 2.0
+    };
+    (0..count).map(draw).collect()
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|x| x.to_bits()).collect()
+}
 
 /// Numbers with a page after them that must not be touched. Under Miri the end of an allocation is that.
 struct Guarded {
@@ -115,7 +136,7 @@ fn products_touch_nothing_beyond_their_operands_and_parts_go_on() {
             if number == Number::Bf16 && !isa.multiplies_bf16() {
                 continue;
             }
-            let (multiplier, width) = (Multiplier::new(isa, number), isa.panel_width());
+            let (mut multiplier, width) = (Multiplier::new(isa, number), isa.panel_width());
             for (&rows, &depth) in
                 all_rows.iter().flat_map(|rows| depths.iter().map(move |depth| (rows, depth)))
             {
@@ -155,21 +176,22 @@ fn products_touch_nothing_beyond_their_operands_and_parts_go_on() {
                 let results = [[depth, 0], [cut, depth - cut]].map(|depths| {
                     let starts = [0, depths[0]];
                     let parts = starts.into_iter().zip(depths).filter(|&(_, depth)| depth > 0);
-                    let part = |(start, depth): (usize, usize)| match number {
-                        Number::F32 => (
-                            Operand::F32(&a.get()[start..], stride),
-                            Panel::F32(&b.get()[start * width..]),
-                            depth,
-                        ),
-                        Number::Bf16 => (
-                            Operand::Bf16(&a.get()[start..], stride),
-                            Panel::Bf16(&b.get()[start * width..]),
-                            depth,
-                        ),
+                    let part = |(start, depth): (usize, usize)| {
+                        let (rows, panel) = match number {
+                            Number::F32 => (
+                                Operand::F32(&a.get()[start..], stride),
+                                Panel::F32(&b.get()[start * width..]),
+                            ),
+                            Number::Bf16 => (
+                                Operand::Bf16(&a.get()[start..], stride),
+                                Panel::Bf16(&b.get()[start * width..]),
+                            ),
+                        };
+                        Part { rows, panel, depth }
                     };
-                    let parts: Vec<_> = parts.map(part).collect();
+                    let parts = parts.map(part);
                     let mut collect = Collect(vec![f32::NAN; rows * width], width);
-                    multiplier.multiply(rows, &parts, 0, &mut collect);
+                    multiplier.multiply(rows, parts, 0, &mut collect);
                     collect.0
                 });
                 let name = format!("{isa:?} {number:?} {rows} rows of {depth}");

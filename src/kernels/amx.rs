@@ -16,7 +16,7 @@ use half::bf16;
 const TILE: usize = 32;
 
 /// Whether the machine has it and the kernel lets this process use it.
-pub(super) fn is_available() -> bool {
+pub(crate) fn is_available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
     *AVAILABLE.get_or_init(|| has_amx() && ask_permission())
 }
@@ -71,7 +71,7 @@ struct TileConfig {
 /// The tile registers of this thread, configured; the last of them gives the registers back when dropped.
 ///
 /// Neither `Send` nor `Sync`: on another thread the registers are not configured.
-pub(super) struct Tiles(PhantomData<*const ()>);
+pub(crate) struct Tiles(PhantomData<*const ()>);
 
 thread_local! {
     /// How many [`Tiles`] this thread has.
@@ -81,7 +81,7 @@ thread_local! {
 impl Tiles {
     /// # Safety
     /// [`is_available`] must have said so.
-    pub(super) unsafe fn configure() -> Self {
+    pub(crate) unsafe fn configure() -> Self {
         const CONFIG: TileConfig = TileConfig {
             palette: 1,
             start_row: 0,
@@ -106,7 +106,7 @@ impl Tiles {
     /// `steps · 16` rows of 32 pairs.
     #[inline(always)]
     #[expect(clippy::too_many_arguments, reason = "what one instruction sequence needs")]
-    pub(super) unsafe fn product(
+    pub(crate) unsafe fn product(
         &self,
         is_high: bool,
         steps: usize,

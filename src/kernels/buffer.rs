@@ -13,10 +13,10 @@ use bytemuck::Zeroable;
 /// A cache line.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
-pub(super) struct Line([u32; 16]);
+pub(crate) struct Line([u32; 16]);
 
 /// Lines, with whatever they held before.
-pub(super) struct Buffer {
+pub(crate) struct Buffer {
     lines: Vec<Line>,
 }
 
@@ -29,19 +29,19 @@ fn free_list(lines: usize) -> std::sync::MutexGuard<'static, Vec<Vec<Line>>> {
 
 impl Buffer {
     /// Room for at least so many numbers.
-    pub(super) fn for_numbers<T: Pod>(count: usize) -> Self {
+    pub(crate) fn for_numbers<T: Pod>(count: usize) -> Self {
         let lines = (count * size_of::<T>()).div_ceil(size_of::<Line>()).max(1).next_power_of_two();
         let free = free_list(lines).pop();
         Self { lines: free.unwrap_or_else(|| vec![Line::zeroed(); lines]) }
     }
 
     /// As numbers.
-    pub(super) fn numbers<T: Pod>(&self) -> &[T] {
+    pub(crate) fn numbers<T: Pod>(&self) -> &[T] {
         bytemuck::cast_slice(&self.lines)
     }
 
     /// As numbers.
-    pub(super) fn numbers_mut<T: Pod>(&mut self) -> &mut [T] {
+    pub(crate) fn numbers_mut<T: Pod>(&mut self) -> &mut [T] {
         bytemuck::cast_slice_mut(&mut self.lines)
     }
 }

@@ -4,16 +4,16 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::Activation;
-use super::buffer::Buffer;
-use super::isa::Isa;
-use super::isa::Kernel;
-use super::product::BF16_DEPTH;
-use super::product::Epilogue;
-use super::product::Number;
-use super::product::Operand;
-use super::product::Packed;
-use super::simd::Simd;
+use crate::Activation;
+use crate::buffer::Buffer;
+use crate::isa::Isa;
+use crate::isa::Kernel;
+use crate::product::BF16_DEPTH;
+use crate::product::Epilogue;
+use crate::product::Number;
+use crate::product::Operand;
+use crate::product::Packed;
+use crate::simd::Simd;
 
 /// Activations `[rows, width]`.
 ///
@@ -31,18 +31,19 @@ pub struct Rows {
 const WIDTH_UNIT: usize = 32;
 
 impl Rows {
-    pub(super) fn new(number: Number, rows: usize, width: usize) -> Self {
+    /// Room for rows, with whatever the memory held before.
+    pub fn new(number: Number, rows: usize, width: usize) -> Self {
         let filled = width.next_multiple_of(WIDTH_UNIT);
         match number {
             Number::F32 => {
-                let stride = (filled / 16 | 1) * 16;
+                let stride = ((filled / 16) | 1) * 16;
                 Self { buffer: Buffer::for_numbers::<f32>(rows * stride), number, rows, width, stride }
             }
             Number::Bf16 => {
-                let stride = (filled / 32 | 1) * 32;
+                let stride = ((filled / 32) | 1) * 32;
                 let count = rows.next_multiple_of(16) * stride;
                 let mut buffer = Buffer::for_numbers::<bf16>(count);
-                if width % BF16_DEPTH != 0 {
+                if !width.is_multiple_of(BF16_DEPTH) {
                     // a product reads whole groups of inputs
                     for row in buffer.numbers_mut::<bf16>()[..count].chunks_exact_mut(stride) {
                         row[width..filled].fill(bf16::ZERO);
@@ -53,60 +54,105 @@ impl Rows {
         }
     }
 
-    pub(super) fn len(&self) -> usize {
+    /// How many rows.
+    pub fn len(&self) -> usize {
         self.rows
     }
 
-    pub(super) fn width(&self) -> usize {
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.rows == 0
+    }
+
+    /// How many columns.
+    pub fn width(&self) -> usize {
         self.width
     }
 
-    pub(super) fn stride(&self) -> usize {
+    pub(crate) fn stride(&self) -> usize {
         self.stride
     }
 
-    pub(super) fn number(&self) -> Number {
+    /// What they are kept in.
+    pub fn number(&self) -> Number {
         self.number
     }
 
     /// Of `f32` rows.
-    pub(super) fn values(&self) -> &[f32] {
+    pub(crate) fn values(&self) -> &[f32] {
         debug_assert_eq!(self.number, Number::F32);
         &self.buffer.numbers()[..self.rows * self.stride]
     }
 
-    pub(super) fn values_mut(&mut self) -> &mut [f32] {
+    pub(crate) fn values_mut(&mut self) -> &mut [f32] {
         debug_assert_eq!(self.number, Number::F32);
         &mut self.buffer.numbers_mut()[..self.rows * self.stride]
     }
 
     /// Of rows of bfloat16, with the memory after them.
-    pub(super) fn bf16_mut(&mut self) -> &mut [bf16] {
+    pub(crate) fn bf16_mut(&mut self) -> &mut [bf16] {
         debug_assert_eq!(self.number, Number::Bf16);
         self.buffer.numbers_mut()
     }
 
-    pub(super) fn row(&self, row: usize) -> &[f32] {
+    /// A row of `f32`.
+    pub fn row(&self, row: usize) -> &[f32] {
         &self.values()[row * self.stride..][..self.width]
     }
 
-    pub(super) fn row_mut(&mut self, row: usize) -> &mut [f32] {
+    /// A row of `f32`.
+    pub fn row_mut(&mut self, row: usize) -> &mut [f32] {
         let (stride, width) = (self.stride, self.width);
         &mut self.values_mut()[row * stride..][..width]
     }
 
-    pub(super) fn operand(&self) -> Operand<'_> {
+    pub(crate) fn operand(&self) -> Operand<'_> {
         match self.number {
             Number::F32 => Operand::F32(self.values(), self.stride),
             Number::Bf16 => Operand::Bf16(self.buffer.numbers(), self.stride),
         }
     }
 
-    /// Rounded for a product.
-    pub(super) fn to_bf16(&self, isa: Isa) -> Self {
+    /// Rounded to bfloat16 for a product.
+    pub fn to_bf16(&self, isa: Isa) -> Self {
         let mut rounded = Self::new(Number::Bf16, self.rows, self.width);
         isa.run(Round { from: self, to: &mut rounded });
         rounded
+    }
+
+    /// `self + other`
+    pub fn add(mut self, isa: Isa, other: &Self) -> Self {
+        assert_eq!((self.rows, self.width), (other.rows, other.width));
+        isa.run(Add { x: &mut self, y: other });
+        self
+    }
+
+    /// `x / rms(x) · weight` over each run of as many columns as `weight` has; statistics in `f32`.
+    pub fn rms_norm(&self, isa: Isa, weight: &[f32], eps: f32) -> Self {
+        assert!(self.width.is_multiple_of(weight.len()));
+        let mut to = Self::new(Number::F32, self.rows, self.width);
+        isa.run(RmsNorm { x: self, weight, eps, to: &mut to });
+        to
+    }
+
+    /// `(x - mean) / std · weight + bias` over each row; statistics in `f32`.
+    pub fn layer_norm(&self, isa: Isa, weight: &[f32], bias: &[f32], eps: f32) -> Self {
+        assert_eq!([weight.len(), bias.len()], [self.width; 2]);
+        let mut to = Self::new(Number::F32, self.rows, self.width);
+        isa.run(LayerNorm { x: self, weight, bias, eps, to: &mut to });
+        to
+    }
+
+    /// Turns each pair (`i`, `i + head_dim / 2`) of each head; `angles(row)` are its cosines and sines, each
+    /// `[head_dim / 2]`.
+    pub fn rotary<'b>(
+        mut self,
+        isa: Isa,
+        head_dim: usize,
+        angles: impl Fn(usize) -> (&'b [f32], &'b [f32]),
+    ) -> Self {
+        isa.run(Rotary { x: &mut self, head_dim, angles });
+        self
     }
 }
 
@@ -141,7 +187,7 @@ impl Kernel for Round<'_> {
 
 /// What is done with the sums of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Then {
+pub enum Then {
     /// They are the result.
     Keep,
     /// They are added to what is there.
@@ -153,11 +199,11 @@ pub(super) enum Then {
 }
 
 /// Writes the sums of a product to rows.
-pub(super) struct Write<'a> {
-    pub(super) to: &'a mut Rows,
+struct Write<'a> {
+    to: &'a mut Rows,
     /// In the columns of the panels, zeros where there is no output.
-    pub(super) bias: Option<&'a [f32]>,
-    pub(super) then: Then,
+    bias: Option<&'a [f32]>,
+    then: Then,
 }
 
 impl Write<'_> {
@@ -252,23 +298,73 @@ impl Epilogue for Write<'_> {
     }
 }
 
-/// A linear layer, or two of them in gated panels.
+/// A linear layer; or two of them on the same input, gate and up, in alternate halves of panels.
 #[derive(Debug)]
 pub struct Linear {
-    pub(super) weights: Packed,
+    isa: Isa,
+    weights: Packed,
     /// In the columns of the panels.
-    pub(super) bias: Option<Vec<f32>>,
-    pub(super) output: usize,
+    bias: Option<Vec<f32>>,
+    output: usize,
 }
 
 impl Linear {
-    /// Rows times the layer, into `to`.
-    pub(super) fn forward(&self, isa: Isa, x: &Rows, mut to: Rows, then: Then) -> Rows {
+    /// Packs a layer. `read(output, weights)` writes the weights `[input]` of an output; `bias` is `[output]`.
+    pub fn new(
+        isa: Isa,
+        number: Number,
+        [input, output]: [usize; 2],
+        bias: Option<&[f32]>,
+        read: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Self {
+        let mut columns: Vec<_> = (0..output).map(Some).collect();
+        columns.resize(output.next_multiple_of(isa.panel_width()), None);
+        let of_column = |column: &Option<usize>, bias: &[f32]| column.map_or(0.0, |output| bias[output]);
+        let bias = bias.map(|bias| columns.iter().map(|column| of_column(column, bias)).collect());
+        Self { isa, weights: Packed::new(isa, number, input, &columns, &read), bias, output }
+    }
+
+    /// Packs gate and up, each `[input, output]`: what is asked of `read` from `output` on is up's, as in `bias`,
+    /// `[2 · output]`.
+    pub fn gated(
+        isa: Isa,
+        number: Number,
+        [input, output]: [usize; 2],
+        bias: Option<&[f32]>,
+        read: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Self {
+        // half a panel of the gate, then half a panel of what it lets through
+        let half = isa.panel_width() / 2;
+        let columns: Vec<_> = (0..output.next_multiple_of(half))
+            .step_by(half)
+            .flat_map(|first| {
+                [0, output].map(|layer| (first..first + half).map(move |column| (layer, column)))
+            })
+            .flatten()
+            .map(|(layer, column)| (column < output).then_some(layer + column))
+            .collect();
+        let of_column = |column: &Option<usize>, bias: &[f32]| column.map_or(0.0, |output| bias[output]);
+        let bias = bias.map(|bias| columns.iter().map(|column| of_column(column, bias)).collect());
+        Self { isa, weights: Packed::new(isa, number, input, &columns, &read), bias, output }
+    }
+
+    /// Width of the output.
+    pub fn output(&self) -> usize {
+        self.output
+    }
+
+    /// What the weights were rounded to.
+    pub fn number(&self) -> Number {
+        self.weights.number
+    }
+
+    /// Rows times the layer, into `to`, `[rows, output]`. [`Then::Gate`] is for gated layers, and for no other.
+    pub fn forward(&self, x: &Rows, mut to: Rows, then: Then) -> Rows {
         assert_eq!((x.width, to.width, x.rows), (self.weights.input, self.output, to.rows));
         let mut write = Write { to: &mut to, bias: self.bias.as_deref(), then };
-        let needs_bf16 = self.weights.number == Number::Bf16;
-        if needs_bf16 && x.number == Number::F32 && isa.multiplies_bf16() {
-            self.weights.multiply(x.rows, x.to_bf16(isa).operand(), &mut write);
+        let multiplies_bf16 = self.weights.number == Number::Bf16 && self.isa.multiplies_bf16();
+        if multiplies_bf16 && x.number == Number::F32 {
+            self.weights.multiply(x.rows, x.to_bf16(self.isa).operand(), &mut write);
         } else {
             self.weights.multiply(x.rows, x.operand(), &mut write);
         }
@@ -277,9 +373,9 @@ impl Linear {
 }
 
 /// `x + y`, in place.
-pub(super) struct Add<'a> {
-    pub(super) x: &'a mut Rows,
-    pub(super) y: &'a Rows,
+struct Add<'a> {
+    x: &'a mut Rows,
+    y: &'a Rows,
 }
 
 impl Kernel for Add<'_> {
@@ -297,11 +393,11 @@ impl Kernel for Add<'_> {
 }
 
 /// `x / rms(x) · weight` over runs of columns.
-pub(super) struct RmsNorm<'a> {
-    pub(super) x: &'a Rows,
-    pub(super) weight: &'a [f32],
-    pub(super) eps: f32,
-    pub(super) to: &'a mut Rows,
+struct RmsNorm<'a> {
+    x: &'a Rows,
+    weight: &'a [f32],
+    eps: f32,
+    to: &'a mut Rows,
 }
 
 impl Kernel for RmsNorm<'_> {
@@ -329,12 +425,12 @@ impl Kernel for RmsNorm<'_> {
 }
 
 /// `(x - mean) / std · weight + bias`
-pub(super) struct LayerNorm<'a> {
-    pub(super) x: &'a Rows,
-    pub(super) weight: &'a [f32],
-    pub(super) bias: &'a [f32],
-    pub(super) eps: f32,
-    pub(super) to: &'a mut Rows,
+struct LayerNorm<'a> {
+    x: &'a Rows,
+    weight: &'a [f32],
+    bias: &'a [f32],
+    eps: f32,
+    to: &'a mut Rows,
 }
 
 impl Kernel for LayerNorm<'_> {
@@ -373,10 +469,10 @@ impl Kernel for LayerNorm<'_> {
 }
 
 /// Turns the pairs of each head, in place; `angles(row)` are its cosines and sines.
-pub(super) struct Rotary<'a, F> {
-    pub(super) x: &'a mut Rows,
-    pub(super) head_dim: usize,
-    pub(super) angles: F,
+struct Rotary<'a, F> {
+    x: &'a mut Rows,
+    head_dim: usize,
+    angles: F,
 }
 
 impl<'b, F: Fn(usize) -> (&'b [f32], &'b [f32])> Kernel for Rotary<'_, F> {

@@ -1,13 +1,5 @@
 //! The form for CPUs: our own kernels over packed weights.
 
-#[cfg(target_arch = "x86_64")]
-mod amx;
-mod attention;
-mod buffer;
-mod isa;
-mod product;
-mod rows;
-mod simd;
 #[cfg(test)]
 mod tests;
 
@@ -23,6 +15,13 @@ use half::f16;
 use rayon::ThreadPool;
 use rayon::ThreadPoolBuilder;
 use rayon::prelude::*;
+use rewarm_kernels::Attention;
+use rewarm_kernels::Blocks;
+pub use rewarm_kernels::Isa;
+use rewarm_kernels::Linear;
+use rewarm_kernels::Number;
+use rewarm_kernels::Rows;
+use rewarm_kernels::Then;
 
 use super::Activation;
 use super::AttentionSpec;
@@ -32,14 +31,6 @@ use super::Precision;
 use super::Which;
 use crate::model::batch::PackedBatch;
 use crate::model::merge::Averaged;
-use attention::Attention;
-use attention::Blocks;
-pub use isa::Isa;
-use product::Number;
-use product::Packed;
-pub use rows::Linear;
-pub use rows::Rows;
-use rows::Then;
 
 /// Rows of a block, at most: enough to read weights once for many rows, few enough that a block stays in the cache
 /// of its core.
@@ -99,42 +90,10 @@ impl Cpu {
 
     /// What goes from one layer to the next that only it reads.
     fn number_after(&self, layer: &Linear) -> Number {
-        match layer.weights.number {
+        match layer.number() {
             Number::Bf16 => self.operand_number(),
             Number::F32 => Number::F32,
         }
-    }
-
-    /// Packs the outputs of some sources in this order, as (source, output); `None` is a column of zeros.
-    fn pack(
-        &self,
-        sources: &[LinearSource<'_>],
-        columns: &[Option<(usize, usize)>],
-        precision: Precision,
-    ) -> Linear {
-        let input = sources[0].input;
-        let flat: Vec<Option<usize>> = columns
-            .iter()
-            .map(|column| column.map(|(source, output)| source * sources[0].output + output))
-            .collect();
-        let read = |column: usize, weights: &mut [f32]| {
-            let (source, output) = (&sources[column / sources[0].output], column % sources[0].output);
-            widen(source.weight, output * input..(output + 1) * input, weights);
-        };
-        let weights = Packed::new(self.isa, self.number(precision), input, &flat, &read);
-        let bias = sources[0].bias.is_some().then(|| {
-            let of_column = |column: &Option<(usize, usize)>| {
-                let mut bias = [0.0];
-                if let Some((source, output)) = *column
-                    && let Some(values) = sources[source].bias
-                {
-                    widen(values, output..output + 1, &mut bias);
-                }
-                bias[0]
-            };
-            columns.iter().map(of_column).collect()
-        });
-        Linear { weights, bias, output: sources[0].output }
     }
 
     fn blocks_of(rows: usize, width: usize) -> Rows {
@@ -161,6 +120,12 @@ fn widen(values: &Averaged, range: Range<usize>, to: &mut [f32]) {
     }
 }
 
+fn widened(values: &Averaged, range: Range<usize>) -> Vec<f32> {
+    let mut to = vec![0.0; range.len()];
+    widen(values, range, &mut to);
+    to
+}
+
 impl Ops for Cpu {
     type Rows = Rows;
     type Linear = Linear;
@@ -181,21 +146,27 @@ impl Ops for Cpu {
     }
 
     fn load_linear(&self, source: LinearSource<'_>, precision: Precision) -> Result<Linear> {
-        let mut columns: Vec<_> = (0..source.output).map(|output| Some((0, output))).collect();
-        columns.resize(source.output.next_multiple_of(self.isa.panel_width()), None);
-        Ok(self.pack(&[source], &columns, precision))
+        let LinearSource { weight, bias, output, input } = source;
+        let bias = bias.map(|bias| widened(bias, 0..output));
+        let read =
+            |output: usize, weights: &mut [f32]| widen(weight, output * input..(output + 1) * input, weights);
+        let (isa, number) = (self.isa, self.number(precision));
+        Ok(self.pool.install(|| Linear::new(isa, number, [input, output], bias.as_deref(), read)))
     }
 
     fn load_gated(&self, gate: LinearSource<'_>, up: LinearSource<'_>) -> Result<Linear> {
-        // half a panel of the gate, then half a panel of what it lets through
-        let half = self.isa.panel_width() / 2;
-        let columns: Vec<_> = (0..gate.output.next_multiple_of(half))
-            .step_by(half)
-            .flat_map(|first| [0, 1].map(|source| (source, first)))
-            .flat_map(|(source, first)| (first..first + half).map(move |output| (source, output)))
-            .map(|(source, output)| (output < gate.output).then_some((source, output)))
-            .collect();
-        Ok(self.pack(&[gate, up], &columns, Precision::Working))
+        let LinearSource { output, input, .. } = gate;
+        let bias = match (gate.bias, up.bias) {
+            (Some(gate), Some(up)) => Some([widened(gate, 0..output), widened(up, 0..output)].concat()),
+            _ => None,
+        };
+        let read = |column: usize, weights: &mut [f32]| {
+            let layer = if column < output { gate } else { up };
+            let first = column % output * input;
+            widen(layer.weight, first..first + input, weights);
+        };
+        let (isa, number) = (self.isa, self.number(Precision::Working));
+        Ok(self.pool.install(|| Linear::gated(isa, number, [input, output], bias.as_deref(), read)))
     }
 
     fn load_vector(&self, values: Vec<f32>) -> Result<Vec<f32>> {
@@ -273,48 +244,42 @@ impl Ops for Cpu {
     }
 
     fn linear(&self, x: &Rows, layer: &Linear) -> Result<Rows> {
-        Ok(layer.forward(self.isa, x, Self::blocks_of(x.len(), layer.output), Then::Keep))
+        Ok(layer.forward(x, Self::blocks_of(x.len(), layer.output()), Then::Keep))
     }
 
     fn linear_add(&self, x: &Rows, layer: &Linear, residual: Rows) -> Result<Rows> {
-        Ok(layer.forward(self.isa, x, residual, Then::Add))
+        Ok(layer.forward(x, residual, Then::Add))
     }
 
     fn linear_act(&self, x: &Rows, layer: &Linear, activation: Activation) -> Result<Rows> {
-        let to = Rows::new(self.number_after(layer), x.len(), layer.output);
-        Ok(layer.forward(self.isa, x, to, Then::Activate(activation)))
+        let to = Rows::new(self.number_after(layer), x.len(), layer.output());
+        Ok(layer.forward(x, to, Then::Activate(activation)))
     }
 
     fn gated(&self, x: &Rows, layer: &Linear, activation: Activation) -> Result<Rows> {
-        let to = Rows::new(self.number_after(layer), x.len(), layer.output);
-        Ok(layer.forward(self.isa, x, to, Then::Gate(activation)))
+        let to = Rows::new(self.number_after(layer), x.len(), layer.output());
+        Ok(layer.forward(x, to, Then::Gate(activation)))
     }
 
-    fn add(&self, mut x: Rows, y: &Rows) -> Result<Rows> {
-        self.isa.run(rows::Add { x: &mut x, y });
-        Ok(x)
+    fn add(&self, x: Rows, y: &Rows) -> Result<Rows> {
+        Ok(x.add(self.isa, y))
     }
 
     fn rms_norm(&self, x: &Rows, weight: &Vec<f32>, eps: f64) -> Result<Rows> {
-        let mut to = Self::blocks_of(x.len(), x.width());
-        self.isa.run(rows::RmsNorm { x, weight, eps: eps as f32, to: &mut to });
-        Ok(to)
+        Ok(x.rms_norm(self.isa, weight, eps as f32))
     }
 
     fn layer_norm(&self, x: &Rows, weight: &Vec<f32>, bias: &Vec<f32>, eps: f64) -> Result<Rows> {
-        let mut to = Self::blocks_of(x.len(), x.width());
-        self.isa.run(rows::LayerNorm { x, weight, bias, eps: eps as f32, to: &mut to });
-        Ok(to)
+        Ok(x.layer_norm(self.isa, weight, bias, eps as f32))
     }
 
-    fn rotary(&self, mut x: Rows, head_dim: usize, packing: &Packing<'_>, which: Which<'_>) -> Result<Rows> {
+    fn rotary(&self, x: Rows, head_dim: usize, packing: &Packing<'_>, which: Which<'_>) -> Result<Rows> {
         let half = head_dim / 2;
         let angles = |row: usize| {
             let row = which.row(row);
             (&packing.cos[row * half..][..half], &packing.sin[row * half..][..half])
         };
-        self.isa.run(rows::Rotary { x: &mut x, head_dim, angles });
-        Ok(x)
+        Ok(x.rotary(self.isa, head_dim, angles))
     }
 
     fn attention(

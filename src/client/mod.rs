@@ -3,6 +3,8 @@
 //! A room of its own beside [`service`](crate::service): it speaks the contract and knows neither engine nor
 //! models, and [`offline`](crate::offline), whose [`Backend`] it is, may not name tonic.
 
+mod load;
+
 use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
@@ -22,6 +24,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
+pub use crate::client::load::LoadClient;
 use crate::model::scorer::Reward;
 use crate::offline::score::Backend;
 use crate::offline::score::Scored;

@@ -1,6 +1,6 @@
 //! Vectors of `f32`, for each instruction set we use, and the functions that kernels are made of.
 //!
-//! A kernel is written once, generic over [`Simd`], and [`Isa::run`](super::isa::Isa::run) compiles it for each
+//! A kernel is written once, generic over [`Simd`], and [`Isa::run`](crate::isa::Isa::run) compiles it for each
 //! instruction set. Everything here is `inline(always)`: a vector that crosses a call would go through memory.
 //!
 //! `max` and `min` return their *second* argument if either is NaN, as x86 does, so that a NaN among the
@@ -11,7 +11,7 @@
 use half::bf16;
 
 /// A vector unit that this machine has; a value proves it.
-pub(super) trait Simd: Copy + Send + Sync {
+pub(crate) trait Simd: Copy + Send + Sync {
     /// [`Self::LANES`] numbers.
     type V: Copy;
     /// Numbers in a vector.
@@ -43,6 +43,10 @@ pub(super) trait Simd: Copy + Send + Sync {
     fn round(self, x: Self::V) -> Self::V;
     /// Rounded to bfloat16; as [`Self::store`].
     fn store_bf16(self, to: &mut [bf16], x: Self::V);
+    /// Two rows of numbers, each rounded to bfloat16, a pair of each column in a word; zeros where a row ends.
+    fn pair_bf16(self, first: &[f32], second: &[f32], to: &mut [u32]);
+    /// Turns 16 rows of 16 words: word `i` of row `j` goes to `to[i * stride + j]`.
+    fn transpose(self, rows: [&[u32; 16]; 16], to: &mut [u32], stride: usize);
     /// `x · 2^n` for whole `n` between -126 and 127.
     fn scale(self, x: Self::V, n: Self::V) -> Self::V;
     /// `then` where `a < b`, else `otherwise`.
@@ -78,7 +82,7 @@ pub(super) trait Simd: Copy + Send + Sync {
     fn exp(self, x: Self::V) -> Self::V {
         let x = self.max(self.splat(-87.3), self.min(self.splat(88.3), x));
         let n = self.round(self.mul(x, self.splat(std::f32::consts::LOG2_E)));
-        let r = self.mul_add(n, self.splat(-0.693_359_375), x);
+        let r = self.mul_add(n, self.splat(-0.693_359_4), x);
         let r = self.mul_add(n, self.splat(2.121_944_4e-4), r);
         let p = self
             .polynomial(r, &[1.987_569_2e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5]);
@@ -103,7 +107,7 @@ pub(super) trait Simd: Copy + Send + Sync {
         let square = self.mul(x, x);
         let p = self.polynomial(
             square,
-            &[-5.704_988_7e-3, 2.063_908_6e-2, -5.373_971e-2, 1.333_144_2e-1, -3.333_328_2e-1],
+            &[-5.704_988_7e-3, 2.063_908_6e-2, -5.373_971e-2, 1.333_144_2e-1, -0.333_332_8],
         );
         let near = self.mul_add(self.mul(p, square), x, x);
         let e = self.exp(self.add(size, size));
@@ -142,7 +146,25 @@ pub(super) trait Simd: Copy + Send + Sync {
     }
 }
 
-/// By way of memory, for units without an instruction for it.
+/// By way of memory, for units without instructions for it.
+#[inline(always)]
+fn pair_bf16(first: &[f32], second: &[f32], to: &mut [u32]) {
+    for (column, to) in to.iter_mut().enumerate() {
+        let [low, high] =
+            [first, second].map(|row| bf16::from_f32(row.get(column).copied().unwrap_or(0.0)).to_bits());
+        *to = u32::from(low) | u32::from(high) << 16;
+    }
+}
+
+#[inline(always)]
+fn transpose(rows: [&[u32; 16]; 16], to: &mut [u32], stride: usize) {
+    for (j, row) in rows.into_iter().enumerate() {
+        for (i, &word) in row.iter().enumerate() {
+            to[i * stride + j] = word;
+        }
+    }
+}
+
 #[inline(always)]
 fn store_bf16<S: Simd>(simd: S, to: &mut [bf16], x: S::V) {
     let mut wide = [0.0; 16];
@@ -152,7 +174,7 @@ fn store_bf16<S: Simd>(simd: S, to: &mut [bf16], x: S::V) {
 
 /// Plain arrays: for every machine; compilers turn them into what it has.
 #[derive(Clone, Copy)]
-pub(super) struct Portable;
+pub(crate) struct Portable;
 
 const PORTABLE_LANES: usize = 8;
 
@@ -234,6 +256,14 @@ impl Simd for Portable {
         store_bf16(self, to, x);
     }
     #[inline(always)]
+    fn pair_bf16(self, first: &[f32], second: &[f32], to: &mut [u32]) {
+        pair_bf16(first, second, to);
+    }
+    #[inline(always)]
+    fn transpose(self, rows: [&[u32; 16]; 16], to: &mut [u32], stride: usize) {
+        transpose(rows, to, stride);
+    }
+    #[inline(always)]
     fn scale(self, x: Self::V, n: Self::V) -> Self::V {
         Self::map2(x, n, |x, n| x * f32::from_bits(((n as i32 + 127) << 23) as u32))
     }
@@ -252,7 +282,7 @@ impl Simd for Portable {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use x86::{Avx2, Avx512};
+pub(crate) use x86::{Avx2, Avx512};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
@@ -264,17 +294,17 @@ mod x86 {
 
     /// 512-bit vectors: AVX-512 F, BW, DQ and VL; and BF16.
     #[derive(Clone, Copy)]
-    pub(in super::super) struct Avx512<const BF16: bool>(());
+    pub(crate) struct Avx512<const BF16: bool>(());
 
     /// 256-bit vectors: AVX2 and FMA.
     #[derive(Clone, Copy)]
-    pub(in super::super) struct Avx2(());
+    pub(crate) struct Avx2(());
 
     impl<const BF16: bool> Avx512<BF16> {
         /// # Safety
         /// The machine must have AVX-512 F, BW, DQ and VL; and BF16, if so.
         #[inline(always)]
-        pub(in super::super) unsafe fn new() -> Self {
+        pub(crate) unsafe fn new() -> Self {
             Self(())
         }
     }
@@ -283,7 +313,7 @@ mod x86 {
         /// # Safety
         /// The machine must have AVX2 and FMA.
         #[inline(always)]
-        pub(in super::super) unsafe fn new() -> Self {
+        pub(crate) unsafe fn new() -> Self {
             Self(())
         }
     }
@@ -367,6 +397,63 @@ mod x86 {
             unsafe {
                 let narrow: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(x));
                 _mm256_storeu_si256(to.as_mut_ptr().cast(), narrow);
+            }
+        }
+        #[inline(always)]
+        fn pair_bf16(self, first: &[f32], second: &[f32], to: &mut [u32]) {
+            if !BF16 {
+                return super::pair_bf16(first, second, to);
+            }
+            for (index, to) in to.chunks_mut(16).enumerate() {
+                let rest = |row: &[f32]| self.load(row.get(index * 16..).unwrap_or_default());
+                // what is beyond a row was loaded as zero
+                unsafe {
+                    let [low, high] = [rest(first), rest(second)].map(|row| {
+                        _mm512_cvtepu16_epi32(std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(
+                            row,
+                        )))
+                    });
+                    let words = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
+                    _mm512_mask_storeu_epi32(to.as_mut_ptr().cast(), mask16(to.len()), words);
+                }
+            }
+        }
+        #[inline(always)]
+        fn transpose(self, rows: [&[u32; 16]; 16], to: &mut [u32], stride: usize) {
+            assert!(to.len() >= 15 * stride + 16);
+            unsafe {
+                let r = rows.map(|row| _mm512_loadu_si512(row.as_ptr().cast()));
+                // pairs of rows, then fours: within each 128 bits, four rows of one column
+                let mut pairs = [_mm512_setzero_si512(); 16];
+                for i in 0..8 {
+                    pairs[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+                    pairs[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+                }
+                let mut fours = [_mm512_setzero_si512(); 16];
+                for i in 0..4 {
+                    for half in 0..2 {
+                        let (a, b) = (pairs[4 * i + half], pairs[4 * i + 2 + half]);
+                        fours[4 * i + 2 * half] = _mm512_unpacklo_epi64(a, b);
+                        fours[4 * i + 2 * half + 1] = _mm512_unpackhi_epi64(a, b);
+                    }
+                }
+                // then quarters of vectors: column `4 q + c` is quarter `q` of `fours[c]`, `[4 + c]`, `[8 + c]`, `[12 + c]`
+                for c in 0..4 {
+                    let (a, b, d, e) = (fours[c], fours[4 + c], fours[8 + c], fours[12 + c]);
+                    let (even_low, odd_low) =
+                        (_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0xdd>(a, b));
+                    let (even_high, odd_high) =
+                        (_mm512_shuffle_i32x4::<0x88>(d, e), _mm512_shuffle_i32x4::<0xdd>(d, e));
+                    for (quarter, column) in [
+                        (0, _mm512_shuffle_i32x4::<0x88>(even_low, even_high)),
+                        (1, _mm512_shuffle_i32x4::<0x88>(odd_low, odd_high)),
+                        (2, _mm512_shuffle_i32x4::<0xdd>(even_low, even_high)),
+                        (3, _mm512_shuffle_i32x4::<0xdd>(odd_low, odd_high)),
+                    ] {
+                        let to = to.as_mut_ptr().add((4 * quarter + c) * stride);
+                        _mm512_storeu_si512(to.cast(), column);
+                    }
+                }
             }
         }
         #[inline(always)]
@@ -464,6 +551,14 @@ mod x86 {
             super::store_bf16(self, to, x);
         }
         #[inline(always)]
+        fn pair_bf16(self, first: &[f32], second: &[f32], to: &mut [u32]) {
+            super::pair_bf16(first, second, to);
+        }
+        #[inline(always)]
+        fn transpose(self, rows: [&[u32; 16]; 16], to: &mut [u32], stride: usize) {
+            super::transpose(rows, to, stride);
+        }
+        #[inline(always)]
         fn scale(self, x: __m256, n: __m256) -> __m256 {
             unsafe {
                 let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
@@ -495,11 +590,11 @@ mod x86 {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::cpu::erf::erfc_f64;
+    use libm::erfc;
 
-    use super::super::isa::Isa;
-    use super::super::isa::Kernel;
     use super::Simd;
+    use crate::isa::Isa;
+    use crate::isa::Kernel;
 
     #[derive(Clone, Copy, Debug)]
     enum Function {
@@ -517,7 +612,7 @@ mod tests {
             match self {
                 Self::Exp => x.clamp(f64::from(-87.3_f32), f64::from(88.3_f32)).exp(),
                 Self::Tanh => x.tanh(),
-                Self::GeluErf => 0.5 * x * erfc_f64(-x * std::f64::consts::FRAC_1_SQRT_2),
+                Self::GeluErf => 0.5 * x * erfc(-x * std::f64::consts::FRAC_1_SQRT_2),
                 Self::GeluTanh => {
                     let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x);
                     0.5 * x * (1.0 + inner.tanh())

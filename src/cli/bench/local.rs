@@ -1,0 +1,123 @@
+//! What `rewarm bench` needs of the machine: a server in this process, and a switch for Ctrl-C.
+
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use anyhow::Context;
+use anyhow::bail;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::SignalKind;
+use tokio::signal::unix::signal;
+
+use crate::cli::bench::variants::Chosen;
+use crate::client;
+use crate::model::variant::Loader;
+use crate::model::variant::Variant;
+use crate::model::variant::VariantConfig;
+use crate::offline::bench::Stop;
+use crate::service;
+use crate::service::LoadError;
+use crate::service::Models;
+use crate::service::Running;
+use crate::service::Source;
+
+/// 128 and the number of SIGINT, as a shell says it.
+const EXIT_SIGINT: i32 = 128 + 2;
+/// Between two questions whether the server is ready.
+const READY_POLL: Duration = Duration::from_millis(20);
+
+/// A server in this process; it stops when this is dropped.
+pub(super) struct LocalServer {
+    running: Running,
+    runtime: Option<Runtime>,
+    _folder: Option<TempDir>,
+}
+
+impl LocalServer {
+    /// Loads the variants for bare forwards, and serves the same; what can be shared is in memory once.
+    pub(super) fn start(chosen: Chosen) -> anyhow::Result<(Vec<Variant>, Self)> {
+        let mut loader = Loader::default();
+        let variants = chosen.load_with(&mut loader)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .context("start the async threads")?;
+        let source = Loaded { loader: Mutex::new(loader) };
+        let mut running = runtime.block_on(service::start(chosen.service, source))?;
+        let url = url(&running);
+        while client::check_health(&url, None).is_err() {
+            let ended = async { tokio::time::timeout(READY_POLL, running.stopped()).await };
+            match runtime.block_on(ended) {
+                Err(_) => {} // still loading
+                Ok(Ok(())) => bail!("the server stopped before it was ready"),
+                Ok(Err(error)) => return Err(error.into()),
+            }
+        }
+        Ok((variants, Self { running, runtime: Some(runtime), _folder: chosen.folder }))
+    }
+
+    /// Of the reward service.
+    pub(super) fn url(&self) -> String {
+        url(&self.running)
+    }
+}
+
+fn url(running: &Running) -> String {
+    format!("http://{}", running.addresses.listen)
+}
+
+impl Drop for LocalServer {
+    fn drop(&mut self) {
+        // A forward that still runs is not waited for.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Loads with a loader that has read these checkpoints before.
+struct Loaded {
+    loader: Mutex<Loader>,
+}
+
+impl Source for Loaded {
+    fn reread(&self) -> Result<Models, String> {
+        Err("a bench does not reload".to_owned())
+    }
+
+    fn load(&self, variants: &[VariantConfig]) -> Result<Vec<Variant>, LoadError> {
+        let mut loader = self.loader.lock().unwrap_or_else(PoisonError::into_inner);
+        let load = |config: &VariantConfig| {
+            loader
+                .load(config, &mut |_, _| ())
+                .map_err(|source| LoadError::Model { variant: config.name.clone(), source })
+        };
+        variants.iter().map(load).collect()
+    }
+}
+
+/// A switch that Ctrl-C sets; a second one ends the program.
+pub(super) fn stop_on_interrupt() -> anyhow::Result<Stop> {
+    let stop = Stop::default();
+    let switch = stop.clone();
+    let waiting = "wait for Ctrl-C";
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context(waiting)?;
+    // Before the thread starts: whoever presses Ctrl-C from here on is heard.
+    let mut interrupts = {
+        let _runtime = runtime.enter();
+        signal(SignalKind::interrupt()).context(waiting)?
+    };
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            if interrupts.recv().await.is_some() {
+                switch.set();
+            }
+            if interrupts.recv().await.is_some() {
+                std::process::exit(EXIT_SIGINT);
+            }
+        });
+    });
+    Ok(stop)
+}

@@ -1,0 +1,146 @@
+//! What a run found: tables for people, JSON for programs.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::offline::bench::Spread;
+
+/// A table in Markdown, in columns that line up.
+#[derive(Clone, Debug, Default)]
+pub struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// An empty table.
+    pub(super) fn new(headers: &[&str]) -> Self {
+        Self { rows: vec![headers.iter().map(|&header| header.to_owned()).collect()] }
+    }
+
+    /// Adds a row, as long as the headers.
+    pub(super) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.rows.push(cells.into_iter().collect());
+        debug_assert_eq!(self.rows[0].len(), self.rows[self.rows.len() - 1].len());
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let width =
+            |column: usize| self.rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+        let widths: Vec<usize> = (0..self.rows[0].len()).map(width).collect();
+        for (index, row) in self.rows.iter().enumerate() {
+            for (cell, width) in row.iter().zip(&widths) {
+                write!(f, "| {cell:<width$} ")?;
+            }
+            f.write_str("|\n")?;
+            if index == 0 {
+                widths.iter().try_for_each(|width| write!(f, "| {:-<width$} ", ""))?;
+                f.write_str("|\n")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Three digits, or all before the point.
+pub(super) fn digits(value: f64) -> String {
+    let decimals = match value.abs() {
+        size if size >= 100.0 => 0,
+        size if size >= 10.0 => 1,
+        size if size >= 1.0 => 2,
+        _ => 3,
+    };
+    format!("{value:.decimals$}")
+}
+
+/// "12.3 (11.9 to 12.8)".
+pub(super) fn spread(spread: &Spread) -> String {
+    format!("{} ({} to {})", digits(spread.median), digits(spread.min), digits(spread.max))
+}
+
+/// The machine that a run was on.
+#[derive(Clone, Debug, Serialize)]
+pub struct Machine {
+    /// As it calls itself; "unknown" where it does not.
+    pub cpu_model: String,
+    /// CPUs that this process may use.
+    pub cpus: usize,
+    /// Threads of the forward.
+    pub threads: usize,
+    /// Instruction sets that matter to a forward.
+    pub isa: Vec<&'static str>,
+    /// For example "linux x86_64".
+    pub platform: String,
+    /// Whether this program was built with optimisations: figures of one that was not mean nothing.
+    pub is_optimised: bool,
+}
+
+impl Machine {
+    /// This one.
+    pub fn here() -> Self {
+        let cpu_info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let model = cpu_info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+        Self {
+            cpu_model: model.map_or("unknown", |(_, model)| model).to_owned(),
+            cpus: std::thread::available_parallelism().map_or(1, usize::from),
+            threads: rayon::current_num_threads(),
+            isa: isa(),
+            platform: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+            is_optimised: !cfg!(debug_assertions),
+        }
+    }
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cpu_model, cpus, threads, isa, platform, is_optimised } = self;
+        write!(f, "{cpu_model}, {cpus} CPUs, {threads} threads, {platform} {}", isa.join(" "))?;
+        f.write_str(if *is_optimised { "" } else { "; NOT OPTIMISED: build with --release" })
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn isa() -> Vec<&'static str> {
+    let features = [
+        ("avx2", std::is_x86_feature_detected!("avx2")),
+        ("fma", std::is_x86_feature_detected!("fma")),
+        ("avx512f", std::is_x86_feature_detected!("avx512f")),
+        ("avx512vnni", std::is_x86_feature_detected!("avx512vnni")),
+        ("avx512bf16", std::is_x86_feature_detected!("avx512bf16")),
+        ("avx512fp16", std::is_x86_feature_detected!("avx512fp16")),
+    ];
+    // Rust cannot ask for the matrix unit yet; the kernel can.
+    let cpu_info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let amx = ["amx_bf16", "amx_int8"]
+        .into_iter()
+        .filter(|name| cpu_info.split_whitespace().any(|word| word == *name));
+    features.into_iter().filter(|(_, is_here)| *is_here).map(|(name, _)| name).chain(amx).collect()
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn isa() -> Vec<&'static str> {
+    Vec::new()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_lines_up_and_is_markdown() {
+        let mut table = Table::new(&["a", "long"]);
+        table.row(["µµµ".to_owned(), "x".to_owned()]);
+        assert_eq!(table.to_string(), "| a   | long |\n| --- | ---- |\n| µµµ | x    |\n");
+    }
+
+    #[test]
+    fn figures_have_three_digits() {
+        let cases =
+            [(1234.5, "1234"), (12.345, "12.3"), (1.2345, "1.23"), (0.01234, "0.012"), (-12.34, "-12.3")];
+        for (value, text) in cases {
+            assert_eq!(digits(value), text);
+        }
+    }
+}
