@@ -15,6 +15,7 @@ use checkpoints::TinyCheckpoint;
 use checkpoints::VOCAB;
 use proptest::prelude::*;
 use rewarm::model::RewardModel;
+use rewarm::model::batch::MIN_SHARED_PREFIX;
 use rewarm::model::batch::PackedBatch;
 use rewarm::model::batch::Sequence;
 use rewarm::model::config::CheckpointConfig;
@@ -22,6 +23,7 @@ use rewarm::model::family::Family;
 use rewarm::model::manifest::Manifest;
 use rewarm::model::ops::composed::Composed;
 use rewarm::model::scorer::Scorer;
+use rewarm::model::variant::Dtype;
 use rewarm::model::variant::Loader;
 use rewarm::model::variant::Mode;
 use rewarm::model::variant::VariantConfig;
@@ -81,20 +83,40 @@ fn assert_close(ours: &[f32], theirs: &[f32]) -> Result<(), TestCaseError> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
+    /// Bit for bit, in every dtype; whatever is computed together, and whether what is common is computed once.
     #[test]
-    fn a_reward_does_not_depend_on_neighbours_or_order(batch in sequences(), seed in 0u64..100, cut in 0usize..8) {
+    fn a_reward_does_not_depend_on_neighbours_or_order(
+        batch in sequences(), common in 0usize..60, seed in 0u64..100, cut in 0usize..8,
+    ) {
         let dir = tempfile::tempdir().unwrap();
         TinyCheckpoint::llama(seed).write(dir.path());
-        let scorer = load(Mode::Warm, vec![dir.path().to_owned()]);
-        let together = rewards(&scorer, &batch);
-        let alone: Vec<f32> = batch.iter().flat_map(|one| rewards(&scorer, std::slice::from_ref(one))).collect();
-        assert_close(&together, &alone)?;
-        let turn = cut % batch.len();
-        let mut turned = batch.clone();
-        turned.rotate_left(turn);
-        let mut expected = together;
-        expected.rotate_left(turn);
-        assert_close(&rewards(&scorer, &turned), &expected)?;
+        let common: Vec<u32> = (0..common as u32).map(|i| i * i % VOCAB as u32).collect();
+        let batch: Vec<Sequence> = batch
+            .iter()
+            .map(|sequence| {
+                let token_ids = [&common[..], &sequence.token_ids].concat();
+                Sequence { type_ids: vec![0; token_ids.len()], token_ids }
+            })
+            .collect();
+        for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
+            let config = VariantConfig::new("tiny", Mode::Warm, vec![dir.path().to_owned()]);
+            let config = VariantConfig { dtype, ..config };
+            let scorer = Loader::default().load(&config, &mut |_, _| ()).unwrap().scorer;
+            let together = rewards(&scorer, &batch);
+            let alone: Vec<f32> = batch.iter().flat_map(|one| rewards(&scorer, std::slice::from_ref(one))).collect();
+            prop_assert_eq!(&together, &alone, "{:?}", dtype);
+
+            let shared = scorer.pack_shared(&batch.iter().collect::<Vec<_>>());
+            prop_assert!(common.len() < MIN_SHARED_PREFIX || batch.len() < 2 || shared.shared_tokens() > 0);
+            prop_assert_eq!(&raw_rewards(&scorer, &shared)[0], &together, "{:?}, prefixes shared", dtype);
+
+            let turn = cut % batch.len();
+            let mut turned = batch.clone();
+            turned.rotate_left(turn);
+            let mut expected = together;
+            expected.rotate_left(turn);
+            prop_assert_eq!(rewards(&scorer, &turned), expected, "{:?}, in another order", dtype);
+        }
     }
 
     #[test]

@@ -6,6 +6,8 @@
 #![expect(unsafe_code, reason = "instructions that have no stable intrinsics")]
 
 use std::arch::asm;
+use std::cell::Cell;
+use std::marker::PhantomData;
 use std::sync::OnceLock;
 
 use half::bf16;
@@ -66,8 +68,15 @@ struct TileConfig {
     rows: [u8; 16],
 }
 
-/// The tile registers of this thread, configured; gives them back when dropped.
-pub(crate) struct Tiles(());
+/// The tile registers of this thread, configured; the last of them gives the registers back when dropped.
+///
+/// Neither `Send` nor `Sync`: on another thread the registers are not configured.
+pub(crate) struct Tiles(PhantomData<*const ()>);
+
+thread_local! {
+    /// How many [`Tiles`] this thread has.
+    static CONFIGURED: Cell<usize> = const { Cell::new(0) };
+}
 
 impl Tiles {
     /// # Safety
@@ -80,9 +89,12 @@ impl Tiles {
             row_bytes: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
             rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
         };
-        // SAFETY: the configuration is valid: palette 1 has 8 tiles of up to 16 rows of 64 bytes
-        unsafe { asm!("ldtilecfg [{}]", in(reg) &CONFIG, options(nostack, readonly)) };
-        Self(())
+        if CONFIGURED.replace(CONFIGURED.get() + 1) == 0 {
+            // SAFETY: the machine has the instruction, the caller says, and the configuration is valid: palette 1 has
+            // 8 tiles of up to 16 rows of 64 bytes
+            unsafe { asm!("ldtilecfg [{}]", in(reg) &CONFIG, options(nostack, readonly)) };
+        }
+        Self(PhantomData)
     }
 
     /// 16 rows of `a`, or 32, times one panel of weights, into or onto `sums`.
@@ -90,7 +102,8 @@ impl Tiles {
     /// `steps` groups of 32 inputs; a row of `a` every `stride` numbers.
     ///
     /// # Safety
-    /// `a` must have so many rows of `steps · 32` numbers, `b` `steps · 16` rows of 32 pairs.
+    /// `steps` must not be zero; `a` must have 16 rows of `steps · 32` numbers, or 32 if it `is_high`; `b` must have
+    /// `steps · 16` rows of 32 pairs.
     #[inline(always)]
     #[expect(clippy::too_many_arguments, reason = "what one instruction sequence needs")]
     pub(crate) unsafe fn product(
@@ -105,7 +118,9 @@ impl Tiles {
     ) {
         let out = sums.as_mut_ptr();
         let fresh = if goes_on { 0_u64 } else { 1 };
-        // SAFETY: reads what the caller promises, and reads and writes `sums`
+        // SAFETY: `self` says that the registers are configured. Reads what the caller promises: `steps` times 16
+        // rows of 64 bytes of `a` and, if high, of `a2`, and 16 rows of 128 bytes of `b`; reads and writes the first
+        // 16 or 32 rows of `sums`. `a2` is 16 rows on, within `a`.
         unsafe {
             if is_high {
                 asm!(
@@ -191,7 +206,9 @@ impl Tiles {
 
 impl Drop for Tiles {
     fn drop(&mut self) {
-        // SAFETY: the registers are configured
-        unsafe { asm!("tilerelease", options(nomem, nostack)) };
+        if CONFIGURED.replace(CONFIGURED.get() - 1) == 1 {
+            // SAFETY: the registers are configured, on this thread, and nobody has any left
+            unsafe { asm!("tilerelease", options(nomem, nostack)) };
+        }
     }
 }

@@ -32,6 +32,9 @@ use crate::simd::Simd;
 
 /// Positions that the online softmax takes at a time; a multiple of every panel's width.
 const BLOCK: usize = 512;
+/// `weight` takes an unrounded product from the largest score, which was rounded. What is between the two is next to
+/// nothing, or, of scores as large as 2^30, more than any exponential can hold: those are rounded first.
+const ROUND_ABOVE: f32 = 65536.0;
 /// Queries that go together.
 const MAX_QUERIES: usize = 64;
 
@@ -672,6 +675,12 @@ impl<F: Fn(usize) -> Range<usize>> Kernel for Softmax<'_, F> {
             let before = self.largest[query];
             let largest = simd.largest(largest) * scale;
             let largest = if before > largest { before } else { largest };
+            if largest.abs() > ROUND_ABOVE {
+                for x in row[start..end].chunks_exact_mut(S::LANES) {
+                    simd.store(x, simd.mul(simd.load(x), simd.splat(scale)));
+                }
+                scale = 1.0;
+            }
             let (factor, offset) = (simd.splat(scale), simd.splat(-largest));
             let mut total = simd.splat(0.0);
             match weights {

@@ -32,7 +32,8 @@ pub(crate) enum Level {
 pub(crate) trait Kernel {
     /// What it returns.
     type Output;
-    /// Must be `inline(always)`, as everything that it calls.
+    /// Must be `inline(always)`, as everything that it calls: what is not inlined is compiled without the instruction
+    /// set, correct but slow.
     fn run<S: Simd>(self, simd: S) -> Self::Output;
 }
 
@@ -105,7 +106,7 @@ impl Isa {
         {
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
             fn avx512_bf16<K: Kernel>(kernel: K) -> K::Output {
-                // SAFETY: this function runs only where these exist
+                // SAFETY: whoever calls a function with target features has made sure that the machine has them
                 kernel.run(unsafe { Avx512::<true>::new() })
             }
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
@@ -119,7 +120,7 @@ impl Isa {
                 kernel.run(unsafe { Avx2::new() })
             }
             match self.0 {
-                // SAFETY: `all` has found these features on this machine
+                // SAFETY: only `all` makes a level, and it has found these features on this machine
                 Level::Amx | Level::Avx512Bf16 => return unsafe { avx512_bf16(kernel) },
                 // SAFETY: as above
                 Level::Avx512 => return unsafe { avx512(kernel) },

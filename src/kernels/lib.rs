@@ -32,6 +32,8 @@ mod isa;
 mod product;
 mod rows;
 mod simd;
+#[cfg(test)]
+mod tests;
 
 use std::ops::Range;
 

@@ -106,7 +106,7 @@ pub(crate) struct Multiplier {
 
 impl Multiplier {
     pub(crate) fn new(isa: Isa, number: Number) -> Self {
-        // SAFETY: the instruction set was found on this machine
+        // SAFETY: an `Isa` of this level exists only where `amx::is_available` has said so
         #[cfg(target_arch = "x86_64")]
         let tiles =
             (isa.level() == Level::Amx && number == Number::Bf16).then(|| unsafe { amx::Tiles::configure() });
@@ -132,20 +132,22 @@ impl Multiplier {
             return;
         }
         let width = self.isa.panel_width();
+        let number = if matches!(first, Operand::F32(..)) { Number::F32 } else { Number::Bf16 };
         for Part { rows: a, panel: b, depth } in parts.clone() {
+            assert!(depth > 0, "an instruction sequence takes at least one group of inputs");
             match (a, b) {
                 (Operand::F32(a, stride), Panel::F32(b)) => {
                     assert!(a.len() >= (rows - 1) * stride + depth && b.len() >= depth * width);
+                    assert!(number == Number::F32);
                 }
                 (Operand::Bf16(a, stride), Panel::Bf16(b)) => {
                     let (rows, depth) = (rows.next_multiple_of(16), depth.next_multiple_of(BF16_DEPTH));
                     assert!(a.len() >= (rows - 1) * stride + depth && b.len() >= depth * width);
-                    assert!(self.isa.multiplies_bf16());
+                    assert!(number == Number::Bf16 && self.isa.multiplies_bf16());
                 }
                 _ => unreachable!("rows are of the kind that their weights were packed for"),
             }
         }
-        let number = if matches!(first, Operand::F32(..)) { Number::F32 } else { Number::Bf16 };
         let high = self.isa.tile_rows(number);
         let tiles = rows.div_ceil(high);
         for tile in 0..tiles {
@@ -156,7 +158,10 @@ impl Multiplier {
             };
             for (index, Part { rows: a, panel: b, depth }) in parts.clone().enumerate() {
                 let goes_on = index > 0;
-                // SAFETY: the lengths were checked above
+                // SAFETY: `rows` is within all rows, and no part's rows, their inputs, or its panel end beyond their
+                // slices, as was checked above of the same parts (clones of our iterators yield the same). Bfloat16 is read in groups of inputs, and tile registers in 16 or 32
+                // rows, of which the last 16 hold at least one of ours: the lengths checked are rounded up to that.
+                // `Sums` holds the largest tile; and what `goes_on` reads there the part before has written.
                 unsafe {
                     match (a, b) {
                         (Operand::F32(a, stride), Panel::F32(b)) => {
@@ -247,7 +252,8 @@ impl Kernel for F32Tile {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Self { rows, depth, a, stride, b, sums, goes_on } = self;
-        // SAFETY: only `multiply` makes one, of what it has checked
+        // SAFETY: only `multiply` makes one, of what it has checked; its tiles are as high as `S::TILE_ROWS`, its
+        // panels two vectors wide, and its sums have room for a tile
         unsafe {
             with_rows!(rows, S::TILE_ROWS, M => f32_tile::<S, M>(simd, depth, a, stride, b, sums, goes_on));
         }
@@ -257,7 +263,8 @@ impl Kernel for F32Tile {
 /// `M` rows times a panel, into or onto `out`, `[M, two vectors]`.
 ///
 /// # Safety
-/// `a` must have `M` rows of `depth` numbers, one every `stride`; `b` must have `depth` rows of two vectors.
+/// `a` must have `M` rows of `depth` numbers, one every `stride`; `b` must have `depth` rows of two vectors; `out`
+/// must have room for `M` rows of two vectors, and hold them if it `goes_on`.
 #[inline(always)]
 unsafe fn f32_tile<S: Simd, const M: usize>(
     simd: S,
@@ -297,7 +304,7 @@ unsafe fn f32_tile<S: Simd, const M: usize>(
 /// The same for pairs of bfloat16, of so many rows.
 ///
 /// # Safety
-/// As [`f32_tile`]; and the machine must have AVX-512 BF16.
+/// As [`f32_tile`], with `rows` for `M`, and `depth` as `2 · pairs`; and the machine must have AVX-512 BF16.
 #[cfg(target_arch = "x86_64")]
 unsafe fn bf16_tiles(
     rows: usize,
@@ -327,7 +334,8 @@ unsafe fn bf16_tile<const M: usize>(
     goes_on: bool,
 ) {
     use std::arch::x86_64::*;
-    // SAFETY: the caller's promise; `__m512bh` is any 512 bits
+    // SAFETY: the caller's promise, and pointers are moved past the last pair but not read there; `__m512bh` is any
+    // 512 bits
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); 2]; M];
         if goes_on {

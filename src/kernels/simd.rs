@@ -76,7 +76,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
         }
     }
 
-    /// `e^x`, to about one unit in the last place; flushes to zero below -87.3. Source: Cephes, `expf`.
+    /// `e^x`, to about one unit in the last place; of anything below -87.3 or above 88.3, what it is there (1.2e-38
+    /// and 2.2e38). Source: Cephes, `expf`.
     #[inline(always)]
     fn exp(self, x: Self::V) -> Self::V {
         let x = self.max(self.splat(-87.3), self.min(self.splat(88.3), x));
@@ -137,7 +138,7 @@ pub(crate) trait Simd: Copy + Send + Sync {
         self.mul_add(half, t, half)
     }
 
-    /// `x · sigmoid(x)`
+    /// `x · sigmoid(x)`; below -1e30, where `exp` no longer grows, `x / 2.2e38` and not yet zero.
     #[inline(always)]
     fn silu(self, x: Self::V) -> Self::V {
         let e = self.exp(self.sub(self.splat(0.0), x));
@@ -323,8 +324,10 @@ mod x86 {
         if len >= 16 { u16::MAX } else { (1 << len) - 1 }
     }
 
-    // SAFETY of every block below: a value of the type proves that the machine has the instructions, and memory is
-    // touched only where a mask or the caller's promise allows.
+    // SAFETY of every block below: a value of the type proves that the machine has the instructions, since only `new`
+    // makes one, whose caller promised it. Memory is touched by `load_ptr` and `store_ptr` alone, as their callers
+    // promise; by masked loads and stores, of which lanes beyond a slice's length touch nothing and do not fault; and
+    // in `store_bf16`, after its length was checked. `__m256bh` is any 256 bits.
     impl<const BF16: bool> Simd for Avx512<BF16> {
         type V = __m512;
         const LANES: usize = 16;
@@ -481,7 +484,7 @@ mod x86 {
         }
     }
 
-    // SAFETY of every block below: as above.
+    // SAFETY of every block below: as above, of AVX2 and FMA.
     impl Simd for Avx2 {
         type V = __m256;
         const LANES: usize = 8;
@@ -580,6 +583,141 @@ mod x86 {
                 let half = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
                 let quarter = _mm_max_ps(half, _mm_movehl_ps(half, half));
                 _mm_cvtss_f32(_mm_max_ss(quarter, _mm_shuffle_ps::<1>(quarter, quarter)))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use libm::erfc;
+
+    use super::Simd;
+    use crate::isa::Isa;
+    use crate::isa::Kernel;
+
+    #[derive(Clone, Copy, Debug)]
+    enum Function {
+        Exp,
+        Tanh,
+        GeluErf,
+        GeluTanh,
+        Silu,
+    }
+
+    impl Function {
+        const ALL: [Self; 5] = [Self::Exp, Self::Tanh, Self::GeluErf, Self::GeluTanh, Self::Silu];
+
+        fn exact(self, x: f64) -> f64 {
+            match self {
+                Self::Exp => x.clamp(f64::from(-87.3_f32), f64::from(88.3_f32)).exp(),
+                Self::Tanh => x.tanh(),
+                Self::GeluErf => 0.5 * x * erfc(-x * std::f64::consts::FRAC_1_SQRT_2),
+                Self::GeluTanh => {
+                    let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x);
+                    0.5 * x * (1.0 + inner.tanh())
+                }
+                Self::Silu => x / (1.0 + (-x).exp()),
+            }
+        }
+
+        /// How far we may be from `exact`, in units in the last place of 1 (2^-23).
+        fn most_units(self, x: f64, exact: f64) -> f64 {
+            // where a function goes through zero; and everywhere
+            let (x, exact) = (x.abs().max(f64::from(f32::MIN_POSITIVE)), exact.abs());
+            match self {
+                Self::Exp => 1.0 * exact,
+                Self::Tanh => 1.25 * exact.max(f64::from(f32::MIN_POSITIVE)),
+                Self::GeluErf => (2.5 * x).min(3.0 * exact.max(1.0)),
+                Self::GeluTanh => x.min(1.75 * exact.max(1.0)),
+                // the last: what is left where `exp` no longer grows
+                Self::Silu => x.min(exact.max(1.0)) + x / 2.2e38 / f64::from(f32::EPSILON),
+            }
+        }
+    }
+
+    struct Apply<'a> {
+        function: Function,
+        x: &'a mut [f32],
+    }
+
+    impl Kernel for Apply<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) {
+            for x in self.x.chunks_mut(S::LANES) {
+                let value = simd.load(x);
+                let value = match self.function {
+                    Function::Exp => simd.exp(value),
+                    Function::Tanh => simd.tanh(value),
+                    Function::GeluErf => simd.gelu_erf(value),
+                    Function::GeluTanh => simd.gelu_tanh(value),
+                    Function::Silu => simd.silu(value),
+                };
+                simd.store(x, value);
+            }
+        }
+    }
+
+    fn apply(isa: Isa, function: Function, x: &[f32]) -> Vec<f32> {
+        let mut x = x.to_vec();
+        isa.run(Apply { function, x: &mut x });
+        x
+    }
+
+    /// Every so many of all finite numbers.
+    fn check(step: usize) {
+        let x: Vec<f32> =
+            (0..=u32::MAX).step_by(step).map(f32::from_bits).filter(|x| x.is_finite()).collect();
+        for function in Function::ALL {
+            let exact: Vec<f64> = x.iter().map(|&x| function.exact(f64::from(x))).collect();
+            for isa in Isa::all() {
+                for ((&x, ours), &exact) in x.iter().zip(apply(isa, function, &x)).zip(&exact) {
+                    let units = (f64::from(ours) - exact).abs() / f64::from(f32::EPSILON);
+                    let most = function.most_units(f64::from(x), exact);
+                    assert!(
+                        units <= most,
+                        "{function:?}({x}) {isa:?}: {ours}, not {exact}: {units} > {most}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "long there, and without a pointer")]
+    fn functions_are_those_of_f64_to_a_few_units_in_the_last_place() {
+        check(16_411);
+    }
+
+    #[test]
+    #[ignore = "long: one number in 257"]
+    fn functions_are_those_of_f64_almost_everywhere() {
+        check(257);
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "long there, and without a pointer")]
+    fn functions_pass_on_nan_in_every_lane_and_know_infinity() {
+        for isa in Isa::all() {
+            for function in Function::ALL {
+                for lane in 0..19 {
+                    let mut x = [0.5; 19];
+                    x[lane] = f32::NAN;
+                    let ours = apply(isa, function, &x);
+                    let lost = ours.iter().enumerate().find(|&(i, x)| x.is_nan() != (i == lane));
+                    assert_eq!(lost, None, "{function:?} {isa:?}");
+                }
+                let ours = apply(isa, function, &[f32::INFINITY, f32::NEG_INFINITY]);
+                let is_right = match function {
+                    Function::Exp => ours[0] > 2e38 && ours[1] < 1.3e-38,
+                    Function::Tanh => ours == [1.0, -1.0],
+                    // not zero: what overflowed is an error
+                    Function::GeluErf | Function::GeluTanh | Function::Silu => {
+                        ours[0] == f32::INFINITY && !ours[1].is_finite()
+                    }
+                };
+                assert!(is_right, "{function:?} {isa:?}: {ours:?}");
             }
         }
     }

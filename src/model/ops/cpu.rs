@@ -1,5 +1,8 @@
 //! The form for CPUs: our own kernels over packed weights.
 
+#[cfg(test)]
+mod tests;
+
 use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
