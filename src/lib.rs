@@ -10,6 +10,8 @@
 //!             service    client ──▶ offline                (proto: the contract, for service and client;
 //!                │                    │                     metrics: any room may use it; both use none)
 //!             engine ─────────────▶ model ──▶ text
+//!                                     │
+//!                                  kernels                 (a crate of its own, with all unsafe code)
 //! ```
 //!
 //! A use points down or right, or it is a mistake (`tests/layering.rs` holds us to that). One request:

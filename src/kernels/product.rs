@@ -27,6 +27,8 @@ use crate::simd::Simd;
 
 /// Inputs of a product of bfloat16 come in groups of so many, filled up with zeros.
 pub(crate) const BF16_DEPTH: usize = 32;
+/// So many inputs ahead, weights are asked for: they come from the second-level cache.
+const PREFETCH: usize = 16;
 /// The most rows of a tile of vectors.
 const MAX_ROWS: usize = 12;
 /// Rows, and columns, of the largest tile: AMX's.
@@ -286,6 +288,8 @@ unsafe fn f32_tile<S: Simd, const M: usize>(
         }
         for _ in 0..depth {
             let (b0, b1) = (simd.load_ptr(b), simd.load_ptr(b.add(S::LANES)));
+            simd.prefetch(b.wrapping_add(PREFETCH * 2 * S::LANES));
+            simd.prefetch(b.wrapping_add(PREFETCH * 2 * S::LANES + S::LANES));
             for (m, [left, right]) in sums.iter_mut().enumerate() {
                 let x = simd.splat(*a.add(m * stride));
                 *left = simd.mul_add(x, b0, *left);

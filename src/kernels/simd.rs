@@ -26,6 +26,9 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// # Safety
     /// `LANES` numbers must be writable.
     unsafe fn store_ptr(self, to: *mut f32, x: Self::V);
+    /// Asks for a cache line that will be read; any address will do.
+    #[inline(always)]
+    fn prefetch(self, _: *const f32) {}
     /// The first numbers, and zeros if they are fewer than a vector has.
     fn load_partial(self, from: &[f32]) -> Self::V;
     /// As many numbers as there is room for.
@@ -346,6 +349,11 @@ mod x86 {
             unsafe { _mm512_storeu_ps(to, x) }
         }
         #[inline(always)]
+        fn prefetch(self, at: *const f32) {
+            // SAFETY: a prefetch of any address is allowed
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+        }
+        #[inline(always)]
         fn load_partial(self, from: &[f32]) -> __m512 {
             unsafe { _mm512_maskz_loadu_ps(mask16(from.len()), from.as_ptr()) }
         }
@@ -501,6 +509,11 @@ mod x86 {
         #[inline(always)]
         unsafe fn store_ptr(self, to: *mut f32, x: __m256) {
             unsafe { _mm256_storeu_ps(to, x) }
+        }
+        #[inline(always)]
+        fn prefetch(self, at: *const f32) {
+            // SAFETY: a prefetch of any address is allowed
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
         }
         #[inline(always)]
         fn load_partial(self, from: &[f32]) -> __m256 {

@@ -1,4 +1,9 @@
-//! The form for CPUs: our own kernels over packed weights.
+//! The form for CPUs: the kernels of [`rewarm_kernels`] over weights that were packed when they were loaded. What
+//! they cost and why they look as they do is told there.
+//!
+//! One pool of threads computes, one for each CPU that the process may use; the engine's device thread waits
+//! meanwhile, and tokenizers and gRPC have threads that mostly sleep. A forward runs inside the pool ([`Ops::run`]), so
+//! that from one attention to the next nothing is handed over but blocks.
 
 #[cfg(test)]
 mod tests;

@@ -171,7 +171,7 @@ impl Plan {
         let mut turn = Turn { bare_seconds: None, closed: None, open: None, singles: Vec::new() };
         if let Some(bare) = bare.filter(|_| self.callers > 0) {
             let batches = batches(&bare.sequences, self.max_batch_tokens);
-            turn.bare_seconds = time_forwards(bare.variant, &batches, false, stop)?;
+            turn.bare_seconds = time_forwards(bare.variant, &batches, true, stop)?;
         }
         if self.callers > 0 && !stop.is_set() {
             turn.closed = target.load(variant, requests, &Pace::Closed { callers: self.callers }, stop)?;
@@ -183,7 +183,7 @@ impl Plan {
         let one = [small.to_vec()];
         for _ in 0..self.singles {
             let bare_seconds = match bare {
-                Some(bare) => time_forwards(bare.variant, &batches(&bare.small, usize::MAX), false, stop)?,
+                Some(bare) => time_forwards(bare.variant, &batches(&bare.small, usize::MAX), true, stop)?,
                 None => None,
             };
             let outcome = target.load(variant, &one, &Pace::Closed { callers: 1 }, stop)?;
