@@ -32,16 +32,16 @@
 //! **The floor.** A forward of all-MiniLM-L6's shape over 32 sequences of 128 tokens is 92 GFLOP, 97% of it in matrix
 //! products, over 43 MB of `f32` weights. The peak of fused multiply-adds was 233 to 330 GFLOP/s (2 cores), that of
 //! dot products of bfloat16 62 to 134 (slower than `f32` on this CPU: why `dtype = "auto"` looks at the vendor), that
-//! of AMX tiles in registers 1,450 to 4,740, and of AMX with its operands in the first-level cache 860 to 1,175.
+//! of AMX tiles in registers 1,450 to 5,300, and of AMX with its operands in the first-level cache 860 to 1,175.
 //! So `f32` is bound by arithmetic, and bfloat16 by how fast tiles are loaded: AMX does the arithmetic of a
 //! forward in 20 to 60 ms, and everything that is not a product weighs as much.
 //!
 //! | products, 2 threads | GFLOP/s | of the peak in the same run |
 //! | --- | --- | --- |
-//! | `f32`, 192 rows, 384 to 4096 wide | 195 to 208 | 68 to 72% (86 to 90% in the quietest sitting: 240 of 267) |
-//! | `f32`, 64, 32, 16 rows | 188, 179, 156 | 65, 62, 54% |
-//! | bfloat16 (AMX), 192 rows | 660 to 926 | 5 times the dot-product peak; 14 to 20% of tiles in registers |
-//! | bfloat16 (AMX), 64, 32, 16 rows | 645, 577, 551 | 12 to 14% |
+//! | `f32`, 192 rows, 384 to 4096 wide | 203 to 238 | 69 to 81% (register tiles alone: 87 to 90% in a quiet minute) |
+//! | `f32`, 128, 64, 32, 16 rows | 228, 221, 215, 171 | 78, 75, 73, 58% |
+//! | bfloat16 (AMX), 192 rows, 384 to 4096 wide | 1,122 to 2,184 | 21 to 41% of tiles in registers, 8 times or more the dot products' |
+//! | bfloat16 (AMX), 128, 64, 32, 16 rows | 1,316, 1,096, 1,215, 779 | 25, 21, 23, 15% |
 //!
 //! | where the time of that forward goes | `f32` | bfloat16 |
 //! | --- | --- | --- |
