@@ -13,6 +13,7 @@ use crate::cli::load;
 use crate::config;
 use crate::config::Overrides;
 use crate::config::ServeConfig;
+use crate::model::ops::cpu::Isa;
 use crate::model::variant::Loader;
 use crate::model::variant::Variant;
 use crate::model::variant::VariantConfig;
@@ -32,7 +33,8 @@ pub(super) fn run(args: &ServeArgs) -> anyhow::Result<()> {
     if args.check {
         return check(&config);
     }
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), ?config, "starting");
+    let cpu_instructions = Isa::best().name();
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), cpu_instructions, ?config, "starting");
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -475,6 +475,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[cfg_attr(miri, ignore = "no unsafe code, and minutes of it")]
     fn each_weight_is_packed_in_its_place() {
         let weight = |output: usize, i: usize| bf16::from_f32((output * 1000 + i + 1) as f32).to_f32();
         for isa in Isa::all() {
