@@ -52,6 +52,17 @@ struct GoldenSample {
     reward_low: Option<f32>,
 }
 
+impl Golden {
+    /// Of a checkpoint.
+    fn of(dir: &Path) -> Self {
+        serde_json::from_str(&std::fs::read_to_string(dir.join("golden.json")).unwrap()).unwrap()
+    }
+
+    fn sequences(&self) -> Vec<Sequence> {
+        self.samples.iter().map(GoldenSample::sequence).collect()
+    }
+}
+
 impl GoldenSample {
     fn sequence(&self) -> Sequence {
         let type_ids = self.type_ids.clone().unwrap_or_else(|| vec![0; self.token_ids.len()]);
@@ -124,9 +135,8 @@ fn every_family_gives_the_rewards_of_transformers() {
     let mut checked = 0;
     for dir in folders("models") {
         let name = dir.file_name().unwrap().to_string_lossy().into_owned();
-        let golden: Golden =
-            serde_json::from_str(&std::fs::read_to_string(dir.join("golden.json")).unwrap()).unwrap();
-        let sequences: Vec<Sequence> = golden.samples.iter().map(GoldenSample::sequence).collect();
+        let golden = Golden::of(&dir);
+        let sequences = golden.sequences();
         for config_file in ["config.json", "config_v4.json"] {
             if !dir.join(config_file).exists() {
                 continue;
@@ -169,8 +179,7 @@ fn shared_prefixes_change_no_reward() {
     let mut checked = 0;
     for dir in folders("models") {
         let name = dir.file_name().unwrap().to_string_lossy().into_owned();
-        let golden: Golden =
-            serde_json::from_str(&std::fs::read_to_string(dir.join("golden.json")).unwrap()).unwrap();
+        let golden = Golden::of(&dir);
         let ending = |sample: &GoldenSample, length: usize| {
             let Sequence { mut token_ids, mut type_ids } = sample.sequence();
             let repeated: Vec<u32> = token_ids.iter().rev().cycle().take(length).copied().collect();
@@ -224,9 +233,8 @@ fn shared_prefixes_change_no_reward() {
 fn half_precision_errs_no_more_than_transformers_does() {
     for (name, dtype) in [("llama-f16", DType::F16), ("llama-bf16", DType::BF16)] {
         let dir = data("models").join(name);
-        let golden: Golden =
-            serde_json::from_str(&std::fs::read_to_string(dir.join("golden.json")).unwrap()).unwrap();
-        let sequences: Vec<Sequence> = golden.samples.iter().map(GoldenSample::sequence).collect();
+        let golden = Golden::of(&dir);
+        let sequences = golden.sequences();
         let worst = |pairs: Vec<(f32, f32)>| pairs.iter().map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         let their_error = worst(golden.samples.iter().map(|s| (s.reward, s.reward_low.unwrap())).collect());
         for form in forms() {

@@ -28,6 +28,7 @@ use crate::product::Operand;
 use crate::product::Panel;
 use crate::product::Part;
 use crate::rows::Rows;
+use crate::rows::round;
 use crate::simd::Simd;
 
 /// Positions that the online softmax takes at a time; a multiple of every panel's width.
@@ -160,7 +161,7 @@ impl Attention<'_> {
     /// The panels of positions that a segment has packed for itself.
     fn own_panels(&self, segment: &Segment) -> Range<usize> {
         let width = self.isa.panel_width();
-        segment.first_position / width..(segment.first_position + segment.rows.len()).div_ceil(width)
+        segment.first_position / width..segment.end_position().div_ceil(width)
     }
 
     /// Attention of blocks of queries, `[rows, heads · head_dim]`; `place(block, query)` is the segment and the
@@ -222,7 +223,7 @@ impl Attention<'_> {
     /// The row of each position of a panel; fewer at the end of a sequence.
     fn rows_of_panel(&self, segment: usize, panel: usize, rows: &mut Vec<usize>) {
         let width = self.isa.panel_width();
-        let end = self.segments[segment].first_position + self.segments[segment].rows.len();
+        let end = self.segments[segment].end_position();
         rows.clear();
         rows.resize(((panel + 1) * width).min(end) - panel * width, 0);
         let mut current = Some(segment);
@@ -264,8 +265,7 @@ impl Attention<'_> {
             let follows = |&query: &usize| place(query) == (segment, first_position + query - first);
             let last = queries.len().min(first + MAX_QUERIES);
             let end = (first + 1..last).take_while(follows).last().unwrap_or(first) + 1;
-            let Segment { rows, first_position: start, .. } = &self.segments[segment];
-            let end_position = start + rows.len();
+            let end_position = self.segments[segment].end_position();
             let path = self.path(segment);
             let tile = Tile { queries, rows: first..end, first_position, end_position, path };
             for head in 0..self.spec.heads {
@@ -568,10 +568,7 @@ impl Kernel for RoundQueries<'_> {
         for (row, to) in self.rows.zip(self.to.chunks_exact_mut(self.depth)) {
             let (to, rest) = to.split_at_mut(self.of_head.len());
             rest.fill(bf16::ZERO);
-            let from = &self.queries.row(row)[self.of_head.clone()];
-            for (to, from) in to.chunks_mut(S::LANES).zip(from.chunks(S::LANES)) {
-                simd.store_bf16(to, simd.load(from));
-            }
+            round(simd, &self.queries.row(row)[self.of_head.clone()], to);
         }
     }
 }

@@ -146,3 +146,15 @@ pub struct Segment {
     /// The segment before it; itself earlier in the batch.
     pub parent: Option<usize>,
 }
+
+impl Segment {
+    /// Position after its last token.
+    pub fn end_position(&self) -> usize {
+        self.first_position + self.rows.len()
+    }
+
+    /// Position of one of its rows.
+    pub fn position(&self, row: usize) -> usize {
+        self.first_position + row - self.rows.start
+    }
+}

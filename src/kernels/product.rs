@@ -161,9 +161,10 @@ impl Multiplier {
             for (index, Part { rows: a, panel: b, depth }) in parts.clone().enumerate() {
                 let goes_on = index > 0;
                 // SAFETY: `rows` is within all rows, and no part's rows, their inputs, or its panel end beyond their
-                // slices, as was checked above of the same parts (clones of our iterators yield the same). Bfloat16 is read in groups of inputs, and tile registers in 16 or 32
-                // rows, of which the last 16 hold at least one of ours: the lengths checked are rounded up to that.
-                // `Sums` holds the largest tile; and what `goes_on` reads there the part before has written.
+                // slices, as was checked above of the same parts (clones of our iterators yield the same). Bfloat16
+                // is read in groups of inputs, and tile registers in 16 or 32 rows, of which the last 16 hold at
+                // least one of ours: the lengths checked are rounded up to that. `Sums` holds the largest tile; and
+                // what `goes_on` reads there the part before has written.
                 unsafe {
                     match (a, b) {
                         (Operand::F32(a, stride), Panel::F32(b)) => {

@@ -178,11 +178,16 @@ impl Kernel for Round<'_> {
         let stride = self.to.stride;
         let width = self.from.width;
         for (row, to) in self.to.bf16_mut().chunks_exact_mut(stride).take(self.from.rows).enumerate() {
-            let from = self.from.row(row).chunks(S::LANES);
-            for (from, to) in from.zip(to[..width].chunks_mut(S::LANES)) {
-                simd.store_bf16(to, simd.load(from));
-            }
+            round(simd, self.from.row(row), &mut to[..width]);
         }
+    }
+}
+
+/// Rounds numbers to bfloat16.
+#[inline(always)]
+pub(crate) fn round<S: Simd>(simd: S, from: &[f32], to: &mut [bf16]) {
+    for (from, to) in from.chunks(S::LANES).zip(to.chunks_mut(S::LANES)) {
+        simd.store_bf16(to, simd.load(from));
     }
 }
 
@@ -321,9 +326,8 @@ impl Linear {
     ) -> Self {
         let mut columns: Vec<_> = (0..output).map(Some).collect();
         columns.resize(output.next_multiple_of(isa.panel_width()), None);
-        let of_column = |column: &Option<usize>, bias: &[f32]| column.map_or(0.0, |output| bias[output]);
-        let bias = bias.map(|bias| columns.iter().map(|column| of_column(column, bias)).collect());
-        Self { isa, weights: Packed::new(isa, number, input, &columns, &read), bias, output }
+        let weights = Packed::new(isa, number, input, &columns, &read);
+        Self { isa, weights, bias: in_columns(bias, &columns), output }
     }
 
     /// Packs gate and up, each `[input, output]`: what is asked of `read` from `output` on is up's, as in `bias`,
@@ -345,9 +349,8 @@ impl Linear {
             .flatten()
             .map(|(layer, column)| (column < output).then_some(layer + column))
             .collect();
-        let of_column = |column: &Option<usize>, bias: &[f32]| column.map_or(0.0, |output| bias[output]);
-        let bias = bias.map(|bias| columns.iter().map(|column| of_column(column, bias)).collect());
-        Self { isa, weights: Packed::new(isa, number, input, &columns, &read), bias, output }
+        let weights = Packed::new(isa, number, input, &columns, &read);
+        Self { isa, weights, bias: in_columns(bias, &columns), output }
     }
 
     /// Width of the output.
@@ -355,23 +358,28 @@ impl Linear {
         self.output
     }
 
-    /// What the weights were rounded to.
-    pub fn number(&self) -> Number {
-        self.weights.number
+    /// What operands are multiplied in: bfloat16 if the weights were rounded to it and there is an instruction.
+    pub fn operand_number(&self) -> Number {
+        if self.isa.multiplies_bf16() { self.weights.number } else { Number::F32 }
     }
 
     /// Rows times the layer, into `to`, `[rows, output]`. [`Then::Gate`] is for gated layers, and for no other.
     pub fn forward(&self, x: &Rows, mut to: Rows, then: Then) -> Rows {
         assert_eq!((x.width, to.width, x.rows), (self.weights.input, self.output, to.rows));
         let mut write = Write { to: &mut to, bias: self.bias.as_deref(), then };
-        let multiplies_bf16 = self.weights.number == Number::Bf16 && self.isa.multiplies_bf16();
-        if multiplies_bf16 && x.number == Number::F32 {
+        if self.operand_number() == Number::Bf16 && x.number == Number::F32 {
             self.weights.multiply(x.rows, x.to_bf16(self.isa).operand(), &mut write);
         } else {
             self.weights.multiply(x.rows, x.operand(), &mut write);
         }
         to
     }
+}
+
+/// A bias in the columns of the panels, zeros where there is no output.
+fn in_columns(bias: Option<&[f32]>, columns: &[Option<usize>]) -> Option<Vec<f32>> {
+    let of_column = |bias: &[f32], column: Option<usize>| column.map_or(0.0, |output| bias[output]);
+    bias.map(|bias| columns.iter().map(|&column| of_column(bias, column)).collect())
 }
 
 /// `x + y`, in place.

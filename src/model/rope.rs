@@ -266,7 +266,7 @@ impl RopeTable {
         let (mut cos, mut sin) = (Vec::with_capacity(capacity), Vec::with_capacity(capacity));
         let mut table = self.grown.lock().unwrap_or_else(PoisonError::into_inner);
         for segment in batch.segments() {
-            let end = segment.first_position + segment.rows.len();
+            let end = segment.end_position();
             let own; // a long sequence under dynamic scaling has angles of its own
             let angles = if self.depends_on_length(end) {
                 debug_assert_eq!(segment.parent, None, "such a sequence shares no prefix");

@@ -68,7 +68,7 @@ pub struct Packing<'a> {
 }
 
 impl Cpu {
-    /// Weights in `dtype`, products with the best that the machine has, on `pool`.
+    /// Weights in `dtype`, products with the best that the machine has.
     ///
     /// `F32` multiplies in `f32`. `BF16` rounds what is multiplied to bfloat16, both sides, where the machine has
     /// instructions for that; else only the weights. `F16` rounds the weights to `f16` and multiplies in `f32`.
@@ -94,18 +94,6 @@ impl Cpu {
             Number::Bf16 if self.isa.multiplies_bf16() => Number::Bf16,
             _ => Number::F32,
         }
-    }
-
-    /// What goes from one layer to the next that only it reads.
-    fn number_after(&self, layer: &Linear) -> Number {
-        match layer.number() {
-            Number::Bf16 => self.operand_number(),
-            Number::F32 => Number::F32,
-        }
-    }
-
-    fn blocks_of(rows: usize, width: usize) -> Rows {
-        Rows::new(Number::F32, rows, width)
     }
 }
 
@@ -272,7 +260,7 @@ impl Ops for Cpu {
     }
 
     fn linear(&self, x: &Rows, layer: &Linear) -> Result<Rows> {
-        Ok(layer.forward(x, Self::blocks_of(x.len(), layer.output()), Then::Keep))
+        Ok(layer.forward(x, Rows::new(Number::F32, x.len(), layer.output()), Then::Keep))
     }
 
     fn linear_add(&self, x: &Rows, layer: &Linear, residual: Rows) -> Result<Rows> {
@@ -280,12 +268,14 @@ impl Ops for Cpu {
     }
 
     fn linear_act(&self, x: &Rows, layer: &Linear, activation: Activation) -> Result<Rows> {
-        let to = Rows::new(self.number_after(layer), x.len(), layer.output());
+        // only the next layer reads this, which multiplies in the same
+        let to = Rows::new(layer.operand_number(), x.len(), layer.output());
         Ok(layer.forward(x, to, Then::Activate(activation)))
     }
 
     fn gated(&self, x: &Rows, layer: &Linear, activation: Activation) -> Result<Rows> {
-        let to = Rows::new(self.number_after(layer), x.len(), layer.output());
+        // only the next layer reads this, which multiplies in the same
+        let to = Rows::new(layer.operand_number(), x.len(), layer.output());
         Ok(layer.forward(x, to, Then::Gate(activation)))
     }
 
@@ -333,7 +323,7 @@ impl Ops for Cpu {
         let place = |block: usize, query: usize| {
             let row = which.row(block * block_size + query);
             let segment = packing.batch.segment_of(row);
-            (segment, segments[segment].first_position + row - segments[segment].rows.start)
+            (segment, segments[segment].position(row))
         };
         Ok(attention.forward(queries, &place))
     }
@@ -341,7 +331,7 @@ impl Ops for Cpu {
     fn gather(&self, blocks: &[Rows], rows: &[usize]) -> Result<Vec<Rows>> {
         let (from, width) = (Blocks::new(blocks), blocks[0].width());
         let gather = |places: Range<usize>| {
-            let mut to = Self::blocks_of(places.len(), width);
+            let mut to = Rows::new(Number::F32, places.len(), width);
             for (at, &row) in rows[places].iter().enumerate() {
                 to.row_mut(at).copy_from_slice(from.row(row));
             }
@@ -352,9 +342,9 @@ impl Ops for Cpu {
 
     fn mean(&self, blocks: &[Rows], lists: &[Vec<usize>]) -> Result<Vec<Rows>> {
         let (from, width) = (Blocks::new(blocks), blocks[0].width());
-        let mean = |lists: Range<usize>, all: &[Vec<usize>]| {
-            let mut to = Self::blocks_of(lists.len(), width);
-            for (at, rows) in all[lists].iter().enumerate() {
+        let mean = |range: Range<usize>| {
+            let mut to = Rows::new(Number::F32, range.len(), width);
+            for (at, rows) in lists[range].iter().enumerate() {
                 let sums = to.row_mut(at);
                 sums.fill(0.0);
                 for &row in rows {
@@ -364,7 +354,7 @@ impl Ops for Cpu {
             }
             to
         };
-        Ok(self.blocks(lists.len()).into_iter().map(|range| mean(range, lists)).collect())
+        Ok(self.blocks(lists.len()).into_iter().map(mean).collect())
     }
 
     fn to_vec(&self, blocks: &[Rows]) -> Result<Vec<f32>> {
