@@ -21,6 +21,7 @@ pub mod merge;
 pub mod norm;
 pub mod ops;
 pub mod rope;
+pub mod save;
 pub mod scorer;
 pub mod together;
 pub mod transformer;
@@ -86,6 +87,14 @@ pub enum ModelError {
     /// A file cannot be read.
     #[error("read {}", path.display())]
     Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file cannot be written.
+    #[error("write {}", path.display())]
+    Write {
         /// Which.
         path: PathBuf,
         /// Why.
@@ -187,6 +196,10 @@ pub enum ModelError {
 impl ModelError {
     fn read(path: &Path, source: std::io::Error) -> Self {
         Self::Read { path: path.to_owned(), source }
+    }
+
+    fn write(path: &Path, source: std::io::Error) -> Self {
+        Self::Write { path: path.to_owned(), source }
     }
 
     fn config(path: &Path, problem: impl std::fmt::Display) -> Self {

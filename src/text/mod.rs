@@ -15,6 +15,7 @@
 //! `GPT2Tokenizer` it drops a `Digits` pre-tokenizer that `tokenizer.json` asks for, and SmolLM2's two spaces and
 //! two line feeds before a digit become other tokens than in the `tokenizers` library, which we follow.
 
+pub mod dataset;
 mod error;
 mod files;
 mod python;
