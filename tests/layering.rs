@@ -7,7 +7,7 @@ use std::path::Path;
 /// Each room with the rooms it may use, apart from itself. `main.rs` and `lib.rs` may use all.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("cli", &["client", "config", "engine", "metrics", "model", "offline", "service", "telemetry", "text"]),
-    ("config", &["engine", "model", "service", "telemetry"]),
+    ("config", &["engine", "model", "offline", "service", "telemetry", "text"]),
     ("telemetry", &[]),
     ("service", &["engine", "metrics", "model", "proto", "text"]),
     ("client", &["model", "offline", "proto", "text"]),

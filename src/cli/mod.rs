@@ -4,6 +4,8 @@ mod bench;
 mod load;
 mod score;
 mod serve;
+mod stop;
+mod train;
 
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
@@ -16,6 +18,7 @@ use clap::Subcommand;
 use clap::ValueEnum;
 
 use crate::cli::bench::BenchArgs;
+use crate::cli::train::TrainArgs;
 use crate::client;
 use crate::config::Overrides;
 use crate::model::scorer::Reduction;
@@ -50,6 +53,7 @@ enum Command {
     Serve(ServeArgs),
     Score(ScoreArgs),
     Bench(BenchArgs),
+    Train(TrainArgs),
     Health(HealthArgs),
 }
 
@@ -219,6 +223,7 @@ impl Cli {
             Command::Serve(args) => serve::run(&args),
             Command::Score(args) => score::run(args),
             Command::Bench(args) => bench::run(args),
+            Command::Train(args) => train::run(&args),
             Command::Health(args) => client::check_health(&args.server_url(), args.variant.as_deref()),
         }
     }

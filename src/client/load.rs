@@ -23,7 +23,7 @@ use crate::client::in_words;
 use crate::client::runtime;
 use crate::client::to_proto;
 use crate::offline::bench::Label;
-use crate::offline::bench::Stop;
+use crate::offline::Stop;
 use crate::offline::bench::load::Outcome;
 use crate::offline::bench::load::Pace;
 use crate::offline::bench::load::Target;

@@ -99,6 +99,27 @@ impl<'i> Section<'i> {
         Section::new(path, table, self.source)
     }
 
+    /// The tables of the list below `key`, `[[key]]`; none when it is absent.
+    pub(super) fn sections(&mut self, key: &str, problems: &mut Problems) -> Vec<Section<'i>> {
+        let path = self.name_of(key);
+        let Some((offset, value)) = self.entries.remove(key) else { return Vec::new() };
+        let DeValue::Array(values) = value.into_inner() else {
+            problems.add(format!("{}: {path}: expected tables, [[{path}]]", self.source.at(offset)));
+            return Vec::new();
+        };
+        let mut sections = Vec::new();
+        for (index, value) in values.into_iter().enumerate() {
+            let (path, place) = (format!("{path}[{index}]"), self.source.at(value.span().start));
+            match value.into_inner() {
+                DeValue::Table(table) => sections.push(Section::new(path, table, self.source)),
+                other => {
+                    problems.add(format!("{place}: {path}: expected a table, found {}", other.type_str()));
+                }
+            }
+        }
+        sections
+    }
+
     /// The keys that nobody took yet.
     pub(super) fn keys(&self) -> Vec<String> {
         self.entries.keys().cloned().collect()

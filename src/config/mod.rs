@@ -5,6 +5,7 @@
 //! in `rewarm serve --help`.
 
 mod file;
+pub mod train;
 mod variants;
 
 use std::net::SocketAddr;

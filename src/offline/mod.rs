@@ -3,3 +3,7 @@
 pub mod bench;
 mod forward;
 pub mod score;
+mod stop;
+pub mod train;
+
+pub use crate::offline::stop::Stop;

@@ -8,23 +8,18 @@ use anyhow::Context;
 use anyhow::bail;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
-use tokio::signal::unix::SignalKind;
-use tokio::signal::unix::signal;
 
 use crate::cli::bench::variants::Chosen;
 use crate::client;
 use crate::model::variant::Loader;
 use crate::model::variant::Variant;
 use crate::model::variant::VariantConfig;
-use crate::offline::bench::Stop;
 use crate::service;
 use crate::service::LoadError;
 use crate::service::Models;
 use crate::service::Running;
 use crate::service::Source;
 
-/// 128 and the number of SIGINT, as a shell says it.
-const EXIT_SIGINT: i32 = 128 + 2;
 /// Between two questions whether the server is ready.
 const READY_POLL: Duration = Duration::from_millis(20);
 
@@ -96,28 +91,4 @@ impl Source for Loaded {
         };
         variants.iter().map(load).collect()
     }
-}
-
-/// A switch that Ctrl-C sets; a second one ends the program.
-pub(super) fn stop_on_interrupt() -> anyhow::Result<Stop> {
-    let stop = Stop::default();
-    let switch = stop.clone();
-    let waiting = "wait for Ctrl-C";
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context(waiting)?;
-    // Before the thread starts: whoever presses Ctrl-C from here on is heard.
-    let mut interrupts = {
-        let _runtime = runtime.enter();
-        signal(SignalKind::interrupt()).context(waiting)?
-    };
-    std::thread::spawn(move || {
-        runtime.block_on(async {
-            if interrupts.recv().await.is_some() {
-                switch.set();
-            }
-            if interrupts.recv().await.is_some() {
-                std::process::exit(EXIT_SIGINT);
-            }
-        });
-    });
-    Ok(stop)
 }

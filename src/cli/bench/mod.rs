@@ -23,11 +23,12 @@ use serde_json::json;
 
 use crate::cli::bench::local::LocalServer;
 use crate::cli::bench::variants::VariantArgs;
+use crate::cli::stop;
 use crate::client::LoadClient;
 use crate::offline::bench;
 use crate::offline::bench::Control;
 use crate::offline::bench::Rounds;
-use crate::offline::bench::Stop;
+use crate::offline::Stop;
 use crate::offline::bench::group;
 use crate::offline::bench::lengths::LengthsArg;
 use crate::offline::bench::lengths::MAX_ROUND_TOKENS;
@@ -216,7 +217,7 @@ fn parse_rate(text: &str) -> Result<f64, String> {
 
 pub(super) fn run(args: BenchArgs) -> anyhow::Result<()> {
     telemetry::start(&telemetry::Config { level: telemetry::Level::warnings(), ..Default::default() });
-    let stop = local::stop_on_interrupt()?;
+    let stop = stop::on_signal()?;
     match args.what {
         What::Model(args) => run_model(args, stop),
         What::Server(args) => run_server(args, stop),

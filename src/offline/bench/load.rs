@@ -16,7 +16,7 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::offline::bench::Label;
-use crate::offline::bench::Stop;
+use crate::offline::Stop;
 use crate::offline::bench::noise::Noise;
 use crate::text::Input;
 

@@ -22,9 +22,6 @@ pub mod server;
 pub mod shape;
 
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use anyhow::Context;
@@ -35,6 +32,7 @@ use serde::Serialize;
 use crate::model::batch::Sequence;
 use crate::model::variant::Variant;
 use crate::model::variant::VariantInfo;
+use crate::offline::Stop;
 use crate::offline::forward::forward;
 use crate::text::Input;
 use crate::text::Truncation;
@@ -46,22 +44,6 @@ pub struct Rounds {
     pub warmup: usize,
     /// At least one.
     pub counted: usize,
-}
-
-/// Tells a run to stop; its clones are the same switch.
-#[derive(Clone, Debug, Default)]
-pub struct Stop(Arc<AtomicBool>);
-
-impl Stop {
-    /// Stops the run.
-    pub fn set(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether the run shall stop.
-    pub fn is_set(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
 }
 
 /// How long a run goes, and who watches it.

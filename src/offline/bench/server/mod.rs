@@ -14,7 +14,7 @@ use crate::model::variant::Variant;
 use crate::offline::bench::Control;
 use crate::offline::bench::Label;
 use crate::offline::bench::Spread;
-use crate::offline::bench::Stop;
+use crate::offline::Stop;
 use crate::offline::bench::batches;
 use crate::offline::bench::check_fits;
 use crate::offline::bench::ens_and_warm;
