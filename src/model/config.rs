@@ -243,9 +243,9 @@ impl CheckpointConfig {
     }
 }
 
-/// Accepts the classes that are one scalar reward on one of our backbones.
-fn check_architecture(architecture: &str, model_type: &str) -> Result<(), String> {
-    let class = match model_type {
+/// What the names of transformers' classes for a `model_type` begin with.
+pub(super) fn class(model_type: &str) -> Option<&'static str> {
+    Some(match model_type {
         "llama" => "Llama",
         "mistral" => "Mistral",
         "qwen2" => "Qwen2",
@@ -253,9 +253,15 @@ fn check_architecture(architecture: &str, model_type: &str) -> Result<(), String
         "gemma2" => "Gemma2",
         "bert" => "Bert",
         "roberta" => "Roberta",
-        _ => return Ok(()), // refused by its model_type
-    };
-    let tasks = ["ForSequenceClassification", "ForCausalLM", "Model"]; // the last two with a value head beside
+        _ => return None,
+    })
+}
+
+/// Accepts the classes that are one scalar reward on one of our backbones.
+fn check_architecture(architecture: &str, model_type: &str) -> Result<(), String> {
+    let Some(class) = class(model_type) else { return Ok(()) }; // refused by its model_type
+    // but for the first, with a value head beside, or as the base of a training
+    let tasks = ["ForSequenceClassification", "ForCausalLM", "ForMaskedLM", "ForPreTraining", "Model"];
     let supported = architecture == "RewardModel" // OpenRLHF
         || architecture == format!("{model_type} (unnamed)")
         || architecture == format!("{class}ForCausalLMWithValueHead")

@@ -143,7 +143,7 @@ impl<O: Ops> transformer::Embedding<O> for Embedding<O> {
     }
 
     fn forward(&self, ops: &O, ids: &[&[u32]]) -> Result<O::Rows> {
-        ops.embed(&[(&self.words, ids[0])], self.scale)
+        ops.dropout(ops.embed(&[(&self.words, ids[0])], self.scale)?)
     }
 }
 
@@ -203,6 +203,6 @@ fn add<O: Ops>(
 ) -> Result<O::Rows> {
     match norm {
         None => ops.linear_add(y, layer, x),
-        Some(norm) => ops.add(x, &norm.forward(ops, &ops.linear(y, layer)?)?),
+        Some(norm) => ops.add(x, &ops.dropout(norm.forward(ops, &ops.linear(y, layer)?)?)?),
     }
 }

@@ -112,7 +112,7 @@ impl<O: Ops> transformer::Embedding<O> for Embedding<O> {
 
     fn forward(&self, ops: &O, ids: &[&[u32]]) -> Result<O::Rows> {
         let tables = [(&*self.words, ids[0]), (&*self.types, ids[1]), (&*self.positions, ids[2])];
-        self.norm.forward(ops, &ops.embed(&tables, None)?)
+        ops.dropout(self.norm.forward(ops, &ops.embed(&tables, None)?)?)
     }
 }
 

@@ -4,9 +4,12 @@
 //! wanted rows of hidden states → (mean →) [batch, hidden] → (dense → tanh) → linear → [batch]
 //! ```
 //!
+//! Dropout, in training, is where transformers has it: before the last layer, and in RoBERTa before the dense one.
+//!
 //! Nothing follows the last linear layer: a reward is a logit. Everything here is `f32`.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -45,6 +48,7 @@ pub enum HeadKind {
 #[derive(Debug)]
 pub struct Head<O: Ops> {
     kind: HeadKind,
+    last_layer: String,
     pooling: Pooling,
     pad_token_id: Option<u32>,
     eos_token_ids: Vec<u32>,
@@ -57,7 +61,7 @@ impl<O: Ops> Head<O> {
     /// Finds the head among the checkpoint's tensors, and loads it.
     pub fn load(weights: &mut Weights<'_, O>, config: &CheckpointConfig) -> Result<Self, ModelError> {
         let hidden = config.backbone.hidden();
-        let (kind, output) = find(weights, config)?;
+        let (kind, last_layer) = find(weights, config)?;
         let pooling = config.pooling(kind);
         if pooling == Pooling::FirstEos && config.eos_token_ids.is_empty() {
             return Err(ModelError::Unsupported(
@@ -69,18 +73,19 @@ impl<O: Ops> Head<O> {
             HeadKind::RobertaClassifier => Some("classifier.dense".to_owned()),
             HeadKind::Score | HeadKind::OpenRlhf | HeadKind::TrlValueHead | HeadKind::ValueHead => None,
         };
-        let rows = weights.rows(&format!("{output}.weight"))?;
+        let rows = weights.rows(&format!("{last_layer}.weight"))?;
         if rows != 1 {
             return Err(ModelError::Unsupported(format!(
-                "the head `{output}` has {rows} labels, a reward model has 1"
+                "the head `{last_layer}` has {rows} labels, a reward model has 1"
             )));
         }
         let dense =
             dense.map(|name| weights.linear(&name, hidden, hidden, true, Precision::F32)).transpose()?;
-        let has_bias = weights.contains(&format!("{output}.bias"));
-        let output = weights.linear(&output, 1, hidden, has_bias, Precision::F32)?;
+        let has_bias = weights.contains(&format!("{last_layer}.bias"));
+        let output = weights.linear(&last_layer, 1, hidden, has_bias, Precision::F32)?;
         Ok(Self {
             kind,
+            last_layer,
             pooling,
             pad_token_id: config.pad_token_id,
             eos_token_ids: config.eos_token_ids.clone(),
@@ -93,6 +98,11 @@ impl<O: Ops> Head<O> {
     /// Where the head comes from.
     pub fn kind(&self) -> HeadKind {
         self.kind
+    }
+
+    /// The name of the last layer, without `.weight` and `.bias`.
+    pub fn last_layer(&self) -> &str {
+        &self.last_layer
     }
 
     /// The rule that picks the hidden states.
@@ -111,22 +121,66 @@ impl<O: Ops> Head<O> {
 
     /// Rewards `[batch]` from the hidden states of the rows that are [wanted](Self::wanted).
     pub fn forward(&self, ops: &O, hidden: &[O::Rows], batch: &PackedBatch) -> candle_core::Result<Vec<f32>> {
-        let pooled = match self.pooling {
+        let mut rewards = ops.to_vec(&self.logits(ops, hidden, batch)?)?;
+        if let Some(Calibration { mean, std }) = self.normalization {
+            rewards.iter_mut().for_each(|reward| *reward = ((f64::from(*reward) - mean) / std) as f32);
+        }
+        Ok(rewards)
+    }
+
+    /// What the last layer makes of the same, `[batch, 1]`, in blocks: rewards before they are
+    /// [normalized](Self::normalization).
+    pub fn logits(
+        &self,
+        ops: &O,
+        hidden: &[O::Rows],
+        batch: &PackedBatch,
+    ) -> candle_core::Result<Vec<O::Rows>> {
+        let pooled = self.pooled(ops, hidden, batch)?;
+        ops.each(pooled.iter().collect(), |x| ops.linear(&*self.feature(ops, x)?, &self.output))
+    }
+
+    /// What the last layer reads, `[batch, hidden]`, in blocks.
+    pub fn features(
+        &self,
+        ops: &O,
+        hidden: &[O::Rows],
+        batch: &PackedBatch,
+    ) -> candle_core::Result<Vec<O::Rows>> {
+        let pooled = self.pooled(ops, hidden, batch)?;
+        ops.each(pooled.iter().collect(), |x| Ok(self.feature(ops, x)?.into_owned()))
+    }
+
+    /// Of an OpenRLHF checkpoint that asks for it.
+    pub fn normalization(&self) -> Option<Calibration> {
+        self.normalization
+    }
+
+    /// One row for each sequence, `[batch, hidden]`.
+    fn pooled<'h>(
+        &self,
+        ops: &O,
+        hidden: &'h [O::Rows],
+        batch: &PackedBatch,
+    ) -> candle_core::Result<Cow<'h, [O::Rows]>> {
+        Ok(match self.pooling {
             Pooling::Mean => {
                 let rows = |sequence| batch.runs(sequence).into_iter().flatten().collect();
                 ops.mean(hidden, &(0..batch.len()).map(rows).collect::<Vec<_>>())?.into()
             }
             _ => Cow::Borrowed(hidden),
-        }; // [batch, hidden]
-        let rewards = ops.each(pooled.iter().collect(), |x| match &self.dense {
-            Some(dense) => ops.linear(&ops.linear_act(x, dense, Activation::Tanh)?, &self.output),
-            None => ops.linear(x, &self.output),
-        })?; // [batch, 1]
-        let mut rewards = ops.to_vec(&rewards)?;
-        if let Some(Calibration { mean, std }) = self.normalization {
-            rewards.iter_mut().for_each(|reward| *reward = ((f64::from(*reward) - mean) / std) as f32);
-        }
-        Ok(rewards)
+        })
+    }
+
+    fn feature<'x>(&self, ops: &O, x: &'x O::Rows) -> candle_core::Result<Cow<'x, O::Rows>> {
+        Ok(match (&self.dense, self.kind) {
+            (Some(dense), HeadKind::RobertaClassifier) => {
+                let x = ops.dropout(x.clone())?;
+                Cow::Owned(ops.dropout(ops.linear_act(&x, dense, Activation::Tanh)?)?)
+            }
+            (Some(dense), _) => Cow::Owned(ops.dropout(ops.linear_act(x, dense, Activation::Tanh)?)?),
+            (None, _) => Cow::Owned(ops.dropout(x.clone())?),
+        })
     }
 
     /// Which token of a sequence the head reads.
@@ -146,6 +200,24 @@ impl<O: Ops> Head<O> {
             }
         }
     }
+}
+
+/// Names and shapes of the head that transformers puts on this backbone.
+pub fn native(config: &CheckpointConfig, backbone_prefix: &str) -> BTreeMap<String, Vec<usize>> {
+    let hidden = config.backbone.hidden();
+    let layer = |name: &str, output: usize| {
+        [(format!("{name}.weight"), vec![output, hidden]), (format!("{name}.bias"), vec![output])]
+    };
+    let layers = match &config.backbone {
+        BackboneConfig::Decoder(_) => return [("score.weight".to_owned(), vec![1, hidden])].into(),
+        BackboneConfig::Encoder(encoder) if encoder.prefix == "roberta." => {
+            [layer("classifier.dense", hidden), layer("classifier.out_proj", 1)]
+        }
+        BackboneConfig::Encoder(_) => {
+            [layer(&format!("{backbone_prefix}pooler.dense"), hidden), layer("classifier", 1)]
+        }
+    };
+    layers.into_iter().flatten().collect()
 }
 
 /// The head's kind and the name of its last layer.

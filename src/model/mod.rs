@@ -9,6 +9,7 @@
 //! A [`variant`] is loaded from its configuration; it holds a [`scorer`], which runs one [`RewardModel`] or
 //! several, a [`family`], on a [`batch`] of packed sequences.
 
+pub mod adamw;
 pub mod ahead;
 pub mod batch;
 pub mod config;
@@ -16,6 +17,7 @@ pub mod decoder;
 pub mod encoder;
 pub mod family;
 pub mod head;
+pub mod loss;
 pub mod manifest;
 pub mod merge;
 pub mod norm;
@@ -24,6 +26,7 @@ pub mod rope;
 pub mod save;
 pub mod scorer;
 pub mod together;
+pub mod trainable;
 pub mod transformer;
 pub mod variant;
 pub mod weights;
@@ -166,6 +169,20 @@ pub enum ModelError {
         name: String,
         /// The value.
         value: f64,
+    },
+    /// A reward, loss or gradient in training.
+    #[error("{what} is {value}, which is not finite")]
+    NotFinite {
+        /// Names it.
+        what: String,
+        /// The value.
+        value: f64,
+    },
+    /// Parameters that training would leave as they are, in silence.
+    #[error("no gradient reaches {}", names.join(", "))]
+    NoGradient {
+        /// Of the parameters.
+        names: Vec<String>,
     },
     /// Members that cannot be averaged.
     #[error("{} and {} cannot be merged: {problem}", first.display(), member.display())]

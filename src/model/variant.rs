@@ -385,23 +385,33 @@ fn open_member(config: &VariantConfig, path: &Path) -> Result<Member, ModelError
     if config.pooling.is_some() {
         checkpoint_config.pooling = config.pooling;
     }
-    let model_limit = checkpoint_config.backbone.max_tokens();
-    if let Some(limit) = config.max_tokens
+    let tokenizer = open_tokenizer(path, &checkpoint_config, &manifest, config.max_tokens)?;
+    Ok(Member { path: path.to_owned(), manifest, config: checkpoint_config, checkpoint, tokenizer })
+}
+
+/// The tokenizer of a checkpoint, with the smallest of its limits and `max_tokens`.
+pub(super) fn open_tokenizer(
+    path: &Path,
+    config: &CheckpointConfig,
+    manifest: &Manifest,
+    max_tokens: Option<usize>,
+) -> Result<SampleTokenizer, ModelError> {
+    let model_limit = config.backbone.max_tokens();
+    if let Some(limit) = max_tokens
         && limit > model_limit
     {
         return Err(ModelError::Unsupported(format!(
             "max_tokens is {limit}, the model was made for {model_limit} at most"
         )));
     }
-    let limits = [Some(model_limit), manifest.max_tokens, config.max_tokens];
+    let limits = [Some(model_limit), manifest.max_tokens, max_tokens];
     let options = TextOptions {
-        vocab_size: checkpoint_config.backbone.vocab_size(),
+        vocab_size: config.backbone.vocab_size(),
         max_tokens: limits.into_iter().flatten().min().unwrap_or(model_limit),
         rule: manifest.text_rule,
-        default_rule: checkpoint_config.backbone.default_text_rule(),
+        default_rule: config.backbone.default_text_rule(),
     };
-    let tokenizer = SampleTokenizer::load(path, &options)?;
-    Ok(Member { path: path.to_owned(), manifest, config: checkpoint_config, checkpoint, tokenizer })
+    Ok(SampleTokenizer::load(path, &options)?)
 }
 
 fn findings(members: &[Member]) -> Result<Vec<Kinship>, ModelError> {

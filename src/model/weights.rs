@@ -452,6 +452,8 @@ pub struct Weights<'a, O> {
     store: Option<&'a mut TensorStore>,
     /// Else tensors are read when they are asked for.
     ahead: Option<ReadAhead<'a>>,
+    /// Tensors that the checkpoint lacks and somebody else will make.
+    lacking: BTreeMap<String, Vec<usize>>,
     used: BTreeSet<String>,
     /// The used ones, in the order in which they were asked for.
     order: Vec<String>,
@@ -502,6 +504,7 @@ impl<'a, O: Ops> Weights<'a, O> {
             ops: ops.clone(),
             store,
             ahead: None,
+            lacking: BTreeMap::new(),
             used: BTreeSet::new(),
             order: Vec::new(),
             progress,
@@ -513,6 +516,13 @@ impl<'a, O: Ops> Weights<'a, O> {
     /// Takes from `ahead` what it has read of the same members.
     pub fn reading_ahead(mut self, ahead: Option<ReadAhead<'a>>) -> Self {
         self.ahead = ahead;
+        self
+    }
+
+    /// Goes on as if the checkpoint had tensors of these names and shapes too. Only without a store: they have no values.
+    pub fn with_lacking(mut self, lacking: BTreeMap<String, Vec<usize>>) -> Self {
+        debug_assert!(self.store.is_none(), "what is lacking cannot be read");
+        self.lacking = lacking;
         self
     }
 
@@ -546,14 +556,19 @@ impl<'a, O: Ops> Weights<'a, O> {
 
     /// Whether the checkpoint has such a tensor.
     pub fn contains(&self, name: &str) -> bool {
-        self.members[0].0.tensors.contains_key(name)
+        self.lacking.contains_key(name) || self.members[0].0.tensors.contains_key(name)
     }
 
     /// First dimension of a tensor.
     pub fn rows(&self, name: &str) -> Result<usize, ModelError> {
-        let tensor = self.members[0].0.info(name);
-        let tensor = tensor.ok_or_else(|| ModelError::MissingTensor { name: name.to_owned() })?;
-        Ok(tensor.shape.first().copied().unwrap_or(1))
+        let shape = self.shape(self.members[0].0, name)?;
+        Ok(shape.first().copied().unwrap_or(1))
+    }
+
+    fn shape<'s>(&'s self, checkpoint: &'s Checkpoint, name: &str) -> Result<&'s [usize], ModelError> {
+        let lacking = self.lacking.get(name);
+        let shape = lacking.or_else(|| checkpoint.info(name).map(|info| &info.shape));
+        shape.map(Vec::as_slice).ok_or_else(|| ModelError::MissingTensor { name: name.to_owned() })
     }
 
     /// A linear layer, `[output, input]` on disk, with or without bias.
@@ -567,7 +582,7 @@ impl<'a, O: Ops> Weights<'a, O> {
     ) -> Result<Arc<O::Linear>, ModelError> {
         let dtype = self.ops.dtype(precision);
         self.load("linear", dtype, &asked_linear(name, output, input, bias), |ops, values| {
-            ops.load_linear(linear_source(values, output, input), precision)
+            ops.load_linear(linear_source(name, values, output, input), precision)
         })
     }
 
@@ -583,8 +598,11 @@ impl<'a, O: Ops> Weights<'a, O> {
         let mut asked = asked_linear(gate, output, input, bias);
         asked.extend(asked_linear(up, output, input, bias));
         self.load("gated", dtype, &asked, |ops, values| {
-            let (gate, up) = values.split_at(values.len() / 2);
-            ops.load_gated(linear_source(gate, output, input), linear_source(up, output, input))
+            let (of_gate, of_up) = values.split_at(values.len() / 2);
+            ops.load_gated(
+                linear_source(gate, of_gate, output, input),
+                linear_source(up, of_up, output, input),
+            )
         })
     }
 
@@ -592,16 +610,17 @@ impl<'a, O: Ops> Weights<'a, O> {
     pub fn table(&mut self, name: &str, rows: usize, columns: usize) -> Result<Arc<O::Table>, ModelError> {
         let asked = [Asked { name: name.into(), shape: vec![rows, columns] }];
         let dtype = self.ops.dtype(Precision::Working);
-        self.load("table", dtype, &asked, |ops, values| ops.load_table(values.remove(0), rows, columns))
+        self.load("table", dtype, &asked, |ops, values| {
+            ops.load_table(name, values.remove(0), rows, columns)
+        })
     }
 
     /// A norm's vector `[width]`, in `f32`, with `offset` added to each value.
     pub fn vector(&mut self, name: &str, width: usize, offset: f32) -> Result<Arc<O::Vector>, ModelError> {
         let asked = [Asked { name: name.into(), shape: vec![width] }];
         self.load(&format!("vector + {offset}"), DType::F32, &asked, |ops, values| {
-            let Averaged::F32(mut values) = values.remove(0) else { unreachable!("averaged in f32") };
-            values.iter_mut().for_each(|value| *value += offset);
-            ops.load_vector(values)
+            let Averaged::F32(values) = values.remove(0) else { unreachable!("averaged in f32") };
+            ops.load_vector(name, values, offset)
         })
     }
 
@@ -655,14 +674,12 @@ impl<'a, O: Ops> Weights<'a, O> {
 
     fn check(&self, Asked { name, shape }: &Asked<'_>) -> Result<(), ModelError> {
         for (checkpoint, _) in self.members {
-            let tensor = checkpoint
-                .info(name)
-                .ok_or_else(|| ModelError::MissingTensor { name: name.clone().into_owned() })?;
-            if tensor.shape != *shape {
+            let found = self.shape(checkpoint, name)?;
+            if found != shape {
                 return Err(ModelError::Shape {
                     name: name.clone().into_owned(),
                     expected: shape.clone(),
-                    found: tensor.shape.clone(),
+                    found: found.to_vec(),
                 });
             }
         }
@@ -714,8 +731,13 @@ fn asked_linear(name: &str, output: usize, input: usize, bias: bool) -> Vec<Aske
     asked
 }
 
-fn linear_source(values: &[Averaged], output: usize, input: usize) -> LinearSource<'_> {
-    LinearSource { weight: &values[0], bias: values.get(1), output, input }
+fn linear_source<'a>(
+    name: &'a str,
+    values: &'a [Averaged],
+    output: usize,
+    input: usize,
+) -> LinearSource<'a> {
+    LinearSource { name, weight: &values[0], bias: values.get(1), output, input }
 }
 
 /// Where the values of one tensor come from.

@@ -191,6 +191,11 @@ impl SampleTokenizer {
         self.encoder.vocab_size()
     }
 
+    /// The tokenizer's padding token, if it names one. Nothing here pads.
+    pub fn pad_token_id(&self) -> Option<u32> {
+        self.encoder.pad_token_id()
+    }
+
     /// A digest of everything here that determines token ids: files, template, rule, limit.
     pub fn digest(&self) -> [u8; 32] {
         self.digest

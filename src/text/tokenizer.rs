@@ -22,6 +22,7 @@ pub(super) struct Encoder {
     tokenizer: Tokenizer,
     /// The BOS token, or CLS where there is none.
     bos: Option<u32>,
+    padding: Option<u32>,
     vocab_size: usize,
 }
 
@@ -37,12 +38,18 @@ impl Encoder {
         tokenizer.with_padding(None);
         let bos = ["bos_token", "cls_token"].iter().find_map(|&name| special_tokens.get(name)?.as_str());
         let bos = bos.and_then(|token| tokenizer.token_to_id(token));
-        Ok(Self { tokenizer, bos, vocab_size: options.vocab_size })
+        let padding = special_tokens.get("pad_token").and_then(|token| tokenizer.token_to_id(token.as_str()?));
+        Ok(Self { tokenizer, bos, padding, vocab_size: options.vocab_size })
     }
 
     /// A token id is below it.
     pub(super) fn vocab_size(&self) -> usize {
         self.vocab_size
+    }
+
+    /// The padding token.
+    pub(super) fn pad_token_id(&self) -> Option<u32> {
+        self.padding
     }
 
     /// `prompt + response`, with the tokenizer's own special tokens.

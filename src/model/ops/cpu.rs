@@ -161,7 +161,7 @@ impl Ops for Cpu {
     }
 
     fn load_linear(&self, source: LinearSource<'_>, precision: Precision) -> Result<Linear> {
-        let LinearSource { weight, bias, output, input } = source;
+        let LinearSource { weight, bias, output, input, .. } = source;
         let bias = bias.map(|bias| widened(bias, 0..output));
         let read = |output: usize, inputs: Range<usize>, to: Weights<'_>| {
             write_weights(weight, output * input + inputs.start..output * input + inputs.end, to);
@@ -185,11 +185,12 @@ impl Ops for Cpu {
         Ok(self.pool.install(|| Linear::gated(isa, number, [input, output], bias.as_deref(), read)))
     }
 
-    fn load_vector(&self, values: Vec<f32>) -> Result<Vec<f32>> {
+    fn load_vector(&self, _: &str, mut values: Vec<f32>, offset: f32) -> Result<Vec<f32>> {
+        values.iter_mut().for_each(|value| *value += offset);
         Ok(values)
     }
 
-    fn load_table(&self, values: Averaged, _: usize, width: usize) -> Result<Table> {
+    fn load_table(&self, _: &str, values: Averaged, _: usize, width: usize) -> Result<Table> {
         Ok(Table { values, width })
     }
 

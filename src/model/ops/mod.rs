@@ -2,8 +2,9 @@
 //!
 //! | form | where | what for |
 //! | --- | --- | --- |
-//! | [`composed::Composed`] | plain candle operations, any device | the reference; training (differentiable); CUDA |
+//! | [`composed::Composed`] | plain candle operations, any device | the reference, differentiable; CUDA |
 //! | [`cpu::Cpu`] | our own kernels | serving on a CPU |
+//! | [`training::Training`] | the composed form, with parameters by name and dropout | gradients |
 //!
 //! Models are generic over the form, so there is one description of each, and property tests hold the forms to
 //! each other.
@@ -20,6 +21,7 @@ pub mod composed;
 pub mod cpu;
 #[cfg(test)]
 mod textbook;
+pub mod training;
 
 use std::borrow::Cow;
 use std::fmt::Debug;
@@ -64,6 +66,8 @@ pub enum Precision {
 /// Weights of a linear layer as they come from a checkpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct LinearSource<'a> {
+    /// In the checkpoint, without `.weight` and `.bias`.
+    pub name: &'a str,
     /// Row-major `[output, input]`
     pub weight: &'a Averaged,
     /// `[output]`
@@ -100,10 +104,10 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
     fn load_linear(&self, source: LinearSource<'_>, precision: Precision) -> Result<Self::Linear>;
     /// The same for two that are used together.
     fn load_gated(&self, gate: LinearSource<'_>, up: LinearSource<'_>) -> Result<Self::Gated>;
-    /// A vector of a norm.
-    fn load_vector(&self, values: Vec<f32>) -> Result<Self::Vector>;
+    /// A vector of a norm: `values`, with `offset` added to each.
+    fn load_vector(&self, name: &str, values: Vec<f32>, offset: f32) -> Result<Self::Vector>;
     /// An embedding, row-major.
-    fn load_table(&self, values: Averaged, rows: usize, width: usize) -> Result<Self::Table>;
+    fn load_table(&self, name: &str, values: Averaged, rows: usize, width: usize) -> Result<Self::Table>;
 
     /// Prepares a batch. `angles`: cosines and sines of rotary position embedding for every row of the batch,
     /// each row-major `[rows, head_dim / 2]`; none for models without.
@@ -129,12 +133,16 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
     fn operand<'a>(&self, x: Cow<'a, Self::Rows>) -> Result<Cow<'a, Self::Rows>>;
     /// `x · weightᵀ + bias`
     fn linear(&self, x: &Self::Rows, layer: &Self::Linear) -> Result<Self::Rows>;
-    /// `residual + x · weightᵀ + bias`
+    /// `residual + x · weightᵀ + bias`, with [dropout](Self::dropout) of what is added.
     fn linear_add(&self, x: &Self::Rows, layer: &Self::Linear, residual: Self::Rows) -> Result<Self::Rows>;
     /// `activation(x · weightᵀ + bias)`
     fn linear_act(&self, x: &Self::Rows, layer: &Self::Linear, activation: Activation) -> Result<Self::Rows>;
     /// `activation(x · gateᵀ) · (x · upᵀ)`
     fn gated(&self, x: &Self::Rows, layer: &Self::Gated, activation: Activation) -> Result<Self::Rows>;
+    /// Where training drops values at random, and other forms do nothing.
+    fn dropout(&self, x: Self::Rows) -> Result<Self::Rows> {
+        Ok(x)
+    }
     /// `x + y`
     fn add(&self, x: Self::Rows, y: &Self::Rows) -> Result<Self::Rows>;
     /// `x / rms(x) · weight` over each run of as many columns as `weight` has: a whole row, or each head of one.

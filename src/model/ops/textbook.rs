@@ -185,7 +185,7 @@ impl Case {
 /// Values as rows in blocks: an embedding whose ids are its rows.
 fn blocks<O: Ops>(ops: &O, values: &[f32], width: usize) -> Vec<O::Rows> {
     let rows = values.len() / width;
-    let table = ops.load_table(Averaged::F32(values.to_vec()), rows, width).unwrap();
+    let table = ops.load_table("table", Averaged::F32(values.to_vec()), rows, width).unwrap();
     let ids: Vec<u32> = (0..rows as u32).collect();
     let embed = |block| ops.embed(&[(&table, &ids[block])], None).unwrap();
     ops.blocks(rows).into_iter().map(embed).collect()
@@ -199,7 +199,7 @@ fn read<O: Ops>(ops: &O, blocks: &[O::Rows], width: usize) -> Vec<f32> {
         DType::F16 => Averaged::F16(ones.map(f16::from_f32).collect()),
         _ => Averaged::F32(ones.collect()),
     };
-    let source = LinearSource { weight: &weight, bias: None, output: width, input: width };
+    let source = LinearSource { name: "identity", weight: &weight, bias: None, output: width, input: width };
     let identity = ops.load_linear(source, Precision::Working).unwrap();
     let read: Vec<O::Rows> = blocks.iter().map(|block| ops.linear(block, &identity).unwrap()).collect();
     ops.to_vec(&read).unwrap()

@@ -95,11 +95,12 @@ impl Ops for Composed {
         Ok(Gated { gate: load(gate)?, up: load(up)? })
     }
 
-    fn load_vector(&self, values: Vec<f32>) -> Result<Tensor> {
+    fn load_vector(&self, _: &str, values: Vec<f32>, offset: f32) -> Result<Tensor> {
+        let values: Vec<f32> = values.into_iter().map(|value| value + offset).collect();
         Tensor::new(values, &self.device)
     }
 
-    fn load_table(&self, values: Averaged, rows: usize, width: usize) -> Result<Tensor> {
+    fn load_table(&self, _: &str, values: Averaged, rows: usize, width: usize) -> Result<Tensor> {
         self.tensor(&values, &[rows, width])
     }
 
@@ -248,7 +249,7 @@ fn select(x: &Tensor, rows: &[usize]) -> Result<Tensor> {
     x.index_select(&Tensor::new(rows, x.device())?, 0)
 }
 
-fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
+pub(super) fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
     match activation {
         Activation::GeluErf => x.gelu_erf(),
         Activation::GeluTanh => x.gelu(),

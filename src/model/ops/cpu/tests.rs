@@ -122,7 +122,7 @@ impl Layer {
     fn with_source<R>(&self, dtype: DType, f: impl FnOnce(LinearSource<'_>) -> R) -> R {
         let (weight, bias) = (averaged(dtype, &self.weight), self.bias.as_ref().map(|x| averaged(dtype, x)));
         let (output, input) = (self.output, self.input);
-        f(LinearSource { weight: &weight, bias: bias.as_ref(), output, input })
+        f(LinearSource { name: "layer", weight: &weight, bias: bias.as_ref(), output, input })
     }
 
     fn load(&self, cpu: &Cpu) -> Linear {
@@ -328,7 +328,7 @@ proptest! {
         poison();
         for cpu in forms() {
             let values: Vec<Vec<f32>> = (0..tables as u64).map(|i| numbers(12 * width, seed ^ i)).collect();
-            let load = |values: &Vec<f32>| cpu.load_table(averaged(cpu.dtype, values), 12, width).unwrap();
+            let load = |values: &Vec<f32>| cpu.load_table("table", averaged(cpu.dtype, values), 12, width).unwrap();
             let loaded: Vec<Table> = values.iter().map(load).collect();
             // each table in another order
             let ids: Vec<Vec<u32>> = (0..tables as u32).map(|i| ids.iter().map(|id| (id + i) % 12).collect()).collect();

@@ -51,9 +51,9 @@ impl<O: Ops> Tiny<O> {
         let head = |source: LinearSource<'_>| ops.load_linear(source, Precision::F32).unwrap();
         Self {
             spec,
-            table: ops.load_table(averaged(dtype, &values), VOCAB as usize, WIDTH).unwrap(),
-            norm: [4, 5, 6].map(|seed| ops.load_vector(numbers(WIDTH, seed)).unwrap()),
-            of_head: ops.load_vector(numbers(HEAD_DIM, 7)).unwrap(),
+            table: ops.load_table("table", averaged(dtype, &values), VOCAB as usize, WIDTH).unwrap(),
+            norm: [4, 5, 6].map(|seed| ops.load_vector("norm", numbers(WIDTH, seed), 0.0).unwrap()),
+            of_head: ops.load_vector("norm", numbers(HEAD_DIM, 7), 0.0).unwrap(),
             project: [(wide, 8), (narrow, 9), (narrow, 10)]
                 .map(|(output, seed)| linear(WIDTH, output, true, seed)),
             output: linear(wide, WIDTH, false, 11),
