@@ -113,7 +113,7 @@ pub enum Decay {
 }
 
 /// In what a member differs from the others.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Member {
     /// Where it starts.
     pub base: PathBuf,

@@ -3,6 +3,8 @@
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::model::loss::bradley_terry_loss;
+
 /// Over a number of pairs.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {
@@ -20,13 +22,14 @@ impl Metrics {
     /// Of rewards of the same pairs in the same order; at least one.
     pub fn of(chosen: &[f32], rejected: &[f32]) -> Self {
         debug_assert_eq!(chosen.len(), rejected.len());
-        let margins = || chosen.iter().zip(rejected).map(|(chosen, rejected)| f64::from(*chosen) - f64::from(*rejected));
-        let pairs = chosen.len() as f64;
+        let pairs = || chosen.iter().zip(rejected);
+        let margins = || pairs().map(|(chosen, rejected)| f64::from(*chosen) - f64::from(*rejected));
+        let count = chosen.len() as f64;
         Self {
             pairs: chosen.len(),
-            loss: margins().map(|margin| softplus(-margin)).sum::<f64>() / pairs,
-            accuracy: margins().filter(|margin| *margin > 0.0).count() as f64 / pairs,
-            margin: margins().sum::<f64>() / pairs,
+            loss: pairs().map(|(chosen, rejected)| bradley_terry_loss(*chosen, *rejected)).sum::<f64>() / count,
+            accuracy: margins().filter(|margin| *margin > 0.0).count() as f64 / count,
+            margin: margins().sum::<f64>() / count,
         }
     }
 
@@ -43,11 +46,6 @@ impl Metrics {
             }
         })
     }
-}
-
-/// `ln(1 + eˣ)`, without overflow.
-pub(super) fn softplus(x: f64) -> f64 {
-    x.max(0.0) + (-x.abs()).exp().ln_1p()
 }
 
 #[cfg(test)]

@@ -36,9 +36,11 @@ use std::time::Instant;
 use anyhow::Context;
 use anyhow::bail;
 use anyhow::ensure;
+use candle_core::DType;
 
 use crate::model::adamw::AdamW;
 use crate::model::adamw::AdamWOptions;
+use crate::model::adamw::AdamWState;
 use crate::model::adamw::clip_gradients;
 use crate::model::batch::Sequence;
 use crate::model::trainable::LoadOptions;
@@ -46,6 +48,7 @@ use crate::model::trainable::Objective;
 use crate::model::trainable::StepGradients;
 use crate::model::trainable::TokenPair;
 use crate::model::trainable::Trainable;
+use crate::model::variant::Dtype;
 use crate::offline::Stop;
 use crate::offline::train::config::Config;
 use crate::offline::train::config::Member;
@@ -70,6 +73,9 @@ use crate::offline::train::state::Position;
 
 /// Validation and the probe compute so many tokens between two looks at the stop switch.
 const CHUNK_TOKENS: usize = 8192;
+/// What tensors of a state are called, before their own names.
+const WEIGHTS: &str = "weights.";
+const OPTIMIZER: &str = "optimizer.";
 /// Validations of a member, where the settings do not say.
 const VALIDATIONS: usize = 10;
 
@@ -277,7 +283,7 @@ fn chunks(pairs: &[Pair]) -> impl Iterator<Item = &[Pair]> {
     std::iter::from_fn(move || {
         let mut tokens = 0;
         let fits = |pair: &&Pair| {
-            tokens += order::tokens(pair);
+            tokens += pair.tokens.num_tokens();
             tokens <= CHUNK_TOKENS
         };
         let taken = rest.iter().take_while(fits).count().max(1).min(rest.len());
@@ -323,10 +329,9 @@ impl MemberRun<'_> {
             eps: recipe.eps,
             weight_decay: recipe.weight_decay,
         };
-        let mut optimizer = AdamW::new(model.parameters(), options)?;
-        let mut position = self.resume(&model, &mut optimizer)?;
+        let (mut position, mut optimizer) = self.resume(&model, options)?;
 
-        let lengths: Vec<usize> = self.data.training.iter().map(order::tokens).collect();
+        let lengths: Vec<usize> = self.data.training.iter().map(|pair| pair.tokens.num_tokens()).collect();
         let batches = order::batches(&lengths, recipe, self.own.epochs, self.own.seed);
         let steps = batches.len();
         let validate_every = pace.validate_every.unwrap_or(steps.div_ceil(VALIDATIONS));
@@ -388,12 +393,12 @@ impl MemberRun<'_> {
         };
         let tokens: Vec<&TokenPair> = pairs.iter().map(|pair| &pair.tokens).collect();
         let learning_rate = recipe.learning_rate(self.own.learning_rate, step, steps);
-        let update = || -> anyhow::Result<(StepGradients, f64)> {
+        let mut update = || -> anyhow::Result<(StepGradients, f64)> {
             let mut found = model.gradients(&tokens, &objective)?;
             let most = if recipe.clip_norm > 0.0 { recipe.clip_norm } else { f64::INFINITY };
             let norm = clip_gradients(&mut found.gradients, most)?;
-            ensure!(found.loss.is_finite(), "the loss is not finite ({})", found.loss);
-            ensure!(norm.is_finite(), "the gradient is not finite (its norm is {norm})");
+            ensure!(found.loss.is_finite(), "the loss is {}, which is not finite", found.loss);
+            ensure!(norm.is_finite(), "the gradients' norm is {norm}, which is not finite");
             optimizer.step(model.parameters(), &found.gradients, learning_rate)?;
             Ok((found, norm))
         };
@@ -452,22 +457,24 @@ impl MemberRun<'_> {
     }
 
     /// Where the member goes on: at its start, or where its state says, with weights and optimiser as they were.
-    fn resume(&self, model: &Trainable, optimizer: &mut AdamW) -> anyhow::Result<Position> {
+    fn resume(&self, model: &Trainable, options: AdamWOptions) -> anyhow::Result<(Position, AdamW)> {
+        let parameters = model.parameters();
         let path = self.folder.state(self.index);
         let Some((position, mut tensors)) = state::read(&path)? else {
-            return Ok(Position { settings: self.own.clone(), step: 0, validated_at: None, log_bytes: 0 });
+            let start = Position { settings: self.own.clone(), step: 0, validated_at: None, log_bytes: 0 };
+            return Ok((start, AdamW::new(parameters, options)));
         };
-        family::check_member(self.index, self.own, &position.settings, &path)?;
-        for parameter in model.parameters() {
-            let tensor = tensors.remove(&format!("weights.{}", parameter.name));
+        for parameter in parameters {
+            let tensor = tensors.remove(&format!("{WEIGHTS}{}", parameter.name));
             let tensor = tensor.with_context(|| format!("{} lacks `{}`", path.display(), parameter.name))?;
             parameter.var.set(&tensor)?;
         }
-        let of_optimizer = tensors.into_iter().filter_map(|(name, tensor)| {
-            Some((name.strip_prefix("optimizer.")?.to_owned(), tensor))
-        });
-        optimizer.restore(position.step, of_optimizer.collect())?;
-        Ok(position)
+        let moments = tensors.into_iter();
+        let moments = moments.filter_map(|(name, tensor)| Some((name.strip_prefix(OPTIMIZER)?.to_owned(), tensor)));
+        let state = AdamWState { steps: position.step as u64, tensors: moments.collect() };
+        let optimizer = AdamW::resume(parameters, options, &state)
+            .with_context(|| format!("go on from {}", path.display()))?;
+        Ok((position, optimizer))
     }
 
     /// Writes down where the member is.
@@ -479,11 +486,12 @@ impl MemberRun<'_> {
         log: &Log,
     ) -> anyhow::Result<()> {
         position.log_bytes = log.sync()?;
-        let weights = model.parameters().iter();
-        let weights = weights
-            .map(|parameter| (format!("weights.{}", parameter.name), parameter.var.as_tensor().clone()));
-        let moments = optimizer.tensors();
-        let moments = moments.into_iter().map(|(name, tensor)| (format!("optimizer.{name}"), tensor));
+        let parameters = model.parameters();
+        let weights = parameters
+            .iter()
+            .map(|parameter| (format!("{WEIGHTS}{}", parameter.name), parameter.var.as_tensor().clone()));
+        let moments = optimizer.state(parameters)?.tensors.into_iter();
+        let moments = moments.map(|(name, tensor)| (format!("{OPTIMIZER}{name}"), tensor));
         let path = self.folder.state(self.index);
         Folder::make_room(&path)?;
         state::write(&path, position, &weights.chain(moments).collect())
@@ -519,7 +527,12 @@ impl MemberRun<'_> {
         };
         let record = serde_json::to_value(&record).context("the record as JSON")?;
         let files = [(family::RECORD, record)];
-        model.save(&self.folder.member(self.index), self.config.recipe.dtype.into(), &files)?;
+        let dtype = match self.config.recipe.dtype {
+            Dtype::Bf16 => DType::BF16,
+            Dtype::F16 => DType::F16,
+            Dtype::F32 | Dtype::Auto => DType::F32,
+        };
+        model.save(&self.folder.member(self.index), dtype, &files)?;
         Ok(result)
     }
 }

@@ -1,7 +1,6 @@
 //! Which pairs a member sees in which step: each epoch its own order, filled into batches by tokens.
 
 use crate::offline::train::config::Recipe;
-use crate::offline::train::data::Pair;
 use crate::offline::train::random;
 use crate::offline::train::random::Purpose;
 
@@ -14,11 +13,6 @@ pub(super) struct Batch {
     pub(super) pairs: Vec<usize>,
     /// Of both sides of all of them.
     pub(super) tokens: usize,
-}
-
-/// How many tokens both sides have.
-pub(super) fn tokens(pair: &Pair) -> usize {
-    pair.tokens.chosen.token_ids.len() + pair.tokens.rejected.token_ids.len()
 }
 
 /// All steps of a member, which depend on nothing but the lengths of the pairs, the recipe's batch and the seed.

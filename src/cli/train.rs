@@ -1,0 +1,303 @@
+//! `rewarm train`: shows how far it is, and prints a table at the end.
+
+use std::io::IsTerminal;
+use std::io::Write;
+use std::time::Duration;
+use std::time::Instant;
+
+use anyhow::Context;
+use anyhow::bail;
+use clap::Args;
+use indicatif::ProgressBar;
+use indicatif::ProgressDrawTarget;
+use indicatif::ProgressStyle;
+
+use crate::cli::stop;
+use crate::config::train::TrainOptions;
+use crate::offline::bench::report::Table;
+use crate::offline::train;
+use crate::offline::train::Event;
+use crate::offline::train::Outcome;
+use crate::offline::train::config::Config;
+use crate::offline::train::data::DataRecord;
+use crate::offline::train::family::FamilyRecord;
+use crate::telemetry;
+
+/// Trains a family of reward models on preference pairs: one shared head, then members that can be averaged (WARM).
+///
+/// A linear probe of the frozen base learns the head that all members start from. Each member is then fine-tuned with
+/// its own learning rate, dropout and order of the pairs (Bradley-Terry loss, AdamW), and written to OUTPUT/member-K as
+/// a Hugging Face directory with its record, train.json. OUTPUT/logs has a line for each step, OUTPUT/train.svg a plot.
+///
+/// Ctrl-C (or SIGTERM) stops after the step; a second one at once. The same command goes on from there, also after a
+/// kill, and ends with the same weights, bit for bit, as if it had never stopped.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES, after_long_help = CONFIG_MANUAL)]
+pub(super) struct TrainArgs {
+    #[command(flatten)]
+    options: TrainOptions,
+    /// Reads and counts the pairs, checks the base and the settings, says what would be done, and exits 0 or 1.
+    #[arg(long)]
+    check: bool,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  rewarm train --config train.toml
+  rewarm train --base path/to/base --pairs pairs.jsonl.gz --output family --num-members 4 --epochs 2";
+
+const CONFIG_MANUAL: &str = "\
+The configuration, with its defaults (unknown keys are errors; paths are relative to the file):
+
+  base = \"path\"                       # where members start: any family that is served, with a reward head or without
+  pairs = [\"a.jsonl\", \"b.jsonl.gz\"]   # one path or several
+  output = \"path\"                     # the folder of the family
+  seed = 0                            # of split, draws, and what a base without head lacks
+
+  validation = [\"val.jsonl\"]          # pairs that judge, or else:
+  validation_fraction = 0.1           # so much of the pairs is set aside, no prompt on both sides unless all have
+                                      # the same; 0: no validation
+  max_tokens = 512                    # lowers the model's own limit
+  truncation = \"reject\"               # a pair with a side that is too long: reject (left out and counted), or left,
+                                      # right: tokens are dropped there, the prompt's first
+  corrupt = 0.0                       # so many training labels are turned round; train.json says which
+  corrupt_seed = 0                    # default: seed
+
+  num_members = 4
+  learning_rate = [1e-5, 2e-5, 4e-5]  # members draw: one of a list (all are used before one is used again), from
+                                      # { min = 1e-5, max = 1e-4 } (by factors), or one number for all
+  dropout = [0.0, 0.05, 0.1]          # the same (evenly); on hidden states, as transformers does
+  epochs = 1
+
+  batch_tokens = 4096                 # a step takes pairs up to so many tokens (the default without batch_pairs)
+  batch_pairs = 32                    # or so many pairs, whatever is reached first; default: no limit
+  micro_batch_tokens = 1024           # what a thread computes at a time: memory against speed
+  warmup_fraction = 0.06              # of a member's steps; the learning rate rises in a straight line
+  decay = \"linear\"                    # after that: linear or cosine to zero, or constant
+  weight_decay = 0.01                 # AdamW's, on matrices
+  betas = [0.9, 0.999]
+  eps = 1e-8
+  clip_norm = 1.0                     # of all gradients together; 0: never
+  centering = 0.0                     # adds this times the mean of (chosen + rejected)^2 to the loss
+  frozen_layers = 0                   # so many first layers stay as they are, and the embeddings with them
+  frozen_embeddings = false
+  dtype = \"f32\"                       # of the written weights: f32, bf16 or f16
+
+  validate_every = 50                 # steps; default: ten times a member
+  checkpoint_every = 100              # steps between states on the disk
+
+  [probe]
+  enabled = true                      # false: members start from the head that the base has, or from a random one
+  l2 = 0.01                           # penalty on the head's weights, in units of the features' variance
+
+  [[members]]                         # instead of num_members: one table each; what is left out is drawn as above
+  base = \"path\"                       # its own start, with the same tokenizer and sizes
+  learning_rate = 2e-5
+  dropout = 0.1
+  epochs = 1
+  seed = 1                            # of its order and its dropout
+
+A flag wins over the file. Paths of flags are relative to the current directory.
+
+Examples:
+  rewarm train --config train.toml
+  rewarm train --base path/to/base --pairs pairs.jsonl.gz --output family --num-members 4 --epochs 2";
+
+pub(super) fn run(args: &TrainArgs) -> anyhow::Result<()> {
+    telemetry::start(&telemetry::Config { level: telemetry::Level::warnings(), ..Default::default() });
+    let config = args.options.load()?;
+    if args.check {
+        let data = train::check(&config)?;
+        let plan = format!("{}{}", describe(&data), members(&config));
+        return write!(std::io::stdout(), "{plan}").context("write the answer");
+    }
+    let stop = stop::on_signal()?;
+    let mut screen = Screen::new(config.members.len());
+    let outcome = train::run(&config, &stop, &mut |event| screen.show(event));
+    screen.bar.finish_and_clear();
+    match outcome? {
+        Outcome::Finished(record) => {
+            let (table, output) = (summary(&record), config.output.display());
+            write!(std::io::stdout(), "{table}\nthe family is in {output}, its curves in {output}/train.svg\n")
+                .context("write the table")
+        }
+        Outcome::Stopped { at } => bail!("stopped at {at}; the same command goes on from there"),
+    }
+}
+
+/// How many pairs there are, and what was left out.
+fn describe(data: &DataRecord) -> String {
+    let mut lines = String::new();
+    for file in &data.training {
+        lines += &format!("{}: {} pairs to train on", file.path.display(), file.training_lines.len());
+        let counts = [
+            (file.flipped_lines.len(), "of them turned round"),
+            (file.truncated_pairs, "of them cut to fit"),
+            (file.too_long_lines.len(), "left out, too long"),
+            (file.equal_lines.len(), "left out, both responses the same"),
+        ];
+        lines += &list(&counts);
+    }
+    for file in &data.validation {
+        lines += &format!("{}: {} pairs to validate on", file.path.display(), file.validation_lines.len());
+        let counts = [
+            (file.too_long_lines.len(), "left out, too long"),
+            (file.equal_lines.len(), "left out, both responses the same"),
+        ];
+        lines += &list(&counts);
+    }
+    lines
+}
+
+fn list(counts: &[(usize, &str)]) -> String {
+    let counts = counts.iter().filter(|(count, _)| *count > 0);
+    counts.map(|(count, what)| format!("; {count} {what}")).collect::<String>() + "\n"
+}
+
+/// What each member will be.
+fn members(config: &Config) -> Table {
+    let mut table = Table::new(&["member", "base", "learning rate", "dropout", "epochs", "seed"]);
+    for (index, own) in config.members.iter().enumerate() {
+        table.row([
+            format!("member-{index}"),
+            own.base.display().to_string(),
+            format!("{:.2e}", own.learning_rate),
+            format!("{:.3}", own.dropout),
+            own.epochs.to_string(),
+            own.seed.to_string(),
+        ]);
+    }
+    table
+}
+
+/// What each member became.
+fn summary(record: &FamilyRecord) -> Table {
+    let has_validation = record.results.values().any(|result| result.validation.is_some());
+    let mut headers = vec!["member", "learning rate", "dropout", "epochs", "steps", "train loss", "train acc."];
+    if has_validation {
+        headers.extend(["val. loss", "val. acc.", "val. margin"]);
+    }
+    headers.extend(["pairs/s", "time"]);
+    let mut table = Table::new(&headers);
+    for (index, result) in &record.results {
+        let own = &record.members[*index];
+        let pairs = (result.training.pairs * own.epochs) as f64;
+        let mut row = vec![
+            format!("member-{index}"),
+            format!("{:.2e}", own.learning_rate),
+            format!("{:.3}", own.dropout),
+            own.epochs.to_string(),
+            result.steps.to_string(),
+            format!("{:.4}", result.training.loss),
+            format!("{:.4}", result.training.accuracy),
+        ];
+        if let Some(validation) = &result.validation {
+            row.extend([validation.loss, validation.accuracy, validation.margin].map(|value| format!("{value:.4}")));
+        }
+        row.push(format!("{:.1}", pairs / result.seconds.max(1e-9)));
+        row.push(indicatif::HumanDuration(Duration::from_secs_f64(result.seconds)).to_string());
+        table.row(row);
+    }
+    table
+}
+
+/// A bar on a terminal; elsewhere a line now and then.
+struct Screen {
+    bar: ProgressBar,
+    is_terminal: bool,
+    num_members: usize,
+    /// Of the member under way.
+    steps: usize,
+    last_line: Instant,
+    /// Since the member began or was gone on with.
+    pairs: usize,
+    tokens: usize,
+    seconds: f64,
+}
+
+/// Between two lines where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(30);
+
+impl Screen {
+    fn new(num_members: usize) -> Self {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        bar.set_style(
+            ProgressStyle::with_template("{prefix} [{bar:30}] {percent}% {msg} {eta}")
+                .expect("the template is a constant that was tried")
+                .progress_chars("=> "),
+        );
+        let is_terminal = std::io::stderr().is_terminal();
+        let last_line = Instant::now();
+        Self { bar, is_terminal, num_members, steps: 0, last_line, pairs: 0, tokens: 0, seconds: 0.0 }
+    }
+
+    /// A line that stays.
+    fn line(&self, line: &str) {
+        if self.is_terminal {
+            self.bar.println(line);
+        } else {
+            // Not `eprintln`, which panics when nobody reads.
+            let _ = writeln!(std::io::stderr(), "{line}");
+        }
+    }
+
+    fn begin(&mut self, prefix: String, length: usize, position: usize) {
+        self.bar.set_prefix(prefix);
+        self.bar.set_message("");
+        self.bar.set_length(length as u64);
+        self.bar.set_position(position as u64);
+        self.bar.reset_eta();
+    }
+
+    fn show(&mut self, event: &Event<'_>) {
+        match event {
+            Event::Data(data) => self.line(describe(data).trim_end()),
+            Event::ProbeProgress { done, pairs } => {
+                if self.bar.prefix() != "probe" {
+                    self.begin("probe".to_owned(), *pairs, 0);
+                }
+                self.bar.set_position(*done as u64);
+            }
+            Event::Probed(probe) => self.line(&format!(
+                "the shared head: loss {:.4}, accuracy {:.4} on the training pairs",
+                probe.loss, probe.accuracy
+            )),
+            Event::MemberBegins { member, own, done, steps, tokens } => {
+                (self.steps, self.pairs, self.tokens, self.seconds) = (*steps, 0, 0, 0.0);
+                let resumed = if *done > 0 { format!(", going on after step {done}") } else { String::new() };
+                self.line(&format!(
+                    "member-{member} of {}: learning rate {:.2e}, dropout {:.3}, {steps} steps{resumed}",
+                    self.num_members, own.learning_rate, own.dropout
+                ));
+                self.begin(format!("member-{member}"), tokens.0, tokens.1);
+            }
+            Event::Stepped { member, line } => {
+                self.pairs += line.metrics.pairs;
+                self.tokens += line.tokens;
+                self.seconds += line.seconds;
+                let (pairs, tokens) = (self.pairs as f64 / self.seconds, self.tokens as f64 / self.seconds);
+                let message = format!(
+                    "step {}/{} loss {:.4} accuracy {:.2} | {pairs:.1} pairs/s {tokens:.0} tokens/s",
+                    line.step, self.steps, line.metrics.loss, line.metrics.accuracy
+                );
+                self.bar.inc(line.tokens as u64);
+                if !self.is_terminal && (self.last_line.elapsed() >= LINE_EVERY || line.step == self.steps) {
+                    self.line(&format!("member-{member} {message}"));
+                    self.last_line = Instant::now();
+                }
+                self.bar.set_message(message);
+            }
+            Event::ValidationProgress { done, pairs, .. } => {
+                self.bar.set_message(format!("validation {done}/{pairs}"));
+            }
+            Event::Validated { member, line } => self.line(&format!(
+                "member-{member} after step {}: validation loss {:.4}, accuracy {:.4}, margin {:.4}",
+                line.step, line.metrics.loss, line.metrics.accuracy, line.metrics.margin
+            )),
+            Event::Finished { member, path, is_old } => {
+                let was = if *is_old { "was there already" } else { "is written" };
+                self.line(&format!("member-{member} {was}: {}", path.display()));
+            }
+        }
+    }
+}
