@@ -118,8 +118,11 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     match outcome? {
         Outcome::Finished(record) => {
             let (table, output) = (summary(&record), config.output.display());
-            write!(std::io::stdout(), "{table}\nthe family is in {output}, its curves in {output}/train.svg\n")
-                .context("write the table")
+            write!(
+                std::io::stdout(),
+                "{table}\nthe family is in {output}, its curves in {output}/train.svg\n"
+            )
+            .context("write the table")
         }
         Outcome::Stopped { at } => bail!("stopped at {at}; the same command goes on from there"),
     }
@@ -173,7 +176,8 @@ fn members(config: &Config) -> Table {
 /// What each member became.
 fn summary(record: &FamilyRecord) -> Table {
     let has_validation = record.results.values().any(|result| result.validation.is_some());
-    let mut headers = vec!["member", "learning rate", "dropout", "epochs", "steps", "train loss", "train acc."];
+    let mut headers =
+        vec!["member", "learning rate", "dropout", "epochs", "steps", "train loss", "train acc."];
     if has_validation {
         headers.extend(["val. loss", "val. acc.", "val. margin"]);
     }
@@ -192,7 +196,9 @@ fn summary(record: &FamilyRecord) -> Table {
             format!("{:.4}", result.training.accuracy),
         ];
         if let Some(validation) = &result.validation {
-            row.extend([validation.loss, validation.accuracy, validation.margin].map(|value| format!("{value:.4}")));
+            row.extend(
+                [validation.loss, validation.accuracy, validation.margin].map(|value| format!("{value:.4}")),
+            );
         }
         row.push(format!("{:.1}", pairs / result.seconds.max(1e-9)));
         row.push(indicatif::HumanDuration(Duration::from_secs_f64(result.seconds)).to_string());

@@ -161,7 +161,8 @@ impl TrainOptions {
         let pairs = file.paths("pairs", &self.pairs, folder);
         let validation = file.paths("validation", &self.validation, folder);
         if pairs.is_empty() {
-            file.problems.add("pairs is missing: name files of preference pairs, in the file or with --pairs");
+            file.problems
+                .add("pairs is missing: name files of preference pairs, in the file or with --pairs");
         }
         let fraction = file.optional("validation_fraction", self.validation_fraction, SHARE);
         if !validation.is_empty() && fraction.is_some() {
@@ -225,13 +226,7 @@ impl TrainOptions {
         drawn.into_iter().zip(tables).map(|(drawn, table)| self.member(drawn, table, file, folder)).collect()
     }
 
-    fn member(
-        &self,
-        drawn: Member,
-        section: Section<'_>,
-        file: &mut Keys<'_>,
-        folder: &Path,
-    ) -> Member {
+    fn member(&self, drawn: Member, section: Section<'_>, file: &mut Keys<'_>, folder: &Path) -> Member {
         let mut own = Keys { section, problems: std::mem::take(&mut file.problems) };
         let flags = [
             ("learning_rate", "--learning-rate", self.learning_rate.is_some()),
@@ -240,7 +235,8 @@ impl TrainOptions {
         ];
         for (key, flag, _) in flags.iter().filter(|(key, _, is_given)| *is_given && own.section.has(key)) {
             let place = own.section.place_of(key);
-            own.problems.add(format!("{place}: a member has its own {key}, and {flag} is given: give one of them"));
+            own.problems
+                .add(format!("{place}: a member has its own {key}, and {flag} is given: give one of them"));
         }
         let base = own.take::<PathBuf>("base").map(|path| folder.join(path));
         if let Some(base) = base.as_ref().filter(|base| !base.is_dir()) {
@@ -279,8 +275,7 @@ const A_FEW: Limit<usize> =
 const SHARE: Limit<f64> = Limit { holds: |share| (0.0..=1.0).contains(share), words: "from 0 to 1" };
 const BELOW_ONE: Limit<f64> =
     Limit { holds: |number| (0.0..1.0).contains(number), words: "at least 0 and below 1" };
-const POSITIVE: Limit<f64> =
-    Limit { holds: |number| *number > 0.0 && number.is_finite(), words: "above 0" };
+const POSITIVE: Limit<f64> = Limit { holds: |number| *number > 0.0 && number.is_finite(), words: "above 0" };
 const NOT_NEGATIVE: Limit<f64> =
     Limit { holds: |number| *number >= 0.0 && number.is_finite(), words: "at least 0" };
 const BETAS: Limit<[f64; 2]> = Limit {
@@ -326,13 +321,7 @@ impl<'i> Keys<'i> {
         self.optional(key, flag, limit).unwrap_or(default)
     }
 
-    fn choice(
-        &mut self,
-        key: &str,
-        flag: &Option<Vec<f64>>,
-        default: &[f64],
-        limit: Limit<f64>,
-    ) -> Choice {
+    fn choice(&mut self, key: &str, flag: &Option<Vec<f64>>, default: &[f64], limit: Limit<f64>) -> Choice {
         let place = match flag {
             Some(_) => format!("--{}", key.replace('_', "-")),
             None => format!("{}: {key}", self.section.place_of(key)),

@@ -15,8 +15,8 @@ use anyhow::Context;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use crate::offline::bench::Label;
 use crate::offline::Stop;
+use crate::offline::bench::Label;
 use crate::offline::bench::noise::Noise;
 use crate::text::Input;
 

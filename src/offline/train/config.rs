@@ -170,7 +170,8 @@ pub struct Choices {
 impl Choices {
     /// Members that start from `base`; the first ones do not depend on how many follow.
     pub fn draw(&self, members: usize, base: &Path, epochs: usize, seed: u64) -> Vec<Member> {
-        let learning_rates = self.learning_rate.draw(members, Scale::Logarithmic, seed, Purpose::LearningRates);
+        let learning_rates =
+            self.learning_rate.draw(members, Scale::Logarithmic, seed, Purpose::LearningRates);
         let dropouts = self.dropout.draw(members, Scale::Linear, seed, Purpose::Dropouts);
         let mut seeds = random::stream(seed, Purpose::Members);
         let member = |(learning_rate, dropout)| Member {

@@ -145,11 +145,7 @@ impl Split {
     }
 
     /// Tokenizes everything and leaves out what does not fit.
-    pub(super) fn tokenize(
-        self,
-        tokenizer: &SampleTokenizer,
-        config: &DataConfig,
-    ) -> anyhow::Result<Data> {
+    pub(super) fn tokenize(self, tokenizer: &SampleTokenizer, config: &DataConfig) -> anyhow::Result<Data> {
         let files = &self.files;
         let fates = |chosen: &[Chosen]| -> anyhow::Result<Vec<Fate>> {
             chosen

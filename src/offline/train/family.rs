@@ -150,7 +150,11 @@ impl Folder {
                 if entry.file_name().to_string_lossy().starts_with('.') {
                     // what cannot be removed only takes room
                     let path = entry.path();
-                    let _ = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+                    let _ = if path.is_dir() {
+                        std::fs::remove_dir_all(path)
+                    } else {
+                        std::fs::remove_file(path)
+                    };
                 }
             }
         }
@@ -311,7 +315,8 @@ fn differences(name: &str, then: &Value, now: &Value) -> Vec<String> {
 /// A digest of what a base gives to its members: weights, configuration, and how it makes tokens.
 pub(super) fn digest(base: &Path, tokenizer: [u8; 32]) -> anyhow::Result<String> {
     let list = || -> io::Result<Vec<PathBuf>> {
-        let entries = std::fs::read_dir(base)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+        let entries =
+            std::fs::read_dir(base)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
         let counts = |path: &PathBuf| {
             path.extension().is_some_and(|end| end == "safetensors") || path.ends_with("config.json")
         };
@@ -354,10 +359,7 @@ fn write_json(path: &Path, document: &impl Serialize) -> anyhow::Result<()> {
 
 /// Lets `write` make a file, and puts it into the place of the one at `path`: whatever happens meanwhile, either that
 /// one is there or the new one, whole.
-pub(super) fn replace(
-    path: &Path,
-    write: impl FnOnce(&Path) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
+pub(super) fn replace(path: &Path, write: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let (folder, name) = (path.parent().unwrap_or(Path::new(".")), path.file_name().unwrap_or_default());
     let partial = folder.join(format!("{PARTIAL}{}", name.display()));
     let replace = || -> anyhow::Result<()> {

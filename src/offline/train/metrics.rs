@@ -27,7 +27,8 @@ impl Metrics {
         let count = chosen.len() as f64;
         Self {
             pairs: chosen.len(),
-            loss: pairs().map(|(chosen, rejected)| bradley_terry_loss(*chosen, *rejected)).sum::<f64>() / count,
+            loss: pairs().map(|(chosen, rejected)| bradley_terry_loss(*chosen, *rejected)).sum::<f64>()
+                / count,
             accuracy: margins().filter(|margin| *margin > 0.0).count() as f64 / count,
             margin: margins().sum::<f64>() / count,
         }

@@ -194,7 +194,9 @@ pub fn run(config: &Config, stop: &Stop, watch: &mut Watch<'_>) -> anyhow::Resul
             match run.train(head, watch).with_context(|| format!("member-{index}"))? {
                 Progress::Done(result) => record.results.insert(index, result),
                 Progress::Stopped { step, steps } => {
-                    return Ok(Outcome::Stopped { at: format!("member-{index}, after step {step} of {steps}") });
+                    return Ok(Outcome::Stopped {
+                        at: format!("member-{index}, after step {step} of {steps}"),
+                    });
                 }
             };
             folder.write(&record)?;
@@ -350,7 +352,12 @@ impl MemberRun<'_> {
             let step = position.step;
             let is_due = step.is_multiple_of(validate_every) || step == steps;
             if is_due && position.validated_at != Some(step) && !self.data.validation.is_empty() {
-                if let Some(line) = self.validate(&model, step, watch)? {
+                let validated =
+                    self.validate(&model, step, watch).map_err(|error| match step.checked_sub(1) {
+                        Some(last) => self.keep(&self.pairs(&batches[last]), step, error),
+                        None => error,
+                    });
+                if let Some(line) = validated? {
                     watch(&Event::Validated { member: self.index, line: &line });
                     log.add(&LogLine::Validation(line))?;
                     position.validated_at = Some(step);
@@ -384,7 +391,7 @@ impl MemberRun<'_> {
     ) -> anyhow::Result<TrainingLine> {
         let start = Instant::now();
         let recipe = &self.config.recipe;
-        let pairs: Vec<&Pair> = batch.pairs.iter().map(|pair| &self.data.training[*pair]).collect();
+        let pairs = self.pairs(batch);
         let objective = Objective {
             centering: recipe.centering,
             dropout: self.own.dropout,
@@ -415,7 +422,11 @@ impl MemberRun<'_> {
         })
     }
 
-    /// Keeps the pairs of a step that broke; the error says where.
+    fn pairs(&self, batch: &Batch) -> Vec<&Pair> {
+        batch.pairs.iter().map(|pair| &self.data.training[*pair]).collect()
+    }
+
+    /// Keeps the pairs of a step that broke something; the error says where.
     fn keep(&self, pairs: &[&Pair], step: usize, error: anyhow::Error) -> anyhow::Error {
         let path = self.folder.failed(self.index, step);
         let kept = Folder::make_room(&path).and_then(|()| data::write_lines(pairs, &path));
@@ -445,7 +456,7 @@ impl MemberRun<'_> {
             }
             let rewards = model.rewards(&both_sides(chunk)).context("validation")?;
             if let Some(reward) = rewards.iter().find(|reward| !reward.is_finite()) {
-                bail!("after step {step} a validation reward is not finite ({reward})");
+                bail!("a validation reward is {reward}, which is not finite");
             }
             let (chosen, rejected) = rewards.split_at(chunk.len());
             all_chosen.extend_from_slice(chosen);
@@ -470,7 +481,8 @@ impl MemberRun<'_> {
             parameter.var.set(&tensor)?;
         }
         let moments = tensors.into_iter();
-        let moments = moments.filter_map(|(name, tensor)| Some((name.strip_prefix(OPTIMIZER)?.to_owned(), tensor)));
+        let moments =
+            moments.filter_map(|(name, tensor)| Some((name.strip_prefix(OPTIMIZER)?.to_owned(), tensor)));
         let state = AdamWState { steps: position.step as u64, tensors: moments.collect() };
         let optimizer = AdamW::resume(parameters, options, &state)
             .with_context(|| format!("go on from {}", path.display()))?;

@@ -80,13 +80,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("member-0.safetensors");
         assert!(read(&path).unwrap().is_none());
-        let settings = Member {
-            base: PathBuf::from("base"),
-            learning_rate: 1.1e-5,
-            dropout: 0.1,
-            epochs: 2,
-            seed: 7,
-        };
+        let settings =
+            Member { base: PathBuf::from("base"), learning_rate: 1.1e-5, dropout: 0.1, epochs: 2, seed: 7 };
         let mut position = Position { settings, step: 3, validated_at: Some(2), log_bytes: 99 };
         let tensor = Tensor::new(&[[1.5f32, f32::MIN_POSITIVE], [-0.0, 3.0]], &Device::Cpu).unwrap();
         let tensors = BTreeMap::from([("weight a".to_owned(), tensor)]);

@@ -11,10 +11,10 @@ use anyhow::ensure;
 
 use crate::model::batch::Sequence;
 use crate::model::variant::Variant;
+use crate::offline::Stop;
 use crate::offline::bench::Control;
 use crate::offline::bench::Label;
 use crate::offline::bench::Spread;
-use crate::offline::Stop;
 use crate::offline::bench::batches;
 use crate::offline::bench::check_fits;
 use crate::offline::bench::ens_and_warm;
