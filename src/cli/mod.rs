@@ -1,6 +1,7 @@
 //! The command line. A flag's doc comment is its manual.
 
 mod bench;
+mod calibrate;
 mod load;
 mod score;
 mod serve;
@@ -16,6 +17,7 @@ use clap::Subcommand;
 use clap::ValueEnum;
 
 use crate::cli::bench::BenchArgs;
+use crate::cli::calibrate::CalibrateArgs;
 use crate::client;
 use crate::config::Overrides;
 use crate::model::scorer::Reduction;
@@ -49,6 +51,7 @@ Exit codes: 0 success, 1 failure, 2 a command line that cannot be understood.";
 enum Command {
     Serve(ServeArgs),
     Score(ScoreArgs),
+    Calibrate(CalibrateArgs),
     Bench(BenchArgs),
     Health(HealthArgs),
 }
@@ -218,6 +221,7 @@ impl Cli {
         match self.command {
             Command::Serve(args) => serve::run(&args),
             Command::Score(args) => score::run(args),
+            Command::Calibrate(args) => calibrate::run(&args),
             Command::Bench(args) => bench::run(args),
             Command::Health(args) => client::check_health(&args.server_url(), args.variant.as_deref()),
         }

@@ -16,6 +16,7 @@ use crate::model::variant::Variant;
 use crate::model::variant::VariantConfig;
 use crate::model::variant::VariantInfo;
 use crate::service::routing::Routing;
+use crate::service::self_test;
 use crate::text::Input;
 use crate::text::SampleTokenizer;
 use crate::text::TokenizedSample;
@@ -59,6 +60,14 @@ pub enum LoadError {
         /// What went wrong.
         problem: String,
     },
+    /// It gives other rewards than it is known to.
+    #[error("self-test of variant `{variant}`: {problem}")]
+    SelfTest {
+        /// Its name.
+        variant: String,
+        /// Which member, which sample, and what may be the cause.
+        problem: String,
+    },
     /// A defect of ours; the panic's own message is in the log.
     #[error("loading the models panicked")]
     Panicked,
@@ -80,7 +89,7 @@ pub(super) struct Serving {
 
 impl Serving {
     /// Loads `models`, gives each a lane, and returns when each has answered a first forward with a finite
-    /// reward.
+    /// reward, and what has golden rewards agrees with them.
     pub(super) async fn load(
         source: Arc<dyn Source>,
         engine: &Engine,
@@ -90,11 +99,14 @@ impl Serving {
         let loading = tokio::task::spawn_blocking(move || source.load(&variants));
         let loaded = loading.await.map_err(|_| LoadError::Panicked)??;
         let mut served = BTreeMap::new();
-        for Variant { info, scorer, tokenizer } in loaded {
+        for Variant { info, scorer, tokenizer, golden } in loaded {
             let lane = engine.add_lane(&info.name, scorer);
             warm_up(&lane, &tokenizer)
                 .await
                 .map_err(|problem| LoadError::WarmUp { variant: info.name.clone(), problem })?;
+            self_test::run(&lane, engine.config().max_queue_tokens, &tokenizer, &info, &golden)
+                .await
+                .map_err(|problem| LoadError::SelfTest { variant: info.name.clone(), problem })?;
             tracing::info!(
                 variant = info.name,
                 architecture = info.architecture,
