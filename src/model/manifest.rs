@@ -99,7 +99,7 @@ mod tests {
     fn a_calibration_is_written_beside_what_is_there_and_taken_out_again() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(FILE_NAME);
-        let calibration = |mean| Some(Calibration { mean, std: 0.1 + 0.2 });
+        let calibration = |mean| Some(Calibration { mean, std: 1.234_567_89 });
         let write = |calibration| Manifest::write_calibration(dir.path(), calibration).unwrap();
 
         write(None);
@@ -109,10 +109,10 @@ mod tests {
         assert!(!path.exists(), "nothing is left in it");
 
         std::fs::write(&path, r#"{"text_rule": "concatenation", "max_tokens": 7}"#).unwrap();
-        for mean in [-1.0 / 3.0, 5e-17] {
+        for mean in [-0.333_333_333, 5e-17] {
             write(calibration(mean));
             let manifest = Manifest::load(dir.path()).unwrap();
-            assert_eq!(manifest.calibration, calibration(mean), "every digit");
+            assert_eq!(manifest.calibration, calibration(mean));
             assert_eq!((manifest.max_tokens, manifest.text_rule), (Some(7), Some(TextRule::Concatenation)));
         }
         write(None);

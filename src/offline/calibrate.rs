@@ -155,7 +155,7 @@ impl Measured {
                  a member that tells nothing apart cannot be calibrated"
             );
         }
-        Ok(Calibration { mean, std })
+        Ok(Calibration { mean: rounded(mean), std: rounded(std) })
     }
 
     /// The smallest and the largest reward.
@@ -195,6 +195,11 @@ impl Measured {
     }
 }
 
+/// To nine digits: more than a reward in `f32` has, and few enough that a file's reader gets the same number.
+fn rounded(value: f64) -> f64 {
+    format!("{value:.8e}").parse().expect("a number's own digits are a number")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -223,6 +228,7 @@ mod tests {
             assert_eq!((mean, std), (f64::from(offset) + 4.0, 1.0));
         }
         assert_eq!(of_rewards([2.0, -1.0, 7.0]).range(), (-1.0, 7.0));
+        assert_eq!([rounded(-1234.000_056_789), rounded(2e-9 / 3.0)], [-1234.000_06, 6.666_666_67e-10]);
     }
 
     #[test]
