@@ -60,6 +60,8 @@ enum Command {
 ///
 /// Without --config, serves the demo family: `deploy/demo` in the current directory, or in one above the program.
 ///
+/// A checkpoint with golden rewards (see `rewarm calibrate`) is tested before it serves: it has to give them again.
+///
 /// SIGTERM and SIGINT stop the server in good order: it says that it is not ready, waits for load balancers,
 /// finishes what it has admitted, and exits 0; a second one stops it at once. SIGHUP reads the configuration
 /// again and replaces the models without losing a request.

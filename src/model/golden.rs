@@ -66,8 +66,8 @@ pub struct GoldenSample {
 pub enum GoldenError {
     /// The text became other tokens.
     #[error(
-        "golden sample {sample} of {of} becomes {found}, it was {expected} other tokens: tokenizer, chat template or \
-         text rule have changed since `rewarm calibrate`"
+        "golden sample {sample} of {of} gives {found}, not the {expected} that were scored: tokenizer, chat template \
+         or text rule have changed since `rewarm calibrate`"
     )]
     Tokens {
         /// Which.
@@ -81,10 +81,11 @@ pub enum GoldenError {
     },
     /// The tokens got another reward.
     #[error(
-        "golden sample {sample} of {of} ({tokens} tokens) has reward {expected}, got {got}: they differ by more than \
-         {tolerance:.1e}, the tolerance in {dtype}, as do {others} others. Weights, config.json or pooling have \
-         changed since `rewarm calibrate`, or this program computes something else{}. If the change is wanted: \
-         `rewarm calibrate --golden-only`, or remove {FILE_NAME}", if dtype == "f32" { "" } else { ", or the model needs f32" }
+        "golden sample {sample} of {of} ({tokens} tokens): expected reward {expected}, got {got}, tolerance \
+         {tolerance:.1e} in {dtype}; {wrong} of {of} disagree. Weights, config.json or pooling have changed since \
+         `rewarm calibrate`, or this program computes something else{}. If the change is wanted: \
+         `rewarm calibrate --golden-only`, or remove {FILE_NAME}",
+        if dtype == "f32" { "" } else { ", or the model needs f32" }
     )]
     Reward {
         /// Which: the one that is furthest off.
@@ -101,8 +102,8 @@ pub enum GoldenError {
         tolerance: f64,
         /// What the model computes in.
         dtype: String,
-        /// How many more samples disagree.
-        others: usize,
+        /// How many samples disagree.
+        wrong: usize,
     },
 }
 
@@ -170,7 +171,7 @@ impl GoldenRewards {
             let tokenized = tokenized.map_err(|error| wrong(format!("an error ({error})")))?;
             let sequence = Sequence { token_ids: tokenized.token_ids, type_ids: tokenized.type_ids };
             if token_digest(&sequence) != golden.token_digest {
-                return Err(wrong(format!("{} tokens", sequence.token_ids.len())));
+                return Err(wrong(format!("{} other tokens", sequence.token_ids.len())));
             }
             Ok(Some(sequence))
         };
@@ -181,8 +182,8 @@ impl GoldenRewards {
     /// largest difference.
     pub fn compare(&self, rewards: &[Option<f32>], dtype: &str) -> Result<f64, GoldenError> {
         let spread = self.standard_deviation();
-        let mut worst: Option<(f64, GoldenError)> = None;
-        let (mut largest, mut wrong) = (0.0_f64, 0);
+        let mut largest = 0.0_f64;
+        let mut wrong = Vec::new(); // index, reward, tolerance, and by how much it is exceeded
         for (index, (golden, got)) in self.samples.iter().zip(rewards).enumerate() {
             let Some(got) = *got else { continue };
             let expected = f64::from(golden.reward);
@@ -190,34 +191,25 @@ impl GoldenRewards {
             let difference = (f64::from(got) - expected).abs();
             if difference <= tolerance {
                 largest = largest.max(difference);
-                continue;
-            }
-            wrong += 1;
-            // what is not finite is further off than anything
-            let excess = if got.is_finite() { difference / tolerance } else { f64::INFINITY };
-            if worst.as_ref().is_none_or(|(worst, _)| excess > *worst) {
-                let error = GoldenError::Reward {
-                    sample: index + 1,
-                    of: self.samples.len(),
-                    tokens: golden.tokens,
-                    expected: golden.reward,
-                    got,
-                    tolerance,
-                    dtype: dtype.to_owned(),
-                    others: 0,
-                };
-                worst = Some((excess, error));
+            } else {
+                // what is not finite is further off than anything
+                let excess = if got.is_finite() { difference / tolerance } else { f64::INFINITY };
+                wrong.push((index, got, tolerance, excess));
             }
         }
-        match worst {
-            None => Ok(largest),
-            Some((_, mut error)) => {
-                if let GoldenError::Reward { others, .. } = &mut error {
-                    *others = wrong - 1;
-                }
-                Err(error)
-            }
-        }
+        let worst = wrong.iter().max_by(|(.., one), (.., other)| one.total_cmp(other));
+        let Some(&(index, got, tolerance, _)) = worst else { return Ok(largest) };
+        let golden = &self.samples[index];
+        Err(GoldenError::Reward {
+            sample: index + 1,
+            of: self.samples.len(),
+            tokens: golden.tokens,
+            expected: golden.reward,
+            got,
+            tolerance,
+            dtype: dtype.to_owned(),
+            wrong: wrong.len(),
+        })
     }
 
     fn standard_deviation(&self) -> f64 {
@@ -324,8 +316,8 @@ mod tests {
         let golden = golden(&[0.0, 0.5, 1.0, 0.2]);
         let error = golden.compare(&[Some(0.1), Some(0.5), Some(1.5), None], "f32").unwrap_err();
         let text = error.to_string();
-        assert!(text.contains("golden sample 3 of 4 (7 tokens) has reward 1, got 1.5"), "{text}");
-        assert!(text.contains("1.0e-4, the tolerance in f32, as do 1 others"), "{text}");
+        assert!(text.contains("sample 3 of 4 (7 tokens): expected reward 1, got 1.5"), "{text}");
+        assert!(text.contains("tolerance 1.0e-4 in f32; 2 of 4 disagree"), "{text}");
         assert_eq!(golden.compare(&[Some(0.0), Some(0.5), Some(1.0), Some(0.2)], "bf16"), Ok(0.0));
     }
 }

@@ -228,7 +228,7 @@ mod tests {
             assert_eq!((mean, std), (f64::from(offset) + 4.0, 1.0));
         }
         assert_eq!(of_rewards([2.0, -1.0, 7.0]).range(), (-1.0, 7.0));
-        assert_eq!([rounded(-1234.000_056_789), rounded(2e-9 / 3.0)], [-1234.000_06, 6.666_666_67e-10]);
+        assert_eq!([rounded(-4.000_000_056_789), rounded(2e-9 / 3.0)], [-4.000_000_06, 6.666_666_67e-10]);
     }
 
     #[test]
