@@ -1,5 +1,6 @@
 //! `rewarm calibrate`: loads each member, shows how far it is, and writes when all are done.
 
+use std::collections::HashSet;
 use std::io::Write;
 use std::path::Path;
 use std::path::PathBuf;
@@ -59,7 +60,7 @@ pub(super) struct CalibrateArgs {
     #[arg(long)]
     dry_run: bool,
     /// Removes calibration and golden rewards instead.
-    #[arg(long, conflicts_with_all = ["references", "golden", "golden_only", "seed", "dry_run", "device"])]
+    #[arg(long, conflicts_with_all = ["references", "golden", "golden_only", "seed", "dry_run", "device", "batch_tokens"])]
     clear: bool,
     /// cpu, cuda or cuda:N [default: cpu].
     #[arg(long)]
@@ -74,13 +75,13 @@ pub(super) fn run(args: &CalibrateArgs) -> anyhow::Result<()> {
     if args.golden_only && args.golden == 0 {
         bail!("--golden-only with --golden 0 leaves nothing to do");
     }
-    let members = members(&args.members)?;
+    check_members(&args.members)?;
     if args.clear {
-        return clear(&members);
+        return clear(&args.members);
     }
     let references = calibrate::read_references(&args.references).context("read the references")?;
-    let mut findings = Vec::with_capacity(members.len());
-    for member in &members {
+    let mut findings = Vec::with_capacity(args.members.len());
+    for member in &args.members {
         let finding = measure(args, member, &references);
         findings.push(finding.with_context(|| format!("calibrate {}", member.display()))?);
     }
@@ -116,17 +117,15 @@ impl Finding<'_> {
     }
 }
 
-/// The directories; each once, or it would be measured twice and reported as two.
-fn members(paths: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
-    let mut seen = Vec::new();
+/// Each is there, and given once, or it would be measured twice and reported as two.
+fn check_members(paths: &[PathBuf]) -> anyhow::Result<()> {
+    let mut seen = HashSet::new();
     for path in paths {
-        let place = path.canonicalize().with_context(|| format!("find {}", path.display()))?;
-        if seen.contains(&place) {
+        if !seen.insert(path.canonicalize().with_context(|| format!("find {}", path.display()))?) {
             bail!("{} is given twice", path.display());
         }
-        seen.push(place);
     }
-    Ok(paths.to_vec())
+    Ok(())
 }
 
 fn measure<'a>(args: &CalibrateArgs, member: &'a Path, references: &[Input]) -> anyhow::Result<Finding<'a>> {
@@ -183,8 +182,9 @@ fn report(args: &CalibrateArgs, findings: &[Finding<'_>]) -> String {
     }
     let mut text = aligned(&rows);
     for Finding { member, measured, golden, .. } in findings {
-        if let (unscorable, Some(reason)) = &measured.unscorable {
-            text += &format!("{}: {unscorable} texts cannot be scored: {reason}\n", member.display());
+        if let Some(reason) = measured.unscorable.first() {
+            let count = measured.unscorable.len();
+            text += &format!("{}: {count} texts cannot be scored: {reason}\n", member.display());
         }
         if let Some(golden) = golden {
             let lengths = || golden.samples.iter().map(|sample| sample.tokens);
@@ -228,11 +228,8 @@ fn aligned(rows: &[Vec<String>]) -> String {
 
 fn clear(members: &[PathBuf]) -> anyhow::Result<()> {
     for member in members {
-        let clear = || {
-            let had_calibration = Manifest::load(member)?.calibration.is_some();
-            Manifest::write_calibration(member, None)?;
-            anyhow::Ok((had_calibration, GoldenRewards::remove(member)?))
-        };
+        let clear =
+            || anyhow::Ok((Manifest::write_calibration(member, None)?, GoldenRewards::remove(member)?));
         let removed = match clear().with_context(|| format!("clear {}", member.display()))? {
             (true, true) => "removed calibration and golden rewards",
             (true, false) => "removed the calibration",

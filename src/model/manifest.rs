@@ -56,8 +56,8 @@ impl Manifest {
         Ok(manifest)
     }
     /// Puts a calibration into the manifest of a checkpoint directory, or takes it out. Its other keys stay as
-    /// they are; a manifest with nothing in it is removed.
-    pub fn write_calibration(dir: &Path, calibration: Option<Calibration>) -> Result<(), ModelError> {
+    /// they are; a manifest with nothing in it is removed. Says whether anything changed.
+    pub fn write_calibration(dir: &Path, calibration: Option<Calibration>) -> Result<bool, ModelError> {
         let path = dir.join(FILE_NAME);
         let mut fields: Map<String, Value> = match read(&path)? {
             Some(text) => serde_json::from_str(&text).map_err(|error| ModelError::config(&path, error))?,
@@ -74,12 +74,14 @@ impl Manifest {
             }
         }
         if fields == before {
-            return Ok(());
+            return Ok(false);
         }
         if fields.is_empty() {
-            return std::fs::remove_file(&path).map_err(|source| ModelError::write(&path, source));
+            std::fs::remove_file(&path).map_err(|source| ModelError::write(&path, source))?;
+        } else {
+            replace_file(&path, format!("{:#}\n", Value::Object(fields)).as_bytes())?;
         }
-        replace_file(&path, format!("{:#}\n", Value::Object(fields)).as_bytes())
+        Ok(true)
     }
 }
 
@@ -102,20 +104,19 @@ mod tests {
         let calibration = |mean| Some(Calibration { mean, std: 1.234_567_89 });
         let write = |calibration| Manifest::write_calibration(dir.path(), calibration).unwrap();
 
-        write(None);
+        assert!(!write(None));
         assert!(!path.exists());
-        write(calibration(1.0));
-        write(None);
+        assert!(write(calibration(1.0)) && !write(calibration(1.0)) && write(None));
         assert!(!path.exists(), "nothing is left in it");
 
         std::fs::write(&path, r#"{"text_rule": "concatenation", "max_tokens": 7}"#).unwrap();
         for mean in [-0.333_333_333, 5e-17] {
-            write(calibration(mean));
+            assert!(write(calibration(mean)));
             let manifest = Manifest::load(dir.path()).unwrap();
             assert_eq!(manifest.calibration, calibration(mean));
             assert_eq!((manifest.max_tokens, manifest.text_rule), (Some(7), Some(TextRule::Concatenation)));
         }
-        write(None);
+        assert!(write(None));
         let left: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
         assert_eq!(left, serde_json::json!({"text_rule": "concatenation", "max_tokens": 7}));
 

@@ -16,7 +16,6 @@ use crate::model::RewardModel;
 use crate::model::ahead::ReadAhead;
 use crate::model::config::CheckpointConfig;
 use crate::model::family::Family;
-use crate::model::golden::GoldenRewards;
 use crate::model::head::HeadKind;
 use crate::model::manifest::Manifest;
 use crate::model::merge;
@@ -232,8 +231,6 @@ pub struct Variant {
     pub scorer: Scorer,
     /// Gives token ids; shared between variants with equal text files.
     pub tokenizer: Arc<SampleTokenizer>,
-    /// What each model of the scorer is known to answer, where that is known: one per calibrated reward.
-    pub golden: Vec<Option<GoldenRewards>>,
 }
 
 /// Loads variants, and shares between them what is equal: tensors and tokenizers.
@@ -247,7 +244,6 @@ pub struct Loader {
 struct Member {
     path: PathBuf,
     manifest: Manifest,
-    golden: Option<GoldenRewards>,
     config: CheckpointConfig,
     checkpoint: Checkpoint,
     tokenizer: SampleTokenizer,
@@ -296,7 +292,6 @@ impl Loader {
             })
             .collect();
         let fingerprint = fingerprint(config, &members, &infos, &loaded.heads, dtype)?;
-        let golden = golden_rewards(config, &mut members);
         let first = members.swap_remove(0);
         let tokenizer = first.tokenizer;
         let tokenizer =
@@ -318,7 +313,7 @@ impl Loader {
             architecture: first.config.architecture,
             pooling: loaded.heads[0].1.name(),
         };
-        Ok(Variant { info, scorer, tokenizer, golden })
+        Ok(Variant { info, scorer, tokenizer })
     }
 
     /// Checks everything that can be checked without reading weights: files, configs, tokenizers, shapes.
@@ -384,7 +379,6 @@ fn open_members(config: &VariantConfig) -> Result<Vec<Member>, ModelError> {
 fn open_member(config: &VariantConfig, path: &Path) -> Result<Member, ModelError> {
     let checkpoint = Checkpoint::open(path)?;
     let manifest = Manifest::load(path)?;
-    let golden = GoldenRewards::load(path)?;
     let mut checkpoint_config = CheckpointConfig::load(&path.join("config.json"), &manifest)?;
     if config.pooling.is_some() {
         checkpoint_config.pooling = config.pooling;
@@ -405,29 +399,7 @@ fn open_member(config: &VariantConfig, path: &Path) -> Result<Member, ModelError
         default_rule: checkpoint_config.backbone.default_text_rule(),
     };
     let tokenizer = SampleTokenizer::load(path, &options)?;
-    Ok(Member { path: path.to_owned(), manifest, golden, config: checkpoint_config, checkpoint, tokenizer })
-}
-
-/// Takes the golden rewards that hold for the models of the variant; which do not is told.
-fn golden_rewards(config: &VariantConfig, members: &mut [Member]) -> Vec<Option<GoldenRewards>> {
-    let tell = |member: &Path, why: &str| {
-        tracing::info!(variant = config.name, member = %member.display(), why, "golden rewards do not apply");
-    };
-    if config.mode == Mode::Warm && members.len() > 1 {
-        if let Some(member) = members.iter().find(|member| member.golden.is_some()) {
-            tell(&member.path, "they are the member's, not those of the members merged");
-        }
-        return vec![None];
-    }
-    let of_member = |member: &mut Member| {
-        let golden = member.golden.take()?;
-        let is_overridden = config.pooling.is_some_and(|pooling| pooling.name() != golden.pooling);
-        if is_overridden {
-            tell(&member.path, "the configuration overrides the pooling rule that they were taken with");
-        }
-        Some(golden).filter(|_| !is_overridden)
-    };
-    members.iter_mut().map(of_member).collect()
+    Ok(Member { path: path.to_owned(), manifest, config: checkpoint_config, checkpoint, tokenizer })
 }
 
 fn findings(members: &[Member]) -> Result<Vec<Kinship>, ModelError> {

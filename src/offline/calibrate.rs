@@ -82,8 +82,8 @@ pub struct Measured {
     pub samples: Vec<GoldenSample>,
     /// References that are longer than the member's limit.
     pub too_long: usize,
-    /// References that have no tokens for another reason, and the first of those reasons.
-    pub unscorable: (usize, Option<String>),
+    /// Why other references have no tokens, one for each.
+    pub unscorable: Vec<String>,
 }
 
 /// Scores `inputs`; `progress` is told how many are done. Fails if one that has tokens gets no finite reward.
@@ -92,7 +92,7 @@ pub fn measure(
     inputs: &[Input],
     progress: &mut dyn FnMut(usize),
 ) -> anyhow::Result<Measured> {
-    let mut measured = Measured { samples: Vec::new(), too_long: 0, unscorable: (0, None) };
+    let mut measured = Measured { samples: Vec::new(), too_long: 0, unscorable: Vec::new() };
     let chunks = inputs.chunks(CHUNK_SAMPLES);
     for (chunk, first) in chunks.zip((0..).step_by(CHUNK_SAMPLES)) {
         let tokenizer = &model.variant.tokenizer;
@@ -107,10 +107,7 @@ pub fn measure(
                     Sequence { token_ids: sample.token_ids, type_ids: sample.type_ids },
                 )),
                 Err(TextError::TooLong { .. }) => measured.too_long += 1,
-                Err(error) => {
-                    measured.unscorable.0 += 1;
-                    measured.unscorable.1.get_or_insert(error.to_string());
-                }
+                Err(error) => measured.unscorable.push(error.to_string()),
             }
         }
         let outcomes = model.score(scorable.iter().map(|(_, input, _)| input.clone()).collect())?;
@@ -209,7 +206,7 @@ mod tests {
     }
 
     fn measured(samples: Vec<GoldenSample>) -> Measured {
-        Measured { samples, too_long: 0, unscorable: (0, None) }
+        Measured { samples, too_long: 0, unscorable: Vec::new() }
     }
 
     fn of_rewards(rewards: impl IntoIterator<Item = f32>) -> Measured {

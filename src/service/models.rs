@@ -12,6 +12,7 @@ use crate::engine::Lane;
 use crate::engine::Priority;
 use crate::model::ModelError;
 use crate::model::batch::Sequence;
+use crate::model::golden::GoldenRewards;
 use crate::model::variant::Variant;
 use crate::model::variant::VariantConfig;
 use crate::model::variant::VariantInfo;
@@ -96,10 +97,13 @@ impl Serving {
         models: Models,
     ) -> Result<Self, LoadError> {
         let Models { variants, weights } = models;
-        let loading = tokio::task::spawn_blocking(move || source.load(&variants));
-        let loaded = loading.await.map_err(|_| LoadError::Panicked)??;
+        let loading = tokio::task::spawn_blocking(move || {
+            let golden = variants.iter().map(golden_rewards).collect::<Result<Vec<_>, _>>()?;
+            Ok((source.load(&variants)?, golden))
+        });
+        let (loaded, golden) = loading.await.map_err(|_| LoadError::Panicked)??;
         let mut served = BTreeMap::new();
-        for Variant { info, scorer, tokenizer, golden } in loaded {
+        for (Variant { info, scorer, tokenizer }, golden) in loaded.into_iter().zip(golden) {
             let lane = engine.add_lane(&info.name, scorer);
             warm_up(&lane, &tokenizer)
                 .await
@@ -126,6 +130,11 @@ impl Serving {
     pub(super) fn infos(&self) -> impl Iterator<Item = &VariantInfo> {
         self.variants.values().map(|served| &served.info)
     }
+}
+
+fn golden_rewards(config: &VariantConfig) -> Result<Vec<Option<GoldenRewards>>, LoadError> {
+    GoldenRewards::of_models(config)
+        .map_err(|source| LoadError::Model { variant: config.name.clone(), source })
 }
 
 /// The first forward: allocates what later ones reuse, and proves that a reward comes out.

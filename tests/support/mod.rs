@@ -173,7 +173,7 @@ pub(crate) fn ensemble(name: &str, models: &[Arc<Fake>]) -> Variant {
             Reduction::Mean,
         ),
     };
-    Variant { info, scorer, tokenizer: tokenizer(), golden: vec![None; models.len()] }
+    Variant { info, scorer, tokenizer: tokenizer() }
 }
 
 // ---- the server ----
