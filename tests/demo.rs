@@ -30,7 +30,7 @@ const F32_ATOL: f64 = 1e-5;
 const PROMPT: &str =
     "Describe a personal experience. The more pleasant the experience is for the person, the better.";
 
-/// Made by `tests/reference/train_demo.py` with transformers.
+/// Made by `tests/reference/demo_golden.py` with transformers.
 #[derive(Deserialize)]
 struct Golden {
     samples: Vec<GoldenSample>,

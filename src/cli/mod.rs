@@ -1,6 +1,7 @@
 //! The command line. A flag's doc comment is its manual.
 
 mod bench;
+mod calibrate;
 mod load;
 mod score;
 mod serve;
@@ -19,6 +20,7 @@ use clap::ValueEnum;
 
 use crate::cli::bench::BenchArgs;
 use crate::cli::train::TrainArgs;
+use crate::cli::calibrate::CalibrateArgs;
 use crate::client;
 use crate::config::Overrides;
 use crate::model::scorer::Reduction;
@@ -52,6 +54,7 @@ Exit codes: 0 success, 1 failure, 2 a command line that cannot be understood.";
 enum Command {
     Serve(ServeArgs),
     Score(ScoreArgs),
+    Calibrate(CalibrateArgs),
     Bench(BenchArgs),
     Train(TrainArgs),
     Health(HealthArgs),
@@ -60,6 +63,8 @@ enum Command {
 /// Serves rewards over gRPC.
 ///
 /// Without --config, serves the demo family: `deploy/demo` in the current directory, or in one above the program.
+///
+/// A checkpoint with golden rewards (see `rewarm calibrate`) is tested before it serves: it has to give them again.
 ///
 /// SIGTERM and SIGINT stop the server in good order: it says that it is not ready, waits for load balancers,
 /// finishes what it has admitted, and exits 0; a second one stops it at once. SIGHUP reads the configuration
@@ -222,6 +227,7 @@ impl Cli {
         match self.command {
             Command::Serve(args) => serve::run(&args),
             Command::Score(args) => score::run(args),
+            Command::Calibrate(args) => calibrate::run(&args),
             Command::Bench(args) => bench::run(args),
             Command::Train(args) => train::run(&args),
             Command::Health(args) => client::check_health(&args.server_url(), args.variant.as_deref()),

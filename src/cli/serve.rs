@@ -13,6 +13,7 @@ use crate::cli::load;
 use crate::config;
 use crate::config::Overrides;
 use crate::config::ServeConfig;
+use crate::model::golden::GoldenRewards;
 use crate::model::ops::cpu::Isa;
 use crate::model::variant::Loader;
 use crate::model::variant::Variant;
@@ -52,7 +53,8 @@ fn check(config: &ServeConfig) -> anyhow::Result<()> {
     let problems: Vec<String> = variants
         .iter()
         .filter_map(|variant| {
-            let error = loader.check(variant).err()?;
+            let checked = loader.check(variant).and_then(|()| GoldenRewards::of_models(variant));
+            let error = checked.err()?;
             Some(format!("variants.{}: {:#}", variant.name, anyhow::Error::from(error)))
         })
         .collect();

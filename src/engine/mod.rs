@@ -200,7 +200,12 @@ impl Engine {
             .name("device".into())
             .spawn(move || worker::run(of_thread))
             .expect("a system that has no thread to spare at the start cannot serve");
-        Self { device: Arc::new(Device { shared, share_prefixes: config.share_prefixes }) }
+        Self { device: Arc::new(Device { shared, config }) }
+    }
+
+    /// The limits it was started with.
+    pub fn config(&self) -> &Config {
+        &self.device.config
     }
 
     /// Adds a queue for a variant. `variant` labels its metrics; after a reload two lanes may bear one name
@@ -208,7 +213,8 @@ impl Engine {
     pub fn add_lane(&self, variant: &str, scorer: Scorer) -> Lane {
         let (sender, health) = watch::channel(true);
         let metrics = VariantMetrics::new(variant, scorer.num_members());
-        let served = Served::new(variant, scorer, self.device.share_prefixes, metrics, sender);
+        let share_prefixes = self.device.config.share_prefixes;
+        let served = Served::new(variant, scorer, share_prefixes, metrics, sender);
         let id = self.device.shared.lock().queue.add_lane(served);
         Lane { handle: Arc::new(LaneHandle { id, device: self.device.clone(), health }) }
     }
@@ -326,7 +332,7 @@ impl Drop for Place<'_> {
 /// The device thread, as long as anybody may need it.
 struct Device {
     shared: Arc<Shared>,
-    share_prefixes: bool,
+    config: Config,
 }
 
 impl Drop for Device {

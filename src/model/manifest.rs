@@ -5,16 +5,22 @@
 //!  "calibration": {"mean": 0.3, "std": 1.7}}
 //! ```
 //!
-//! Every key is optional, as is the file.
+//! Every key is optional, as is the file. The calibration is `rewarm calibrate`'s.
 
+use std::io;
 use std::path::Path;
 
 use serde::Deserialize;
+use serde_json::Map;
+use serde_json::Value;
 
 use crate::model::ModelError;
+use crate::model::save::replace_file;
 use crate::model::scorer::Calibration;
 use crate::model::variant::Pooling;
 use crate::text::TextRule;
+
+const FILE_NAME: &str = "rewarm.json";
 
 /// The manifest of a checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -33,12 +39,8 @@ pub struct Manifest {
 impl Manifest {
     /// Reads the manifest of a checkpoint directory; all empty if there is none.
     pub fn load(dir: &Path) -> Result<Self, ModelError> {
-        let path = dir.join("rewarm.json");
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
-            Err(source) => return Err(ModelError::read(&path, source)),
-        };
+        let path = dir.join(FILE_NAME);
+        let Some(text) = read(&path)? else { return Ok(Self::default()) };
         let manifest: Self = serde_json::from_str(&text).map_err(|error| ModelError::config(&path, error))?;
         if let Some(Calibration { mean, std }) = manifest.calibration
             && !(mean.is_finite() && std.is_finite() && std > 0.0)
@@ -52,5 +54,74 @@ impl Manifest {
             return Err(ModelError::config(&path, "`max_tokens` is 0: expected a number above zero"));
         }
         Ok(manifest)
+    }
+    /// Puts a calibration into the manifest of a checkpoint directory, or takes it out. Its other keys stay as
+    /// they are; a manifest with nothing in it is removed. Says whether anything changed.
+    pub fn write_calibration(dir: &Path, calibration: Option<Calibration>) -> Result<bool, ModelError> {
+        let path = dir.join(FILE_NAME);
+        let mut fields: Map<String, Value> = match read(&path)? {
+            Some(text) => serde_json::from_str(&text).map_err(|error| ModelError::config(&path, error))?,
+            None => Map::new(),
+        };
+        let before = fields.clone();
+        match calibration {
+            Some(calibration) => {
+                let value = serde_json::to_value(calibration).expect("two numbers are JSON");
+                fields.insert("calibration".to_owned(), value);
+            }
+            None => {
+                fields.shift_remove("calibration");
+            }
+        }
+        if fields == before {
+            return Ok(false);
+        }
+        if fields.is_empty() {
+            std::fs::remove_file(&path).map_err(|source| ModelError::write(&path, source))?;
+        } else {
+            replace_file(&path, format!("{:#}\n", Value::Object(fields)).as_bytes())?;
+        }
+        Ok(true)
+    }
+}
+
+fn read(path: &Path) -> Result<Option<String>, ModelError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(ModelError::read(path, source)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_calibration_is_written_beside_what_is_there_and_taken_out_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE_NAME);
+        let calibration = |mean| Some(Calibration { mean, std: 1.234_567_89 });
+        let write = |calibration| Manifest::write_calibration(dir.path(), calibration).unwrap();
+
+        assert!(!write(None));
+        assert!(!path.exists());
+        assert!(write(calibration(1.0)) && !write(calibration(1.0)) && write(None));
+        assert!(!path.exists(), "nothing is left in it");
+
+        std::fs::write(&path, r#"{"text_rule": "concatenation", "max_tokens": 7}"#).unwrap();
+        for mean in [-0.333_333_333, 5e-17] {
+            assert!(write(calibration(mean)));
+            let manifest = Manifest::load(dir.path()).unwrap();
+            assert_eq!(manifest.calibration, calibration(mean));
+            assert_eq!((manifest.max_tokens, manifest.text_rule), (Some(7), Some(TextRule::Concatenation)));
+        }
+        assert!(write(None));
+        let left: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        assert_eq!(left, serde_json::json!({"text_rule": "concatenation", "max_tokens": 7}));
+
+        std::fs::write(&path, "[]").unwrap();
+        let error = Manifest::write_calibration(dir.path(), calibration(1.0)).unwrap_err();
+        assert!(error.to_string().contains(FILE_NAME), "{error}");
     }
 }

@@ -6,7 +6,8 @@
 //!                                        └ transformer, of ops
 //! ```
 //!
-//! A [`variant`] is loaded from its configuration; it holds a [`scorer`], which runs one [`RewardModel`] or
+//! Beside a checkpoint, a [`manifest`] (`rewarm.json`) says what its own files do not, and [`golden`] rewards what
+//! it is known to answer. A [`variant`] is loaded from its configuration; it holds a [`scorer`], which runs one [`RewardModel`] or
 //! several, a [`family`], on a [`batch`] of packed sequences.
 
 pub mod adamw;
@@ -16,6 +17,7 @@ pub mod config;
 pub mod decoder;
 pub mod encoder;
 pub mod family;
+pub mod golden;
 pub mod head;
 pub mod loss;
 pub mod manifest;

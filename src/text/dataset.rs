@@ -105,14 +105,8 @@ enum Turns {
 impl Dataset {
     /// Reads JSON lines, plain or gzipped; blank lines are skipped.
     pub fn read(path: &Path) -> Result<Self, DatasetError> {
-        let read_error = |source| DatasetError::Read { path: path.to_owned(), source };
-        let mut file = BufReader::new(File::open(path).map_err(read_error)?);
-        let is_gzip = file.fill_buf().map_err(read_error)?.starts_with(&GZIP_MAGIC);
-        if is_gzip {
-            Self::from_lines(path, BufReader::new(MultiGzDecoder::new(file)))
-        } else {
-            Self::from_lines(path, file)
-        }
+        let input = open(path).map_err(|source| DatasetError::Read { path: path.to_owned(), source })?;
+        Self::from_lines(path, input)
     }
 
     fn from_lines(path: &Path, mut input: impl BufRead) -> Result<Self, DatasetError> {
@@ -152,6 +146,16 @@ impl Dataset {
         }
         dataset.digest = hasher.finalize().into();
         Ok(dataset)
+    }
+}
+
+/// A file of lines, unpacked if it is gzipped.
+pub fn open(path: &Path) -> io::Result<Box<dyn BufRead>> {
+    let mut file = BufReader::new(File::open(path)?);
+    if file.fill_buf()?.starts_with(&GZIP_MAGIC) {
+        Ok(Box::new(BufReader::new(MultiGzDecoder::new(file))))
+    } else {
+        Ok(Box::new(file))
     }
 }
 

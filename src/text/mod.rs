@@ -35,8 +35,9 @@ use self::template::ChatTemplate;
 use self::tokenizer::Encoder;
 use self::truncation::Sequence;
 
-/// What a caller wants scored.
-#[derive(Clone, Debug, PartialEq)]
+/// What a caller wants scored. In files as in the proto: `{"text": {"prompt": "Hi", "response": "Hello!"}}`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Input {
     /// Rendered through the chat template as a user and an assistant turn, or by the [`TextRule`].
     Text {

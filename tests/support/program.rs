@@ -70,8 +70,12 @@ pub(crate) struct Server {
     child: Child,
     /// Of the reward service.
     pub(crate) listen: String,
+    /// Of the admin service.
+    pub(crate) admin: String,
     /// Of /metrics, /healthz and /readyz.
     pub(crate) metrics: String,
+    /// What it logged until it was ready.
+    pub(crate) log: Vec<serde_json::Value>,
 }
 
 impl Server {
@@ -93,19 +97,22 @@ impl Server {
         let mut command = rewarm(&[&base[..], &ports, args].concat());
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
-        let (mut listen, mut metrics) = (String::new(), String::new());
+        let (mut listen, mut admin, mut metrics) = (String::new(), String::new(), String::new());
+        let mut until_ready = Vec::new();
         for line in log.by_ref() {
             let line: serde_json::Value =
                 serde_json::from_str(&line.unwrap()).expect("each log line is JSON");
             if line["message"] == "listening" {
                 listen = line["listen"].as_str().unwrap().to_owned();
+                admin = line["admin"].as_str().unwrap().to_owned();
                 metrics = line["metrics"].as_str().unwrap().to_owned();
             }
-            if line["message"] == "readiness changed" {
+            until_ready.push(line);
+            if until_ready[until_ready.len() - 1]["message"] == "readiness changed" {
                 break;
             }
         }
-        (Self { child, listen, metrics }, log)
+        (Self { child, listen, admin, metrics, log: until_ready }, log)
     }
 
     /// Of the reward service.
