@@ -16,6 +16,8 @@ pub mod decoder;
 pub mod encoder;
 pub mod family;
 pub mod head;
+pub mod likeness;
+pub mod lora;
 pub mod manifest;
 pub mod merge;
 pub mod norm;

@@ -2,4 +2,5 @@
 
 pub mod bench;
 mod forward;
+pub mod merge;
 pub mod score;
