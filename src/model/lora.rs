@@ -33,7 +33,7 @@ const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 const PREFIX: &str = "base_model.model.";
 
 /// Settings that change rewards in ways that we do not follow, unless they are null, false or empty; and the cure.
-const UNSUPPORTED: [(&str, &str); 9] = [
+const UNSUPPORTED: [(&str, &str); 12] = [
     ("use_dora", "DoRA also scales each row"),
     ("lora_bias", "biases of the update are not supported"),
     ("use_qalora", "quantized adapters are not supported"),
@@ -41,6 +41,9 @@ const UNSUPPORTED: [(&str, &str); 9] = [
     ("trainable_token_indices", "single rows of the embedding are not supported"),
     ("target_parameters", "updates of parameters that are no layers are not supported"),
     ("alora_invocation_tokens", "updates that start within the text are not supported"),
+    ("kasa_config", "KaSA changes the base"),
+    ("monteclora_config", "updates that are drawn at random are not supported"),
+    ("use_bdlora", "block-diagonal updates are not supported"),
     ("arrow_config", "routing between adapters is not supported"),
     ("megatron_config", "Megatron's parallel layers are not supported"),
 ];
@@ -87,16 +90,13 @@ pub(super) struct Changes {
     pub(super) tensors: BTreeMap<String, Change>,
 }
 
-/// What an adapter does to one tensor.
-#[derive(Debug, PartialEq)]
-pub(super) enum Change {
-    /// Takes its place.
-    Whole {
-        /// Its name in the adapter.
-        stored: String,
-    },
+/// What an adapter does to one tensor; both, for an embedding that PEFT saved with its update.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Change {
+    /// Takes its place: a name in the adapter.
+    pub(super) whole: Option<String>,
     /// Is added to it.
-    LowRank(LowRank),
+    pub(super) low_rank: Option<LowRank>,
 }
 
 /// An update `scale · B·A`.
@@ -182,36 +182,42 @@ impl Settings {
             .collect::<Result<Vec<_>, _>>()?;
         let prefix = find_prefix(roles.iter().map(|(_, name, role)| (name, role)), base);
         let in_base = |name: &str| find(name.strip_prefix(&prefix).unwrap_or(name), base);
-        let mut tensors = BTreeMap::new();
+        let mut tensors: BTreeMap<String, Change> = BTreeMap::new();
         for (stored_name, name, role) in roles {
             let stored_name = stored_name.clone();
             let found = in_base(&name).map(|found| format!("{prefix}{found}"));
-            let (Role::A { .. } | Role::B { .. }) = role else {
-                // a head that the base lacks; a tensor that no model asks for is refused later
-                let whole = Change::Whole { stored: stored_name };
-                if let Some(other) = tensors.insert(found.unwrap_or(name), whole) {
-                    return Err(format!("changes one tensor twice: {other:?} is the second way"));
-                }
-                continue;
-            };
-            let found = found.ok_or_else(|| format!("updates `{name}`, which the base lacks"))?;
-            let change = tensors.entry(found).or_insert_with(|| Change::LowRank(LowRank::default()));
-            let Change::LowRank(low_rank) = change else {
-                return Err(format!("`{stored_name}` updates a tensor that is also there as a whole"));
-            };
             match role {
-                Role::A { is_embedding } => {
-                    low_rank.is_transposed = is_embedding;
-                    low_rank.scale = self.scale(&name, stored[&stored_name].shape.first().copied());
-                    low_rank.a = stored_name;
+                // what the adapter replaces, which peft saves with some biases
+                Role::Unused => {}
+                Role::Whole => {
+                    // a head that the base lacks; a tensor that no model asks for is refused later
+                    let change = tensors.entry(found.unwrap_or(name)).or_default();
+                    // peft then saves the same tensor twice, once by the name of its wrapper
+                    let known = change.whole.get_or_insert_with(|| stored_name.clone());
+                    if stored_name.len() < known.len() {
+                        *known = stored_name;
+                    }
                 }
-                _ => low_rank.b = stored_name,
+                Role::A { .. } | Role::B => {
+                    let found = found.ok_or_else(|| format!("updates `{name}`, which the base lacks"))?;
+                    let low_rank = tensors.entry(found).or_default().low_rank.get_or_insert_default();
+                    if let Role::A { is_embedding } = role {
+                        low_rank.is_transposed = is_embedding;
+                        low_rank.scale = self.scale(&name, stored[&stored_name].shape.first().copied());
+                        low_rank.a = stored_name;
+                    } else {
+                        low_rank.b = stored_name;
+                    }
+                }
             }
         }
-        for (name, change) in &tensors {
-            let unprefixed = name.strip_prefix(&prefix).unwrap_or(name);
-            if let Change::LowRank(low_rank) = change {
-                low_rank.check(name, stored, base[unprefixed])?;
+        for (name, Change { whole, low_rank }) in &tensors {
+            let below = match whole {
+                Some(whole) => stored[whole].shape.as_slice(),
+                None => base[name.strip_prefix(&prefix).unwrap_or(name)],
+            };
+            if let Some(low_rank) = low_rank {
+                low_rank.check(name, stored, below)?;
             }
         }
         Ok(Changes { prefix, tensors })
@@ -275,12 +281,16 @@ enum Role {
     A { is_embedding: bool },
     B,
     Whole,
+    Unused,
 }
 
 /// The tensor of the base that a tensor of an adapter is about, as the adapter names it.
 fn role(stored: &str) -> Result<(String, Role), String> {
     let unknown = |why: &str| format!("tensor `{stored}` is not one that we know: {why}");
     let name = stored.strip_prefix(PREFIX).ok_or_else(|| unknown("its name does not start as peft's do"))?;
+    if name.split('.').any(|part| part == "original_module") {
+        return Ok((name.to_owned(), Role::Unused));
+    }
     // peft's wrappers, and the adapter's own name in state that was not saved by peft
     let mut parts: Vec<&str> = Vec::new();
     let mut after_wrapper = false;
@@ -310,7 +320,7 @@ fn find_prefix<'r>(
     roles: impl Iterator<Item = (&'r String, &'r Role)>,
     base: &BTreeMap<&str, &[usize]>,
 ) -> String {
-    for (name, _) in roles.filter(|(_, role)| !matches!(role, Role::Whole)) {
+    for (name, _) in roles.filter(|(_, role)| matches!(role, Role::A { .. } | Role::B)) {
         let starts = std::iter::once(0).chain(name.match_indices('.').map(|(dot, _)| dot + 1));
         if let Some(start) = starts.into_iter().find(|start| base.contains_key(&name[*start..])) {
             return name[..start].to_owned();

@@ -306,16 +306,15 @@ impl Checkpoint {
                 tensors.map(|(name, place)| (format!("{}{name}", changes.prefix), place)).collect();
         }
         for (name, change) in changes.tensors {
-            match change {
-                Change::Whole { stored: name_there } => {
-                    let place = Place { file, info: stored[&name_there].clone(), update: None };
-                    checkpoint.tensors.insert(name, place);
-                }
-                Change::LowRank(LowRank { a, b, scale, is_transposed }) => {
-                    let (a, b) = (stored[&a].clone(), stored[&b].clone());
-                    let place = checkpoint.tensors.get_mut(&name).expect("updates are of the base's tensors");
-                    place.update = Some(Update { file, a, b, scale, is_transposed });
-                }
+            let Change { whole, low_rank } = change;
+            if let Some(whole) = whole {
+                let place = Place { file, info: stored[&whole].clone(), update: None };
+                checkpoint.tensors.insert(name.clone(), place);
+            }
+            if let Some(LowRank { a, b, scale, is_transposed }) = low_rank {
+                let (a, b) = (stored[&a].clone(), stored[&b].clone());
+                let place = checkpoint.tensors.get_mut(&name).expect("updates are of the base's tensors");
+                place.update = Some(Update { file, a, b, scale, is_transposed });
             }
         }
         checkpoint.base = Some(base.to_owned());
