@@ -234,7 +234,7 @@ fn a_spoiled_checkpoint_is_refused_by_name() {
             name: "a LoRA adapter",
             spoil: NOTHING,
             then: |dir| std::fs::write(dir.join("adapter_config.json"), "{}").unwrap(),
-            says: &["LoRA", "merge_and_unload"],
+            says: &["LoRA adapter", "--base"],
             by_check: true,
         },
         Case {

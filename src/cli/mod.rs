@@ -3,6 +3,7 @@
 mod bench;
 mod calibrate;
 mod load;
+mod merge;
 mod score;
 mod serve;
 mod stop;
@@ -21,6 +22,7 @@ use clap::ValueEnum;
 use crate::cli::bench::BenchArgs;
 use crate::cli::train::TrainArgs;
 use crate::cli::calibrate::CalibrateArgs;
+use crate::cli::merge::MergeArgs;
 use crate::client;
 use crate::config::Overrides;
 use crate::model::scorer::Reduction;
@@ -46,6 +48,7 @@ Examples:
   rewarm serve --config rewarm.toml --check    validate a configuration
   echo '{\"prompt\": \"Hi\", \"response\": \"Hello!\"}' | rewarm score --model path/to/checkpoint
   rewarm score --server http://127.0.0.1:50051 --variant ens < samples.jsonl
+  rewarm merge member-0 member-1 --output warm  average the weights of reward models
   rewarm bench model --shape minilm            what a forward costs on this machine
 
 Exit codes: 0 success, 1 failure, 2 a command line that cannot be understood.";
@@ -55,6 +58,7 @@ enum Command {
     Serve(ServeArgs),
     Score(ScoreArgs),
     Calibrate(CalibrateArgs),
+    Merge(MergeArgs),
     Bench(BenchArgs),
     Train(TrainArgs),
     Health(HealthArgs),
@@ -118,6 +122,7 @@ The configuration, with its defaults (unknown keys are errors; paths are relativ
   [variants.NAME]                     # NAME: 1 to 64 of a-z, 0-9, _ and -
   mode = \"warm\"                       # warm: one model, or members merged at load; ens: members
   model = \"path\"                      # or: members = [\"path\", \"path\"]
+  base = \"path\"                       # what members that are LoRA adapters (PEFT directories) were trained on
   coefficients = [0.5, 0.5]           # warm: members' shares, summing to 1 (equal when absent)
   reduction = \"mean\"                  # ens: \"mean\", \"min\", \"median\", { mean-std = { beta = 0.5 } },
                                       #      { uwo = { lambda = 0.5 } }
@@ -157,6 +162,9 @@ struct ScoreArgs {
     /// Mode warm: the members' shares, summing to 1 [default: equal].
     #[arg(long, conflicts_with_all = ["model", "server"], value_delimiter = ',', value_name = "SHARE,SHARE")]
     coefficients: Option<Vec<f64>>,
+    /// What --model or --members were trained on, where they are LoRA adapters (PEFT directories).
+    #[arg(long, value_name = "DIR", conflicts_with = "server")]
+    base: Option<String>,
     /// What to compute in [default: f32].
     #[arg(long, conflicts_with = "server")]
     dtype: Option<Dtype>,
@@ -228,6 +236,7 @@ impl Cli {
             Command::Serve(args) => serve::run(&args),
             Command::Score(args) => score::run(args),
             Command::Calibrate(args) => calibrate::run(&args),
+            Command::Merge(args) => merge::run(args),
             Command::Bench(args) => bench::run(args),
             Command::Train(args) => train::run(&args),
             Command::Health(args) => client::check_health(&args.server_url(), args.variant.as_deref()),

@@ -59,6 +59,7 @@ fn backend(args: ScoreArgs) -> anyhow::Result<Box<dyn Backend>> {
         mode: Some(mode),
         model: args.by.model,
         members: args.by.members,
+        base: args.base,
         coefficients: args.coefficients,
         reduction: args.reduction,
         dtype: args.dtype,

@@ -16,6 +16,7 @@ use std::time::Duration;
 use crate::config::file::Problems;
 use crate::config::file::Section;
 pub use crate::config::variants::VariantOptions;
+pub use crate::config::variants::coefficient_problems;
 use crate::engine;
 use crate::service;
 use crate::telemetry;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::config::file::Problems;
 use crate::config::file::Section;
+use crate::model::lora;
 use crate::model::scorer::Reduction;
 use crate::model::variant::Dtype;
 use crate::model::variant::Mode;
@@ -23,6 +24,8 @@ pub struct VariantOptions {
     pub model: Option<String>,
     /// Several checkpoints.
     pub members: Option<Vec<String>>,
+    /// What those that are LoRA adapters were trained on.
+    pub base: Option<String>,
     /// One per member.
     pub coefficients: Option<Vec<f64>>,
     /// How members' rewards become one.
@@ -37,8 +40,8 @@ pub struct VariantOptions {
     pub pooling: Option<Pooling>,
 }
 
-/// All `[variants.*]`; paths are relative to `base`.
-pub(super) fn take(file: &mut Section<'_>, base: &Path, problems: &mut Problems) -> Vec<VariantConfig> {
+/// All `[variants.*]`; paths are relative to `folder`.
+pub(super) fn take(file: &mut Section<'_>, folder: &Path, problems: &mut Problems) -> Vec<VariantConfig> {
     let mut variants = file.section("variants", problems);
     let names = variants.keys();
     if names.is_empty() {
@@ -51,6 +54,7 @@ pub(super) fn take(file: &mut Section<'_>, base: &Path, problems: &mut Problems)
             mode: section.take("mode", problems),
             model: section.take("model", problems),
             members: section.take("members", problems),
+            base: section.take("base", problems),
             coefficients: section.take("coefficients", problems),
             reduction: section.take("reduction", problems),
             dtype: section.take("dtype", problems),
@@ -59,7 +63,7 @@ pub(super) fn take(file: &mut Section<'_>, base: &Path, problems: &mut Problems)
             pooling: section.take("pooling", problems),
         };
         section.finish(problems);
-        match options.check(&name, base) {
+        match options.check(&name, folder) {
             Ok(variant) => checked.push(variant),
             Err(found) => {
                 problems.0.extend(found.iter().map(|problem| format!("variants.{name}: {problem}")))
@@ -70,8 +74,8 @@ pub(super) fn take(file: &mut Section<'_>, base: &Path, problems: &mut Problems)
 }
 
 impl VariantOptions {
-    /// The variant that this means, or all that speaks against it.
-    pub fn check(self, name: &str, base: &Path) -> Result<VariantConfig, Vec<String>> {
+    /// The variant that this means, or all that speaks against it; paths are relative to `folder`.
+    pub fn check(self, name: &str, folder: &Path) -> Result<VariantConfig, Vec<String>> {
         let mut problems = Problems::default();
         let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-".contains(&byte);
         if name.is_empty() || name.len() > MAX_NAME_BYTES || !name.bytes().all(is_plain) {
@@ -113,7 +117,7 @@ impl VariantOptions {
             _ => {}
         }
         if let Some(coefficients) = &self.coefficients {
-            check_coefficients(coefficients, members.len(), &mut problems);
+            problems.0.extend(coefficient_problems(coefficients, members.len()));
         }
         if let Some(Reduction::MeanStd { beta: cost } | Reduction::Uwo { lambda: cost }) = self.reduction
             && !(cost.is_finite() && cost >= 0.0)
@@ -131,12 +135,17 @@ impl VariantOptions {
             problems.add("max_tokens must be above 0");
         }
         let members: Vec<PathBuf> =
-            members.iter().filter_map(|member| directory(member, base, &mut problems)).collect();
+            members.iter().filter_map(|member| directory(member, folder, &mut problems)).collect();
+        let base = self.base.and_then(|base| directory(&base, folder, &mut problems));
+        if base.is_some() && !members.iter().any(|member| lora::is_adapter(member)) {
+            problems.add("base is for LoRA adapters: none of the members is one");
+        }
         match self.mode {
             Some(mode) if problems.0.is_empty() => Ok(VariantConfig {
                 name: name.to_owned(),
                 mode,
                 members,
+                base,
                 coefficients: self.coefficients,
                 reduction: self.reduction.unwrap_or_default(),
                 dtype: self.dtype.unwrap_or_default(),
@@ -149,24 +158,27 @@ impl VariantOptions {
     }
 }
 
-fn check_coefficients(coefficients: &[f64], num_members: usize, problems: &mut Problems) {
+/// All that speaks against these shares of so many members.
+pub fn coefficient_problems(coefficients: &[f64], num_members: usize) -> Vec<String> {
     /// Room for thirds written by hand.
     const SUM_ATOL: f64 = 1e-3;
+    let mut problems = Vec::new();
     if coefficients.len() != num_members {
-        problems.add(format!("there are {} coefficients for {num_members} members", coefficients.len()));
+        problems.push(format!("there are {} coefficients for {num_members} members", coefficients.len()));
     }
     let sum: f64 = coefficients.iter().sum();
     if !coefficients.iter().all(|coefficient| coefficient.is_finite()) {
-        problems.add("coefficients must be finite");
+        problems.push("coefficients must be finite".to_owned());
     } else if (sum - 1.0).abs() > SUM_ATOL {
-        problems.add(format!(
+        problems.push(format!(
             "coefficients sum to {sum}: they must sum to 1, or the merge changes the weights' size"
         ));
     }
+    problems
 }
 
-fn directory(member: &str, base: &Path, problems: &mut Problems) -> Option<PathBuf> {
-    let path = base.join(member);
+fn directory(member: &str, folder: &Path, problems: &mut Problems) -> Option<PathBuf> {
+    let path = folder.join(member);
     if path.is_dir() {
         return Some(path);
     }

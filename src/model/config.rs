@@ -471,7 +471,13 @@ impl Fields<'_> {
         }
     }
 
-    fn refuse_unless(&self, key: &str, accept: impl Fn(&Value) -> bool, why: &str) -> Result<(), String> {
+    /// A field that, where it is there, must be acceptable.
+    pub(super) fn refuse_unless(
+        &self,
+        key: &str,
+        accept: impl Fn(&Value) -> bool,
+        why: &str,
+    ) -> Result<(), String> {
         match self.0.get(key) {
             Some(value) if !accept(value) => Err(format!("`{key}` is {value}: {why}")),
             _ => Ok(()),

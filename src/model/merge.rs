@@ -22,6 +22,7 @@ use serde_json::Value;
 
 use crate::model::ModelError;
 use crate::model::config::CheckpointConfig;
+use crate::model::variant::text_dir;
 use crate::model::weights::Checkpoint;
 use crate::model::weights::Stored;
 use crate::model::weights::TensorBytes;
@@ -61,12 +62,30 @@ impl Averaged {
         }
     }
 
+    /// How many values there are.
+    pub fn count(&self) -> usize {
+        match self {
+            Self::F32(values) => values.len(),
+            Self::F16(values) => values.len(),
+            Self::Bf16(values) => values.len(),
+        }
+    }
+
     /// Whether there are no values.
     pub fn is_empty(&self) -> bool {
+        self.count() == 0
+    }
+
+    /// The values from `start` on, exactly, as many as there is room for.
+    fn widen(&self, start: usize, to: &mut [f64]) {
+        let end = start + to.len();
         match self {
-            Self::F32(values) => values.is_empty(),
-            Self::F16(values) => values.is_empty(),
-            Self::Bf16(values) => values.is_empty(),
+            Self::F32(values) => to.iter_mut().zip(&values[start..end]).for_each(|(to, &x)| *to = x.into()),
+            Self::F16(values) => to.iter_mut().zip(&values[start..end]).for_each(|(to, &x)| *to = x.into()),
+            Self::Bf16(values) => {
+                let from = values[start..end].iter();
+                to.iter_mut().zip(from).for_each(|(to, &x)| *to = from_bf16(x).into());
+            }
         }
     }
 }
@@ -110,6 +129,32 @@ pub fn average(
         Stored::Bf16(room) => round_sums(name, sources, room).map(Averaged::Bf16),
         Stored::F64(_) | Stored::Other(_) => unreachable!("room is of the type that was asked for"),
     }
+}
+
+/// What the rounding of an average moved: the sum of the squared differences to the exact sums. Zero where
+/// [`average`] took the values as they were.
+pub fn squared_rounding_error(sources: &[(TensorBytes<'_>, f64)], rounded: &Averaged) -> f64 {
+    let count = rounded.count();
+    if sources[0].0.count() != count {
+        return 0.0;
+    }
+    let chunks = (0..count.div_ceil(CHUNK)).into_par_iter().map(|chunk| {
+        let start = chunk * CHUNK;
+        let length = CHUNK.min(count - start);
+        let (mut sums, mut values) = ([0.0; CHUNK], [0.0; CHUNK]);
+        match sources {
+            [(tensor, 1.0)] => tensor.values.widen(start, &mut sums[..length]),
+            _ => {
+                for (tensor, coefficient) in sources {
+                    tensor.values.widen(start, &mut values[..length]);
+                    sums.iter_mut().zip(&values).for_each(|(sum, x)| *sum += coefficient * x);
+                }
+            }
+        }
+        rounded.widen(start, &mut values[..length]);
+        sums[..length].iter().zip(&values).map(|(exact, x)| (exact - x) * (exact - x)).sum::<f64>()
+    });
+    chunks.collect::<Vec<f64>>().iter().sum() // in order: the same with any number of threads
 }
 
 /// What weights are kept as. Written for slices without branches, so that compilers make vectors of it.
@@ -269,6 +314,25 @@ impl Stored {
         Run::F32(wide)
     }
 
+    /// The values from `start` on, exactly, as many as there is room for.
+    pub(in crate::model) fn widen(&self, start: usize, to: &mut [f64]) {
+        let mut wide = [0.0; CHUNK];
+        for (chunk, to) in to.chunks_mut(CHUNK).enumerate() {
+            let start = start + chunk * CHUNK;
+            match self.run(start..start + to.len(), &mut wide) {
+                Run::F64(values) => to.copy_from_slice(values),
+                Run::F32(values) => to.iter_mut().zip(values).for_each(|(to, &x)| *to = x.into()),
+            }
+        }
+    }
+
+    /// All values, exactly.
+    pub(in crate::model) fn widened(&self) -> Vec<f64> {
+        let mut values = vec![0.0; self.count()];
+        self.widen(0, &mut values);
+        values
+    }
+
     /// At most [`CHUNK`] values.
     fn to_f64s(&self, range: Range<usize>) -> Vec<f64> {
         match self.run(range, &mut [0.0; CHUNK]) {
@@ -326,7 +390,7 @@ pub fn check_members(members: &[(&Path, &CheckpointConfig, &Checkpoint)]) -> Res
     let (first_dir, first_config, first) = members[0];
     let first_value =
         serde_json::to_value(first_config).map_err(|error| ModelError::config(first_dir, error))?;
-    let first_tokenizer = tokenizer_content(first_dir)?;
+    let first_tokenizer = tokenizer_content(text_dir(first))?;
     for &(dir, config, checkpoint) in &members[1..] {
         let refuse = |problem: String| ModelError::CannotMerge {
             first: first_dir.to_owned(),
@@ -352,11 +416,17 @@ pub fn check_members(members: &[(&Path, &CheckpointConfig, &Checkpoint)]) -> Res
         if let Some(name) = checkpoint.names().find(|name| first.info(name).is_none()) {
             return Err(refuse(format!("tensor `{name}` is missing in the first")));
         }
-        if first_tokenizer != tokenizer_content(dir)? {
+        if first_tokenizer != tokenizer_content(text_dir(checkpoint))? {
             return Err(refuse("their tokenizers differ (tokenizer.json)".to_owned()));
         }
     }
     Ok(())
+}
+
+/// Whether two checkpoints keep their tensors in the same precisions.
+pub fn are_stored_alike(first: &Checkpoint, other: &Checkpoint) -> bool {
+    let dtype = |checkpoint: &Checkpoint, name: &str| checkpoint.info(name).map(|info| info.dtype);
+    first.names().all(|name| dtype(first, name) == dtype(other, name))
 }
 
 /// Path and values of the first field that differs.

@@ -20,6 +20,8 @@ pub mod family;
 pub mod golden;
 pub mod head;
 pub mod loss;
+pub mod likeness;
+pub mod lora;
 pub mod manifest;
 pub mod merge;
 pub mod norm;

@@ -55,7 +55,8 @@ pub struct TensorSpec {
 }
 
 impl TensorSpec {
-    fn bytes(&self) -> u64 {
+    /// How many bytes its values take.
+    pub fn bytes(&self) -> u64 {
         (self.shape.iter().product::<usize>() * self.dtype.bitsize() / 8) as u64
     }
 }
@@ -203,7 +204,8 @@ fn share(folder: &Path) -> io::Result<()> {
     std::fs::set_permissions(folder, permissions)
 }
 
-fn check_target(target: &Path) -> Result<(), ModelError> {
+/// Fails if something is there that is not an empty directory.
+pub fn check_target(target: &Path) -> Result<(), ModelError> {
     let is_free = match std::fs::read_dir(target) {
         Ok(mut entries) => entries.next().is_none(),
         Err(error) => error.kind() == io::ErrorKind::NotFound,

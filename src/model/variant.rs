@@ -16,6 +16,7 @@ use crate::model::RewardModel;
 use crate::model::ahead::ReadAhead;
 use crate::model::config::CheckpointConfig;
 use crate::model::family::Family;
+use crate::model::head::Head;
 use crate::model::head::HeadKind;
 use crate::model::manifest::Manifest;
 use crate::model::merge;
@@ -152,8 +153,10 @@ pub struct VariantConfig {
     pub name: String,
     /// WARM or ENS.
     pub mode: Mode,
-    /// Checkpoint directories; one for a merged model.
+    /// Checkpoint directories, or LoRA adapters over `base`; one for a merged model.
     pub members: Vec<PathBuf>,
+    /// What members that are adapters were trained on.
+    pub base: Option<PathBuf>,
     /// Mode `warm`: one per member, summing to 1; equal when absent.
     pub coefficients: Option<Vec<f64>>,
     /// Mode `ens`.
@@ -175,6 +178,7 @@ impl VariantConfig {
             name: name.to_owned(),
             mode,
             members,
+            base: None,
             coefficients: None,
             reduction: Reduction::default(),
             dtype: Dtype::default(),
@@ -357,10 +361,7 @@ fn open_members(config: &VariantConfig) -> Result<Vec<Member>, ModelError> {
             }
             differ("chat template, text rule or length limit");
         }
-        let dtype = |member: &Member, name: &str| member.checkpoint.info(name).map(|info| info.dtype);
-        if config.mode == Mode::Warm
-            && first.checkpoint.names().any(|name| dtype(first, name) != dtype(member, name))
-        {
+        if config.mode == Mode::Warm && !merge::are_stored_alike(&first.checkpoint, &member.checkpoint) {
             tracing::warn!(
                 variant = config.name,
                 first = %first.path.display(),
@@ -376,22 +377,32 @@ fn open_members(config: &VariantConfig) -> Result<Vec<Member>, ModelError> {
     Ok(members)
 }
 
-fn open_member(config: &VariantConfig, path: &Path) -> Result<Member, ModelError> {
-    let checkpoint = Checkpoint::open(path)?;
-    let manifest = Manifest::load(path)?;
-    let mut checkpoint_config = CheckpointConfig::load(&path.join("config.json"), &manifest)?;
-    if config.pooling.is_some() {
-        checkpoint_config.pooling = config.pooling;
+/// Opens a member: a checkpoint, or an adapter over `base`. What an adapter has no file for is as in its base, but the
+/// calibration of another model's rewards.
+pub fn open_files(
+    path: &Path,
+    base: Option<&Path>,
+) -> Result<(Checkpoint, Manifest, CheckpointConfig), ModelError> {
+    let checkpoint = Checkpoint::open_over(path, base)?;
+    let beside = |file: &str| checkpoint.dir_of(file);
+    let mut manifest = Manifest::load(beside("rewarm.json"))?;
+    if beside("rewarm.json") != path {
+        manifest.calibration = None;
     }
-    let tokenizer = open_tokenizer(path, &checkpoint_config, &manifest, config.max_tokens)?;
-    Ok(Member { path: path.to_owned(), manifest, config: checkpoint_config, checkpoint, tokenizer })
+    let config = CheckpointConfig::load(&beside("config.json").join("config.json"), &manifest)?;
+    Ok((checkpoint, manifest, config))
 }
 
-/// The tokenizer of a checkpoint, with the smallest of its limits and `max_tokens`.
-pub(super) fn open_tokenizer(
-    path: &Path,
-    config: &CheckpointConfig,
+/// Where a member's tokenizer and template are.
+pub fn text_dir(checkpoint: &Checkpoint) -> &Path {
+    checkpoint.dir_of("tokenizer.json")
+}
+
+/// What turns samples into token ids for a member, up to its own limit and this one.
+pub fn load_tokenizer(
+    checkpoint: &Checkpoint,
     manifest: &Manifest,
+    config: &CheckpointConfig,
     max_tokens: Option<usize>,
 ) -> Result<SampleTokenizer, ModelError> {
     let model_limit = config.backbone.max_tokens();
@@ -409,7 +420,16 @@ pub(super) fn open_tokenizer(
         rule: manifest.text_rule,
         default_rule: config.backbone.default_text_rule(),
     };
-    Ok(SampleTokenizer::load(path, &options)?)
+    Ok(SampleTokenizer::load(text_dir(checkpoint), &options)?)
+}
+
+fn open_member(config: &VariantConfig, path: &Path) -> Result<Member, ModelError> {
+    let (checkpoint, manifest, mut checkpoint_config) = open_files(path, config.base.as_deref())?;
+    if config.pooling.is_some() {
+        checkpoint_config.pooling = config.pooling;
+    }
+    let tokenizer = load_tokenizer(&checkpoint, &manifest, &checkpoint_config, config.max_tokens)?;
+    Ok(Member { path: path.to_owned(), manifest, config: checkpoint_config, checkpoint, tokenizer })
 }
 
 fn findings(members: &[Member]) -> Result<Vec<Kinship>, ModelError> {
@@ -490,6 +510,28 @@ fn names_to_read(
     let names = weights.unread();
     weights.finish()?;
     Ok(names)
+}
+
+/// What a checkpoint's tensors are for.
+#[derive(Clone, Debug)]
+pub struct UsedTensors {
+    /// All that a reward depends on, sorted.
+    pub all: Vec<String>,
+    /// Those of the head.
+    pub head: Vec<String>,
+    /// Where the head comes from.
+    pub head_kind: HeadKind,
+}
+
+/// Tells what a model will ask for; refuses what can be refused without reading weights.
+pub fn used_tensors(checkpoint: &Checkpoint, config: &CheckpointConfig) -> Result<UsedTensors, ModelError> {
+    let mut all = names_to_read(&[(checkpoint, 1.0)], config)?;
+    all.sort_unstable();
+    let (ops, mut progress) = (unread_ops(), |_| ());
+    let members = [(checkpoint, 1.0)];
+    let mut weights = Weights::new(&members, &config.backbone, &ops, None, &mut progress);
+    let head_kind = Head::load(&mut weights, config)?.kind();
+    Ok(UsedTensors { all, head: weights.unread(), head_kind })
 }
 
 /// For models of which only names and shapes are looked at: any form and precision will do.

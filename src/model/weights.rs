@@ -1,6 +1,7 @@
 //! Weights: from safetensors files to tensors laid out for the product.
 //!
-//! A [`Checkpoint`] is read tensor by tensor. [`Weights`] hands tensors to a model
+//! A [`Checkpoint`] is read tensor by tensor; a LoRA adapter over a base reads as one too, each tensor with its update
+//! ([`crate::model::lora`]). [`Weights`] hands tensors to a model
 //! while it is built: it checks names, shapes and finiteness before use, averages several members on the way
 //! ([`crate::model::merge`]), and notices at the end which tensors nobody asked for. A [`TensorStore`] keeps
 //! one copy of what is equal, by content digest, however many members and variants hold it.
@@ -45,6 +46,9 @@ use crate::model::ahead;
 use crate::model::ahead::MemberTensors;
 use crate::model::ahead::ReadAhead;
 use crate::model::config::BackboneConfig;
+use crate::model::lora;
+use crate::model::lora::Change;
+use crate::model::lora::LowRank;
 use crate::model::merge;
 use crate::model::merge::Averaged;
 use crate::model::ops::LinearSource;
@@ -70,18 +74,20 @@ const MAX_SPARE_BYTES: usize = 256 << 20;
 pub type Digest = [u8; 32];
 
 /// Tensors that checkpoints carry and a reward does not depend on, by the end of their names.
-const IGNORED_SUFFIXES: [&str; 3] =
+pub const IGNORED_SUFFIXES: [&str; 3] =
     ["rotary_emb.inv_freq", "embeddings.position_ids", "embeddings.token_type_ids"];
 
 /// And by the start: language-model heads, of which a reward model has no use.
-const IGNORED_PREFIXES: [&str; 4] = ["lm_head.", "cls.", "pretrained_model.lm_head.", "model.lm_head."];
+pub const IGNORED_PREFIXES: [&str; 4] = ["lm_head.", "cls.", "pretrained_model.lm_head.", "model.lm_head."];
 
 /// The safetensors files of a checkpoint directory.
 #[derive(Debug)]
 pub struct Checkpoint {
     dir: PathBuf,
+    /// Of an adapter.
+    base: Option<PathBuf>,
     files: Vec<OpenFile>,
-    tensors: BTreeMap<String, usize>,
+    tensors: BTreeMap<String, Place>,
     digests: Mutex<HashMap<String, Digest>>,
     spare: Mutex<Vec<Stored>>,
 }
@@ -94,7 +100,25 @@ struct OpenFile {
     metadata: Metadata,
 }
 
-/// One tensor as it is on disk.
+/// Where a tensor is, and what an adapter adds to it.
+#[derive(Debug)]
+struct Place {
+    file: usize,
+    info: TensorInfo,
+    update: Option<Update>,
+}
+
+/// The factors of a low-rank update, in the adapter's file.
+#[derive(Debug)]
+struct Update {
+    file: usize,
+    a: TensorInfo,
+    b: TensorInfo,
+    scale: f64,
+    is_transposed: bool,
+}
+
+/// One tensor as it is on disk; with an adapter's update, the sum in `f64`.
 #[derive(Clone, Debug)]
 pub struct TensorBytes<'a> {
     /// As stored.
@@ -109,11 +133,8 @@ impl TensorBytes<'_> {
     /// How many values there are.
     pub fn count(&self) -> usize {
         match &self.values {
-            Stored::F64(values) => values.len(),
-            Stored::F32(values) => values.len(),
-            Stored::F16(values) => values.len(),
-            Stored::Bf16(values) => values.len(),
-            Stored::Other(_) => self.shape.iter().product(),
+            Stored::Other(_) => values_in(self.shape),
+            values => values.count(),
         }
     }
 }
@@ -147,6 +168,28 @@ impl From<Averaged> for Stored {
 }
 
 impl Stored {
+    /// As they are in memory, which is as they are in files.
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::F64(values) => bytemuck::cast_slice(values),
+            Self::F32(values) => bytemuck::cast_slice(values),
+            Self::F16(values) => bytemuck::cast_slice(values),
+            Self::Bf16(values) => bytemuck::cast_slice(values),
+            Self::Other(bytes) => bytes,
+        }
+    }
+
+    /// How many values there are; of types that we do not compute with, how many bytes.
+    pub fn count(&self) -> usize {
+        match self {
+            Self::F64(values) => values.len(),
+            Self::F32(values) => values.len(),
+            Self::F16(values) => values.len(),
+            Self::Bf16(values) => values.len(),
+            Self::Other(bytes) => bytes.len(),
+        }
+    }
+
     fn capacity_bytes(&self) -> usize {
         match self {
             Self::F64(values) => values.capacity() * 8,
@@ -210,15 +253,17 @@ impl Checkpoint {
                 problem: "there is no such directory".to_owned(),
             });
         }
-        if dir.join("adapter_config.json").is_file() {
+        if lora::is_adapter(dir) {
             return Err(ModelError::NoCheckpoint {
                 path: dir.to_owned(),
-                problem: "is a LoRA adapter: merge it into its base first (peft's `merge_and_unload`)"
+                problem: "is a LoRA adapter, which is not a model by itself: say with `base` (or --base) what it was \
+                          trained on"
                     .to_owned(),
             });
         }
         let mut checkpoint = Self {
             dir: dir.to_owned(),
+            base: None,
             files: Vec::new(),
             tensors: BTreeMap::new(),
             digests: Mutex::default(),
@@ -226,7 +271,7 @@ impl Checkpoint {
         };
         let (single, index) = (dir.join("model.safetensors"), dir.join("model.safetensors.index.json"));
         if single.is_file() {
-            checkpoint.open_file(single)?;
+            checkpoint.add_file(single)?;
         } else if index.is_file() {
             checkpoint.open_shards(&index)?;
         } else {
@@ -234,9 +279,51 @@ impl Checkpoint {
         }
         let value_head = dir.join("value_head.safetensors"); // as LLaMA-Factory saves TRL's
         if value_head.is_file() {
-            checkpoint.open_file(value_head)?;
+            checkpoint.add_file(value_head)?;
         }
         Ok(checkpoint)
+    }
+
+    /// The same, or, where the directory is a LoRA adapter, what it makes of `base`.
+    ///
+    /// The weights are those of the base, each plus the adapter's update, or the adapter's own where it has whole
+    /// tensors (such as a head that the base may lack). They are named as the adapter names them.
+    pub fn open_over(dir: &Path, base: Option<&Path>) -> Result<Self, ModelError> {
+        let base = match base {
+            Some(base) if lora::is_adapter(dir) => base,
+            _ => return Self::open(dir),
+        };
+        let changes = lora::Settings::load(dir)?;
+        let mut checkpoint = Self::open(base)?;
+        let file = checkpoint.open_file(lora::weights_file(dir)?)?;
+        let stored = checkpoint.files[file].metadata.tensors();
+        let stored: BTreeMap<String, TensorInfo> =
+            stored.into_iter().map(|(name, info)| (name, info.clone())).collect();
+        let changes = changes.read(&stored, &checkpoint.shapes())?;
+        if !changes.prefix.is_empty() {
+            let tensors = std::mem::take(&mut checkpoint.tensors).into_iter();
+            checkpoint.tensors =
+                tensors.map(|(name, place)| (format!("{}{name}", changes.prefix), place)).collect();
+        }
+        for (name, change) in changes.tensors {
+            let Change { whole, low_rank } = change;
+            if let Some(whole) = whole {
+                let place = Place { file, info: stored[&whole].clone(), update: None };
+                checkpoint.tensors.insert(name.clone(), place);
+            }
+            if let Some(LowRank { a, b, scale, is_transposed }) = low_rank {
+                let (a, b) = (stored[&a].clone(), stored[&b].clone());
+                let place = checkpoint.tensors.get_mut(&name).expect("updates are of the base's tensors");
+                place.update = Some(Update { file, a, b, scale, is_transposed });
+            }
+        }
+        checkpoint.base = Some(base.to_owned());
+        checkpoint.dir = dir.to_owned();
+        Ok(checkpoint)
+    }
+
+    fn shapes(&self) -> BTreeMap<&str, &[usize]> {
+        self.tensors.iter().map(|(name, place)| (name.as_str(), place.info.shape.as_slice())).collect()
     }
 
     fn open_shards(&mut self, index: &Path) -> Result<(), ModelError> {
@@ -248,10 +335,11 @@ impl Checkpoint {
             if Path::new(shard).file_name().is_none_or(|name| name != shard.as_str()) {
                 return Err(ModelError::config(index, format!("shard `{shard}` is not a plain file name")));
             }
-            self.open_file(self.dir.join(shard))?;
+            self.add_file(self.dir.join(shard))?;
         }
         for (name, shard) in &weight_map {
-            let held = self.tensors.get(name).is_some_and(|&file| self.files[file].path.ends_with(shard));
+            let held =
+                self.tensors.get(name).is_some_and(|place| self.files[place.file].path.ends_with(shard));
             if !held {
                 return Err(ModelError::config(index, format!("tensor `{name}` is not in shard `{shard}`")));
             }
@@ -259,7 +347,21 @@ impl Checkpoint {
         Ok(())
     }
 
-    fn open_file(&mut self, path: PathBuf) -> Result<(), ModelError> {
+    /// Opens a file; its tensors are the checkpoint's.
+    fn add_file(&mut self, path: PathBuf) -> Result<(), ModelError> {
+        let file = self.open_file(path)?;
+        let OpenFile { path, metadata, .. } = &self.files[file];
+        for (name, info) in metadata.tensors() {
+            let place = Place { file, info: info.clone(), update: None };
+            if self.tensors.insert(name.clone(), place).is_some() {
+                let problem = format!("tensor `{name}` is in another file of the checkpoint as well");
+                return Err(ModelError::Damaged { path: path.clone(), problem });
+            }
+        }
+        Ok(())
+    }
+
+    fn open_file(&mut self, path: PathBuf) -> Result<usize, ModelError> {
         let damaged = |problem: String| ModelError::Damaged { path: path.clone(), problem };
         let (file, header) = read_header(&path).map_err(|source| match source.kind() {
             io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
@@ -275,18 +377,26 @@ impl Checkpoint {
         if size != end {
             return Err(damaged(format!("has {size} bytes, its header tells of {end}: {COPY_AGAIN}")));
         }
-        for name in metadata.tensors().into_keys() {
-            if self.tensors.insert(name.clone(), self.files.len()).is_some() {
-                return Err(damaged(format!("tensor `{name}` is in another file of the checkpoint as well")));
-            }
-        }
         self.files.push(OpenFile { path, file, data_start, metadata });
-        Ok(())
+        Ok(self.files.len() - 1)
     }
 
     /// The directory.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Below an adapter: the directory of the base.
+    pub fn base(&self) -> Option<&Path> {
+        self.base.as_deref()
+    }
+
+    /// Where such a file is, `config.json` for example: an adapter's own, or else its base's.
+    pub fn dir_of(&self, file: &str) -> &Path {
+        match &self.base {
+            Some(base) if !self.dir.join(file).is_file() => base,
+            _ => &self.dir,
+        }
     }
 
     /// All tensor names, sorted.
@@ -301,40 +411,75 @@ impl Checkpoint {
 
     /// What the header says of a tensor.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
-        self.files[*self.tensors.get(name)?].metadata.info(name)
+        Some(&self.tensors.get(name)?.info)
     }
 
     /// Reads one tensor. Fails if it is not what it was when it was read before.
     pub fn read(&self, name: &str) -> Result<TensorBytes<'_>, ModelError> {
-        let (file, info) = self.find(name)?;
+        let Place { file, info, update } = self.find(name)?;
+        let (mut values, mut digest) = self.read_stored(*file, info)?;
+        if let Some(Update { file, a, b, scale, is_transposed }) = update {
+            if let Stored::Other(_) = values {
+                return Err(ModelError::Unsupported(format!(
+                    "tensor `{name}` is stored as {:?}, to which no update can be added: supported are F64, F32, F16 \
+                     and BF16",
+                    info.dtype
+                )));
+            }
+            let ((a, digest_a), (b, digest_b)) = (self.read_stored(*file, a)?, self.read_stored(*file, b)?);
+            let mut sum = match self.room(safetensors::Dtype::F64, values_in(&info.shape) * 8) {
+                Stored::F64(sum) => sum,
+                _ => unreachable!("room is of the type that was asked for"),
+            };
+            lora::add(&values, &a, &b, *scale, *is_transposed, &info.shape, &mut sum);
+            for read in [std::mem::replace(&mut values, Stored::F64(sum)), a, b] {
+                self.give_back(read);
+            }
+            let mut hasher = blake3::Hasher::new();
+            hasher.update(b"low rank\n").update(&digest).update(&digest_a).update(&digest_b);
+            hasher.update(&scale.to_le_bytes()).update(&[u8::from(*is_transposed)]);
+            digest = *hasher.finalize().as_bytes();
+        }
+        let mut digests = self.digests.lock().unwrap_or_else(PoisonError::into_inner);
+        if *digests.entry(name.to_owned()).or_insert(digest) != digest {
+            let problem = format!("tensor `{name}` changed while it was read");
+            return Err(ModelError::Damaged { path: self.files[*file].path.clone(), problem });
+        }
+        Ok(TensorBytes { dtype: info.dtype, shape: &info.shape, values })
+    }
+
+    /// What a file holds there, and its digest.
+    fn read_stored(&self, file: usize, info: &TensorInfo) -> Result<(Stored, Digest), ModelError> {
         let (start, end) = info.data_offsets;
         let mut values = self.room(info.dtype, end - start);
         let mut hasher = blake3::Hasher::new();
         hasher.update(format!("{:?} {:?}\n", info.dtype, info.shape).as_bytes());
         let mut at = start as u64;
         for slab in values.bytes_mut().chunks_mut(SLAB) {
-            file.read_at(slab, at)?;
+            self.files[file].read_at(slab, at)?;
             hasher.update_rayon(slab);
             at += slab.len() as u64;
         }
-        let digest = *hasher.finalize().as_bytes();
-        let mut digests = self.digests.lock().unwrap_or_else(PoisonError::into_inner);
-        if *digests.entry(name.to_owned()).or_insert(digest) != digest {
-            let problem = format!("tensor `{name}` changed while it was read");
-            return Err(ModelError::Damaged { path: file.path.clone(), problem });
-        }
-        Ok(TensorBytes { dtype: info.dtype, shape: &info.shape, values })
+        Ok((values, *hasher.finalize().as_bytes()))
     }
 
     /// Reads at most so many values from the middle of a tensor, and compares them with nothing.
     pub fn sample(&self, name: &str, values: usize) -> Result<TensorBytes<'_>, ModelError> {
-        let (file, info) = self.find(name)?;
+        let Place { file, info, update } = self.find(name)?;
         let (start, end) = info.data_offsets;
-        let count: usize = info.shape.iter().product();
-        let size = (end - start) / count.max(1);
+        let count = values_in(&info.shape);
         let sampled = values.min(count);
+        let first = (count - sampled) / 2;
+        if update.is_some() {
+            let mut tensor = self.read(name)?; // whole: as many rows would need all of one factor anyway
+            let Stored::F64(sum) = &mut tensor.values else { unreachable!("updated in f64") };
+            let middle = sum[first..first + sampled].to_vec();
+            self.give_back(std::mem::replace(&mut tensor.values, Stored::F64(middle)));
+            return Ok(tensor);
+        }
+        let size = (end - start) / count.max(1);
         let mut values = Stored::zeros(info.dtype, sampled * size);
-        file.read_at(values.bytes_mut(), (start + (count - sampled) / 2 * size) as u64)?;
+        self.files[*file].read_at(values.bytes_mut(), (start + first * size) as u64)?;
         Ok(TensorBytes { dtype: info.dtype, shape: &info.shape, values })
     }
 
@@ -361,10 +506,8 @@ impl Checkpoint {
         }
     }
 
-    fn find(&self, name: &str) -> Result<(&OpenFile, &TensorInfo), ModelError> {
-        let file = self.tensors.get(name).map(|&file| &self.files[file]);
-        let found = file.and_then(|file| Some((file, file.metadata.info(name)?)));
-        found.ok_or_else(|| ModelError::MissingTensor { name: name.to_owned() })
+    fn find(&self, name: &str) -> Result<&Place, ModelError> {
+        self.tensors.get(name).ok_or_else(|| ModelError::MissingTensor { name: name.to_owned() })
     }
 
     /// Digest of a tensor's dtype, shape and bytes; read only once.
@@ -374,6 +517,18 @@ impl Checkpoint {
         }
         self.read(name)?;
         Ok(self.known_digest(name).expect("reading notes the digest"))
+    }
+
+    /// Digest of these tensors, names and contents; sort the names.
+    pub fn digest_of<'n>(&self, names: impl IntoIterator<Item = &'n String>) -> Result<Digest, ModelError> {
+        let mut hasher = blake3::Hasher::new();
+        for name in names {
+            // heads and backbones are told apart by name, so the prefix counts; lengths keep names apart
+            hasher.update(&(name.len() as u64).to_le_bytes());
+            hasher.update(name.as_bytes());
+            hasher.update(&self.digest(name)?);
+        }
+        Ok(*hasher.finalize().as_bytes())
     }
 
     fn known_digest(&self, name: &str) -> Option<Digest> {
@@ -390,6 +545,10 @@ impl OpenFile {
         let read = bytes.par_chunks_mut(PIECE).enumerate().try_for_each(read);
         read.map_err(|source| ModelError::read(&self.path, source))
     }
+}
+
+fn values_in(shape: &[usize]) -> usize {
+    shape.iter().product()
 }
 
 fn read_header(path: &Path) -> io::Result<(File, Vec<u8>)> {
@@ -707,17 +866,7 @@ impl<'a, O: Ops> Weights<'a, O> {
         if self.store.is_none() {
             return Ok(vec![Digest::default(); self.members.len()]);
         }
-        let digest_of = |checkpoint: &Checkpoint| {
-            let mut hasher = blake3::Hasher::new();
-            for name in &self.used {
-                // heads and backbones are told apart by name, so the prefix counts; lengths keep names apart
-                hasher.update(&(name.len() as u64).to_le_bytes());
-                hasher.update(name.as_bytes());
-                hasher.update(&checkpoint.digest(name)?);
-            }
-            Ok(*hasher.finalize().as_bytes())
-        };
-        self.members.iter().map(|(checkpoint, _)| digest_of(checkpoint)).collect()
+        self.members.iter().map(|(checkpoint, _)| checkpoint.digest_of(&self.used)).collect()
     }
 }
 

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod calibrate;
 mod forward;
+pub mod merge;
 pub mod score;
 mod stop;
 pub mod train;

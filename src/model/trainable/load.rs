@@ -72,7 +72,7 @@ impl Trainable {
         let config_path = dir.join("config.json");
         let mut config = CheckpointConfig::load(&config_path, &manifest)?;
         let mut fields = read_fields(&config_path)?;
-        let tokenizer = variant::open_tokenizer(dir, &config, &manifest, options.max_tokens)?;
+        let tokenizer = variant::load_tokenizer(&checkpoint, &manifest, &config, options.max_tokens)?;
         let num_layers = num_layers(&config.backbone);
         if options.frozen_layers > num_layers {
             let problem =

@@ -1,0 +1,143 @@
+//! `rewarm merge`: the arguments, a bar, warnings and the table.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+
+use anyhow::Context;
+use clap::Args;
+use indicatif::ProgressBar;
+use indicatif::ProgressDrawTarget;
+use indicatif::ProgressStyle;
+use tokio::signal::unix::SignalKind;
+use tokio::signal::unix::signal;
+
+use crate::config::ConfigError;
+use crate::config::coefficient_problems;
+use crate::model::save::MAX_SHARD_BYTES;
+use crate::offline::merge::Merge;
+use crate::offline::merge::Options;
+use crate::offline::merge::OutputDtype;
+use crate::offline::merge::greedy::Greedy;
+
+/// Averages the weights of reward models into one (WARM).
+///
+/// Members are Hugging Face directories of one family: fine-tuned from one pretrain, with the same architecture,
+/// vocabulary and head. What cannot be averaged is refused, what is odd is warned of. Sums run in f64 and are rounded
+/// once. The result is an ordinary Hugging Face directory with the first member's config, tokenizer and chat template,
+/// and rewarm-merge.json: what was merged, by digest, and how alike it was. It appears whole or not at all.
+///
+/// With --base, members may be LoRA adapters (PEFT directories) over it; each is merged into the base first.
+#[derive(Debug, Args)]
+pub(super) struct MergeArgs {
+    /// The checkpoints, or LoRA adapters over --base.
+    #[arg(required = true, value_name = "MEMBER")]
+    members: Vec<PathBuf>,
+    /// Where the merged checkpoint is written; must not exist yet.
+    #[arg(long, value_name = "DIR")]
+    output: PathBuf,
+    /// The members' shares, summing to 1 [default: equal].
+    #[arg(long, value_delimiter = ',', value_name = "SHARE,SHARE", allow_negative_numbers = true)]
+    coefficients: Option<Vec<f64>>,
+    /// What the merge is stored in [default: what the members are stored in, the widest of them].
+    #[arg(long)]
+    dtype: Option<OutputDtype>,
+    /// The pretrain: what adapters were trained on, and what the members' updates are measured from.
+    #[arg(long, value_name = "DIR")]
+    base: Option<PathBuf>,
+    /// Adds members in order of their accuracy on these preference pairs (JSON lines), while it does not fall.
+    #[arg(long, value_name = "PAIRS", conflicts_with = "coefficients")]
+    greedy: Option<PathBuf>,
+    /// A larger checkpoint is cut into files of at most this size.
+    #[arg(long, value_name = "BYTES", default_value_t = MAX_SHARD_BYTES,
+          value_parser = clap::value_parser!(u64).range(1..))]
+    max_shard_bytes: u64,
+}
+
+pub(super) fn run(args: MergeArgs) -> anyhow::Result<()> {
+    if let Some(coefficients) = &args.coefficients {
+        let problems = coefficient_problems(coefficients, args.members.len());
+        if !problems.is_empty() {
+            return Err(ConfigError(problems).into());
+        }
+    }
+    let interrupted = watch_for_interrupts()?;
+    let goes_on = || !interrupted.load(Ordering::Relaxed);
+    let mut options = Options {
+        members: args.members,
+        base: args.base,
+        coefficients: args.coefficients,
+        dtype: args.dtype,
+        output: args.output,
+        max_shard_bytes: args.max_shard_bytes,
+    };
+    let mut merge = Merge::open(options.clone())?;
+    warn(merge.warnings());
+    let mut greedy = None;
+    if let Some(pairs) = &args.greedy {
+        let bar = bar("{msg} [{bar:30}] {pos}/{len} pairs {per_sec} {eta}");
+        let mut progress = |doing: &str, done, total| {
+            bar.set_message(doing.to_owned());
+            bar.set_length(total);
+            bar.set_position(done);
+            goes_on()
+        };
+        let chosen = Greedy::choose(&options.members, options.base.as_deref(), pairs, &mut progress)?;
+        bar.finish_and_clear();
+        options.members = chosen.kept();
+        merge = Merge::open(options)?;
+        greedy = Some(chosen);
+    }
+    let bar = bar("merge [{bar:40}] {bytes}/{total_bytes} {bytes_per_sec} {eta}");
+    let told = merge.warnings().len();
+    let report = merge.write(greedy, &mut |read, total| {
+        bar.set_length(total);
+        bar.set_position(read);
+        goes_on()
+    })?;
+    bar.finish_and_clear();
+    warn(&report.warnings[told..]);
+    writeln!(std::io::stdout(), "{report}").context("write the answer")
+}
+
+fn warn(warnings: &[String]) {
+    for warning in warnings {
+        // nobody may be reading; the provenance has it too
+        let _ = writeln!(std::io::stderr(), "warning: {warning}");
+    }
+}
+
+/// Invisible unless standard error is a terminal.
+fn bar(template: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(template).expect("the templates are constants that were tried");
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    bar.set_style(style.progress_chars("=> "));
+    bar
+}
+
+/// Becomes true with the first SIGINT or SIGTERM, so that what was begun can be taken away; a second ends the program.
+fn watch_for_interrupts() -> anyhow::Result<Arc<AtomicBool>> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let seen = interrupted.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let (mut interrupt, mut terminate) = {
+        let _in_runtime = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            loop {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+                if seen.swap(true, Ordering::Relaxed) {
+                    std::process::exit(130); // as shells tell an interrupt
+                }
+            }
+        });
+    });
+    Ok(interrupted)
+}

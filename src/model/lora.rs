@@ -1,0 +1,380 @@
+//! LoRA adapters, as PEFT saves them: what they change in the weights of the base that they were trained on.
+//!
+//! ```text
+//! adapter_config.json, names and shapes → Settings → Changes: tensor → whole | low rank
+//! weight = base + scale · B·A, in f64         scale = alpha / rank, or alpha / √rank (rslora)
+//! ```
+//!
+//! [`Checkpoint`](crate::model::weights::Checkpoint) applies the changes while it reads, so that everything above it
+//! (merging, serving, digests) sees ordinary weights: an average of adapters is the average of their products, never the
+//! product of their averages. Nothing is rounded before the sum is.
+//!
+//! What would change rewards in a way that we do not follow (DoRA, biases of the update, initialisations that change the
+//! base) is refused by name; a tensor that we do not know is never left out in silence.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::path::PathBuf;
+
+use rayon::prelude::*;
+use safetensors::Dtype;
+use safetensors::tensor::TensorInfo;
+use serde_json::Map;
+use serde_json::Value;
+
+use crate::model::ModelError;
+use crate::model::config::Fields;
+use crate::model::weights::Stored;
+
+const CONFIG_FILE: &str = "adapter_config.json";
+const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+
+/// What stands before the base model's own names in an adapter's.
+const PREFIX: &str = "base_model.model.";
+
+/// Settings that change rewards in ways that we do not follow, unless they are null, false or empty; and the cure.
+const UNSUPPORTED: [(&str, &str); 12] = [
+    ("use_dora", "DoRA also scales each row"),
+    ("lora_bias", "biases of the update are not supported"),
+    ("use_qalora", "quantized adapters are not supported"),
+    ("layer_replication", "layers that are used twice are not supported"),
+    ("trainable_token_indices", "single rows of the embedding are not supported"),
+    ("target_parameters", "updates of parameters that are no layers are not supported"),
+    ("alora_invocation_tokens", "updates that start within the text are not supported"),
+    ("kasa_config", "KaSA changes the base"),
+    ("monteclora_config", "updates that are drawn at random are not supported"),
+    ("use_bdlora", "block-diagonal updates are not supported"),
+    ("arrow_config", "routing between adapters is not supported"),
+    ("megatron_config", "Megatron's parallel layers are not supported"),
+];
+
+/// Initialisations that leave the base as it is. Others (PiSSA, OLoRA, CorDA, LoftQ) train against a changed base, which
+/// the adapter does not hold.
+const HARMLESS_INITS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
+
+/// Whether a directory is an adapter and not a model.
+pub fn is_adapter(dir: &Path) -> bool {
+    dir.join(CONFIG_FILE).is_file()
+}
+
+/// The adapter's tensors.
+pub(super) fn weights_file(dir: &Path) -> Result<PathBuf, ModelError> {
+    let path = dir.join(WEIGHTS_FILE);
+    if path.is_file() {
+        return Ok(path);
+    }
+    Err(ModelError::NoCheckpoint {
+        path: dir.to_owned(),
+        problem: format!(
+            "holds no {WEIGHTS_FILE}: save the adapter again, `save_pretrained(DIR, safe_serialization=True)`"
+        ),
+    })
+}
+
+/// What `adapter_config.json` says.
+#[derive(Debug)]
+pub(super) struct Settings {
+    dir: PathBuf,
+    alpha: f64,
+    is_rank_stabilized: bool,
+    /// By the end of the layer's name.
+    alpha_pattern: Vec<(String, f64)>,
+}
+
+/// What an adapter changes.
+#[derive(Debug)]
+pub(super) struct Changes {
+    /// What to put before all names of the base, to name its tensors as the adapter does.
+    pub(super) prefix: String,
+    /// By name.
+    pub(super) tensors: BTreeMap<String, Change>,
+}
+
+/// What an adapter does to one tensor; both, for an embedding that PEFT saved with its update.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Change {
+    /// Takes its place: a name in the adapter.
+    pub(super) whole: Option<String>,
+    /// Is added to it.
+    pub(super) low_rank: Option<LowRank>,
+}
+
+/// An update `scale · B·A`.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct LowRank {
+    /// The name of `[rank, input]` in the adapter.
+    pub(super) a: String,
+    /// The name of `[output, rank]`.
+    pub(super) b: String,
+    pub(super) scale: f64,
+    /// Of an embedding: `(B·A)ᵀ` is added.
+    pub(super) is_transposed: bool,
+}
+
+impl Settings {
+    /// Reads `adapter_config.json`; refuses what we cannot follow.
+    pub(super) fn load(dir: &Path) -> Result<Self, ModelError> {
+        let path = dir.join(CONFIG_FILE);
+        let text = std::fs::read_to_string(&path).map_err(|source| ModelError::read(&path, source))?;
+        let fields: Map<String, Value> =
+            serde_json::from_str(&text).map_err(|error| ModelError::config(&path, error))?;
+        Self::parse(dir, &Fields(&fields)).map_err(|problem| ModelError::config(&path, problem))
+    }
+
+    fn parse(dir: &Path, fields: &Fields<'_>) -> Result<Self, String> {
+        fields.refuse_unless(
+            "peft_type",
+            |value| value == "LORA",
+            "of PEFT's adapters only LORA is supported",
+        )?;
+        fields.required::<String>("peft_type")?;
+        for (key, why) in UNSUPPORTED {
+            fields.refuse_unless(key, is_off, why)?;
+        }
+        fields.refuse_unless(
+            "init_lora_weights",
+            |value| match value {
+                Value::String(name) => HARMLESS_INITS.contains(&name.as_str()),
+                _ => true,
+            },
+            "it trains against a changed base: convert the adapter to plain LoRA with peft \
+             (`path_initial_model_for_weight_conversion`)",
+        )?;
+        // `fan_in_fan_out` is for GPT-2's transposed layers. Our families have none, and peft then ignores it too.
+        let alpha_pattern: Map<String, Value> = fields.optional("alpha_pattern")?.unwrap_or_default();
+        let alpha_pattern = alpha_pattern.into_iter().map(|(layer, alpha)| {
+            let alpha = alpha
+                .as_f64()
+                .ok_or_else(|| format!("`alpha_pattern.{layer}` is {alpha}: expected a number"))?;
+            let name = layer.strip_prefix('^').unwrap_or(&layer);
+            if !name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c)) {
+                return Err(format!(
+                    "`alpha_pattern` has the pattern `{layer}`: only plain names of layers are supported"
+                ));
+            }
+            Ok((layer, alpha))
+        });
+        Ok(Self {
+            dir: dir.to_owned(),
+            alpha: fields.required("lora_alpha")?,
+            is_rank_stabilized: fields.optional("use_rslora")?.unwrap_or(false),
+            alpha_pattern: alpha_pattern.collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// What the adapter's tensors change in a base with tensors of these shapes.
+    pub(super) fn read(
+        &self,
+        stored: &BTreeMap<String, TensorInfo>,
+        base: &BTreeMap<&str, &[usize]>,
+    ) -> Result<Changes, ModelError> {
+        self.sort(stored, base).map_err(|problem| ModelError::config(&self.dir.join(WEIGHTS_FILE), problem))
+    }
+
+    fn sort(
+        &self,
+        stored: &BTreeMap<String, TensorInfo>,
+        base: &BTreeMap<&str, &[usize]>,
+    ) -> Result<Changes, String> {
+        let roles = stored
+            .keys()
+            .map(|name| role(name).map(|(layer, role)| (name, layer, role)))
+            .collect::<Result<Vec<_>, _>>()?;
+        let prefix = find_prefix(roles.iter().map(|(_, name, role)| (name, role)), base);
+        let in_base = |name: &str| find(name.strip_prefix(&prefix).unwrap_or(name), base);
+        let mut tensors: BTreeMap<String, Change> = BTreeMap::new();
+        for (stored_name, name, role) in roles {
+            let stored_name = stored_name.clone();
+            let found = in_base(&name).map(|found| format!("{prefix}{found}"));
+            match role {
+                // what the adapter replaces, which peft saves with some biases
+                Role::Unused => {}
+                Role::Whole => {
+                    // a head that the base lacks; a tensor that no model asks for is refused later
+                    let change = tensors.entry(found.unwrap_or(name)).or_default();
+                    // peft then saves the same tensor twice, once by the name of its wrapper
+                    let known = change.whole.get_or_insert_with(|| stored_name.clone());
+                    if stored_name.len() < known.len() {
+                        *known = stored_name;
+                    }
+                }
+                Role::A { .. } | Role::B => {
+                    let found = found.ok_or_else(|| format!("updates `{name}`, which the base lacks"))?;
+                    let low_rank = tensors.entry(found).or_default().low_rank.get_or_insert_default();
+                    if let Role::A { is_embedding } = role {
+                        low_rank.is_transposed = is_embedding;
+                        low_rank.scale = self.scale(&name, stored[&stored_name].shape.first().copied());
+                        low_rank.a = stored_name;
+                    } else {
+                        low_rank.b = stored_name;
+                    }
+                }
+            }
+        }
+        for (name, Change { whole, low_rank }) in &tensors {
+            let below = match whole {
+                Some(whole) => stored[whole].shape.as_slice(),
+                None => base[name.strip_prefix(&prefix).unwrap_or(name)],
+            };
+            if let Some(low_rank) = low_rank {
+                low_rank.check(name, stored, below)?;
+            }
+        }
+        Ok(Changes { prefix, tensors })
+    }
+
+    /// peft's: the pattern decides by the end of the layer's name, and with `^` by all of it.
+    fn scale(&self, name: &str, rank: Option<usize>) -> f64 {
+        let layer = name.trim_end_matches(".weight");
+        let fits = |pattern: &str| match pattern.strip_prefix('^') {
+            Some(whole) => layer == whole,
+            None => layer == pattern || layer.ends_with(&format!(".{pattern}")),
+        };
+        let special = self.alpha_pattern.iter().find(|(pattern, _)| fits(pattern));
+        let alpha = special.map_or(self.alpha, |(_, alpha)| *alpha);
+        let rank = rank.unwrap_or(1).max(1) as f64;
+        alpha / if self.is_rank_stabilized { rank.sqrt() } else { rank }
+    }
+}
+
+impl LowRank {
+    fn check(&self, name: &str, stored: &BTreeMap<String, TensorInfo>, base: &[usize]) -> Result<(), String> {
+        let factor = |factor: &str, which: &str| {
+            let info =
+                stored.get(factor).ok_or_else(|| format!("the update of `{name}` lacks its lora_{which}"))?;
+            if !matches!(info.dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+                return Err(format!(
+                    "`{factor}` is stored as {:?}: supported are F64, F32, F16 and BF16",
+                    info.dtype
+                ));
+            }
+            Ok(info.shape.as_slice())
+        };
+        let (a, b) = (factor(&self.a, "A")?, factor(&self.b, "B")?);
+        let product = match (a, b) {
+            ([rank, input], [output, other]) if rank == other && self.is_transposed => {
+                Some([*input, *output])
+            }
+            ([rank, input], [output, other]) if rank == other => Some([*output, *input]),
+            _ => None,
+        };
+        if product.is_none_or(|product| product != base) {
+            return Err(format!(
+                "the update of `{name}` has the factors {b:?} and {a:?}, which do not fit the base's {base:?}"
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(values) => values.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        _ => false,
+    }
+}
+
+/// What a tensor of an adapter is for.
+enum Role {
+    A { is_embedding: bool },
+    B,
+    Whole,
+    Unused,
+}
+
+/// The tensor of the base that a tensor of an adapter is about, as the adapter names it.
+fn role(stored: &str) -> Result<(String, Role), String> {
+    let unknown = |why: &str| format!("tensor `{stored}` is not one that we know: {why}");
+    let name = stored.strip_prefix(PREFIX).ok_or_else(|| unknown("its name does not start as peft's do"))?;
+    if name.split('.').any(|part| part == "original_module") {
+        return Ok((name.to_owned(), Role::Unused));
+    }
+    // peft's wrappers, and the adapter's own name in state that was not saved by peft
+    let mut parts: Vec<&str> = Vec::new();
+    let mut after_wrapper = false;
+    for part in name.split('.') {
+        let is_wrapper = ["base_layer", "modules_to_save"].contains(&part);
+        let is_factor = part.starts_with("lora_");
+        if !(is_wrapper || after_wrapper && part == "default") {
+            parts.push(part);
+        }
+        after_wrapper = is_wrapper || is_factor;
+    }
+    let Some(at) = parts.iter().position(|part| part.starts_with("lora_")) else {
+        return Ok((parts.join("."), Role::Whole));
+    };
+    let role = match parts[at..] {
+        ["lora_A", "weight"] => Role::A { is_embedding: false },
+        ["lora_embedding_A"] => Role::A { is_embedding: true },
+        ["lora_B", "weight"] | ["lora_embedding_B"] => Role::B,
+        ["lora_magnitude_vector", ..] => return Err(unknown("DoRA is not supported")),
+        _ => return Err(unknown("only lora_A and lora_B are supported")),
+    };
+    Ok((format!("{}.weight", parts[..at].join(".")), role))
+}
+
+/// What an adapter's names have before those of a base that was saved without its head.
+fn find_prefix<'r>(
+    roles: impl Iterator<Item = (&'r String, &'r Role)>,
+    base: &BTreeMap<&str, &[usize]>,
+) -> String {
+    for (name, _) in roles.filter(|(_, role)| matches!(role, Role::A { .. } | Role::B)) {
+        let starts = std::iter::once(0).chain(name.match_indices('.').map(|(dot, _)| dot + 1));
+        if let Some(start) = starts.into_iter().find(|start| base.contains_key(&name[*start..])) {
+            return name[..start].to_owned();
+        }
+    }
+    String::new()
+}
+
+/// The tensor of the base: by its name, or, for adapters of a backbone alone, the only one that ends with it.
+fn find<'b>(name: &str, base: &BTreeMap<&'b str, &[usize]>) -> Option<&'b str> {
+    if let Some((found, _)) = base.get_key_value(name) {
+        return Some(found);
+    }
+    let end = format!(".{name}");
+    let mut ending = base.keys().filter(|found| found.ends_with(&end));
+    ending.next().filter(|_| ending.next().is_none()).copied()
+}
+
+/// `sum = base + scale · B·A`, or with `(B·A)ᵀ`; `[rows, columns]` is the shape of the base.
+///
+/// Each value is `base + scale · Σ b·a`, summed in the order of the rank.
+pub(super) fn add(
+    base: &Stored,
+    a: &Stored,
+    b: &Stored,
+    scale: f64,
+    is_transposed: bool,
+    shape: &[usize],
+    sum: &mut [f64],
+) {
+    let [rows, columns] = shape else { unreachable!("factors fit their base, which has two dimensions") };
+    let (a, b) = (a.widened(), b.widened());
+    // in either case row · column: `[rows, rank]` and `[rank, columns]`
+    let rank = a.len() / if is_transposed { *rows } else { *columns };
+    let (left, right) = match is_transposed {
+        true => (transposed(&a, rank, *rows), transposed(&b, *columns, rank)),
+        false => (b, a),
+    };
+    sum.par_chunks_mut((*columns).max(1)).enumerate().for_each_init(
+        || vec![0.0; *columns],
+        |product, (row, sum)| {
+            product.fill(0.0);
+            for (left, right) in
+                left[row * rank..(row + 1) * rank].iter().zip(right.chunks_exact((*columns).max(1)))
+            {
+                product.iter_mut().zip(right).for_each(|(product, right)| *product += left * right);
+            }
+            base.widen(row * columns, sum);
+            sum.iter_mut().zip(product).for_each(|(sum, product)| *sum += scale * *product);
+        },
+    );
+}
+
+/// `[rows, columns]` → `[columns, rows]`.
+fn transposed(values: &[f64], rows: usize, columns: usize) -> Vec<f64> {
+    (0..columns).flat_map(|column| (0..rows).map(move |row| values[row * columns + column])).collect()
+}

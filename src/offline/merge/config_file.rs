@@ -1,0 +1,65 @@
+//! The merged checkpoint's `config.json`: the first member's, with what the merge changes.
+
+use anyhow::Context;
+use serde_json::Map;
+use serde_json::Value;
+use serde_json::json;
+
+use crate::model::config::CheckpointConfig;
+use crate::model::head::HeadKind;
+use crate::model::weights::Checkpoint;
+use crate::offline::merge::OutputDtype;
+
+/// What transformers calls a model with a scalar reward head.
+const REWARD_TASK: &str = "ForSequenceClassification";
+/// And what it may have been before an adapter brought one.
+const OTHER_TASKS: [&str; 3] = ["ForCausalLM", "ForMaskedLM", "Model"];
+
+/// Whether an adapter made a reward model of a base whose config says that it is something else.
+pub(super) fn is_converted(first: &Checkpoint, config: &CheckpointConfig, head: HeadKind) -> bool {
+    first.base().is_some() && has_transformers_name(head) && !config.architecture.ends_with(REWARD_TASK)
+}
+
+/// The config of the merge.
+pub(super) fn merged(
+    first: &Checkpoint,
+    config: &CheckpointConfig,
+    head: HeadKind,
+    dtype: OutputDtype,
+) -> anyhow::Result<Value> {
+    let path = first.dir_of("config.json").join("config.json");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let mut fields: Map<String, Value> =
+        serde_json::from_str(&text).with_context(|| format!("read {}", path.display()))?;
+    // where one member came from says nothing of the merge
+    fields.shift_remove("_name_or_path");
+    let name = match dtype {
+        OutputDtype::F32 => "float32",
+        OutputDtype::Bf16 => "bfloat16",
+        OutputDtype::F16 => "float16",
+    };
+    // transformers 4 wrote the second
+    let keys: Vec<&str> =
+        ["dtype", "torch_dtype"].into_iter().filter(|key| fields.contains_key(*key)).collect();
+    for key in if keys.is_empty() { vec!["dtype"] } else { keys } {
+        fields.insert(key.to_owned(), json!(name));
+    }
+    if is_converted(first, config, head) {
+        let class = OTHER_TASKS.iter().find_map(|task| config.architecture.strip_suffix(task));
+        if let Some(class) = class {
+            fields.insert("architectures".to_owned(), json!([format!("{class}{REWARD_TASK}")]));
+        }
+    }
+    let labels = fields.get("id2label").and_then(Value::as_object).map(Map::len);
+    if first.base().is_some() && has_transformers_name(head) && labels != Some(1) {
+        // one output, whatever the base's config says; transformers' default is two
+        fields.insert("id2label".to_owned(), json!({"0": "LABEL_0"}));
+        fields.insert("label2id".to_owned(), json!({"LABEL_0": 0}));
+    }
+    Ok(Value::Object(fields))
+}
+
+/// Whether transformers' own classes have such a head.
+fn has_transformers_name(head: HeadKind) -> bool {
+    matches!(head, HeadKind::Score | HeadKind::BertClassifier | HeadKind::RobertaClassifier)
+}

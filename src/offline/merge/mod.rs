@@ -1,0 +1,480 @@
+//! `rewarm merge`: members → one checkpoint, tensor by tensor.
+//!
+//! ```text
+//! members (checkpoints, or adapters over a base) → check → for each tensor: read, compare, average, round once, write
+//!                                                            → config, tokenizer, template, provenance → one rename
+//! ```
+//!
+//! Members are compared while they are averaged, so that each is read once; in memory are one tensor of each member (and
+//! of the base), and the average. Whatever is told at the end is also in [`PROVENANCE`], with every tensor's part of it.
+
+mod config_file;
+pub mod greedy;
+pub mod report;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use anyhow::bail;
+use candle_core::DType;
+use safetensors::Dtype;
+use serde_json::Map;
+use serde_json::Value;
+
+use crate::model::ahead;
+use crate::model::config::CheckpointConfig;
+use crate::model::likeness::Likeness;
+use crate::model::manifest::Manifest;
+use crate::model::merge;
+use crate::model::save::CheckpointWriter;
+use crate::model::save::TensorSpec;
+use crate::model::save::check_target;
+use crate::model::variant;
+use crate::model::variant::UsedTensors;
+use crate::model::weights::Checkpoint;
+use crate::model::weights::IGNORED_PREFIXES;
+use crate::model::weights::IGNORED_SUFFIXES;
+use crate::offline::merge::greedy::Greedy;
+use crate::offline::merge::report::LikenessTotals;
+use crate::offline::merge::report::MemberReport;
+use crate::offline::merge::report::Report;
+use crate::offline::merge::report::Rounding;
+
+/// The file beside the weights that says what they were made from.
+pub const PROVENANCE: &str = "rewarm-merge.json";
+
+/// Keys of `rewarm.json` that say how a model scores. Others are about one member's own weights: its calibration and
+/// rewards are not those of the merge.
+const KEPT_MANIFEST_KEYS: [&str; 3] = ["pooling", "text_rule", "max_tokens"];
+
+/// What weights are stored in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum OutputDtype {
+    /// 32-bit floats.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// 16-bit floats.
+    F16,
+}
+
+impl OutputDtype {
+    fn stored(self) -> Dtype {
+        match self {
+            Self::F32 => Dtype::F32,
+            Self::Bf16 => Dtype::BF16,
+            Self::F16 => Dtype::F16,
+        }
+    }
+
+    fn tensor(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+            Self::F16 => DType::F16,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        }
+    }
+}
+
+/// What is merged, and into what.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Checkpoint directories, or adapters over `base`; at least one.
+    pub members: Vec<PathBuf>,
+    /// What adapters were trained on, and what task vectors are measured from.
+    pub base: Option<PathBuf>,
+    /// One per member, summing to 1 (checked by the caller); equal when absent.
+    pub coefficients: Option<Vec<f64>>,
+    /// Absent: the widest that the members are stored in.
+    pub dtype: Option<OutputDtype>,
+    /// Where the merged checkpoint appears.
+    pub output: PathBuf,
+    /// A larger one is cut into files of at most this size.
+    pub max_shard_bytes: u64,
+}
+
+/// Members that were checked and can be merged.
+pub struct Merge {
+    options: Options,
+    members: Vec<Member>,
+    base: Option<Checkpoint>,
+    used: UsedTensors,
+    tensors: Tensors,
+    warnings: Vec<String>,
+}
+
+struct Member {
+    path: PathBuf,
+    checkpoint: Checkpoint,
+    manifest: Manifest,
+    config: CheckpointConfig,
+}
+
+/// What becomes of the members' tensors.
+#[derive(Debug, Default)]
+struct Tensors {
+    averaged: Vec<String>,
+    /// Constants and tensors of whole numbers: the first member's.
+    copied: Vec<String>,
+    /// A language model's head, where an adapter made a reward model of its base.
+    left_out: Vec<String>,
+}
+
+impl Merge {
+    /// Opens members and checks all that can be checked without reading all their weights. Fails, by name, where they
+    /// cannot be averaged, or where something is at the output already.
+    pub fn open(options: Options) -> anyhow::Result<Self> {
+        check_target(&options.output)?;
+        let base = options.base.as_deref();
+        let members = options
+            .members
+            .iter()
+            .map(|path| Member::open(path, base))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        let parts: Vec<_> = members.iter().map(|m| (m.path.as_path(), &m.config, &m.checkpoint)).collect();
+        merge::check_members(&parts)?;
+        let first = &members[0];
+        let used = variant::used_tensors(&first.checkpoint, &first.config)
+            .with_context(|| format!("check {}", first.path.display()))?;
+        let base = base.map(Checkpoint::open).transpose().context("open the base")?;
+        let tensors = Tensors::sort(&members, &used);
+        let warnings = warnings(&members, &tensors)?;
+        Ok(Self { options, members, base, used, tensors, warnings })
+    }
+
+    /// What is odd about the members, in words.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Averages and writes. `progress` is told (bytes read, bytes in all) after each tensor, and answers whether to go
+    /// on: if not, or if anything fails, nothing is left at the output.
+    pub fn write(
+        mut self,
+        greedy: Option<Greedy>,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> anyhow::Result<Report> {
+        let dtype = self.options.dtype.unwrap_or_else(|| widest(&self.members));
+        let share = 1.0 / self.members.len() as f64;
+        let coefficients =
+            self.options.coefficients.clone().unwrap_or_else(|| vec![share; self.members.len()]);
+        let specs = self.specs(dtype);
+        let bytes = specs.iter().map(TensorSpec::bytes).sum();
+        let mut writer = CheckpointWriter::create(&self.options.output, specs, self.options.max_shard_bytes)?;
+        let averaged = self.average(&coefficients, dtype, &mut writer, progress)?;
+
+        let first = &self.members[0];
+        writer.add_json(
+            "config.json",
+            &config_file::merged(&first.checkpoint, &first.config, self.used.head_kind, dtype)?,
+        )?;
+        writer.copy_text_files(variant::text_dir(&first.checkpoint))?;
+        if let Some(manifest) = merged_manifest(first.checkpoint.dir_of("rewarm.json"))? {
+            writer.add_json("rewarm.json", &manifest)?;
+        }
+        let rounding = Rounding::new(&averaged, &coefficients, self.base.is_some(), dtype.name());
+        self.warnings.extend(rounding.warning());
+        let members = self
+            .members
+            .iter()
+            .zip(&coefficients)
+            .map(|(member, coefficient)| member.report(*coefficient, &self.used))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        let report = Report {
+            rewarm_version: env!("CARGO_PKG_VERSION"),
+            output: self.options.output.clone(),
+            members,
+            base: self.options.base.clone(),
+            dtype: dtype.name(),
+            dtype_was_chosen: self.options.dtype.is_none(),
+            stored: stored_dtypes(&self.members).iter().map(|dtype| format!("{dtype:?}")).collect(),
+            averaged: self.tensors.averaged.len(),
+            copied: std::mem::take(&mut self.tensors.copied),
+            left_out: std::mem::take(&mut self.tensors.left_out),
+            bytes,
+            warnings: self.warnings,
+            greedy,
+            totals: LikenessTotals::new(&averaged, &coefficients, self.base.is_some()),
+            rounding,
+            matrices: averaged.matrices,
+        };
+        writer.add_json(PROVENANCE, &serde_json::to_value(&report)?)?;
+        writer.finish()?;
+        Ok(report)
+    }
+
+    fn specs(&self, dtype: OutputDtype) -> Vec<TensorSpec> {
+        let first = &self.members[0].checkpoint;
+        let spec = |name: &String| {
+            let info = first.info(name).expect("the names are the checkpoint's");
+            let dtype = if self.tensors.copied.contains(name) { info.dtype } else { dtype.stored() };
+            TensorSpec { name: name.clone(), dtype, shape: info.shape.clone() }
+        };
+        self.tensors.averaged.iter().chain(&self.tensors.copied).map(spec).collect()
+    }
+
+    /// Reads, compares, averages and writes one tensor after the other.
+    fn average(
+        &self,
+        coefficients: &[f64],
+        dtype: OutputDtype,
+        writer: &mut CheckpointWriter,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> anyhow::Result<Averages> {
+        let checkpoints: Vec<&Checkpoint> = self.members.iter().map(|member| &member.checkpoint).collect();
+        let sources: Vec<(&Checkpoint, f64)> =
+            checkpoints.iter().copied().zip(coefficients.iter().copied()).collect();
+        let (first, num_members) = (checkpoints[0], checkpoints.len());
+        let total = checkpoints.iter().map(|checkpoint| checkpoint.payload_bytes()).sum();
+        let mut averages = Averages::new(num_members);
+        let mut read = 0;
+        for name in &self.tensors.averaged {
+            let mut tensors = ahead::read(name, &sources).with_context(|| format!("read `{name}`"))?;
+            let shape = tensors[0].0.shape;
+            let base = self.base.as_ref().and_then(|base| Some((base, counterpart(base, name, shape)?)));
+            let base_values = base.map(|(base, name)| base.read(name)).transpose()?;
+            let values: Vec<_> = tensors.iter().map(|(tensor, _)| &tensor.values).collect();
+            let reference = base_values.as_ref().map_or(values[0], |base| &base.values);
+            let likeness = Likeness::of(reference, &values);
+            averages.add(name, shape, likeness, base_values.is_some(), self.used.head.contains(name));
+
+            let digests = checkpoints
+                .iter()
+                .map(|checkpoint| checkpoint.digest(name))
+                .collect::<Result<Vec<_>, _>>()?;
+            // as at load: the average of equal tensors is that tensor, exactly
+            let sources = match digests.iter().all(|digest| *digest == digests[0]) {
+                true => {
+                    tensors[0].1 = 1.0;
+                    &mut tensors[..1]
+                }
+                false => &mut tensors[..],
+            };
+            let average =
+                merge::average(name, sources, dtype.tensor(), |dtype, size| first.room(dtype, size))?;
+            averages.squared_rounding_error += merge::squared_rounding_error(sources, &average);
+            writer.write(name, &average)?;
+
+            first.give_back(average.into());
+            for ((tensor, _), checkpoint) in tensors.into_iter().zip(&checkpoints) {
+                checkpoint.give_back(tensor.values);
+            }
+            if let (Some(values), Some((base, _))) = (base_values, base) {
+                base.give_back(values.values);
+            }
+            let sizes = checkpoints.iter().filter_map(|checkpoint| checkpoint.info(name));
+            read += sizes.map(|info| (info.data_offsets.1 - info.data_offsets.0) as u64).sum::<u64>();
+            if !progress(read, total) {
+                bail!("interrupted: nothing was written to {}", self.options.output.display());
+            }
+        }
+        for name in &self.tensors.copied {
+            let tensor = first.read(name)?;
+            writer.write_bytes(name, tensor.dtype, tensor.values.bytes())?;
+        }
+        Ok(averages)
+    }
+}
+
+impl Member {
+    fn open(path: &Path, base: Option<&Path>) -> anyhow::Result<Self> {
+        let (checkpoint, manifest, config) =
+            variant::open_files(path, base).with_context(|| format!("open {}", path.display()))?;
+        Ok(Self { path: path.to_owned(), checkpoint, manifest, config })
+    }
+
+    fn report(&self, coefficient: f64, used: &UsedTensors) -> anyhow::Result<MemberReport> {
+        let digest = self.checkpoint.digest_of(&used.all)?;
+        Ok(MemberReport {
+            path: self.path.clone(),
+            is_adapter: self.checkpoint.base().is_some(),
+            coefficient,
+            digest: blake3::Hash::from_bytes(digest).to_hex().to_string(),
+        })
+    }
+}
+
+impl Tensors {
+    fn sort(members: &[Member], used: &UsedTensors) -> Self {
+        let mut sorted = Self::default();
+        // the config will say that it is a reward model, in which transformers does not expect the other head
+        let is_converted =
+            config_file::is_converted(&members[0].checkpoint, &members[0].config, used.head_kind);
+        for name in members[0].checkpoint.names() {
+            let is_used = used.all.binary_search_by(|other| other.as_str().cmp(name)).is_ok();
+            let is_number =
+                |member: &Member| member.checkpoint.info(name).is_some_and(|info| is_float(info.dtype));
+            let is_constant = IGNORED_SUFFIXES.iter().any(|suffix| name.ends_with(suffix));
+            let into = if is_converted && IGNORED_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
+                &mut sorted.left_out
+            } else if !is_used && (is_constant || !members.iter().all(is_number)) {
+                &mut sorted.copied
+            } else {
+                &mut sorted.averaged
+            };
+            into.push(name.to_owned());
+        }
+        sorted
+    }
+}
+
+/// What was found while tensors were averaged.
+#[derive(Debug)]
+pub(super) struct Averages {
+    /// Of all tensors.
+    all: Likeness,
+    /// Of those that the base has too.
+    in_base: Likeness,
+    /// Of 2-D tensors.
+    two_dimensional: Likeness,
+    head: Likeness,
+    matrices: BTreeMap<String, Vec<report::Pair>>,
+    /// Averaged tensors that the base lacks.
+    not_in_base: usize,
+    squared_rounding_error: f64,
+    num_members: usize,
+}
+
+impl Averages {
+    fn new(num_members: usize) -> Self {
+        let nothing = || Likeness::of_nothing(num_members);
+        Self {
+            all: nothing(),
+            in_base: nothing(),
+            two_dimensional: nothing(),
+            head: nothing(),
+            matrices: BTreeMap::new(),
+            not_in_base: 0,
+            squared_rounding_error: 0.0,
+            num_members,
+        }
+    }
+
+    fn add(&mut self, name: &str, shape: &[usize], likeness: Likeness, is_in_base: bool, is_head: bool) {
+        self.all.add(&likeness);
+        match is_in_base {
+            true => self.in_base.add(&likeness),
+            false => self.not_in_base += 1,
+        }
+        if is_head {
+            self.head.add(&likeness);
+        }
+        if shape.len() == 2 {
+            self.two_dimensional.add(&likeness);
+            self.matrices.insert(name.to_owned(), report::pairs(&likeness, self.num_members));
+        }
+    }
+}
+
+/// The tensor of the base that a member's was trained from; one of the two may have been saved without its head, and then
+/// its names lack their first part.
+fn counterpart<'b>(base: &'b Checkpoint, name: &str, shape: &[usize]) -> Option<&'b str> {
+    let is_alike = |other: &&str| {
+        let ends = |long: &str, short: &str| {
+            long.strip_suffix(short).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+        };
+        (ends(name, other) || ends(other, name)) && base.info(other).is_some_and(|info| info.shape == shape)
+    };
+    let mut alike = base.names().filter(is_alike);
+    if base.info(name).is_some_and(|info| info.shape == shape) {
+        return base.names().find(|other| *other == name);
+    }
+    alike.next().filter(|_| alike.next().is_none())
+}
+
+fn stored_dtypes(members: &[Member]) -> Vec<Dtype> {
+    let mut dtypes = Vec::new();
+    for member in members {
+        let infos = member.checkpoint.names().filter_map(|name| member.checkpoint.info(name));
+        for dtype in infos.map(|info| info.dtype).filter(|dtype| is_float(*dtype)) {
+            if !dtypes.contains(&dtype) {
+                dtypes.push(dtype);
+            }
+        }
+    }
+    dtypes
+}
+
+fn is_float(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16)
+}
+
+/// What holds the values of all members: f16 and bf16 only hold their own.
+fn widest(members: &[Member]) -> OutputDtype {
+    match stored_dtypes(members).as_slice() {
+        [Dtype::F16] => OutputDtype::F16,
+        [Dtype::BF16] => OutputDtype::Bf16,
+        _ => OutputDtype::F32,
+    }
+}
+
+/// What is odd about members that can be merged.
+fn warnings(members: &[Member], tensors: &Tensors) -> anyhow::Result<Vec<String>> {
+    let first = &members[0];
+    let mut warnings = Vec::new();
+    let text = |member: &Member| {
+        let has_tokenizer = variant::text_dir(&member.checkpoint).join("tokenizer.json").is_file();
+        let load = || variant::load_tokenizer(&member.checkpoint, &member.manifest, &member.config, None);
+        has_tokenizer.then(load).transpose().map(|tokenizer| tokenizer.map(|tokenizer| tokenizer.digest()))
+    };
+    let text_of_first = text(first)?;
+    if text_of_first.is_none() {
+        warnings
+            .push(format!("{} has no tokenizer: the merge will score token ids only", first.path.display()));
+    }
+    for (index, member) in members.iter().enumerate().skip(1) {
+        let mut warn =
+            |what: String| warnings.push(format!("member {index} ({}) {what}", member.path.display()));
+        let manifest = |member: &Member| (member.manifest.text_rule, member.manifest.max_tokens);
+        if text(member)? != text_of_first || manifest(member) != manifest(first) {
+            warn(
+                "has another chat template, text rule or length limit than member 0, whose is used"
+                    .to_owned(),
+            );
+        }
+        if !merge::are_stored_alike(&first.checkpoint, &member.checkpoint) {
+            warn(
+                "is stored in another precision than member 0: the merge is as exact as the coarser one"
+                    .to_owned(),
+            );
+        }
+        if member.manifest.calibration != first.manifest.calibration {
+            warn("has another calibration than member 0: the merge has none, calibrate it".to_owned());
+        }
+        for name in &tensors.copied {
+            if first.checkpoint.digest(name)? != member.checkpoint.digest(name)? {
+                warn(format!(
+                    "differs from member 0 in `{name}`, which is copied from member 0 and not averaged"
+                ));
+            }
+        }
+    }
+    let checkpoints: Vec<_> = members.iter().map(|member| &member.checkpoint).collect();
+    for merge::Kinship { member, finding } in merge::kinship(&checkpoints)? {
+        warnings.push(format!("member {member} ({}) {finding}", members[member].path.display()));
+    }
+    Ok(warnings)
+}
+
+/// What of a member's manifest is true of the merge; `None` if nothing.
+fn merged_manifest(dir: &Path) -> anyhow::Result<Option<Value>> {
+    let path = dir.join("rewarm.json");
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let mut fields: Map<String, Value> =
+        serde_json::from_str(&text).with_context(|| format!("read {}", path.display()))?;
+    fields.retain(|key, _| KEPT_MANIFEST_KEYS.contains(&key.as_str()));
+    Ok((!fields.is_empty()).then_some(Value::Object(fields)))
+}
