@@ -1,6 +1,7 @@
 //! The command line. A flag's doc comment is its manual.
 
 mod bench;
+mod evaluate;
 mod load;
 mod score;
 mod serve;
@@ -16,6 +17,7 @@ use clap::Subcommand;
 use clap::ValueEnum;
 
 use crate::cli::bench::BenchArgs;
+use crate::cli::evaluate::EvaluateArgs;
 use crate::client;
 use crate::config::Overrides;
 use crate::model::scorer::Reduction;
@@ -50,6 +52,7 @@ enum Command {
     Serve(ServeArgs),
     Score(ScoreArgs),
     Bench(BenchArgs),
+    Evaluate(EvaluateArgs),
     Health(HealthArgs),
 }
 
@@ -219,6 +222,7 @@ impl Cli {
             Command::Serve(args) => serve::run(&args),
             Command::Score(args) => score::run(args),
             Command::Bench(args) => bench::run(args),
+            Command::Evaluate(args) => evaluate::run(args),
             Command::Health(args) => client::check_health(&args.server_url(), args.variant.as_deref()),
         }
     }

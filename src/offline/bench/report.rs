@@ -14,12 +14,12 @@ pub struct Table {
 
 impl Table {
     /// An empty table.
-    pub(super) fn new(headers: &[&str]) -> Self {
+    pub(in crate::offline) fn new(headers: &[&str]) -> Self {
         Self { rows: vec![headers.iter().map(|&header| header.to_owned()).collect()] }
     }
 
     /// Adds a row, as long as the headers.
-    pub(super) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+    pub(in crate::offline) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         self.rows.push(cells.into_iter().collect());
         debug_assert_eq!(self.rows[0].len(), self.rows[self.rows.len() - 1].len());
     }
