@@ -150,11 +150,7 @@ pub fn read_lines(path: &Path, each: &mut EachLine<'_>) -> Result<[u8; 32], Data
     }
 }
 
-fn lines_of(
-    path: &Path,
-    mut input: impl BufRead,
-    each: &mut EachLine<'_>,
-) -> Result<[u8; 32], DatasetError> {
+fn lines_of(path: &Path, mut input: impl BufRead, each: &mut EachLine<'_>) -> Result<[u8; 32], DatasetError> {
     let mut hasher = blake3::Hasher::new();
     let mut bytes = Vec::new();
     for line in 1.. {

@@ -14,8 +14,10 @@
 
 pub mod best_of_n;
 pub mod bootstrap;
+mod choices;
 pub mod curves;
 pub mod evaluation;
+mod merges;
 pub mod metrics;
 mod output;
 mod page;
@@ -26,9 +28,7 @@ mod sets;
 mod table;
 mod verdict;
 
-use std::path::Path;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use anyhow::Context;
 use anyhow::bail;
@@ -46,29 +46,16 @@ use crate::model::variant::Mode;
 use crate::model::variant::Variant;
 use crate::model::variant::VariantConfig;
 use crate::offline::bench::report::Machine;
-use crate::offline::evaluate::bootstrap::Resamples;
-use crate::offline::evaluate::curves::Band;
-use crate::offline::evaluate::curves::Interpolation;
-use crate::offline::evaluate::curves::MemberCount;
-use crate::offline::evaluate::evaluation::BestOfN;
-use crate::offline::evaluate::evaluation::BestOfNPoint;
+use crate::offline::evaluate::choices::Choices;
 use crate::offline::evaluate::evaluation::Cost;
-use crate::offline::evaluate::evaluation::Estimate;
 use crate::offline::evaluate::evaluation::Evaluation;
 use crate::offline::evaluate::evaluation::Kind;
 use crate::offline::evaluate::evaluation::ModelInfo;
-use crate::offline::evaluate::evaluation::Part;
 use crate::offline::evaluate::evaluation::Settings;
-use crate::offline::evaluate::evaluation::Unscorable;
 use crate::offline::evaluate::record::Record;
-use crate::offline::evaluate::samples::Origin;
 use crate::offline::evaluate::samples::Pool;
 use crate::offline::evaluate::samples::Runner;
-use crate::offline::evaluate::samples::Sample;
 use crate::offline::evaluate::samples::Scores;
-use crate::offline::evaluate::sets::PairSet;
-use crate::text::Input;
-use crate::text::SampleTokenizer;
 use crate::text::Truncation;
 use crate::text::dataset::Dataset;
 
@@ -205,9 +192,9 @@ pub fn run(config: &Config, progress: &mut dyn FnMut(Progress<'_>)) -> anyhow::R
     for (file, dataset) in config.pairs.iter().zip(&datasets) {
         sets.extend(sets::split(file, dataset, record.as_ref(), &mut pool, &tokenizer, config.truncation)?);
     }
-    let mut candidates = candidates
-        .zip(config.best_of_n.as_ref())
-        .map(|(candidates, (path, _))| Choices::new(path, &candidates, &mut pool, &tokenizer, config.truncation));
+    let mut candidates = candidates.zip(config.best_of_n.as_ref()).map(|(candidates, (path, _))| {
+        Choices::new(path, &candidates, &mut pool, &tokenizer, config.truncation)
+    });
 
     let everything: Vec<usize> = (0..pool.len()).collect();
     let mut runners = vec![Runner { names: names.iter().map(String::as_str).collect(), scorer: &ens.scorer }];
@@ -224,10 +211,10 @@ pub fn run(config: &Config, progress: &mut dyn FnMut(Progress<'_>)) -> anyhow::R
         .iter()
         .map(|set| sets::evaluate(set, &judges.infos, &judges.rewards, config.resamples, config.seed))
         .collect();
-    let curve_set = curve_set(config, &sets)?;
+    let curve_set = merges::set(config, &sets);
     let (interpolations, member_counts) = match curve_set {
         Some(set) if config.members.len() > 1 => {
-            follow_curves(config, &names, set, &judges, &pool, progress)?
+            merges::follow(config, &names, set, &judges, &pool, progress)?
         }
         _ => (Vec::new(), Vec::new()),
     };
@@ -269,7 +256,8 @@ fn read_pairs(config: &Config) -> anyhow::Result<Vec<Dataset>> {
             names.join(", ")
         );
     }
-    let read = |file: &NamedFile| Dataset::read(&file.path).with_context(|| format!("read pairs `{}`", file.name));
+    let read =
+        |file: &NamedFile| Dataset::read(&file.path).with_context(|| format!("read pairs `{}`", file.name));
     config.pairs.iter().map(read).collect()
 }
 
@@ -277,7 +265,10 @@ fn read_pairs(config: &Config) -> anyhow::Result<Vec<Dataset>> {
 fn member_names(members: &[PathBuf]) -> Vec<String> {
     let short: Vec<String> = members
         .iter()
-        .map(|path| path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned()))
+        .map(|path| {
+            path.file_name()
+                .map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
+        })
         .collect();
     let is_taken = |number: usize| {
         short[..number].contains(&short[number]) || ["WARM", "ENS"].contains(&short[number].as_str())
@@ -417,246 +408,4 @@ fn judge(
         rewards.push(reduced);
     }
     Ok(Judges { infos, rewards, calibrations })
-}
-
-// ---- curves ----
-
-/// The set that the curves are measured on: the named file's, or else the first that nothing was trained on.
-fn curve_set<'a>(config: &Config, sets: &'a [PairSet]) -> anyhow::Result<Option<&'a PairSet>> {
-    if config.curve == Curve::Off && config.subsets == 0 {
-        return Ok(None);
-    }
-    let is_named = |set: &&PairSet| config.curve_on.as_ref().is_none_or(|name| *name == set.file_name);
-    let is_unseen = |set: &&PairSet| matches!(set.part, Part::All | Part::HeldOut);
-    let mut named = sets.iter().filter(is_named);
-    let unseen = sets.iter().filter(is_named).find(is_unseen);
-    Ok(unseen.or_else(|| named.next()))
-}
-
-/// A merge that a curve needs.
-struct Merge {
-    members: Vec<usize>,
-    /// Equal when absent.
-    coefficients: Option<Vec<f64>>,
-}
-
-fn follow_curves(
-    config: &Config,
-    names: &[String],
-    set: &PairSet,
-    judges: &Judges,
-    pool: &Pool,
-    progress: &mut dyn FnMut(Progress<'_>),
-) -> anyhow::Result<(Vec<Interpolation>, Vec<MemberCount>)> {
-    let lines: Vec<[usize; 2]> = match config.curve {
-        Curve::Off => Vec::new(),
-        Curve::First => vec![[0, 1]],
-        Curve::Pairs => (1..names.len()).flat_map(|last| (0..last).map(move |first| [first, last])).collect(),
-    };
-    let counts = if config.subsets == 0 { 0..0 } else { 1..names.len() + 1 };
-    let subsets: Vec<Vec<Vec<usize>>> =
-        counts.map(|size| curves::subsets(names.len(), size, config.subsets, config.seed)).collect();
-
-    let on_lines = lines.iter().flat_map(|line| {
-        (1..curves::STEPS).map(|step| {
-            let lambda = curves::lambda(step);
-            Merge { members: line.to_vec(), coefficients: Some(vec![1.0 - lambda, lambda]) }
-        })
-    });
-    let of_subsets = subsets.iter().flatten().filter(|subset| subset.len() > 1);
-    let merges: Vec<Merge> =
-        on_lines.chain(of_subsets.map(|subset| Merge { members: subset.clone(), coefficients: None })).collect();
-
-    let samples = set.samples();
-    let each = pool.tokens(&samples);
-    let mut margins = Vec::with_capacity(merges.len());
-    for (merge, done) in merges.iter().zip(0..) {
-        let members = merge.members.iter().map(|&member| config.members[member].clone()).collect();
-        let variant = VariantConfig {
-            coefficients: merge.coefficients.clone(),
-            ..variant_config(config, "a merge of the curves", Mode::Warm, members)
-        };
-        // a loader of its own: nothing is kept when it goes
-        let variant = load(&mut Loader::default(), &variant, &mut |_| ())?;
-        let runner = Runner { names: vec!["a merge of the curves"], scorer: &variant.scorer };
-        let mut shift = |inner: Progress<'_>| {
-            let total = each * merges.len() as u64;
-            progress(Progress { what: "curves", done: each * done + inner.done, total, ..inner });
-        };
-        let scores = samples::score(pool, &samples, &[runner], config.max_batch_tokens, "curves", &mut shift)?;
-        margins.push(set.margins(&scores[0].raw[0]));
-    }
-
-    let mut margins = margins.into_iter();
-    let interpolations = lines
-        .iter()
-        .map(|&[first, last]| {
-            let inner = margins.by_ref().take(curves::STEPS - 1);
-            let ends = |member: usize| set.margins(&judges.rewards[member]);
-            let along: Vec<Vec<f64>> = [ends(first)].into_iter().chain(inner).chain([ends(last)]).collect();
-            Interpolation::new(&names[first], &names[last], &along)
-        })
-        .collect();
-    let mut count_of = |subsets: &Vec<Vec<usize>>| {
-        let members = subsets[0].len();
-        let ens: Vec<f64> = subsets.iter().map(|subset| ens_accuracy(config, set, judges, subset)).collect();
-        let warm: Vec<f64> = match members {
-            1 => subsets.iter().map(|subset| metrics::accuracy(&set.margins(&judges.rewards[subset[0]]))).collect(),
-            _ => margins.by_ref().take(subsets.len()).map(|margins| metrics::accuracy(&margins)).collect(),
-        };
-        MemberCount {
-            members,
-            subsets: subsets.len(),
-            all_subsets: curves::count_subsets(names.len(), members),
-            warm: Band::new(&warm),
-            ens: Band::new(&ens),
-        }
-    };
-    let counts = subsets.iter().map(&mut count_of).collect();
-    Ok((interpolations, counts))
-}
-
-fn ens_accuracy(config: &Config, set: &PairSet, judges: &Judges, members: &[usize]) -> f64 {
-    let reward = |sample: usize| {
-        let calibrated = |&member: &usize| {
-            let raw = f64::from(judges.rewards[member][sample]);
-            judges.calibrations[member].map_or(raw, |calibration| calibration.apply(raw))
-        };
-        config.reduction.apply(&members.iter().map(calibrated).collect::<Vec<_>>()) as f32
-    };
-    let rewards: Vec<f32> = (0..judges.rewards[0].len()).map(reward).collect();
-    metrics::accuracy(&set.margins(&rewards))
-}
-
-// ---- best-of-n ----
-
-/// Prompts whose responses can all be scored.
-struct Choices {
-    file: Arc<Path>,
-    /// `[prompts][responses]`, with the line of each prompt.
-    prompts: Vec<(usize, Vec<(Input, Sample)>)>,
-    unscorable: Vec<Unscorable>,
-}
-
-impl Choices {
-    fn new(
-        path: &Path,
-        candidates: &[best_of_n::Candidates],
-        pool: &mut Pool,
-        tokenizer: &SampleTokenizer,
-        truncation: Truncation,
-    ) -> Self {
-        let mut choices = Self { file: path.into(), prompts: Vec::new(), unscorable: Vec::new() };
-        for candidates in candidates {
-            match add_responses(pool, &choices.file, candidates.line, &candidates.responses, tokenizer, truncation)
-            {
-                Ok(samples) => {
-                    let responses = candidates.responses.iter().cloned().zip(samples).collect();
-                    choices.prompts.push((candidates.line, responses));
-                }
-                Err(problem) => choices.unscorable.push(Unscorable { line: candidates.line, problem }),
-            }
-        }
-        choices
-    }
-
-    /// Loads the gold model and lets it judge what the others choose.
-    fn judge(
-        &mut self,
-        config: &Config,
-        gold: &Path,
-        judges: &Judges,
-        progress: &mut dyn FnMut(Progress<'_>),
-    ) -> anyhow::Result<BestOfN> {
-        // its own limit: `max_tokens` is about the models that are judged
-        let variant = VariantConfig {
-            dtype: config.dtype,
-            device: config.device.clone(),
-            ..VariantConfig::new("gold", Mode::Warm, vec![gold.to_owned()])
-        };
-        let gold = load(&mut Loader::default(), &variant, progress)?;
-        let mut pool = Pool::default();
-        let mut prompts: Vec<(Vec<usize>, Vec<usize>)> = Vec::new();
-        for (line, responses) in &self.prompts {
-            let inputs: Vec<Input> = responses.iter().map(|(input, _)| input.clone()).collect();
-            match add_responses(&mut pool, &self.file, *line, &inputs, &gold.tokenizer, config.truncation) {
-                Ok(samples) => prompts.push((
-                    responses.iter().map(|(_, sample)| sample.index).collect(),
-                    samples.iter().map(|sample| sample.index).collect(),
-                )),
-                Err(problem) => {
-                    self.unscorable.push(Unscorable { line: *line, problem: format!("gold model: {problem}") });
-                }
-            }
-        }
-        if prompts.is_empty() {
-            let why = self.unscorable.first().map_or("", |unscorable| &unscorable.problem);
-            bail!("no prompt of {} can be scored: {why}", self.file.display());
-        }
-        let everything: Vec<usize> = (0..pool.len()).collect();
-        let runner = Runner { names: vec!["the gold model"], scorer: &gold.scorer };
-        let scores = samples::score(
-            &pool,
-            &everything,
-            &[runner],
-            config.max_batch_tokens,
-            "score with the gold model",
-            progress,
-        )?;
-        let gold_rewards = &scores[0].raw[0];
-        let most = prompts.iter().map(|(responses, _)| responses.len()).min().unwrap_or(1);
-        let at = |n: usize| {
-            let chosen_by = |rewards: Option<&Vec<f32>>| -> Vec<f64> {
-                let of_prompt = |(proxy, gold): &(Vec<usize>, Vec<usize>)| {
-                    let gold_f32: Vec<f32> = gold.iter().map(|&sample| gold_rewards[sample]).collect();
-                    let gold: Vec<f64> = gold_f32.iter().map(|&reward| f64::from(reward)).collect();
-                    let proxy = match rewards {
-                        Some(rewards) => proxy.iter().map(|&sample| rewards[sample]).collect(),
-                        None => gold_f32,
-                    };
-                    best_of_n::best_of_n(&proxy, &gold, n)
-                };
-                prompts.iter().map(of_prompt).collect()
-            };
-            let columns: Vec<Vec<f64>> = judges.rewards.iter().map(|rewards| chosen_by(Some(rewards))).collect();
-            let resamples = Resamples::new(&columns, config.resamples, config.seed);
-            let estimate = |(column, values): (usize, &Vec<f64>)| Estimate {
-                value: metrics::mean(values.iter().copied()),
-                interval: resamples.interval(|means| means[column]),
-            };
-            BestOfNPoint {
-                n,
-                kl: best_of_n::kl(n),
-                models: columns.iter().enumerate().map(estimate).collect(),
-                gold: metrics::mean(chosen_by(None).into_iter()),
-            }
-        };
-        Ok(BestOfN {
-            path: self.file.display().to_string(),
-            gold: gold.info.members[0].path.clone(),
-            gold_fingerprint: gold.info.fingerprint.clone(),
-            prompts: prompts.len(),
-            responses: most,
-            unscorable: std::mem::take(&mut self.unscorable),
-            points: best_of_n::sizes(most).into_iter().map(at).collect(),
-        })
-    }
-}
-
-/// All responses to a prompt, or why one of them cannot be scored.
-fn add_responses(
-    pool: &mut Pool,
-    file: &Arc<Path>,
-    line: usize,
-    responses: &[Input],
-    tokenizer: &SampleTokenizer,
-    truncation: Truncation,
-) -> Result<Vec<Sample>, String> {
-    let origin = |number: usize| Origin { file: file.clone(), line, part: format!("response {number}") };
-    let responses: Vec<_> = responses.iter().zip(1..).map(|(input, number)| (input, origin(number))).collect();
-    let samples = pool.add(tokenizer, truncation, &responses);
-    let numbered = |(sample, number): (Result<Sample, String>, usize)| {
-        sample.map_err(|problem| format!("response {number}: {problem}"))
-    };
-    samples.into_iter().zip(1..).map(numbered).collect()
 }

@@ -19,7 +19,8 @@ use crate::offline::evaluate::sets::PairSet;
 /// Writes all three into `folder`, over older ones.
 pub fn write(outcome: &Outcome, folder: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
-    let json = serde_json::to_string_pretty(&outcome.evaluation).context("write the evaluation as JSON")? + "\n";
+    let json =
+        serde_json::to_string_pretty(&outcome.evaluation).context("write the evaluation as JSON")? + "\n";
     write_file(folder, "evaluation.json", &json)?;
     write_file(folder, "rewards.jsonl", &outcome.rewards)?;
     write_file(folder, "index.html", &page(&outcome.evaluation)?)
@@ -33,7 +34,8 @@ fn write_file(folder: &Path, name: &str, content: &str) -> anyhow::Result<()> {
     file.as_file().sync_all().with_context(act)?;
     // readable by others, as a file that was simply created
     #[cfg(unix)]
-    fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644)).with_context(act)?;
+    fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))
+        .with_context(act)?;
     file.persist(&path).with_context(act)?;
     Ok(())
 }

@@ -116,7 +116,9 @@ fn curves(evaluation: &Evaluation) -> Vec<Figure> {
                 let title = format!("From {} to {}", line.first, line.second);
                 let caption = match line.accuracy_barrier {
                     0.0 => "No barrier: never below the straight line between the ends (dashed).".to_owned(),
-                    barrier => format!("At most {barrier:.3} below the straight line between the ends (dashed)."),
+                    barrier => {
+                        format!("At most {barrier:.3} below the straight line between the ends (dashed).")
+                    }
                 };
                 Figure::new(title, caption, plot::interpolation(line))
             })
@@ -145,5 +147,9 @@ fn best_of_n(evaluation: &Evaluation) -> Option<Figure> {
         "{} prompts with {} responses or more. Dashed: chosen by the gold model itself.",
         best_of_n.prompts, best_of_n.responses
     );
-    Some(Figure::new("Gold reward of what is chosen", caption, plot::best_of_n(best_of_n, &evaluation.models)))
+    Some(Figure::new(
+        "Gold reward of what is chosen",
+        caption,
+        plot::best_of_n(best_of_n, &evaluation.models),
+    ))
 }

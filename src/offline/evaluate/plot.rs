@@ -14,12 +14,14 @@ use crate::offline::evaluate::curves::Interpolation;
 use crate::offline::evaluate::curves::MemberCount;
 use crate::offline::evaluate::curves::Point;
 use crate::offline::evaluate::evaluation::BestOfN;
+use crate::offline::evaluate::evaluation::BestOfNPoint;
 use crate::offline::evaluate::evaluation::Difference;
 use crate::offline::evaluate::evaluation::Estimate;
 use crate::offline::evaluate::evaluation::Kind;
 use crate::offline::evaluate::evaluation::ModelInfo;
 use crate::offline::evaluate::evaluation::ModelResult;
 use crate::offline::evaluate::evaluation::SetResult;
+use crate::offline::evaluate::metrics::ReliabilityBin;
 use crate::offline::evaluate::verdict::signed;
 
 /// Of every plot, in its own units; the page scales it, to about one pixel each on a telephone.
@@ -34,6 +36,8 @@ const AXIS: f64 = 42.0;
 const FIGURES: f64 = 58.0;
 /// Longer names are cut; the whole one is in the title.
 const MAX_LABEL_CHARS: usize = 16;
+/// Bins of a reliability diagram with a smaller share of the pairs are noise.
+const LEAST_BIN_SHARE: f64 = 0.02;
 
 // ---- by row ----
 
@@ -57,10 +61,11 @@ pub(super) fn accuracies(set: &SetResult, models: &[ModelInfo]) -> String {
 
 /// Paired differences with their intervals, around zero.
 pub(super) fn differences(title: &str, differences: &[Difference], models: &[ModelInfo]) -> String {
-    let kind = |name: &str| models.iter().find(|model| model.name == name).map_or(Kind::Member, |model| model.kind);
+    let kind =
+        |name: &str| models.iter().find(|model| model.name == name).map_or(Kind::Member, |model| model.kind);
     let row = |difference: &Difference| {
-        let against = match difference.against.split_once(" (") {
-            Some((short, _)) => short,
+        let against = match difference.against.split_once(" member") {
+            Some((which, _)) => which, // "mean", "best"
             None => &difference.against,
         };
         let Estimate { value, interval } = difference.estimate;
@@ -80,7 +85,7 @@ pub(super) fn differences(title: &str, differences: &[Difference], models: &[Mod
         }
     };
     let rows: Vec<Row> = differences.iter().map(row).collect();
-    whiskers(title, "difference", &rows, 176.0, &[(0.0, "")])
+    whiskers(title, "difference", &rows, 164.0, &[(0.0, "")])
 }
 
 /// Share of flipped labels that each model reproduces.
@@ -163,8 +168,12 @@ fn whiskers(title: &str, axis: &str, rows: &[Row], label: f64, references: &[(f6
 
 /// How often each model is right when it is so confident.
 pub(super) fn reliability(set: &SetResult, models: &[ModelInfo]) -> String {
-    let bins = || set.models.iter().flat_map(|model| &model.reliability.bins);
-    let mut range = Range::of(bins().map(|bin| bin.accuracy));
+    let is_drawn = |bin: &&ReliabilityBin| bin.pairs as f64 >= LEAST_BIN_SHARE * set.pairs as f64;
+    let bins = |model: &'_ ModelResult| -> Vec<ReliabilityBin> {
+        model.reliability.bins.iter().filter(is_drawn).cloned().collect()
+    };
+    let all: Vec<ReliabilityBin> = set.models.iter().flat_map(bins).collect();
+    let mut range = Range::of(all.iter().map(|bin| bin.accuracy));
     range.add(0.5);
     range.add(1.0);
     let mut plot = Plot::new(
@@ -173,20 +182,19 @@ pub(super) fn reliability(set: &SetResult, models: &[ModelInfo]) -> String {
         ("accuracy", range.padded()),
     );
     plot.path("straight", [(0.5, 0.5), (1.0, 1.0)]);
-    let most = bins().map(|bin| bin.pairs).max().unwrap_or(1) as f64;
+    let most = all.iter().map(|bin| bin.pairs).max().unwrap_or(1) as f64;
     for (model, kind) in in_drawing_order(&set.models, models) {
-        plot.path(
-            &format!("curve {}", class(kind)),
-            model.reliability.bins.iter().map(|bin| (bin.confidence, bin.accuracy)),
-        );
-        for bin in &model.reliability.bins {
+        let bins = bins(model);
+        let at = |bin: &ReliabilityBin| (bin.confidence, bin.accuracy);
+        plot.path(&format!("curve {}", class(kind)), bins.iter().map(at));
+        for bin in &bins {
             let title = format!(
                 "{}: {} pairs, confidence {:.3}, accuracy {:.3}",
                 model.name, bin.pairs, bin.confidence, bin.accuracy
             );
-            // the area is the number of pairs
-            let radius = 1.5 + 5.0 * (bin.pairs as f64 / most).sqrt();
-            plot.disc(kind, (bin.confidence, bin.accuracy), radius, &title);
+            // the area is the number of pairs; members stay in the background
+            let largest = if kind == Kind::Member { 2.0 } else { 6.0 };
+            plot.disc(kind, at(bin), 1.0 + largest * (bin.pairs as f64 / most).sqrt(), &title);
         }
     }
     plot.finish()
@@ -202,7 +210,9 @@ pub(super) fn interpolation(line: &Interpolation) -> String {
     );
     plot.path("straight", line.points.iter().map(|point| (point.lambda, point.straight_accuracy)));
     plot.path("curve warm", line.points.iter().map(|point| (point.lambda, point.accuracy)));
-    for (point, is_end) in line.points.iter().zip(0..).map(|(point, step)| (point, step == 0 || step == line.points.len() - 1)) {
+    for (point, is_end) in
+        line.points.iter().zip(0..).map(|(point, step)| (point, step == 0 || step == line.points.len() - 1))
+    {
         let Point { lambda, accuracy, log_loss, straight_accuracy, .. } = point;
         let title = format!(
             "λ = {lambda:.1}: accuracy {accuracy:.4}, straight line {straight_accuracy:.4}, log-loss {log_loss:.4}"
@@ -244,7 +254,12 @@ pub(super) fn interpolations(lines: &[Interpolation]) -> String {
     let means: Vec<(f64, f64)> = (0..lines[0].points.len()).map(mean).collect();
     plot.path("curve warm", means.iter().copied());
     for (lambda, mean) in means {
-        plot.disc(Kind::Warm, (lambda, mean), 4.5, &format!("mean of all lines, λ = {lambda:.1}: {}", signed(mean)));
+        plot.disc(
+            Kind::Warm,
+            (lambda, mean),
+            4.5,
+            &format!("mean of all lines, λ = {lambda:.1}: {}", signed(mean)),
+        );
     }
     plot.finish()
 }
@@ -294,10 +309,11 @@ pub(super) fn best_of_n(best_of_n: &BestOfN, models: &[ModelInfo]) -> String {
     plot.path("straight", points.iter().map(|point| (point.kl, point.gold)));
     let numbers: Vec<usize> = (0..models.len()).collect();
     for (number, kind) in in_drawing_order(&numbers, models) {
-        let value = |point: &super::BestOfNPoint| point.models[*number].value;
+        let value = |point: &BestOfNPoint| point.models[*number].value;
         plot.path(&format!("curve {}", class(kind)), points.iter().map(|point| (point.kl, value(point))));
         for point in points {
-            let title = format!("{}, best of {}: {}", models[*number].name, point.n, in_words(point.models[*number]));
+            let title =
+                format!("{}, best of {}: {}", models[*number].name, point.n, in_words(point.models[*number]));
             plot.marker(kind, (point.kl, value(point)), &title);
         }
     }
@@ -313,7 +329,8 @@ pub(super) fn agreement(set: &SetResult, models: &[ModelInfo]) -> String {
     let top = 58.0;
     let mut svg = Svg::new(&format!("Agreement on {}", set.name), top + models.len() as f64 * height + 4.0);
     let apart = |row: usize, column: usize| (row != column).then(|| shares[row][column]);
-    let pairs = (0..models.len()).flat_map(|row| (0..models.len()).filter_map(move |column| apart(row, column)));
+    let pairs =
+        (0..models.len()).flat_map(|row| (0..models.len()).filter_map(move |column| apart(row, column)));
     let least = pairs.fold(1.0, f64::min);
     for (row, model) in models.iter().enumerate() {
         let y = top + (row as f64 + 0.5) * height;
@@ -330,7 +347,10 @@ pub(super) fn agreement(set: &SetResult, models: &[ModelInfo]) -> String {
             let (share, x) = (shares[row][column], label + column as f64 * cell);
             let strength = if least < 1.0 { (share - least) / (1.0 - least) } else { 1.0 };
             let opacity = if row == column { 0.0 } else { 0.10 + 0.45 * strength };
-            svg.open(&format!("{} and {} prefer the same side in {share:.4} of the pairs", model.name, other.name));
+            svg.open(&format!(
+                "{} and {} prefer the same side in {share:.4} of the pairs",
+                model.name, other.name
+            ));
             svg.draw(format_args!(
                 "<rect class=\"cell\" x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{:.1}\" rx=\"3\" fill-opacity=\"{opacity:.2}\"/>",
                 x + 1.0,
@@ -450,7 +470,8 @@ impl Scale {
         let rough = (self.from.1 - self.from.0) / steps;
         let power = rough.log10().floor();
         let unit = 10.0_f64.powf(power);
-        let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|factor| factor * unit).find(|step| *step >= rough * 0.999);
+        let step =
+            [1.0, 2.0, 5.0, 10.0].into_iter().map(|factor| factor * unit).find(|step| *step >= rough * 0.999);
         let step = step.unwrap_or(unit * 10.0);
         let decimals = (-step.log10().floor()).max(0.0) as usize;
         let (first, last) = ((self.from.0 / step).ceil() as i64, (self.from.1 / step).floor() as i64);
@@ -527,9 +548,7 @@ impl Svg {
     fn new(title: &str, height: f64) -> Self {
         let title = escape(title);
         Self {
-            text: format!(
-                "<svg viewBox=\"0 0 {WIDTH} {height:.0}\" role=\"img\" aria-label=\"{title}\">\n"
-            ),
+            text: format!("<svg viewBox=\"0 0 {WIDTH} {height:.0}\" role=\"img\" aria-label=\"{title}\">\n"),
         }
     }
 
@@ -585,8 +604,12 @@ impl Svg {
                 x + 6.5,
                 y + 6.5
             )),
-            Kind::Warm => self.draw(format_args!("<circle class=\"mark warm\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"5.5\"/>")),
-            Kind::Member => self.draw(format_args!("<circle class=\"mark member\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4\"/>")),
+            Kind::Warm => {
+                self.draw(format_args!("<circle class=\"mark warm\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"5.5\"/>"))
+            }
+            Kind::Member => {
+                self.draw(format_args!("<circle class=\"mark member\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4\"/>"))
+            }
         }
     }
 
@@ -628,7 +651,8 @@ mod tests {
     fn ticks_are_round_and_within() {
         let ticks = |low, high| Scale { from: (low, high), to: (0.0, 1.0) }.ticks(5.0);
         let close = |found: Vec<f64>, expected: &[f64]| {
-            found.len() == expected.len() && found.iter().zip(expected).all(|(found, expected)| (found - expected).abs() < 1e-9)
+            found.len() == expected.len()
+                && found.iter().zip(expected).all(|(found, expected)| (found - expected).abs() < 1e-9)
         };
         let (found, decimals) = ticks(0.0, 1.0);
         assert!(close(found, &[0.0, 0.2, 0.4, 0.6, 0.8, 1.0]) && decimals == 1);
@@ -656,6 +680,9 @@ mod tests {
 
     #[test]
     fn numbers_on_axes_have_a_real_minus_and_no_negative_zero() {
-        assert_eq!((minus(-0.5, 1), minus(-0.0, 1), minus(0.25, 2)), ("−0.5".to_owned(), "0.0".to_owned(), "0.25".to_owned()));
+        assert_eq!(
+            (minus(-0.5, 1), minus(-0.0, 1), minus(0.25, 2)),
+            ("−0.5".to_owned(), "0.0".to_owned(), "0.25".to_owned())
+        );
     }
 }

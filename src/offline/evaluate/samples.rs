@@ -173,7 +173,9 @@ pub(super) fn score(
                     if !reward.is_finite() {
                         let Origin { file, line, part } = &pool.origins[sample];
                         let (file, name) = (file.display(), names[model]);
-                        bail!("{file}:{line}: {name} gives the {part} response a reward that is not finite ({reward})");
+                        bail!(
+                            "{file}:{line}: {name} gives the {part} response a reward that is not finite ({reward})"
+                        );
                     }
                     scores[at].raw[model][sample] = reward;
                 }
@@ -222,10 +224,13 @@ mod tests {
     #[test]
     fn batches_hold_each_sample_once_and_keep_the_budget_where_they_can() {
         let pool = pool(&[&[1], &[1, 2, 3, 4, 5, 6], &[2, 2], &[3, 3, 3], &[4]]);
-        assert_eq!(pool.batches(&[0, 1, 2, 3, 4], 4), [vec![1], vec![3, 0], vec![2, 4]].map(|batch| {
-            // longest first; sample 0 fills up what the third leaves
-            batch
-        }));
+        assert_eq!(
+            pool.batches(&[0, 1, 2, 3, 4], 4),
+            [vec![1], vec![3, 0], vec![2, 4]].map(|batch| {
+                // longest first; sample 0 fills up what the third leaves
+                batch
+            })
+        );
         assert_eq!(pool.batches(&[4, 0], 100), [vec![0, 4]]);
     }
 

@@ -30,6 +30,9 @@ use crate::text::SampleTokenizer;
 use crate::text::Truncation;
 use crate::text::dataset::Dataset;
 
+/// What differences call the member with the highest share.
+const BEST_MEMBER: &str = "best member";
+
 /// Pairs of one file, or of a part of it.
 #[derive(Debug)]
 pub(super) struct PairSet {
@@ -185,9 +188,12 @@ pub(super) fn evaluate(
 
     let compare = |is_hit: fn(f64) -> bool| compare(&margins, is_hit, models, resamples, seed);
     let (accuracies, differences) = compare(|margin| margin > 0.0);
+    let is_best = |difference: &Difference| difference.against.starts_with(BEST_MEMBER);
     let (memorised, memorised_differences) = match set.part {
         Part::Corrupted => {
-            let (memorised, differences) = compare(|margin| margin < 0.0);
+            let (memorised, mut differences) = compare(|margin| margin < 0.0);
+            // nobody wants to be the one that memorises most
+            differences.retain(|difference| !is_best(difference));
             (memorised.into_iter().map(Some).collect(), differences)
         }
         Part::All | Part::Clean | Part::HeldOut => (vec![None; models.len()], Vec::new()),
@@ -247,7 +253,8 @@ fn compare(
     resamples: usize,
     seed: u64,
 ) -> (Vec<Estimate>, Vec<Difference>) {
-    let hits = |margins: &Vec<f64>| margins.iter().map(|&margin| f64::from(u8::from(is_hit(margin)))).collect();
+    let hits =
+        |margins: &Vec<f64>| margins.iter().map(|&margin| f64::from(u8::from(is_hit(margin)))).collect();
     let columns: Vec<Vec<f64>> = margins.iter().map(hits).collect();
     let shares: Vec<f64> = columns.iter().map(|column| metrics::mean(column.iter().copied())).collect();
     let resamples = Resamples::new(&columns, resamples, seed);
@@ -268,14 +275,17 @@ fn compare(
     }
     if members > 1 {
         // the last of equals is as good as the first
-        let best = (0..members).rev().max_by(|&left, &right| shares[left].total_cmp(&shares[right])).unwrap_or(0);
+        let best =
+            (0..members).rev().max_by(|&left, &right| shares[left].total_cmp(&shares[right])).unwrap_or(0);
         let summary = (members..models.len()).collect::<Vec<_>>();
         for &model in &summary {
-            let against = format!("best member ({})", models[best].name);
+            let against = format!("{BEST_MEMBER} ({})", models[best].name);
             differ(model, against, &|shares| shares[best]);
         }
         for model in summary.into_iter().chain(0..members) {
-            differ(model, "mean member".to_owned(), &|shares| metrics::mean(shares[..members].iter().copied()));
+            differ(model, "mean member".to_owned(), &|shares| {
+                metrics::mean(shares[..members].iter().copied())
+            });
         }
     } else if let Some(warm) = position(Kind::Warm) {
         differ(warm, models[0].name.clone(), &|shares| shares[0]);

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use crate::offline::bench::report::Table;
+use crate::offline::evaluate::curves::Band;
 use crate::offline::evaluate::evaluation::Estimate;
 use crate::offline::evaluate::evaluation::Evaluation;
 use crate::offline::evaluate::evaluation::Part;
@@ -35,7 +36,7 @@ pub fn table(evaluation: &Evaluation) -> String {
     if !evaluation.member_counts.is_empty() {
         let mut table = Table::new(&["members", "subsets", "WARM", "ENS"]);
         for count in &evaluation.member_counts {
-            let band = |band: &super::Band| format!("{:.4} ({:.4} to {:.4})", band.mean, band.min, band.max);
+            let band = |band: &Band| format!("{:.4} ({:.4} to {:.4})", band.mean, band.min, band.max);
             table.row([
                 count.members.to_string(),
                 format!("{} of {}", count.subsets, count.all_subsets),
@@ -96,7 +97,15 @@ fn add_set(set: &SetResult, text: &mut String) {
     let is_corrupted = set.part == Part::Corrupted;
     let first = if is_corrupted { "memorised (95%)" } else { "accuracy (95%)" };
     let mut table = Table::new(&[
-        "model", first, "ties half", "ties", "margin", "log-loss", "ECE", "length-controlled", "ρ length",
+        "model",
+        first,
+        "ties half",
+        "ties",
+        "margin",
+        "log-loss",
+        "ECE",
+        "length-controlled",
+        "ρ length",
     ]);
     for model in &set.models {
         table.row([
@@ -119,7 +128,8 @@ fn add_set(set: &SetResult, text: &mut String) {
     );
     let differences = if is_corrupted { &set.memorised_differences } else { &set.differences };
     if !differences.is_empty() {
-        let mut table = Table::new(&[if is_corrupted { "memorised" } else { "accuracy" }, "difference", "95%"]);
+        let mut table =
+            Table::new(&[if is_corrupted { "memorised" } else { "accuracy" }, "difference", "95%"]);
         for difference in differences {
             let Estimate { value, interval } = difference.estimate;
             table.row([

@@ -9,6 +9,9 @@ use crate::offline::evaluate::evaluation::SetResult;
 
 /// Accuracies that differ by less than a point are as good as each other.
 const AS_GOOD: f64 = 0.01;
+/// Fewer pairs cannot show that: what was not seen in n pairs may still be as frequent as 3/n (the rule of three, for
+/// 95%), and the bootstrap, which draws from what was seen, knows nothing of it.
+const AS_GOOD_PAIRS: usize = 300;
 
 /// The headline, about the first set that nothing was trained on, and more.
 pub(super) fn verdict(evaluation: &Evaluation) -> Vec<String> {
@@ -47,10 +50,10 @@ fn compare(set: &SetResult, difference: &Difference) -> String {
         format!("{of} is better than {against} on {}", set.name)
     } else if interval.high < 0.0 {
         format!("{of} is worse than {against} on {}", set.name)
-    } else if interval.low >= -AS_GOOD && interval.high <= AS_GOOD {
+    } else if interval.low >= -AS_GOOD && interval.high <= AS_GOOD && set.pairs >= AS_GOOD_PAIRS {
         format!("{of} is as good as {against} on {}, to within a point", set.name)
     } else {
-        format!("{} pairs of {} cannot tell {of} from {against}", set.pairs, set.name)
+        format!("The {} pairs of {} cannot tell {of} from {against}", set.pairs, set.name)
     };
     format!(
         "{finding}: difference in accuracy {}, 95% interval {} to {}",
@@ -63,12 +66,7 @@ fn compare(set: &SetResult, difference: &Difference) -> String {
 fn memorised(evaluation: &Evaluation, set: &SetResult) -> Option<String> {
     let of = |kind| set.models[evaluation.position(kind)?].memorised;
     let (warm, ens) = (of(Kind::Warm)?, of(Kind::Ens)?);
-    Some(format!(
-        "Of {} flipped labels, WARM reproduces {} and ENS {}.",
-        set.pairs,
-        share(warm),
-        share(ens)
-    ))
+    Some(format!("Of {} flipped labels, WARM reproduces {} and ENS {}.", set.pairs, share(warm), share(ens)))
 }
 
 fn barrier(evaluation: &Evaluation) -> Option<String> {
