@@ -1,5 +1,7 @@
 //! The merges that curves are made of: which there are, and what each one scores.
 
+use tracing::subscriber::NoSubscriber;
+
 use crate::model::variant::Loader;
 use crate::model::variant::Mode;
 use crate::model::variant::VariantConfig;
@@ -76,8 +78,9 @@ pub(super) fn follow(
             coefficients: merge.coefficients.clone(),
             ..variant_config(config, "a merge of the curves", Mode::Warm, members)
         };
-        // a loader of its own: nothing is kept when it goes
-        let variant = load(&mut Loader::default(), &variant, &mut |_| ())?;
+        // a loader of its own: nothing is kept when it goes; what there is to warn of was told with WARM and ENS
+        let load = || load(&mut Loader::default(), &variant, &mut |_| ());
+        let variant = tracing::subscriber::with_default(NoSubscriber::default(), load)?;
         let runner = Runner { names: vec!["a merge of the curves"], scorer: &variant.scorer };
         let mut shift = |inner: Progress<'_>| {
             let total = each * merges.len() as u64;
