@@ -2,6 +2,7 @@
 
 mod bench;
 mod calibrate;
+mod evaluate;
 mod load;
 mod merge;
 mod score;
@@ -20,9 +21,10 @@ use clap::Subcommand;
 use clap::ValueEnum;
 
 use crate::cli::bench::BenchArgs;
-use crate::cli::train::TrainArgs;
 use crate::cli::calibrate::CalibrateArgs;
+use crate::cli::evaluate::EvaluateArgs;
 use crate::cli::merge::MergeArgs;
+use crate::cli::train::TrainArgs;
 use crate::client;
 use crate::config::Overrides;
 use crate::model::scorer::Reduction;
@@ -61,6 +63,7 @@ enum Command {
     Merge(MergeArgs),
     Bench(BenchArgs),
     Train(TrainArgs),
+    Evaluate(EvaluateArgs),
     Health(HealthArgs),
 }
 
@@ -239,6 +242,7 @@ impl Cli {
             Command::Merge(args) => merge::run(args),
             Command::Bench(args) => bench::run(args),
             Command::Train(args) => train::run(&args),
+            Command::Evaluate(args) => evaluate::run(args),
             Command::Health(args) => client::check_health(&args.server_url(), args.variant.as_deref()),
         }
     }

@@ -14,7 +14,7 @@ use indicatif::ProgressStyle;
 
 use crate::cli::stop;
 use crate::config::train::TrainOptions;
-use crate::offline::bench::report::Table;
+use crate::offline::table::Table;
 use crate::offline::train;
 use crate::offline::train::Event;
 use crate::offline::train::Outcome;

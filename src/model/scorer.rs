@@ -97,6 +97,31 @@ pub enum Reduction {
     },
 }
 
+impl Calibration {
+    /// What a raw reward is on the scale of the reference set.
+    pub fn apply(self, raw_reward: f64) -> f64 {
+        (raw_reward - self.mean) / self.std
+    }
+}
+
+impl Reduction {
+    /// Makes one reward of the members' calibrated ones; NaN unless all are finite.
+    pub fn apply(self, rewards: &[f64]) -> f64 {
+        // `min` and `median` would step over a NaN: one member's failure is the ensemble's.
+        if !rewards.iter().all(|reward| reward.is_finite()) {
+            return f64::NAN;
+        }
+        let (mean, variance) = mean_and_variance(rewards);
+        match self {
+            Self::Mean => mean,
+            Self::Min => rewards.iter().copied().fold(f64::INFINITY, f64::min),
+            Self::Median => median(rewards),
+            Self::MeanStd { beta } => mean - beta * variance.sqrt(),
+            Self::Uwo { lambda } => mean - lambda * variance,
+        }
+    }
+}
+
 impl std::fmt::Display for Reduction {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -182,25 +207,17 @@ impl Scorer {
             .calibrations
             .iter()
             .zip(raw_rewards)
-            .map(|(calibration, &raw)| match calibration {
-                Some(Calibration { mean, std }) => (f64::from(raw) - mean) / std,
-                None => f64::from(raw),
+            .map(|(calibration, &raw)| {
+                let raw = f64::from(raw);
+                calibration.map_or(raw, |calibration| calibration.apply(raw))
             })
             .collect();
         let member_rewards: Vec<f32> = rewards.iter().map(|&reward| reward as f32).collect();
         let Some(reduction) = self.reduction else {
             return Reward { reward: member_rewards[0], member_rewards, reward_std: None };
         };
-        let (mean, variance) = mean_and_variance(&rewards);
-        let reward = match reduction {
-            Reduction::Mean => mean,
-            Reduction::Min => rewards.iter().copied().fold(f64::INFINITY, f64::min),
-            Reduction::Median => median(&rewards),
-            Reduction::MeanStd { beta } => mean - beta * variance.sqrt(),
-            Reduction::Uwo { lambda } => mean - lambda * variance,
-        };
-        // `min` and `median` would step over a NaN: one member's failure is the ensemble's.
-        let reward = if rewards.iter().all(|reward| reward.is_finite()) { reward } else { f64::NAN };
+        let (_, variance) = mean_and_variance(&rewards);
+        let reward = reduction.apply(&rewards);
         Reward { reward: reward as f32, member_rewards, reward_std: Some(variance.sqrt() as f32) }
     }
 }

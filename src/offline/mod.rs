@@ -2,10 +2,12 @@
 
 pub mod bench;
 pub mod calibrate;
+pub mod evaluate;
 mod forward;
 pub mod merge;
 pub mod score;
 mod stop;
+pub mod table;
 pub mod train;
 
 pub use crate::offline::stop::Stop;

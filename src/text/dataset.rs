@@ -105,46 +105,32 @@ enum Turns {
 impl Dataset {
     /// Reads JSON lines, plain or gzipped; blank lines are skipped.
     pub fn read(path: &Path) -> Result<Self, DatasetError> {
-        let input = open(path).map_err(|source| DatasetError::Read { path: path.to_owned(), source })?;
-        Self::from_lines(path, input)
+        Self::collect(path, |each| read_lines(path, each))
     }
 
-    fn from_lines(path: &Path, mut input: impl BufRead) -> Result<Self, DatasetError> {
+    /// `read` calls what it is given with each line, and returns the digest.
+    fn collect(
+        path: &Path,
+        read: impl FnOnce(&mut EachLine<'_>) -> Result<[u8; 32], DatasetError>,
+    ) -> Result<Self, DatasetError> {
         let mut dataset =
             Self { path: path.to_owned(), pairs: Vec::new(), equal_lines: Vec::new(), digest: [0; 32] };
-        let mut hasher = blake3::Hasher::new();
-        let mut bytes = Vec::new();
-        for line in 1.. {
-            let wrong = |problem: String| DatasetError::Line { path: path.to_owned(), line, problem };
-            bytes.clear();
-            let read = input.by_ref().take(MAX_LINE_BYTES + 1).read_until(b'\n', &mut bytes);
-            if read.map_err(|source| DatasetError::Read { path: path.to_owned(), source })? == 0 {
-                break;
-            }
-            if bytes.len() as u64 > MAX_LINE_BYTES {
-                return Err(wrong(format!("longer than {MAX_LINE_BYTES} bytes")));
-            }
-            hasher.update(&bytes);
-            let text = std::str::from_utf8(&bytes).map_err(|error| wrong(format!("not UTF-8: {error}")))?;
-            if text.trim().is_empty() {
-                continue;
-            }
-            let read: Line =
-                serde_json::from_str(text).map_err(|error| wrong(format!("not a pair: {error}")))?;
-            let pair = read.into_pair(line).map_err(wrong)?;
+        dataset.digest = read(&mut |line, text| {
+            let read: Line = serde_json::from_str(text).map_err(|error| format!("not a pair: {error}"))?;
+            let pair = read.into_pair(line)?;
             if pair.chosen == pair.rejected {
                 dataset.equal_lines.push(line);
             } else {
                 dataset.pairs.push(pair);
             }
-        }
+            Ok(())
+        })?;
         if dataset.pairs.is_empty() {
             return Err(DatasetError::Empty {
                 path: path.to_owned(),
                 equal_lines: dataset.equal_lines.len(),
             });
         }
-        dataset.digest = hasher.finalize().into();
         Ok(dataset)
     }
 }
@@ -157,6 +143,37 @@ pub fn open(path: &Path) -> io::Result<Box<dyn BufRead>> {
     } else {
         Ok(Box::new(file))
     }
+}
+
+/// Is told a line's number, from 1, and its text; says what is wrong with it.
+pub type EachLine<'a> = dyn FnMut(usize, &str) -> Result<(), String> + 'a;
+
+/// Reads the lines of a file, plain or gzipped, that are not blank. Returns the blake3 of its content, unpacked.
+pub fn read_lines(path: &Path, each: &mut EachLine<'_>) -> Result<[u8; 32], DatasetError> {
+    let input = open(path).map_err(|source| DatasetError::Read { path: path.to_owned(), source })?;
+    lines_of(path, input, each)
+}
+
+fn lines_of(path: &Path, mut input: impl BufRead, each: &mut EachLine<'_>) -> Result<[u8; 32], DatasetError> {
+    let mut hasher = blake3::Hasher::new();
+    let mut bytes = Vec::new();
+    for line in 1.. {
+        let wrong = |problem: String| DatasetError::Line { path: path.to_owned(), line, problem };
+        bytes.clear();
+        let read = input.by_ref().take(MAX_LINE_BYTES + 1).read_until(b'\n', &mut bytes);
+        if read.map_err(|source| DatasetError::Read { path: path.to_owned(), source })? == 0 {
+            break;
+        }
+        if bytes.len() as u64 > MAX_LINE_BYTES {
+            return Err(wrong(format!("longer than {MAX_LINE_BYTES} bytes")));
+        }
+        hasher.update(&bytes);
+        let text = std::str::from_utf8(&bytes).map_err(|error| wrong(format!("not UTF-8: {error}")))?;
+        if !text.trim().is_empty() {
+            each(line, text).map_err(wrong)?;
+        }
+    }
+    Ok(hasher.finalize().into())
 }
 
 impl Line {
@@ -207,7 +224,8 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Result<Dataset, DatasetError> {
-        Dataset::from_lines(Path::new("pairs.jsonl"), text.as_bytes())
+        let path = Path::new("pairs.jsonl");
+        Dataset::collect(path, |each| lines_of(path, text.as_bytes(), each))
     }
 
     fn error(text: &str) -> String {

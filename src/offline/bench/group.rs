@@ -10,12 +10,12 @@ use crate::offline::bench::batches;
 use crate::offline::bench::check_fits;
 use crate::offline::bench::lengths::random_ids;
 use crate::offline::bench::noise::Noise;
-use crate::offline::bench::report::Table;
 use crate::offline::bench::report::digits;
 use crate::offline::bench::report::spread;
 use crate::offline::bench::take_turns;
 use crate::offline::bench::time_forwards;
 use crate::offline::bench::tokenize;
+use crate::offline::table::Table;
 use crate::text::Input;
 
 /// What to measure.

@@ -11,12 +11,12 @@ use crate::offline::bench::check_fits;
 use crate::offline::bench::ens_and_warm;
 use crate::offline::bench::lengths::Lengths;
 use crate::offline::bench::num_tokens;
-use crate::offline::bench::report::Table;
 use crate::offline::bench::report::digits;
 use crate::offline::bench::report::spread;
 use crate::offline::bench::take_turns;
 use crate::offline::bench::time_forwards;
 use crate::offline::bench::tokenize;
+use crate::offline::table::Table;
 
 /// What to measure.
 #[derive(Clone, Debug)]

@@ -8,9 +8,9 @@ use crate::offline::bench::Label;
 use crate::offline::bench::Spread;
 use crate::offline::bench::load::Outcome;
 use crate::offline::bench::load::Percentiles;
-use crate::offline::bench::report::Table;
 use crate::offline::bench::report::digits;
 use crate::offline::bench::report::spread;
+use crate::offline::table::Table;
 
 /// What was found.
 #[derive(Clone, Debug, Serialize)]

@@ -1,0 +1,411 @@
+//! `rewarm evaluate`: members, WARM and ENS on named files of preference pairs.
+//!
+//! ```text
+//! pairs files ─▶ sets of pairs ─┐        (a training record splits a file: clean, corrupted, held out)
+//! best-of-n candidates ─────────┴▶ samples: each different one once
+//!                                     │  members (ENS) and WARM, batch by batch, in turns
+//!                                     ▼
+//!                                  rewards ─▶ metrics, bootstrap ─┐
+//! merges along lines, and of some members ─▶ curves ──────────────┴▶ Evaluation ─▶ table, JSON, page
+//! ```
+//!
+//! One forward of a member serves both the member on its own (its raw reward) and ENS (calibrated, then reduced).
+//! Everything random has a seed; two runs on one machine differ in the measured seconds only.
+
+pub mod best_of_n;
+pub mod bootstrap;
+mod choices;
+pub mod curves;
+pub mod evaluation;
+mod merges;
+pub mod metrics;
+mod output;
+mod page;
+mod plot;
+mod record;
+mod samples;
+mod sets;
+mod table;
+mod verdict;
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use anyhow::bail;
+use anyhow::ensure;
+
+pub use self::output::write;
+pub use self::page::page;
+pub use self::table::table;
+
+use crate::model::scorer::Calibration;
+use crate::model::scorer::Reduction;
+use crate::model::variant::Dtype;
+use crate::model::variant::Loader;
+use crate::model::variant::Mode;
+use crate::model::variant::Variant;
+use crate::model::variant::VariantConfig;
+use crate::offline::bench::report::Machine;
+use crate::offline::evaluate::choices::Choices;
+use crate::offline::evaluate::evaluation::Cost;
+use crate::offline::evaluate::evaluation::Evaluation;
+use crate::offline::evaluate::evaluation::Kind;
+use crate::offline::evaluate::evaluation::ModelInfo;
+use crate::offline::evaluate::evaluation::Settings;
+use crate::offline::evaluate::record::Record;
+use crate::offline::evaluate::samples::Pool;
+use crate::offline::evaluate::samples::Runner;
+use crate::offline::evaluate::samples::Scores;
+use crate::text::Truncation;
+use crate::text::dataset::Dataset;
+
+/// What to evaluate, and how.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Checkpoint directories; at least one.
+    pub members: Vec<PathBuf>,
+    /// The members' merge, if it was made already.
+    pub warm: Option<PathBuf>,
+    /// Of a merge at load: one per member, summing to 1; equal when absent.
+    pub coefficients: Option<Vec<f64>>,
+    /// How ENS makes one reward of its members'.
+    pub reduction: Reduction,
+    /// What to compute in.
+    pub dtype: Dtype,
+    /// "cpu", "cuda" or "cuda:N".
+    pub device: String,
+    /// Lowers the models' own limit.
+    pub max_tokens: Option<usize>,
+    /// What to do with samples that are too long.
+    pub truncation: Truncation,
+    /// A batch takes samples up to this many tokens.
+    pub max_batch_tokens: usize,
+    /// Files of pairs; at least one, with different names.
+    pub pairs: Vec<NamedFile>,
+    /// What `rewarm train` wrote down.
+    pub record: Option<PathBuf>,
+    /// Which lines between members to follow.
+    pub curve: Curve,
+    /// The file of pairs for the curves; the first when absent.
+    pub curve_on: Option<String>,
+    /// Subsets of members to try, of each size; 0: no curve over the number of members.
+    pub subsets: usize,
+    /// Prompts with responses, and the gold model's directory.
+    pub best_of_n: Option<(PathBuf, PathBuf)>,
+    /// Of each bootstrap; at least one.
+    pub resamples: usize,
+    /// Of everything random.
+    pub seed: u64,
+}
+
+/// A file and what it is called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedFile {
+    /// In tables and plots.
+    pub name: String,
+    /// Where it is.
+    pub path: PathBuf,
+}
+
+/// Which lines between members to follow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Curve {
+    /// From the first member to the second.
+    #[default]
+    First,
+    /// Between all pairs of members.
+    Pairs,
+    /// None.
+    Off,
+}
+
+/// How far the run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress<'a> {
+    /// What is under way.
+    pub what: &'a str,
+    /// So much of it is done.
+    pub done: u64,
+    /// Of so much.
+    pub total: u64,
+    /// Of what.
+    pub unit: Unit,
+}
+
+/// What progress is counted in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// Of checkpoints.
+    Bytes,
+    /// That went through models.
+    Tokens,
+}
+
+/// What a run found, and the rewards that it was found from.
+pub struct Outcome {
+    /// What was found.
+    pub evaluation: Evaluation,
+    /// JSON lines, one for each pair.
+    pub rewards: String,
+}
+
+/// The models of a run, and their rewards.
+struct Judges {
+    infos: Vec<ModelInfo>,
+    /// `[models][samples of the pool]`.
+    rewards: Vec<Vec<f32>>,
+    /// How ENS calibrates each member.
+    calibrations: Vec<Option<Calibration>>,
+}
+
+/// Evaluates. `progress` is told how far it is.
+pub fn run(config: &Config, progress: &mut dyn FnMut(Progress<'_>)) -> anyhow::Result<Outcome> {
+    let datasets = read_pairs(config)?;
+    let record = match &config.record {
+        Some(path) => Some(Record::read(path, datasets.iter())?),
+        None => None,
+    };
+    let candidates = match &config.best_of_n {
+        Some((path, _)) => Some(best_of_n::read_candidates(path)?),
+        None => None,
+    };
+
+    let mut loader = Loader::default();
+    let names = member_names(&config.members);
+    let ens = load(&mut loader, &ens_config(config), progress)?;
+    let warm = match warm_config(config) {
+        Some(warm) => Some(load(&mut loader, &warm, progress)?),
+        None => None,
+    };
+    let tokenizer = ens.tokenizer.clone();
+    if let Some(warm) = &warm {
+        ensure!(
+            warm.tokenizer.digest() == tokenizer.digest(),
+            "{} does not read the tokens that the members read: they differ in tokenizer, chat template, text rule or \
+             length limit",
+            warm.info.members[0].path
+        );
+    }
+
+    let mut pool = Pool::default();
+    let mut sets = Vec::new();
+    for (file, dataset) in config.pairs.iter().zip(&datasets) {
+        sets.extend(sets::split(file, dataset, record.as_ref(), &mut pool, &tokenizer, config.truncation)?);
+    }
+    let mut candidates = candidates.zip(config.best_of_n.as_ref()).map(|(candidates, (path, _))| {
+        Choices::new(path, &candidates, &mut pool, &tokenizer, config.truncation)
+    });
+
+    let everything: Vec<usize> = (0..pool.len()).collect();
+    let mut runners = vec![Runner { names: names.iter().map(String::as_str).collect(), scorer: &ens.scorer }];
+    runners.extend(warm.iter().map(|warm| Runner { names: vec!["WARM"], scorer: &warm.scorer }));
+    let scores =
+        samples::score(&pool, &everything, &runners, config.max_batch_tokens, "score", &mut *progress)?;
+    let cost = cost(&scores, &pool, config.members.len());
+    let judges = judge(&names, &ens, warm.as_ref(), scores)?;
+    let settings = settings(config, &ens);
+    // the curves' merges need the room
+    drop((ens, warm, loader));
+
+    let results = sets
+        .iter()
+        .map(|set| sets::evaluate(set, &judges.infos, &judges.rewards, config.resamples, config.seed))
+        .collect();
+    let curve_set = merges::set(config, &sets);
+    let (interpolations, member_counts) = match curve_set {
+        Some(set) if config.members.len() > 1 => {
+            merges::follow(config, &names, set, &judges, &pool, progress)?
+        }
+        _ => (Vec::new(), Vec::new()),
+    };
+    let best_of_n = match (&mut candidates, &config.best_of_n) {
+        (Some(choices), Some((_, gold))) => Some(choices.judge(config, gold, &judges, progress)?),
+        _ => None,
+    };
+    let rewards = output::rewards_jsonl(&sets, &judges.infos, &judges.rewards);
+    let has_curves = !(interpolations.is_empty() && member_counts.is_empty());
+    let mut evaluation = Evaluation {
+        format: 1,
+        rewarm: env!("CARGO_PKG_VERSION"),
+        machine: Machine::here(),
+        settings,
+        verdict: Vec::new(),
+        models: judges.infos,
+        sets: results,
+        interpolations,
+        member_counts,
+        curves_on: curve_set.filter(|_| has_curves).map(|set| set.name.clone()),
+        cost,
+        best_of_n,
+    };
+    evaluation.verdict = verdict::verdict(&evaluation);
+    Ok(Outcome { evaluation, rewards })
+}
+
+fn read_pairs(config: &Config) -> anyhow::Result<Vec<Dataset>> {
+    for (number, file) in config.pairs.iter().enumerate() {
+        if config.pairs[..number].iter().any(|other| other.name == file.name) {
+            bail!("two files of pairs are called `{}`: name them, as in --pairs NAME=FILE", file.name);
+        }
+    }
+    if let Some(name) = &config.curve_on {
+        let names: Vec<&str> = config.pairs.iter().map(|file| file.name.as_str()).collect();
+        ensure!(
+            names.contains(&name.as_str()),
+            "curves are asked for on `{name}`, the files of pairs are called {}",
+            names.join(", ")
+        );
+    }
+    let read =
+        |file: &NamedFile| Dataset::read(&file.path).with_context(|| format!("read pairs `{}`", file.name));
+    config.pairs.iter().map(read).collect()
+}
+
+/// The last folder of each path, where that tells the members apart; else the paths.
+fn member_names(members: &[PathBuf]) -> Vec<String> {
+    let short: Vec<String> = members
+        .iter()
+        .map(|path| {
+            path.file_name()
+                .map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
+        })
+        .collect();
+    let is_taken = |number: usize| {
+        short[..number].contains(&short[number]) || ["WARM", "ENS"].contains(&short[number].as_str())
+    };
+    if (0..short.len()).any(is_taken) {
+        return (1..).zip(members).map(|(number, path)| format!("{number}: {}", path.display())).collect();
+    }
+    short
+}
+
+fn variant_config(config: &Config, name: &str, mode: Mode, members: Vec<PathBuf>) -> VariantConfig {
+    VariantConfig {
+        reduction: config.reduction,
+        dtype: config.dtype,
+        device: config.device.clone(),
+        max_tokens: config.max_tokens,
+        ..VariantConfig::new(name, mode, members)
+    }
+}
+
+/// All members; of one, too: it runs them apart and keeps their raw rewards.
+fn ens_config(config: &Config) -> VariantConfig {
+    variant_config(config, "members", Mode::Ens, config.members.clone())
+}
+
+/// None where there is nothing to average.
+fn warm_config(config: &Config) -> Option<VariantConfig> {
+    match &config.warm {
+        Some(merged) => Some(variant_config(config, "WARM", Mode::Warm, vec![merged.clone()])),
+        None if config.members.len() == 1 => None,
+        None => Some(VariantConfig {
+            coefficients: config.coefficients.clone(),
+            ..variant_config(config, "WARM", Mode::Warm, config.members.clone())
+        }),
+    }
+}
+
+fn load(
+    loader: &mut Loader,
+    config: &VariantConfig,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> anyhow::Result<Variant> {
+    let what = format!("load {}", config.name);
+    let mut progress = |done, total| progress(Progress { what: &what, done, total, unit: Unit::Bytes });
+    loader.load(config, &mut progress).with_context(|| what.clone())
+}
+
+fn settings(config: &Config, ens: &Variant) -> Settings {
+    Settings {
+        dtype: ens.info.dtype,
+        device: ens.info.device.clone(),
+        max_tokens: ens.info.max_tokens,
+        truncation: match config.truncation {
+            Truncation::Reject => "reject",
+            Truncation::Left => "left",
+            Truncation::Right => "right",
+        },
+        reduction: ens.info.reduction.clone(),
+        resamples: config.resamples,
+        seed: config.seed,
+    }
+}
+
+/// What WARM and ENS took; scores are of the members, then of WARM.
+fn cost(scores: &[Scores], pool: &Pool, members: usize) -> Option<Cost> {
+    let [ens, warm] = scores else { return None };
+    if members == 1 {
+        return None;
+    }
+    let samples = pool.len();
+    let (warm, ens) = (warm.time.as_secs_f64(), ens.time.as_secs_f64());
+    Some(Cost {
+        samples,
+        tokens: pool.tokens(&(0..samples).collect::<Vec<_>>()),
+        members,
+        warm_seconds: warm,
+        ens_seconds: ens,
+        warm_seconds_per_sample: warm / samples as f64,
+        ens_seconds_per_sample: ens / samples as f64,
+        ens_over_warm: ens / warm,
+    })
+}
+
+/// Puts the models in order: members, WARM, ENS. One member alone is no ensemble.
+fn judge(
+    names: &[String],
+    ens: &Variant,
+    warm: Option<&Variant>,
+    scores: Vec<Scores>,
+) -> anyhow::Result<Judges> {
+    let mut infos: Vec<ModelInfo> = names
+        .iter()
+        .zip(&ens.info.members)
+        .map(|(name, member)| ModelInfo {
+            name: name.clone(),
+            kind: Kind::Member,
+            paths: vec![member.path.clone()],
+            fingerprint: member.digest.clone(),
+            coefficients: None,
+            calibrations: None,
+        })
+        .collect();
+    let paths = |variant: &Variant| variant.info.members.iter().map(|member| member.path.clone()).collect();
+    let calibrations: Vec<_> = ens.info.members.iter().map(|member| member.calibration).collect();
+    let mut rewards: Vec<Vec<f32>> = scores.into_iter().flat_map(|scores| scores.raw).collect();
+    if let Some(warm) = warm {
+        let coefficients: Vec<f64> = warm.info.members.iter().map(|member| member.coefficient).collect();
+        infos.push(ModelInfo {
+            name: "WARM".to_owned(),
+            kind: Kind::Warm,
+            paths: paths(warm),
+            fingerprint: warm.info.fingerprint.clone(),
+            coefficients: (coefficients.len() > 1).then_some(coefficients),
+            calibrations: None,
+        });
+    }
+    if names.len() > 1 {
+        let reduce = |sample: usize| {
+            let raw: Vec<f32> = rewards[..names.len()].iter().map(|rewards| rewards[sample]).collect();
+            ens.scorer.reduce(&raw).reward
+        };
+        let reduced: Vec<f32> = (0..rewards[0].len()).map(reduce).collect();
+        ensure!(
+            reduced.iter().all(|reward| reward.is_finite()),
+            "the members' rewards are finite, but ENS ({}) makes one of them that is not: look at the members' \
+             calibrations",
+            ens.info.reduction
+        );
+        infos.push(ModelInfo {
+            name: "ENS".to_owned(),
+            kind: Kind::Ens,
+            paths: paths(ens),
+            fingerprint: ens.info.fingerprint.clone(),
+            coefficients: None,
+            calibrations: Some(calibrations.clone()),
+        });
+        rewards.push(reduced);
+    }
+    Ok(Judges { infos, rewards, calibrations })
+}
