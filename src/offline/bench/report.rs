@@ -1,5 +1,7 @@
 //! What a run found: tables for people, JSON for programs.
 
+use std::fmt;
+
 use serde::Serialize;
 
 use crate::offline::bench::Spread;
