@@ -107,12 +107,7 @@ impl AdamW {
     }
 
     /// Changes the parameters in place. Parameters are those of the start; gradients are in their order.
-    pub fn step(
-        &mut self,
-        parameters: &[Parameter],
-        gradients: &[Tensor],
-        learning_rate: f64,
-    ) -> Result<()> {
+    pub fn step(&mut self, parameters: &[Parameter], gradients: &[Tensor], learning_rate: f64) -> Result<()> {
         if parameters.len() != self.moments.len() || gradients.len() != self.moments.len() {
             let (parameters, gradients, expected) = (parameters.len(), gradients.len(), self.moments.len());
             candle_core::bail!("{parameters} parameters, {gradients} gradients: expected {expected} of each")
@@ -132,7 +127,11 @@ impl AdamW {
                 step: (learning_rate / (1.0 - beta1.powf(steps))) as f32,
             };
             let gradient = gradient.contiguous()?;
-            parameter.var.inplace_op1(&Step { factors, gradient: &gradient, moments: Mutex::new(moments) })?;
+            parameter.var.inplace_op1(&Step {
+                factors,
+                gradient: &gradient,
+                moments: Mutex::new(moments),
+            })?;
         }
         Ok(())
     }

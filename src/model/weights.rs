@@ -610,9 +610,7 @@ impl<'a, O: Ops> Weights<'a, O> {
     pub fn table(&mut self, name: &str, rows: usize, columns: usize) -> Result<Arc<O::Table>, ModelError> {
         let asked = [Asked { name: name.into(), shape: vec![rows, columns] }];
         let dtype = self.ops.dtype(Precision::Working);
-        self.load("table", dtype, &asked, |ops, values| {
-            ops.load_table(name, values.remove(0), rows, columns)
-        })
+        self.load("table", dtype, &asked, |ops, values| ops.load_table(name, values.remove(0), rows, columns))
     }
 
     /// A norm's vector `[width]`, in `f32`, with `offset` added to each value.
@@ -731,12 +729,7 @@ fn asked_linear(name: &str, output: usize, input: usize, bias: bool) -> Vec<Aske
     asked
 }
 
-fn linear_source<'a>(
-    name: &'a str,
-    values: &'a [Averaged],
-    output: usize,
-    input: usize,
-) -> LinearSource<'a> {
+fn linear_source<'a>(name: &'a str, values: &'a [Averaged], output: usize, input: usize) -> LinearSource<'a> {
     LinearSource { name, weight: &values[0], bias: values.get(1), output, input }
 }
 

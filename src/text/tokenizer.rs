@@ -38,7 +38,8 @@ impl Encoder {
         tokenizer.with_padding(None);
         let bos = ["bos_token", "cls_token"].iter().find_map(|&name| special_tokens.get(name)?.as_str());
         let bos = bos.and_then(|token| tokenizer.token_to_id(token));
-        let padding = special_tokens.get("pad_token").and_then(|token| tokenizer.token_to_id(token.as_str()?));
+        let padding =
+            special_tokens.get("pad_token").and_then(|token| tokenizer.token_to_id(token.as_str()?));
         Ok(Self { tokenizer, bos, padding, vocab_size: options.vocab_size })
     }
 

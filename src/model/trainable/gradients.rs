@@ -85,7 +85,11 @@ impl Trainable {
     /// The bias of the head's last layer moves all rewards alike, which Bradley–Terry does not see: its gradient is exactly
     /// zero without [centering](Objective::centering). Every other parameter gets a gradient, or this fails and names
     /// those that get none. Fails too if a reward or a gradient is not finite.
-    pub fn gradients(&self, pairs: &[&TokenPair], objective: &Objective) -> Result<StepGradients, ModelError> {
+    pub fn gradients(
+        &self,
+        pairs: &[&TokenPair],
+        objective: &Objective,
+    ) -> Result<StepGradients, ModelError> {
         if !(0.0..1.0).contains(&objective.dropout) {
             let problem = format!("dropout is {}, expected 0 or more and less than 1", objective.dropout);
             return Err(ModelError::Unsupported(problem));
@@ -161,7 +165,12 @@ impl Trainable {
             let Some(rows) = store.remove(&embedded.rows) else { continue };
             for (name, ids) in embedded.tables {
                 let parameter = self.trained_place(&name);
-                lookups.push(Lookup { parameter, ids, rows: rows.contiguous()?, scale: embedded.scale as f32 });
+                lookups.push(Lookup {
+                    parameter,
+                    ids,
+                    rows: rows.contiguous()?,
+                    scale: embedded.scale as f32,
+                });
             }
         }
         let gradients: Vec<Option<Tensor>> = self

@@ -102,9 +102,7 @@ impl Trainable {
         let mut tensors = Vec::with_capacity(order.len());
         for base_name in order {
             let (shape, values) = match lacking.get(&base_name) {
-                Some(shape) => {
-                    (shape.clone(), draw(&base_name, shape.iter().product(), width, options.seed))
-                }
+                Some(shape) => (shape.clone(), draw(&base_name, shape.iter().product(), width, options.seed)),
                 None => read_values(&checkpoint, &base_name)?,
             };
             let var = Var::from_vec(values, shape, &Device::Cpu)?;
@@ -206,7 +204,8 @@ fn read_values(checkpoint: &Checkpoint, name: &str) -> Result<(Vec<usize>, Vec<f
     let tensor = checkpoint.read(name)?;
     let shape = tensor.shape.to_vec();
     let mut sources = [(tensor, 1.0)];
-    let values = merge::average(name, &mut sources, DType::F32, |dtype, bytes| checkpoint.room(dtype, bytes))?;
+    let values =
+        merge::average(name, &mut sources, DType::F32, |dtype, bytes| checkpoint.room(dtype, bytes))?;
     let Averaged::F32(values) = values else { unreachable!("asked for f32") };
     Ok((shape, values))
 }

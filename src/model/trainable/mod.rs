@@ -118,7 +118,9 @@ impl Trainable {
         for held in &self.tensors {
             let Some(end) = held.base_name.strip_prefix(last_layer) else { continue };
             match end {
-                ".weight" => held.var.set(&Tensor::from_slice(weight, held.var.dims(), held.var.device())?)?,
+                ".weight" => {
+                    held.var.set(&Tensor::from_slice(weight, held.var.dims(), held.var.device())?)?
+                }
                 ".bias" => held.var.set(&held.var.zeros_like()?)?,
                 _ => {}
             }
