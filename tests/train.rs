@@ -350,7 +350,7 @@ fn other_settings_and_other_data_are_refused_by_name() {
     for expected in ["weight_decay was 0.01, is 0.1", "clip_norm was 1.0, is 2.0", "seed was 0, is 3"] {
         assert!(error.contains(expected), "{expected} in {error}");
     }
-    assert!(changed("[probe]\nl2 = 0.5\n").contains("probe.l2 was 0.01, is 0.5"));
+    assert!(changed("[probe]\nl2 = 0.5\n").contains("probe.l2 was null, is 0.5"));
     assert!(changed("epochs = 2\n").contains("epochs was 1, is 2"));
     let error = refused(folder.path(), "llama", "family", settings);
     assert!(error.contains("base was "), "{error}");

@@ -88,7 +88,8 @@ The configuration, with its defaults (unknown keys are errors; paths are relativ
 
   [probe]
   enabled = true                      # false: members start from the head that the base has, or from a random one
-  l2 = 0.01                           # penalty on the head's weights, in units of the features' variance
+  l2 = 0.1                            # penalty on the head's weights, in units of the features' variance; default:
+                                      # chosen by the loss on thirds of the training pairs that are left out
 
   [[members]]                         # instead of num_members: one table each; what is left out is drawn as above
   base = \"path\"                       # its own start, with the same tokenizer and sizes
@@ -265,8 +266,8 @@ impl Screen {
                 self.bar.set_position(*done as u64);
             }
             Event::Probed(probe) => self.line(&format!(
-                "the shared head: loss {:.4}, accuracy {:.4} on the training pairs",
-                probe.loss, probe.accuracy
+                "the shared head: loss {:.4}, accuracy {:.4} on the training pairs, l2 {}",
+                probe.loss, probe.accuracy, probe.l2
             )),
             Event::MemberBegins { member, own, done, steps, tokens } => {
                 (self.steps, self.pairs, self.tokens, self.seconds) = (*steps, 0, 0, 0.0);

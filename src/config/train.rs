@@ -365,7 +365,7 @@ impl<'i> Keys<'i> {
         let mut probe = Keys { section, problems: std::mem::take(&mut self.problems) };
         let config = ProbeConfig {
             enabled: probe.value("enabled", None, true, any()),
-            l2: probe.value("l2", None, 0.01, POSITIVE),
+            l2: probe.optional("l2", None, POSITIVE),
         };
         self.problems = probe.finish();
         config

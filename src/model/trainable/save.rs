@@ -36,6 +36,8 @@ impl Trainable {
             DType::BF16 => (Dtype::BF16, "bfloat16"),
             other => return Err(ModelError::Unsupported(format!("precision {other:?}"))),
         };
+        let tokenizer = self.dir.join("tokenizer.json");
+        std::fs::metadata(&tokenizer).map_err(|source| ModelError::read(&tokenizer, source))?;
         let specs = self.tensors.iter().map(|held| TensorSpec {
             name: held.name.clone(),
             dtype: stored,

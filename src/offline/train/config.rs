@@ -59,8 +59,8 @@ pub struct DataConfig {
 pub struct ProbeConfig {
     /// Without it, members start from the head that the base has, or from a random one.
     pub enabled: bool,
-    /// Strength of the penalty on the head's weights, in units of the features' own variance.
-    pub l2: f64,
+    /// Strength of the penalty on the head's weights, in units of the features' own variance; else it is chosen.
+    pub l2: Option<f64>,
 }
 
 /// The settings of the loop that all members share.

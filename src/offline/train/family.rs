@@ -91,6 +91,8 @@ pub struct ProbeRecord {
     pub loss: f64,
     /// On the training pairs, as they are labelled.
     pub accuracy: f64,
+    /// The penalty, given or chosen.
+    pub l2: f64,
 }
 
 /// How a member's training went.

@@ -176,7 +176,7 @@ pub fn run(config: &Config, stop: &Stop, watch: &mut Watch<'_>) -> anyhow::Resul
         let Some(found) = shared_head(config, &folder, &base, &data, stop, watch)? else {
             return Ok(Outcome::Stopped { at: "the linear probe".to_owned() });
         };
-        record.probe = Some(ProbeRecord { loss: found.loss, accuracy: found.accuracy });
+        record.probe = Some(ProbeRecord { loss: found.loss, accuracy: found.accuracy, l2: found.l2 });
         folder.write(&record)?;
         probe = Some(found);
     }

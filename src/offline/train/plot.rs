@@ -22,7 +22,7 @@ const TITLE_HEIGHT: u32 = 44;
 const LEGEND_HEIGHT: u32 = 26;
 const LEGEND_COLUMNS: usize = 6;
 /// The running mean is over this share of the steps.
-const SMOOTH_SHARE: f64 = 0.04;
+const SMOOTH_SHARE: f64 = 0.1;
 const FONT: &str = "sans-serif";
 const INK: RGBColor = RGBColor(51, 51, 51);
 const GRID: RGBColor = RGBColor(229, 229, 229);
@@ -166,14 +166,14 @@ fn curves(log: &[LogLine], panel: &Panel) -> Curves {
     curves
 }
 
-/// The running mean, over a window that ends at the point and is as long as there are points before it.
+/// The mean over a window that ends at the point, from where half a window is there.
 fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let window = ((points.len() as f64 * SMOOTH_SHARE) as usize).max(1);
     let mean = |end: usize| {
         let part = &points[(end + 1).saturating_sub(window)..=end];
         part.iter().map(|(_, value)| value).sum::<f64>() / part.len() as f64
     };
-    points.iter().enumerate().map(|(index, (step, _))| (*step, mean(index))).collect()
+    (window / 2..points.len()).map(|index| (points[index].0, mean(index))).collect()
 }
 
 #[cfg(test)]
@@ -217,10 +217,11 @@ mod tests {
     }
 
     #[test]
-    fn the_running_mean_starts_with_what_is_there() {
+    fn the_running_mean_starts_with_half_a_window() {
         let points: Vec<(f64, f64)> = (0..100).map(|step| (f64::from(step), f64::from(step))).collect();
         let smoothed = smooth(&points);
-        assert_eq!((smoothed[0], smoothed[1], smoothed[99]), ((0.0, 0.0), (1.0, 0.5), (99.0, 97.5)));
+        assert_eq!((smoothed.len(), smoothed[0], smoothed[94]), (95, (5.0, 2.5), (99.0, 94.5)));
+        assert_eq!(smooth(&points[..3]), points[..3]);
         assert_eq!(smooth(&[]), []);
     }
 

@@ -284,3 +284,28 @@ impl Ops for Training {
         self.composed.to_vec(blocks)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rand_chacha::rand_core::SeedableRng;
+
+    use super::*;
+
+    #[test]
+    fn dropout_drops_its_share_and_keeps_the_mean() {
+        const COUNT: usize = 1 << 18;
+        for share in [0.05, 0.1, 0.5] {
+            let random = ChaCha8Rng::seed_from_u64(5);
+            let factors = Dropout::new(share, random).unwrap().factors(COUNT);
+            let dropped = factors.iter().filter(|&&factor| factor == 0.0).count() as f64 / COUNT as f64;
+            let mean = factors.iter().map(|&factor| f64::from(factor)).sum::<f64>() / COUNT as f64;
+            // six standard deviations of a share of so many
+            let room = 6.0 * (share * (1.0 - share) / COUNT as f64).sqrt();
+            assert!((dropped - share).abs() < room, "{dropped} of {share}");
+            assert!((mean - 1.0).abs() < room / (1.0 - share), "{mean}");
+            let kept = factors.iter().find(|&&factor| factor != 0.0).unwrap();
+            assert!((f64::from(*kept) - 1.0 / (1.0 - share)).abs() < 1e-4);
+        }
+        assert!(Dropout::new(0.0, ChaCha8Rng::seed_from_u64(5)).is_none());
+    }
+}
