@@ -43,7 +43,10 @@ fn evaluate(output: &Path, args: &[&str]) -> Value {
     assert!(run.status.success(), "{run:?}");
     // member-1 alone has a calibration; told once, not for every merge of the curves
     let warnings = text(&run.stderr);
-    assert!(warnings.lines().count() == 1 && warnings.contains("members differ in calibration"), "{warnings}");
+    assert!(
+        warnings.lines().count() == 1 && warnings.contains("members differ in calibration"),
+        "{warnings}"
+    );
     assert!(text(&run.stdout).contains("index.html"), "{run:?}");
     read_json(&output.join("evaluation.json"))
 }
