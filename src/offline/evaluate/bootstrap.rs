@@ -82,8 +82,7 @@ mod tests {
 
     #[test]
     fn the_interval_of_a_share_is_the_binomials() {
-        // numpy: np.random.default_rng(0).binomial(400, 0.75, 10**7) / 400, its 2.5 and 97.5 percentiles; one step
-        // of the distribution is 0.0025
+        // scipy: binom.ppf([0.025, 0.975], 400, 0.75) / 400; a step is 0.0025
         let interval = Resamples::new(&[share(300, 400)], 10_000, 1).interval(|means| means[0]);
         assert!((interval.low - 0.7075).abs() < 0.003, "{interval:?}");
         assert!((interval.high - 0.7925).abs() < 0.003, "{interval:?}");
