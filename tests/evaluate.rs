@@ -422,6 +422,34 @@ fn a_single_model_and_pairs_that_all_tie_have_figures_too() {
 }
 
 #[test]
+fn a_merge_that_was_made_already_is_taken_as_it_is_and_long_samples_can_be_cut() {
+    let folder = tempfile::tempdir().unwrap();
+    let (pairs, warm) = (data("pairs.jsonl"), data("member-2"));
+    let members = members();
+    let out = folder.path().to_str().unwrap();
+    let args =
+        ["--members", &members, "--pairs", pairs.to_str().unwrap(), "--resamples", "50", "--curve", "off"];
+    let more = ["--warm", warm.to_str().unwrap(), "--truncation", "right", "--output", out];
+    let run = run(&[&["evaluate"], &args[..], &more].concat());
+    assert!(run.status.success(), "{run:?}");
+    let found = read_json(&folder.path().join("evaluation.json"));
+    let set = &found["sets"][0];
+    assert_eq!((&set["pairs"], &set["truncated_pairs"]), (&json!(118), &json!(2)));
+    assert!(set["unscorable"].as_array().unwrap().is_empty());
+    let (mut member, mut warm) = (set["models"][2].clone(), set["models"][3].clone());
+    assert_eq!(warm["name"], "WARM");
+    member["name"].take();
+    warm["name"].take();
+    assert_eq!(warm, member, "member-2 was given as the merge");
+    // all members' merge by the curve is another model
+    assert_ne!(found["member_counts"][2]["warm"]["mean"], warm["accuracy"]["value"]);
+
+    let llama = root().join("tests/data/models/llama").display().to_string();
+    let error = refusal(&[&args[..], &["--warm", &llama]].concat());
+    assert!(error.contains("does not read the tokens that the members read"), "{error}");
+}
+
+#[test]
 fn what_cannot_be_evaluated_is_refused_with_the_reason() {
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| {
@@ -435,7 +463,19 @@ fn what_cannot_be_evaluated_is_refused_with_the_reason() {
     let all = members();
     let llama =
         format!("{},{}", data("member-0").display(), root().join("tests/data/models/llama").display());
-    let cases: [(&[&str], &str); 11] = [
+    // same words, another activation: an ensemble could be made of them, a merge could not
+    let gelu_new = folder.path().join("gelu-new");
+    fs::create_dir(&gelu_new).unwrap();
+    for file in fs::read_dir(data("member-0")).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), gelu_new.join(file.file_name())).unwrap();
+    }
+    let config = fs::read_to_string(gelu_new.join("config.json")).unwrap();
+    assert!(config.contains("\"gelu\""));
+    fs::write(gelu_new.join("config.json"), config.replace("\"gelu\"", "\"gelu_new\"")).unwrap();
+    let unlike = format!("{},{}", data("member-0").display(), gelu_new.display());
+    let cases: [(&[&str], &str); 12] = [
+        (&["--members", &unlike, "--pairs", &good_path], "cannot be merged: "),
         (
             &["--members", &all, "--pairs", &write("bad.jsonl", &format!("{good}{{\n"))],
             "bad.jsonl:2: not a pair",

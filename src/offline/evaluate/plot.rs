@@ -99,7 +99,7 @@ pub(super) fn memorised(set: &SetResult, models: &[ModelInfo]) -> String {
     let label = 112.0;
     let height = rows.len() as f64 * ROW + AXIS + 6.0;
     let mut svg = Svg::new(&format!("Flipped labels reproduced, {}", set.name), height);
-    let x = Scale { from: (0.0, 1.0), to: (label, WIDTH - FIGURES) };
+    let x = Scale { from: (0.0, 1.0), to: (label, WIDTH - FIGURES), least_step: 0.0 };
     let bottom = 6.0 + rows.len() as f64 * ROW;
     svg.x_axis(&x, bottom, 6.0, "share of flipped labels reproduced");
     for (number, (result, kind, estimate)) in rows.iter().enumerate() {
@@ -140,7 +140,7 @@ fn whiskers(title: &str, axis: &str, rows: &[Row], label: f64, references: &[(f6
     if let [(zero, "")] = references {
         range.add(*zero);
     }
-    let x = Scale { from: range.padded(), to: (label, WIDTH - FIGURES) };
+    let x = Scale { from: range.padded(), to: (label, WIDTH - FIGURES), least_step: 0.0 };
     svg.x_axis(&x, bottom, top, axis);
     for &(value, name) in references.iter().filter(|(value, _)| x.holds(*value)) {
         svg.line("reference", (x.at(value), top - 2.0), (x.at(value), bottom));
@@ -178,8 +178,8 @@ pub(super) fn reliability(set: &SetResult, models: &[ModelInfo]) -> String {
     range.add(1.0);
     let mut plot = Plot::new(
         &format!("Reliability on {}", set.name),
-        ("confidence, max(p, 1 − p)", (0.5, 1.0)),
-        ("accuracy", range.padded()),
+        Axis::new("confidence, max(p, 1 − p)", (0.5, 1.0)),
+        Axis::new("accuracy", range.padded()),
     );
     plot.path("straight", [(0.5, 0.5), (1.0, 1.0)]);
     let most = all.iter().map(|bin| bin.pairs).max().unwrap_or(1) as f64;
@@ -205,20 +205,18 @@ pub(super) fn interpolation(line: &Interpolation) -> String {
     let range = Range::of(line.points.iter().flat_map(|point| [point.accuracy, point.straight_accuracy]));
     let mut plot = Plot::new(
         &format!("Accuracy from {} to {}", line.first, line.second),
-        ("λ: weights (1 − λ) · first + λ · second", (0.0, 1.0)),
-        ("accuracy", range.padded()),
+        Axis::new("λ: weights (1 − λ) · first + λ · second", (0.0, 1.0)),
+        Axis::new("accuracy", range.padded()),
     );
     plot.path("straight", line.points.iter().map(|point| (point.lambda, point.straight_accuracy)));
     plot.path("curve warm", line.points.iter().map(|point| (point.lambda, point.accuracy)));
-    for (point, is_end) in
-        line.points.iter().zip(0..).map(|(point, step)| (point, step == 0 || step == line.points.len() - 1))
-    {
+    for point in &line.points {
         let Point { lambda, accuracy, log_loss, straight_accuracy, .. } = point;
         let title = format!(
             "λ = {lambda:.1}: accuracy {accuracy:.4}, straight line {straight_accuracy:.4}, log-loss {log_loss:.4}"
         );
-        let kind = if is_end { Kind::Member } else { Kind::Warm };
-        plot.disc(kind, (*lambda, *accuracy), 4.5, &title);
+        let is_end = [0.0, 1.0].contains(lambda);
+        plot.disc(if is_end { Kind::Member } else { Kind::Warm }, (*lambda, *accuracy), 4.5, &title);
     }
     plot.finish()
 }
@@ -230,8 +228,8 @@ pub(super) fn interpolations(lines: &[Interpolation]) -> String {
     range.add(0.0);
     let mut plot = Plot::new(
         "Accuracy along the lines between members, above the straight line",
-        ("λ", (0.0, 1.0)),
-        ("accuracy − straight line", range.padded()),
+        Axis::new("λ", (0.0, 1.0)),
+        Axis::new("accuracy − straight line", range.padded()),
     );
     plot.path("straight", [(0.0, 0.0), (1.0, 0.0)]);
     for line in lines {
@@ -271,8 +269,8 @@ pub(super) fn member_counts(counts: &[MemberCount]) -> String {
     let last = counts.len() as f64;
     let mut plot = Plot::new(
         "Accuracy by number of members",
-        ("members, M", (0.8, last + 0.2)),
-        ("accuracy", range.padded()),
+        Axis { least_step: 1.0, ..Axis::new("members, M", (0.8, last + 0.2)) },
+        Axis::new("accuracy", range.padded()),
     );
     type Of = fn(&MemberCount) -> &Band;
     let models: [(Kind, &str, Of, f64); 2] =
@@ -303,8 +301,8 @@ pub(super) fn best_of_n(best_of_n: &BestOfN, models: &[ModelInfo]) -> String {
     let farthest = points.last().map_or(1.0, |point| point.kl);
     let mut plot = Plot::new(
         "Best of n: mean gold reward",
-        ("KL = ln n − (n − 1)/n, in nats", (-0.02 * farthest, farthest * 1.02)),
-        ("gold reward", range.padded()),
+        Axis::new("KL = ln n − (n − 1)/n, in nats", (-0.02 * farthest, farthest * 1.02)),
+        Axis::new("gold reward", range.padded()),
     );
     plot.path("straight", points.iter().map(|point| (point.kl, point.gold)));
     let numbers: Vec<usize> = (0..models.len()).collect();
@@ -358,9 +356,13 @@ pub(super) fn agreement(set: &SetResult, models: &[ModelInfo]) -> String {
                 cell - 2.0,
                 height - 2.0
             ));
-            let text = if row == column { "·".to_owned() } else { format!("{share:.3}") };
-            // three decimals take some 34 units
-            let text = if cell < 40.0 { text.trim_start_matches('0').to_owned() } else { text };
+            // three decimals take some 34 units, without the zero some 26; the title tells them in any case
+            let text = match cell {
+                _ if row == column => "·".to_owned(),
+                ..26.0 => String::new(),
+                ..40.0 => format!("{share:.3}").trim_start_matches('0').to_owned(),
+                _ => format!("{share:.3}"),
+            };
             svg.text("number middle", (x + cell / 2.0, y + 4.0), &text);
             svg.close();
         }
@@ -448,11 +450,31 @@ impl Range {
     }
 }
 
+/// What an axis shows.
+struct Axis<'a> {
+    title: &'a str,
+    range: (f64, f64),
+    /// Between ticks; 0 for any.
+    least_step: f64,
+}
+
+impl<'a> Axis<'a> {
+    fn new(title: &'a str, range: (f64, f64)) -> Self {
+        Self { title, range, least_step: 0.0 }
+    }
+
+    fn scale(&self, start: f64, end: f64) -> Scale {
+        Scale { from: self.range, to: (start, end), least_step: self.least_step }
+    }
+}
+
 /// From values to places.
 #[derive(Clone, Copy)]
 struct Scale {
     from: (f64, f64),
     to: (f64, f64),
+    /// Between ticks; 0 for any.
+    least_step: f64,
 }
 
 impl Scale {
@@ -467,7 +489,7 @@ impl Scale {
 
     /// Round values, at most so many steps apart, and the decimals that they need.
     fn ticks(&self, steps: f64) -> (Vec<f64>, usize) {
-        let rough = (self.from.1 - self.from.0) / steps;
+        let rough = ((self.from.1 - self.from.0) / steps).max(self.least_step);
         let power = rough.log10().floor();
         let unit = 10.0_f64.powf(power);
         let step =
@@ -489,19 +511,19 @@ struct Plot {
 }
 
 impl Plot {
-    fn new(title: &str, x: (&str, (f64, f64)), y: (&str, (f64, f64))) -> Self {
+    fn new(title: &str, x: Axis<'_>, y: Axis<'_>) -> Self {
         let mut svg = Svg::new(title, HEIGHT);
         let (left, top, bottom) = (50.0, 22.0, HEIGHT - AXIS);
-        let plot_x = Scale { from: x.1, to: (left, WIDTH - 12.0) };
-        let plot_y = Scale { from: y.1, to: (bottom, top) };
+        let plot_x = x.scale(left, WIDTH - 12.0);
+        let plot_y = y.scale(bottom, top);
         let (ticks, decimals) = plot_y.ticks(5.0);
         for tick in ticks {
             let at = plot_y.at(tick);
             svg.line("grid", (left, at), (WIDTH - 12.0, at));
             svg.text("number end", (left - 8.0, at + 4.0), &minus(tick, decimals));
         }
-        svg.text("note start", (4.0, 10.0), y.0);
-        svg.x_axis(&plot_x, bottom, top, x.0);
+        svg.text("note start", (4.0, 10.0), y.title);
+        svg.x_axis(&plot_x, bottom, top, x.title);
         Self { svg, x: plot_x, y: plot_y }
     }
 
@@ -615,10 +637,6 @@ impl Svg {
 
     fn x_axis(&mut self, x: &Scale, bottom: f64, top: f64, title: &str) {
         let (ticks, decimals) = x.ticks(5.0);
-        let (ticks, decimals) = match title.starts_with("members") {
-            true => (ticks.into_iter().filter(|tick| tick.fract() == 0.0).collect(), 0),
-            false => (ticks, decimals),
-        };
         for tick in ticks {
             self.line("grid", (x.at(tick), top), (x.at(tick), bottom));
             self.text("number middle", (x.at(tick), bottom + 16.0), &minus(tick, decimals));
@@ -649,7 +667,7 @@ mod tests {
 
     #[test]
     fn ticks_are_round_and_within() {
-        let ticks = |low, high| Scale { from: (low, high), to: (0.0, 1.0) }.ticks(5.0);
+        let ticks = |low, high| Scale { from: (low, high), to: (0.0, 1.0), least_step: 0.0 }.ticks(5.0);
         let close = |found: Vec<f64>, expected: &[f64]| {
             found.len() == expected.len()
                 && found.iter().zip(expected).all(|(found, expected)| (found - expected).abs() < 1e-9)
