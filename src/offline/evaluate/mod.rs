@@ -86,7 +86,7 @@ pub struct Config {
     pub record: Option<PathBuf>,
     /// Which lines between members to follow.
     pub curve: Curve,
-    /// The file of pairs for the curves; the first when absent.
+    /// The file of pairs for the curves; the first that was not trained on when absent.
     pub curve_on: Option<String>,
     /// Subsets of members to try, of each size; 0: no curve over the number of members.
     pub subsets: usize,
