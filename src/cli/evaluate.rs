@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
+use indicatif::HumanCount;
 use indicatif::ProgressBar;
 use indicatif::ProgressDrawTarget;
+use indicatif::ProgressState;
 use indicatif::ProgressStyle;
 
 use crate::cli::TruncationArg;
@@ -65,7 +67,7 @@ pub(super) struct EvaluateArgs {
     /// Merges along the line between two members, at 0, 0.1, .. 1.
     #[arg(long, default_value = "first")]
     curve: Curve,
-    /// The file of pairs that curves are measured on, by its name [default: the first].
+    /// The file of pairs that curves are measured on, by its name [default: the first that was not trained on].
     #[arg(long, value_name = "NAME")]
     curve_on: Option<String>,
     /// Accuracy by number of members: so many subsets of each size; 0: none.
@@ -208,8 +210,12 @@ impl Bar {
 }
 
 fn token_bar(message: String) -> ProgressBar {
-    let template = "{msg} [{bar:40}] {human_pos}/{human_len} tokens, {per_sec}, {eta} left";
-    let style = ProgressStyle::with_template(template).expect("the template is a constant that was tried");
+    let template = "{msg} [{bar:40}] {human_pos}/{human_len} tokens, {rate}/s, {eta} left";
+    let style = ProgressStyle::with_template(template)
+        .expect("the template is a constant that was tried")
+        .with_key("rate", |state: &ProgressState, text: &mut dyn std::fmt::Write| {
+            let _ = write!(text, "{}", HumanCount(state.per_sec() as u64)); // drawn again soon
+        });
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
     bar.set_style(style.progress_chars("=> "));
     bar.set_message(message);

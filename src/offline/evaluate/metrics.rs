@@ -73,8 +73,8 @@ pub fn reliability(margins: &[f64]) -> Reliability {
 /// What a model gets right when length cannot help it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct LengthControlled {
-    /// Mean of the two accuracies below, each counting the same: any rule that looks at length alone gets at most
-    /// 0.5. Absent when one of the two is.
+    /// Mean of the two accuracies below, each counting the same: always preferring the longer response, or always the
+    /// shorter, gets at most 0.5. Absent when one of the two is.
     pub accuracy: Option<f64>,
     /// Among pairs whose chosen response is longer; absent when there are none.
     pub accuracy_chosen_longer: Option<f64>,
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_of_length_gets_a_half_when_length_is_controlled() {
+    fn preferring_the_longer_gets_a_half_when_length_is_controlled() {
         let longer_by = [5, 3, 8, -2, 0];
         let margins: Vec<f64> = longer_by.iter().map(|&tokens| tokens as f64).collect();
         assert_eq!(accuracy(&margins), 0.6);

@@ -86,7 +86,7 @@ pub struct Config {
     pub record: Option<PathBuf>,
     /// Which lines between members to follow.
     pub curve: Curve,
-    /// The file of pairs for the curves; the first when absent.
+    /// The file of pairs for the curves; the first that was not trained on when absent.
     pub curve_on: Option<String>,
     /// Subsets of members to try, of each size; 0: no curve over the number of members.
     pub subsets: usize,
@@ -170,30 +170,23 @@ pub fn run(config: &Config, progress: &mut dyn FnMut(Progress<'_>)) -> anyhow::R
         None => None,
     };
 
-    let mut loader = Loader::default();
     let names = member_names(&config.members);
-    let ens = load(&mut loader, &ens_config(config), progress)?;
-    let warm = match warm_config(config) {
-        Some(warm) => Some(load(&mut loader, &warm, progress)?),
-        None => None,
-    };
-    let tokenizer = ens.tokenizer.clone();
-    if let Some(warm) = &warm {
-        ensure!(
-            warm.tokenizer.digest() == tokenizer.digest(),
-            "{} does not read the tokens that the members read: they differ in tokenizer, chat template, text rule or \
-             length limit",
-            warm.info.members[0].path
-        );
-    }
+    let (ens, warm) = load_models(config, progress)?;
 
     let mut pool = Pool::default();
     let mut sets = Vec::new();
     for (file, dataset) in config.pairs.iter().zip(&datasets) {
-        sets.extend(sets::split(file, dataset, record.as_ref(), &mut pool, &tokenizer, config.truncation)?);
+        sets.extend(sets::split(
+            file,
+            dataset,
+            record.as_ref(),
+            &mut pool,
+            &ens.tokenizer,
+            config.truncation,
+        )?);
     }
     let mut candidates = candidates.zip(config.best_of_n.as_ref()).map(|(candidates, (path, _))| {
-        Choices::new(path, &candidates, &mut pool, &tokenizer, config.truncation)
+        Choices::new(path, &candidates, &mut pool, &ens.tokenizer, config.truncation)
     });
 
     let everything: Vec<usize> = (0..pool.len()).collect();
@@ -205,7 +198,7 @@ pub fn run(config: &Config, progress: &mut dyn FnMut(Progress<'_>)) -> anyhow::R
     let judges = judge(&names, &ens, warm.as_ref(), scores)?;
     let settings = settings(config, &ens);
     // the curves' merges need the room
-    drop((ens, warm, loader));
+    drop((ens, warm));
 
     let results = sets
         .iter()
@@ -304,6 +297,24 @@ fn warm_config(config: &Config) -> Option<VariantConfig> {
             ..variant_config(config, "WARM", Mode::Warm, config.members.clone())
         }),
     }
+}
+
+/// The members, which run as an ensemble does, and WARM where there is something to average.
+fn load_models(
+    config: &Config,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> anyhow::Result<(Variant, Option<Variant>)> {
+    let mut loader = Loader::default();
+    let ens = load(&mut loader, &ens_config(config), progress)?;
+    let Some(warm) = warm_config(config) else { return Ok((ens, None)) };
+    let warm = load(&mut loader, &warm, progress)?;
+    ensure!(
+        warm.tokenizer.digest() == ens.tokenizer.digest(),
+        "{} does not read the tokens that the members read: they differ in tokenizer, chat template, text rule or \
+         length limit",
+        warm.info.members[0].path
+    );
+    Ok((ens, Some(warm)))
 }
 
 fn load(

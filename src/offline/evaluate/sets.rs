@@ -274,7 +274,7 @@ fn compare(
         differ(warm, "ENS".to_owned(), &|shares| shares[ens]);
     }
     if members > 1 {
-        // the last of equals is as good as the first
+        // of equals the first: `max_by` takes the last
         let best =
             (0..members).rev().max_by(|&left, &right| shares[left].total_cmp(&shares[right])).unwrap_or(0);
         let summary = (members..models.len()).collect::<Vec<_>>();

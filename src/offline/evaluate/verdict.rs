@@ -78,7 +78,7 @@ fn barrier(evaluation: &Evaluation) -> Option<String> {
     Some(if highest == 0.0 {
         format!("{lines} accuracy never falls below the straight line.")
     } else {
-        format!("{lines} accuracy falls {highest:.3} below the straight line at most.")
+        format!("{lines} accuracy falls {highest:.4} below the straight line at most.")
     })
 }
 
