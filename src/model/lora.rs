@@ -258,7 +258,7 @@ impl LowRank {
             ([rank, input], [output, other]) if rank == other => Some([*output, *input]),
             _ => None,
         };
-        if product.is_none_or(|product| product != base) {
+        if product.is_none_or(|product| product != base || product.contains(&0)) {
             return Err(format!(
                 "the update of `{name}` has the factors {b:?} and {a:?}, which do not fit the base's {base:?}"
             ));

@@ -10,7 +10,7 @@ own dtype), merges them, and checks that
 - rewards by `rewarm score` and by transformers differ by at most 1e-5, relative to the larger of 1 and the reward;
 - mergekit's weights differ from ours by at most one step of the dtype: it sums in f32 at best, ours in f64.
 
-Then it shows what mergekit does with a member that lacks its head, and with one that has another vocabulary, both of
+The same for the adapters of tests/data/lora, merged into their base. Then it shows what mergekit does with a member that lacks its head, and with one that has another vocabulary, both of
 which `rewarm merge` refuses.
 """
 import argparse
@@ -107,6 +107,20 @@ def check(rewarm, mergekit, model, folder):
     print(line, flush=True)
 
 
+def check_adapters(rewarm, family, folder):
+    output = folder / "merged"
+    adapters = [family / "adapter-0", family / "adapter-1"]
+    subprocess.run([rewarm, "merge", *adapters, "--base", family / "base", "--dtype", "f32", "--output", output], check=True, capture_output=True)
+    model, told = AutoModelForSequenceClassification.from_pretrained(output, output_loading_info=True, attn_implementation="eager")
+    assert not any(told[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), told
+    samples = json.loads((family / "golden.json").read_text())["samples"]
+    theirs = [reward_alone(model.eval(), sample) for sample in samples]
+    gap = max(abs(a - sample["merged"]) for a, sample in zip(theirs, samples, strict=True))
+    ours = max(abs(a - b) / max(1, abs(b)) for a, b in zip(our_rewards(rewarm, output, samples), theirs, strict=True))
+    assert max(gap, ours) <= ATOL, (family.name, gap, ours)
+    print(f"adapters over {family.name:8} {model.config.architectures[0]:34} transformers within {gap:.1e} of PEFT, rewarm within {ours:.1e}", flush=True)
+
+
 def show_silent_cases(rewarm, mergekit, model, folder):
     def without_head(member):
         weights = load_file(member / "model.safetensors")
@@ -163,6 +177,9 @@ def main():
     for model in [*(tiny / name for name in names), *args.model]:
         with tempfile.TemporaryDirectory() as folder:
             check(args.rewarm, args.mergekit, model, pathlib.Path(folder))
+    for family in sorted((tiny.parent / "lora").iterdir()):
+        with tempfile.TemporaryDirectory() as folder:
+            check_adapters(args.rewarm, family, pathlib.Path(folder))
     with tempfile.TemporaryDirectory() as folder:
         show_silent_cases(args.rewarm, args.mergekit, tiny / "llama", pathlib.Path(folder))
 

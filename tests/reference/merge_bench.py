@@ -14,7 +14,6 @@ import pathlib
 import shutil
 import statistics
 import subprocess
-import time
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -48,12 +47,11 @@ def make_member(path, seed, dtype):
 
 def run(command):
     """Seconds of wall clock, seconds of CPU, peak megabytes."""
-    started = time.monotonic()
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    errors = child.stderr.read()
-    _, status, usage = os.wait4(child.pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0, errors.decode()[-2000:]
-    return time.monotonic() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+    # by GNU time: a child of this process would begin with this process's own peak memory
+    ran = subprocess.run(["/usr/bin/time", "-f", "%e %U %S %M", *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    wall, user, system, kilobytes = map(float, ran.stderr.strip().splitlines()[-1].split())
+    return wall, user + system, kilobytes / 1024
 
 
 def main():
