@@ -1,6 +1,7 @@
 //! Attention over all sequences of a batch, which keeps its weights for the gradient.
 //!
-//! One sequence and one head at a time, in matrix products; nothing is copied out of the rows before.
+//! One sequence at a time, in one product for all its heads; nothing is copied out of the rows before. Where several
+//! query heads share a key head, the first of each key head go together, then the second of each, and so on.
 
 use std::ops::Range;
 
@@ -13,7 +14,7 @@ use candle_core::Storage;
 use candle_core::Tensor;
 
 use super::Kept;
-use super::Matrix;
+use super::Matrices;
 use super::exp;
 use super::storage;
 use super::sum_of;
@@ -73,11 +74,11 @@ fn runs(which: Which<'_>, batch: &PackedBatch) -> Result<Vec<Run>> {
 struct Attention {
     spec: AttentionSpec,
     runs: Vec<Run>,
-    /// For each run and head.
+    /// For each run, and each of the query heads that share a key head.
     weights: Kept<Vec<Weights>>,
 }
 
-/// What queries make of keys, `[queries, keys]`.
+/// What queries make of keys, `[kv_heads, queries, keys]`.
 struct Weights {
     /// Zero where a query does not see a key.
     shares: CpuStorage,
@@ -86,16 +87,62 @@ struct Weights {
 }
 
 impl Attention {
-    /// A head of a run, in rows of so many heads.
-    fn part<'a>(&self, values: &'a CpuStorage, rows: Range<usize>, heads: usize, head: usize) -> Matrix<'a> {
-        let (width, head_dim) = (heads * self.spec.head_dim, self.spec.head_dim);
-        Matrix {
+    /// As many heads of some rows as there are key heads: `first`, and every `step`th from there.
+    fn heads<'a>(
+        &self,
+        values: &'a CpuStorage,
+        rows: &Range<usize>,
+        first: usize,
+        step: usize,
+    ) -> Matrices<'a> {
+        let AttentionSpec { kv_heads, head_dim, .. } = self.spec;
+        let width = step * kv_heads * head_dim;
+        Matrices {
             values,
-            start: rows.start * width + head * head_dim,
+            start: rows.start * width + first * head_dim,
+            count: kv_heads,
+            apart: step * head_dim,
             rows: rows.len(),
             columns: head_dim,
             strides: [width, 1],
         }
+    }
+
+    /// Adds `[kv_heads, rows, head_dim]` to the same heads.
+    fn add_heads(&self, to: &mut [f32], values: &[f32], rows: &Range<usize>, first: usize, step: usize) {
+        let AttentionSpec { kv_heads, head_dim, .. } = self.spec;
+        let width = step * kv_heads * head_dim;
+        for (place, of_head) in values.chunks_exact(rows.len() * head_dim).enumerate() {
+            for (row, part) in rows.clone().zip(of_head.chunks_exact(head_dim)) {
+                let to = &mut to[row * width + (first + place * step) * head_dim..][..head_dim];
+                to.iter_mut().zip(part).for_each(|(to, part)| *to += part);
+            }
+        }
+    }
+
+    /// `[kv_heads, queries, keys]`
+    fn scores<'a>(&self, values: &'a CpuStorage, run: &Run) -> Matrices<'a> {
+        let keys = run.rows.len();
+        Matrices {
+            values,
+            start: 0,
+            count: self.spec.kv_heads,
+            apart: run.queries * keys,
+            rows: run.queries,
+            columns: keys,
+            strides: [keys, 1],
+        }
+    }
+
+    /// Query heads that share a key head.
+    fn group(&self) -> usize {
+        self.spec.heads / self.spec.kv_heads
+    }
+
+    /// Each run with each query head of a group.
+    fn parts(&self) -> impl Iterator<Item = (&Run, usize)> {
+        let group = self.group();
+        self.runs.iter().flat_map(move |run| (0..group).map(move |head| (run, head)))
     }
 
     /// The keys that a query sees.
@@ -120,8 +167,8 @@ impl Attention {
             };
             scores.iter_mut().map(cap_one).collect()
         });
-        for (query, row) in scores.chunks_exact_mut(keys).enumerate() {
-            let seen = self.seen(run, query);
+        for (place, row) in scores.chunks_exact_mut(keys).enumerate() {
+            let seen = self.seen(run, place % run.queries);
             row[..seen.start].fill(0.0);
             row[seen.end..].fill(0.0);
             let row = &mut row[seen];
@@ -131,25 +178,6 @@ impl Attention {
             row.iter_mut().for_each(|share| *share *= factor);
         }
         Weights { shares: CpuStorage::F32(scores), slopes }
-    }
-
-    /// Of a run.
-    fn matrix<'a>(&self, values: &'a CpuStorage, run: &Run, columns: usize) -> Matrix<'a> {
-        Matrix { values, start: 0, rows: run.queries, columns, strides: [columns, 1] }
-    }
-
-    fn heads(&self) -> impl Iterator<Item = (&Run, usize, usize)> {
-        let heads = move |run| (0..self.spec.heads).map(move |head| (run, head, self.spec.kv_head(head)));
-        self.runs.iter().flat_map(heads)
-    }
-
-    /// Adds a head's `[rows, head_dim]` to its place.
-    fn add_to(&self, to: &mut [f32], part: &[f32], rows: Range<usize>, heads: usize, head: usize) {
-        let (width, head_dim) = (heads * self.spec.head_dim, self.spec.head_dim);
-        for (row, part) in rows.zip(part.chunks_exact(head_dim)) {
-            let to = &mut to[row * width + head * head_dim..][..head_dim];
-            to.iter_mut().zip(part).for_each(|(to, part)| *to += part);
-        }
     }
 }
 
@@ -172,17 +200,16 @@ impl CustomOp3 for Attention {
                 candle_core::bail!("queries, keys and values must be tensors of their own");
             }
         }
-        let AttentionSpec { heads, kv_heads, .. } = self.spec;
+        let group = self.group();
         let mut attended = vec![0.0; query_layout.shape().elem_count()];
-        let mut kept = Vec::with_capacity(self.runs.len() * heads);
-        for (run, head, kv_head) in self.heads() {
+        let mut kept = Vec::with_capacity(self.runs.len() * group);
+        for (run, head) in self.parts() {
             let places = run.first..run.first + run.queries;
-            let query = self.part(query, places.clone(), heads, head);
-            let key = self.part(key, run.rows.clone(), kv_heads, kv_head);
-            let value = self.part(value, run.rows.clone(), kv_heads, kv_head);
+            let query = self.heads(query, &places, head, group);
+            let (key, value) = (self.heads(key, &run.rows, 0, 1), self.heads(value, &run.rows, 0, 1));
             let weights = self.weigh(run, query.times(key.t())?);
-            let part = self.matrix(&weights.shares, run, run.rows.len()).times(value)?;
-            self.add_to(&mut attended, &part, places, heads, head);
+            let of_heads = self.scores(&weights.shares, run).times(value)?;
+            self.add_heads(&mut attended, &of_heads, &places, head, group);
             kept.push(weights);
         }
         self.weights.keep(kept);
@@ -197,7 +224,7 @@ impl CustomOp3 for Attention {
         _: &Tensor,
         of_result: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let AttentionSpec { heads, kv_heads, scale, .. } = self.spec;
+        let (group, scale) = (self.group(), self.spec.scale as f32);
         let of_result = of_result.contiguous()?;
         let tensors = [query, key, value, &of_result];
         let guards = tensors.map(Tensor::storage_and_layout);
@@ -210,30 +237,30 @@ impl CustomOp3 for Attention {
         }
         let [mut by_query, mut by_key, mut by_value] =
             [query, key, value].map(|tensor| vec![0.0; tensor.elem_count()]);
-        for ((run, head, kv_head), weights) in self.heads().zip(self.weights.get()?) {
+        for ((run, head), weights) in self.parts().zip(self.weights.get()?) {
             let (places, keys) = (run.first..run.first + run.queries, run.rows.len());
-            let query = self.part(storages[0], places.clone(), heads, head);
-            let key = self.part(storages[1], run.rows.clone(), kv_heads, kv_head);
-            let value = self.part(storages[2], run.rows.clone(), kv_heads, kv_head);
-            let of_result = self.part(storages[3], places.clone(), heads, head);
-            let shares = self.matrix(&weights.shares, run, keys);
-            self.add_to(&mut by_value, &shares.t().times(of_result)?, run.rows.clone(), kv_heads, kv_head);
+            let query = self.heads(storages[0], &places, head, group);
+            let key = self.heads(storages[1], &run.rows, 0, 1);
+            let value = self.heads(storages[2], &run.rows, 0, 1);
+            let of_result = self.heads(storages[3], &places, head, group);
+            let shares = self.scores(&weights.shares, run);
+            self.add_heads(&mut by_value, &shares.t().times(of_result)?, &run.rows, 0, 1);
 
             let mut by_scores = of_result.times(value.t())?; // by the shares, so far
             let rows = weights.shares.as_slice::<f32>()?.chunks_exact(keys);
             for (by_row, shares) in by_scores.chunks_exact_mut(keys).zip(rows) {
                 let common = sum_of(by_row, shares, |by, share| by * share);
                 for (by, share) in by_row.iter_mut().zip(shares) {
-                    *by = (*by - common) * share * scale as f32;
+                    *by = (*by - common) * share * scale;
                 }
             }
             if let Some(slopes) = &weights.slopes {
                 by_scores.iter_mut().zip(slopes).for_each(|(by, slope)| *by *= slope);
             }
             let by_scores = CpuStorage::F32(by_scores);
-            let by_scores = self.matrix(&by_scores, run, keys);
-            self.add_to(&mut by_query, &by_scores.times(key)?, places, heads, head);
-            self.add_to(&mut by_key, &by_scores.t().times(query)?, run.rows.clone(), kv_heads, kv_head);
+            let by_scores = self.scores(&by_scores, run);
+            self.add_heads(&mut by_query, &by_scores.times(key)?, &places, head, group);
+            self.add_heads(&mut by_key, &by_scores.t().times(query)?, &run.rows, 0, 1);
         }
         drop(guards);
         let [query, key, value] = [(by_query, query), (by_key, key), (by_value, value)]

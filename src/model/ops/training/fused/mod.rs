@@ -92,30 +92,36 @@ impl<T> Kept<T> {
     }
 }
 
-/// A matrix inside some values.
+/// Matrices of one size inside some values, as far from each other.
 #[derive(Clone, Copy)]
-struct Matrix<'a> {
+struct Matrices<'a> {
     values: &'a CpuStorage,
     start: usize,
+    count: usize,
+    /// From one matrix to the next; not zero.
+    apart: usize,
     rows: usize,
     columns: usize,
     /// From one row to the next, and from one column to the next.
     strides: [usize; 2],
 }
 
-impl Matrix<'_> {
+impl Matrices<'_> {
     fn t(self) -> Self {
         let [of_rows, of_columns] = self.strides;
         Self { rows: self.columns, columns: self.rows, strides: [of_columns, of_rows], ..self }
     }
 
-    /// Row-major `[self.rows, other.columns]`
-    fn times(self, other: Matrix<'_>) -> Result<Vec<f32>> {
-        let layout =
-            |of: &Matrix<'_>| Layout::new((of.rows, of.columns).into(), of.strides.to_vec(), of.start);
-        let sizes = (1, self.rows, other.columns, self.columns);
+    /// Each times its counterpart: row-major `[count, self.rows, other.columns]`.
+    fn times(self, other: Matrices<'_>) -> Result<Vec<f32>> {
+        let layout = |of: &Matrices<'_>| {
+            let [of_rows, of_columns] = of.strides;
+            let strides = vec![of.apart, of_rows, of_columns];
+            Layout::new((of.count, of.rows, of.columns).into(), strides, of.start)
+        };
+        let sizes = (self.count, self.rows, other.columns, self.columns);
         match self.values.matmul(other.values, sizes, &layout(&self), &layout(&other))? {
-            CpuStorage::F32(product) => Ok(product),
+            CpuStorage::F32(products) => Ok(products),
             _ => candle_core::bail!("a product that is not f32"),
         }
     }
