@@ -164,11 +164,11 @@ pub fn check(config: &Config) -> anyhow::Result<DataRecord> {
 
 /// Trains a family, or goes on with one.
 pub fn run(config: &Config, stop: &Stop, watch: &mut Watch<'_>) -> anyhow::Result<Outcome> {
-    let folder = Folder::open(&config.output)?;
     let split = Split::read(&config.data, config.seed)?;
     let (base, bases) = open_bases(config)?;
     let data = split.tokenize(base.tokenizer(), &config.data)?;
     watch(&Event::Data(&data.record));
+    let folder = Folder::open(&config.output)?; // not before: nothing is left behind by pairs that cannot be read
     let mut record = folder.begin(config, &data.record, bases)?;
 
     let mut probe = None;
