@@ -147,7 +147,7 @@ pub type Watch<'a> = dyn FnMut(&Event<'_>) + 'a;
 #[derive(Debug)]
 pub enum Outcome {
     /// All members are written.
-    Finished(FamilyRecord),
+    Finished(Box<FamilyRecord>),
     /// It was told to stop; the same command goes on.
     Stopped {
         /// What was under way.
@@ -206,7 +206,7 @@ pub fn run(config: &Config, stop: &Stop, watch: &mut Watch<'_>) -> anyhow::Resul
     }
     let logs = (0..config.members.len()).map(|index| log::read(&folder.log(index)));
     plot::draw(&folder.plot(), &logs.collect::<anyhow::Result<Vec<_>>>()?)?;
-    Ok(Outcome::Finished(record))
+    Ok(Outcome::Finished(Box::new(record)))
 }
 
 /// The family's own base, and the digest of each. All must make the same tokens and have the same parameters: members
