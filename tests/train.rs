@@ -391,6 +391,7 @@ fn hostile_pairs_are_named_by_file_and_line() {
         let error = refused(folder.path(), "bert", "family", "validation_fraction = 0\n");
         assert!(error.contains(expected), "{expected} in {error}");
         assert_eq!(error.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{error}");
+        assert!(!folder.path().join("family").exists(), "nothing is left behind");
     }
     let folder = folder_with(&good);
     std::fs::copy(folder.path().join("pairs.jsonl"), folder.path().join("copy.jsonl")).unwrap();

@@ -147,7 +147,7 @@ pub type Watch<'a> = dyn FnMut(&Event<'_>) + 'a;
 #[derive(Debug)]
 pub enum Outcome {
     /// All members are written.
-    Finished(FamilyRecord),
+    Finished(Box<FamilyRecord>),
     /// It was told to stop; the same command goes on.
     Stopped {
         /// What was under way.
@@ -164,11 +164,11 @@ pub fn check(config: &Config) -> anyhow::Result<DataRecord> {
 
 /// Trains a family, or goes on with one.
 pub fn run(config: &Config, stop: &Stop, watch: &mut Watch<'_>) -> anyhow::Result<Outcome> {
-    let folder = Folder::open(&config.output)?;
     let split = Split::read(&config.data, config.seed)?;
     let (base, bases) = open_bases(config)?;
     let data = split.tokenize(base.tokenizer(), &config.data)?;
     watch(&Event::Data(&data.record));
+    let folder = Folder::open(&config.output)?; // not before: nothing is left behind by pairs that cannot be read
     let mut record = folder.begin(config, &data.record, bases)?;
 
     let mut probe = None;
@@ -206,7 +206,7 @@ pub fn run(config: &Config, stop: &Stop, watch: &mut Watch<'_>) -> anyhow::Resul
     }
     let logs = (0..config.members.len()).map(|index| log::read(&folder.log(index)));
     plot::draw(&folder.plot(), &logs.collect::<anyhow::Result<Vec<_>>>()?)?;
-    Ok(Outcome::Finished(record))
+    Ok(Outcome::Finished(Box::new(record)))
 }
 
 /// The family's own base, and the digest of each. All must make the same tokens and have the same parameters: members

@@ -227,7 +227,7 @@ mod tests {
 
     #[test]
     fn labels_have_the_digits_that_the_range_needs() {
-        assert_eq!(label(0.6931, 0.5), "0.69");
+        assert_eq!(label(0.6871, 0.5), "0.69");
         assert_eq!(label(12.0, 40.0), "12");
         assert_eq!(label(0.0421, 0.01), "0.042");
     }
