@@ -42,8 +42,13 @@ impl<'a> Packing<'a> {
         Self { batch, angles, masks: Mutex::default() }
     }
 
+    /// What is packed.
+    pub(in crate::model::ops) fn batch(&self) -> &'a PackedBatch {
+        self.batch
+    }
+
     /// Cosines and sines of these rows.
-    pub(super) fn angles(&self, which: Which<'_>) -> Result<(Tensor, Tensor)> {
+    pub(in crate::model::ops) fn angles(&self, which: Which<'_>) -> Result<(Tensor, Tensor)> {
         let Some((cos, sin)) = &self.angles else { candle_core::bail!("a model without rotary embedding") };
         match which {
             Which::Run(rows) => {

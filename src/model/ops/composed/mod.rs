@@ -237,7 +237,7 @@ impl Ops for Composed {
 }
 
 /// The one block that all rows are in.
-fn whole(blocks: &[Tensor]) -> Result<&Tensor> {
+pub(super) fn whole(blocks: &[Tensor]) -> Result<&Tensor> {
     match blocks {
         [whole] => Ok(whole),
         _ => candle_core::bail!("{} blocks, the composed form has one", blocks.len()),

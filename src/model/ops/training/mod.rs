@@ -8,11 +8,15 @@
 //! **[Dropout](Ops::dropout)** where transformers has `hidden_dropout_prob`, in every family: after the embedding, on what
 //! attention and MLP add to the residual stream, and in the head. Attention weights are not dropped.
 //!
+//! Where that is faster, an operation and its gradient are [one piece](fused).
+//!
 //! # Embeddings
 //!
 //! candle's gradient of a lookup is as large as the table, for every forward. So what a forward looked up is a leaf of
 //! its own; [`Training::take_embedded`] tells which rows of which tables it was made of, and whoever sums gradients
 //! adds its rows to theirs.
+
+mod fused;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -36,9 +40,9 @@ use super::LinearSource;
 use super::Ops;
 use super::Precision;
 use super::Which;
+use super::composed;
 use super::composed::Composed;
 use super::composed::Packing;
-use super::composed::activate;
 use crate::model::batch::PackedBatch;
 use crate::model::merge::Averaged;
 
@@ -214,23 +218,24 @@ impl Ops for Training {
     }
 
     fn linear(&self, x: &Tensor, layer: &Linear) -> Result<Tensor> {
-        let product = x.matmul(&self.parameter(&layer.weight)?.t()?)?;
-        match &layer.bias {
-            Some(bias) => product.broadcast_add(self.parameter(bias)?),
-            None => Ok(product),
-        }
+        let bias = layer.bias.as_ref().map(|bias| self.parameter(bias)).transpose()?;
+        fused::linear(x, self.parameter(&layer.weight)?, bias)
     }
 
     fn linear_add(&self, x: &Tensor, layer: &Linear, residual: Tensor) -> Result<Tensor> {
-        residual + self.dropout(self.linear(x, layer)?)?
+        let added = self.linear(x, layer)?;
+        match &self.dropout {
+            None => residual + added,
+            Some(dropout) => fused::add_dropped(&residual, &added, dropout.factors(added.elem_count())),
+        }
     }
 
     fn linear_act(&self, x: &Tensor, layer: &Linear, activation: Activation) -> Result<Tensor> {
-        activate(&self.linear(x, layer)?, activation)
+        fused::activate(&self.linear(x, layer)?, activation)
     }
 
     fn gated(&self, x: &Tensor, layer: &Gated, activation: Activation) -> Result<Tensor> {
-        self.linear_act(x, &layer.gate, activation)? * self.linear(x, &layer.up)?
+        fused::gate(&self.linear(x, &layer.gate)?, &self.linear(x, &layer.up)?, activation)
     }
 
     fn dropout(&self, x: Tensor) -> Result<Tensor> {
@@ -249,15 +254,16 @@ impl Ops for Training {
     }
 
     fn rms_norm(&self, x: &Tensor, weight: &Vector, eps: f64) -> Result<Tensor> {
-        self.composed.rms_norm(x, &self.vector(weight)?, eps)
+        fused::rms_norm(x, &self.vector(weight)?, eps)
     }
 
     fn layer_norm(&self, x: &Tensor, weight: &Vector, bias: &Vector, eps: f64) -> Result<Tensor> {
-        self.composed.layer_norm(x, &self.vector(weight)?, &self.vector(bias)?, eps)
+        fused::layer_norm(x, &self.vector(weight)?, &self.vector(bias)?, eps)
     }
 
     fn rotary(&self, x: Tensor, head_dim: usize, packing: &Packing<'_>, which: Which<'_>) -> Result<Tensor> {
-        self.composed.rotary(x, head_dim, packing, which)
+        let (cos, sin) = packing.angles(which)?;
+        fused::rotary(&x, head_dim, &cos, &sin)
     }
 
     fn attention(
@@ -269,7 +275,8 @@ impl Ops for Training {
         packing: &Packing<'_>,
         spec: &AttentionSpec,
     ) -> Result<Vec<Tensor>> {
-        self.composed.attention(queries, which, keys, values, packing, spec)
+        let [query, key, value] = [queries, keys, values].map(composed::whole);
+        Ok(vec![fused::attention([query?, key?, value?], which, packing.batch(), spec)?])
     }
 
     fn gather(&self, blocks: &[Tensor], rows: &[usize]) -> Result<Vec<Tensor>> {
