@@ -486,6 +486,11 @@ fn a_folder_of_something_else_and_a_folder_at_work_are_left_alone() {
     let error = refused(folder.path(), "bert", "photos", "");
     assert!(error.contains("holds something that is not a family of rewarm train"), "{error}");
 
+    trained(folder.path(), "bert", "grown", "num_members = 1\n");
+    std::fs::create_dir(folder.path().join("grown/member-1")).unwrap();
+    let error = refused(folder.path(), "bert", "grown", "num_members = 2\n");
+    assert!(error.contains("member-1 is in the way"), "{error}");
+
     let family = folder.path().join("family");
     std::fs::create_dir(&family).unwrap();
     let held = std::fs::File::open(&family).unwrap();

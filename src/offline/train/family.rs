@@ -234,6 +234,8 @@ impl Folder {
             if let Some(finished) = read_json::<MemberRecord>(&member.join(RECORD))? {
                 check_member(index, own, &finished.own, &member)?;
                 record.results.insert(index, finished.result);
+            } else if member.exists() {
+                bail!("{} is in the way: it is no member of this family; remove it", member.display());
             } else if let Some((position, _)) = state::read(&state)? {
                 check_member(index, own, &position.settings, &state)?;
             }
