@@ -43,7 +43,7 @@ use crate::telemetry;
 #[command(after_help = EXAMPLES)]
 pub(super) struct EvaluateArgs {
     /// Checkpoints of one family; one alone is evaluated by itself.
-    #[arg(long, value_name = "DIR,DIR", value_delimiter = ',', required = true)]
+    #[arg(long, value_name = "DIR,DIR", num_args = 1.., value_delimiter = ',', required = true)]
     members: Vec<String>,
     /// Files of pairs, each with a name for tables and plots [default name: the file's].
     #[arg(long, value_name = "NAME=FILE", num_args = 1.., required = true, value_parser = parse_pairs)]

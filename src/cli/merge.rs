@@ -2,18 +2,14 @@
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
 
 use anyhow::Context;
 use clap::Args;
 use indicatif::ProgressBar;
 use indicatif::ProgressDrawTarget;
 use indicatif::ProgressStyle;
-use tokio::signal::unix::SignalKind;
-use tokio::signal::unix::signal;
 
+use crate::cli::stop;
 use crate::config::ConfigError;
 use crate::config::coefficient_problems;
 use crate::model::save::MAX_SHARD_BYTES;
@@ -63,8 +59,8 @@ pub(super) fn run(args: MergeArgs) -> anyhow::Result<()> {
             return Err(ConfigError(problems).into());
         }
     }
-    let interrupted = watch_for_interrupts()?;
-    let goes_on = || !interrupted.load(Ordering::Relaxed);
+    let stop = stop::on_signal()?;
+    let goes_on = || !stop.is_set();
     let mut options = Options {
         members: args.members,
         base: args.base,
@@ -115,29 +111,4 @@ fn bar(template: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
     bar.set_style(style.progress_chars("=> "));
     bar
-}
-
-/// Becomes true with the first SIGINT or SIGTERM, so that what was begun can be taken away; a second ends the program.
-fn watch_for_interrupts() -> anyhow::Result<Arc<AtomicBool>> {
-    let interrupted = Arc::new(AtomicBool::new(false));
-    let seen = interrupted.clone();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-    let (mut interrupt, mut terminate) = {
-        let _in_runtime = runtime.enter();
-        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
-    };
-    std::thread::spawn(move || {
-        runtime.block_on(async {
-            loop {
-                tokio::select! {
-                    _ = interrupt.recv() => {}
-                    _ = terminate.recv() => {}
-                }
-                if seen.swap(true, Ordering::Relaxed) {
-                    std::process::exit(130); // as shells tell an interrupt
-                }
-            }
-        });
-    });
-    Ok(interrupted)
 }
