@@ -74,7 +74,7 @@ The configuration, with its defaults (unknown keys are errors; paths are relativ
 
   batch_tokens = 4096                 # a step takes pairs up to so many tokens (the default without batch_pairs)
   batch_pairs = 32                    # or so many pairs, whatever is reached first; default: no limit
-  micro_batch_tokens = 1024           # what a thread computes at a time: memory against speed
+  micro_batch_tokens = 512            # what a thread computes at a time: memory against speed
   warmup_fraction = 0.06              # of a member's steps; the learning rate rises in a straight line
   decay = \"linear\"                    # after that: linear or cosine to zero, or constant
   weight_decay = 0.01                 # AdamW's, on matrices

@@ -186,7 +186,7 @@ impl TrainOptions {
         Recipe {
             batch_tokens: batch_tokens.or(batch_pairs.is_none().then_some(4096)),
             batch_pairs,
-            micro_batch_tokens: file.value("micro_batch_tokens", None, 1024, AT_LEAST_ONE),
+            micro_batch_tokens: file.value("micro_batch_tokens", None, 512, AT_LEAST_ONE),
             warmup_fraction: file.value("warmup_fraction", None, 0.06, SHARE),
             decay: file.value("decay", None, Decay::Linear, any()),
             weight_decay: file.value("weight_decay", None, 0.01, NOT_NEGATIVE),
