@@ -5,6 +5,7 @@ pub mod calibrate;
 pub mod evaluate;
 mod forward;
 pub mod merge;
+mod random;
 pub mod score;
 mod stop;
 pub mod table;
