@@ -14,6 +14,7 @@ use anyhow::bail;
 
 use crate::cli::ScoreArgs;
 use crate::cli::load;
+use crate::cli::progress;
 use crate::client::Client;
 use crate::config::ConfigError;
 use crate::config::VariantOptions;
@@ -37,7 +38,7 @@ pub(super) fn run(args: ScoreArgs) -> anyhow::Result<()> {
     let output = create(&output_path)?;
     let mut backend = backend(args)?;
 
-    let bar = load::progress_bar("score".to_owned());
+    let bar = progress::bytes("score");
     if let Some(bytes) = input_bytes {
         bar.set_length(bytes);
     }
