@@ -15,6 +15,7 @@ use serde::Serialize;
 use crate::model::variant::Loader;
 use crate::model::variant::Mode;
 use crate::model::variant::VariantConfig;
+use crate::model::weights::hex;
 use crate::offline::score::Backend;
 use crate::offline::score::Local;
 use crate::text::Truncation;
@@ -88,7 +89,7 @@ impl Greedy {
         let scored = judge.scored.as_ref().map_or(0, Vec::len);
         Ok(Self {
             pairs_file: pairs_file.to_owned(),
-            pairs_digest: blake3::Hash::from_bytes(dataset.digest).to_hex().to_string(),
+            pairs_digest: hex(&dataset.digest),
             pairs: scored,
             left_out: dataset.pairs.len() - scored + dataset.equal_lines.len(),
             steps,

@@ -23,6 +23,7 @@ use serde_json::json;
 
 use crate::model::batch::Sequence;
 use crate::model::trainable::TokenPair;
+use crate::model::weights::hex;
 use crate::offline::random;
 use crate::offline::train::config::DataConfig;
 use crate::offline::train::purpose::Purpose;
@@ -371,11 +372,6 @@ impl DataRecord {
             }
         })
     }
-}
-
-/// A digest in hexadecimal.
-pub(super) fn hex(digest: &[u8; 32]) -> String {
-    blake3::Hash::from_bytes(*digest).to_hex().to_string()
 }
 
 /// Pairs as JSON lines that [`Dataset`] reads again, with where they come from.

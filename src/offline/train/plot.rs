@@ -10,7 +10,7 @@ use anyhow::anyhow;
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
-use crate::offline::train::family::replace;
+use crate::model::save::replace_file;
 use crate::offline::train::log::LogLine;
 use crate::offline::train::metrics::Metrics;
 
@@ -70,7 +70,7 @@ pub(super) fn draw(path: &Path, logs: &[Vec<LogLine>]) -> anyhow::Result<()> {
         let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
         paint(&area, logs).map_err(|error| anyhow!("{error}")).context("draw the curves")?;
     }
-    replace(path, |partial| Ok(std::fs::write(partial, &svg)?))
+    Ok(replace_file(path, svg.as_bytes())?)
 }
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
