@@ -8,6 +8,7 @@ pub mod merge;
 mod random;
 pub mod score;
 mod stop;
+mod svg;
 pub mod table;
 pub mod train;
 
