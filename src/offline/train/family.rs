@@ -344,13 +344,19 @@ pub(super) fn digest(base: &Path, tokenizer: [u8; 32]) -> anyhow::Result<String>
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> anyhow::Result<Option<T>> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+    let Some(bytes) = read_if_there(path)? else {
+        return Ok(None);
     };
     let parsed = serde_json::from_slice(&bytes);
     parsed.map(Some).with_context(|| format!("read {}: not as rewarm train writes it", path.display()))
+}
+
+/// The file's content; none where there is no file.
+pub(super) fn read_if_there(path: &Path) -> anyhow::Result<Option<Vec<u8>>> {
+    match std::fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        read => read.map(Some).with_context(|| format!("read {}", path.display())),
+    }
 }
 
 fn write_json(path: &Path, document: &impl Serialize) -> anyhow::Result<()> {

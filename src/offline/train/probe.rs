@@ -22,6 +22,8 @@ use rayon::slice::ParallelSlice;
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::model::loss::softplus;
+
 /// Rows that are summed on their own before the sums are added: fixed, so that the result is.
 const ROWS_AT_A_TIME: usize = 256;
 /// Newton's method doubles its digits at each step once it is near.
@@ -245,11 +247,6 @@ impl Problem<'_> {
             (at_next.value < point.value + 1e-4 * length * slope).then_some((next, at_next))
         })
     }
-}
-
-/// `ln(1 + eˣ)`, without overflow.
-fn softplus(x: f64) -> f64 {
-    x.max(0.0) + (-x.abs()).exp().ln_1p()
 }
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {

@@ -20,6 +20,7 @@ use serde::Serialize;
 
 use crate::model::save::replace_file_with;
 use crate::offline::train::config::Member;
+use crate::offline::train::family::read_if_there;
 
 /// Under which the position is in the file's metadata.
 const POSITION: &str = "rewarm";
@@ -52,10 +53,8 @@ pub(super) fn write(
 
 /// Reads the state at `path`; none where there is no file.
 pub(super) fn read(path: &Path) -> anyhow::Result<Option<(Position, BTreeMap<String, Tensor>)>> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+    let Some(bytes) = read_if_there(path)? else {
+        return Ok(None);
     };
     let parse = || -> anyhow::Result<_> {
         let (_, header) = SafeTensors::read_metadata(&bytes)?;
