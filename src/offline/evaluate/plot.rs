@@ -28,6 +28,8 @@ use crate::offline::svg::escape;
 const ROW: f64 = 27.0;
 /// Room for figures at the right end of a row.
 const FIGURES: f64 = 58.0;
+/// Room that the names of two references need side by side, each below the middle of its own.
+const REFERENCE_NAMES: f64 = 60.0;
 /// Longer names are cut; the whole one is in the title.
 const MAX_LABEL_CHARS: usize = 16;
 /// Bins of a reliability diagram with a smaller share of the pairs are noise.
@@ -125,6 +127,7 @@ struct Row {
     estimate: Estimate,
 }
 
+/// Rows with their intervals, and up to two references.
 fn whiskers(title: &str, axis: &str, rows: &[Row], label: f64, references: &[(f64, &str)]) -> String {
     let top = 16.0; // room for the references' names
     let bottom = top + rows.len() as f64 * ROW;
@@ -136,9 +139,20 @@ fn whiskers(title: &str, axis: &str, rows: &[Row], label: f64, references: &[(f6
     }
     let x = Scale::new(range.padded(), (label, WIDTH - FIGURES));
     svg.x_axis(&x, bottom, top, axis);
-    for &(value, name) in references.iter().filter(|(value, _)| x.holds(*value)) {
-        svg.line("reference", (x.at(value), top - 2.0), (x.at(value), bottom));
-        svg.text("note middle", (x.at(value), top - 6.0), name);
+    let mut references: Vec<(f64, &str)> = references
+        .iter()
+        .filter(|(value, _)| x.holds(*value))
+        .map(|&(value, name)| (x.at(value), name))
+        .collect();
+    references.sort_by(|(left, _), (right, _)| left.total_cmp(right));
+    // the names of two that are close go to either side
+    let anchors = match references[..] {
+        [(left, _), (right, _)] if right - left < REFERENCE_NAMES => ["end", "start"],
+        _ => ["middle", "middle"],
+    };
+    for ((at, name), anchor) in references.into_iter().zip(anchors) {
+        svg.line("reference", (at, top - 2.0), (at, bottom));
+        svg.text(&format!("note {anchor}"), (at, top - 6.0), name);
     }
     for (number, row) in rows.iter().enumerate() {
         let y = top + (number as f64 + 0.5) * ROW;
