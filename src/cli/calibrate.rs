@@ -21,6 +21,7 @@ use crate::model::variant::Loader;
 use crate::model::variant::Mode;
 use crate::offline::calibrate;
 use crate::offline::calibrate::Measured;
+use crate::offline::score::DEFAULT_BATCH_TOKENS;
 use crate::offline::score::Local;
 use crate::telemetry;
 use crate::text::Input;
@@ -64,7 +65,7 @@ pub(super) struct CalibrateArgs {
     #[arg(long)]
     device: Option<String>,
     /// A batch takes samples up to this many tokens.
-    #[arg(long, default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = DEFAULT_BATCH_TOKENS, value_parser = clap::value_parser!(u32).range(1..))]
     batch_tokens: u32,
 }
 

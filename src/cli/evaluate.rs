@@ -22,6 +22,7 @@ use crate::offline::evaluate::Curve;
 use crate::offline::evaluate::NamedFile;
 use crate::offline::evaluate::Progress;
 use crate::offline::evaluate::Unit;
+use crate::offline::score::DEFAULT_BATCH_TOKENS;
 use crate::telemetry;
 
 /// Compares members, their merge (WARM) and their ensemble (ENS) on preference pairs.
@@ -93,7 +94,7 @@ pub(super) struct EvaluateArgs {
     #[arg(long, default_value = "reject")]
     truncation: TruncationArg,
     /// A batch takes samples up to this many tokens.
-    #[arg(long, default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = DEFAULT_BATCH_TOKENS, value_parser = clap::value_parser!(u32).range(1..))]
     batch_tokens: u32,
 }
 

@@ -22,10 +22,9 @@ use crate::model::variant::Loader;
 use crate::model::variant::Mode;
 use crate::offline::score;
 use crate::offline::score::Backend;
+use crate::offline::score::DEFAULT_BATCH_TOKENS;
 use crate::offline::score::Local;
 use crate::telemetry;
-
-const DEFAULT_BATCH_TOKENS: u32 = 16_384;
 
 pub(super) fn run(args: ScoreArgs) -> anyhow::Result<()> {
     telemetry::start(&telemetry::Config { level: telemetry::Level::warnings(), ..Default::default() });
