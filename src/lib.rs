@@ -23,6 +23,10 @@
 //! 5. its one device thread packs them (`[tokens]` and offsets, never padded) and asks the [`model`] for one
 //!    reward per sample and member, and for their reduction;
 //! 6. each caller is answered; [`service`] puts the results in the order of the samples.
+//!
+//! And how members come about, without a server: [`offline::train`] fine-tunes a family on preference pairs,
+//! [`offline::merge`] averages its weights, [`offline::calibrate`] makes its rewards comparable, and
+//! [`offline::evaluate`] tells what that is worth. What is trained is the same [`model`] that is served.
 
 pub mod cli;
 pub mod client;

@@ -8,11 +8,9 @@ use std::path::PathBuf;
 use anyhow::Context;
 use anyhow::bail;
 use clap::Args;
-use indicatif::ProgressBar;
-use indicatif::ProgressDrawTarget;
-use indicatif::ProgressStyle;
 
 use crate::cli::load;
+use crate::cli::progress;
 use crate::config::ConfigError;
 use crate::config::VariantOptions;
 use crate::model::golden;
@@ -23,6 +21,7 @@ use crate::model::variant::Loader;
 use crate::model::variant::Mode;
 use crate::offline::calibrate;
 use crate::offline::calibrate::Measured;
+use crate::offline::score::DEFAULT_BATCH_TOKENS;
 use crate::offline::score::Local;
 use crate::telemetry;
 use crate::text::Input;
@@ -66,7 +65,7 @@ pub(super) struct CalibrateArgs {
     #[arg(long)]
     device: Option<String>,
     /// A batch takes samples up to this many tokens.
-    #[arg(long, default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = DEFAULT_BATCH_TOKENS, value_parser = clap::value_parser!(u32).range(1..))]
     batch_tokens: u32,
 }
 
@@ -141,23 +140,14 @@ fn measure<'a>(args: &CalibrateArgs, member: &'a Path, references: &[Input]) -> 
     let max_batch_tokens = args.batch_tokens as usize;
     let mut model = Local { variant, truncation: Truncation::Reject, max_batch_tokens };
 
-    let bar = samples_bar(member, references.len());
+    let bar = progress::counted(&format!("calibrate {}", member.display()), "texts");
+    bar.set_length(references.len() as u64);
     let measured = calibrate::measure(&mut model, references, &mut |done| bar.set_position(done as u64))?;
     bar.finish_and_clear();
     let golden =
         (args.golden > 0).then(|| measured.golden_rewards(args.golden, args.seed, pooling)).transpose()?;
     let calibration = (!args.golden_only).then(|| measured.calibration()).transpose()?;
     Ok(Finding { member, old: Manifest::load(member)?.calibration, measured, calibration, golden })
-}
-
-/// A bar over samples; invisible unless standard error is a terminal.
-fn samples_bar(member: &Path, count: usize) -> ProgressBar {
-    let style = ProgressStyle::with_template("{msg} [{bar:40}] {pos}/{len} texts, {per_sec}, {eta} left")
-        .expect("the template is a constant that was tried");
-    let bar = ProgressBar::with_draw_target(Some(count as u64), ProgressDrawTarget::stderr());
-    bar.set_style(style.progress_chars("=> "));
-    bar.set_message(format!("calibrate {}", member.display()));
-    bar
 }
 
 fn report(args: &CalibrateArgs, findings: &[Finding<'_>]) -> String {

@@ -3,19 +3,14 @@
 use std::io::Write;
 use std::path::Path;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
-use indicatif::HumanCount;
 use indicatif::ProgressBar;
-use indicatif::ProgressDrawTarget;
-use indicatif::ProgressState;
-use indicatif::ProgressStyle;
 
 use crate::cli::TruncationArg;
-use crate::cli::load;
 use crate::cli::parse_reduction;
+use crate::cli::progress;
 use crate::config::ConfigError;
 use crate::config::VariantOptions;
 use crate::model::scorer::Reduction;
@@ -27,6 +22,7 @@ use crate::offline::evaluate::Curve;
 use crate::offline::evaluate::NamedFile;
 use crate::offline::evaluate::Progress;
 use crate::offline::evaluate::Unit;
+use crate::offline::score::DEFAULT_BATCH_TOKENS;
 use crate::telemetry;
 
 /// Compares members, their merge (WARM) and their ensemble (ENS) on preference pairs.
@@ -98,7 +94,7 @@ pub(super) struct EvaluateArgs {
     #[arg(long, default_value = "reject")]
     truncation: TruncationArg,
     /// A batch takes samples up to this many tokens.
-    #[arg(long, default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = DEFAULT_BATCH_TOKENS, value_parser = clap::value_parser!(u32).range(1..))]
     batch_tokens: u32,
 }
 
@@ -179,7 +175,7 @@ fn parse_pairs(text: &str) -> Result<NamedFile, String> {
     Ok(NamedFile { name, path })
 }
 
-/// One bar after the other; invisible unless standard error is a terminal.
+/// One bar after the other.
 #[derive(Default)]
 struct Bar {
     of: String,
@@ -192,8 +188,8 @@ impl Bar {
             self.clear();
             self.of = progress.what.to_owned();
             self.bar = Some(match progress.unit {
-                Unit::Bytes => load::progress_bar(progress.what.to_owned()),
-                Unit::Tokens => token_bar(progress.what.to_owned()),
+                Unit::Bytes => progress::bytes(progress.what),
+                Unit::Tokens => progress::counted(progress.what, "tokens"),
             });
         }
         if let Some(bar) = &self.bar {
@@ -207,20 +203,6 @@ impl Bar {
             bar.finish_and_clear();
         }
     }
-}
-
-fn token_bar(message: String) -> ProgressBar {
-    let template = "{msg} [{bar:40}] {human_pos}/{human_len} tokens, {rate}/s, {eta} left";
-    let style = ProgressStyle::with_template(template)
-        .expect("the template is a constant that was tried")
-        .with_key("rate", |state: &ProgressState, text: &mut dyn std::fmt::Write| {
-            let _ = write!(text, "{}", HumanCount(state.per_sec() as u64)); // drawn again soon
-        });
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    bar.set_style(style.progress_chars("=> "));
-    bar.set_message(message);
-    bar.enable_steady_tick(Duration::from_millis(250)); // a batch may take long
-    bar
 }
 
 #[cfg(test)]

@@ -5,10 +5,8 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
-use indicatif::ProgressBar;
-use indicatif::ProgressDrawTarget;
-use indicatif::ProgressStyle;
 
+use crate::cli::progress;
 use crate::cli::stop;
 use crate::config::ConfigError;
 use crate::config::coefficient_problems;
@@ -73,7 +71,7 @@ pub(super) fn run(args: MergeArgs) -> anyhow::Result<()> {
     warn(merge.warnings());
     let mut greedy = None;
     if let Some(pairs) = &args.greedy {
-        let bar = bar("{msg} [{bar:30}] {pos}/{len} pairs {per_sec} {eta}");
+        let bar = progress::counted("", "pairs");
         let mut progress = |doing: &str, done, total| {
             bar.set_message(doing.to_owned());
             bar.set_length(total);
@@ -86,7 +84,7 @@ pub(super) fn run(args: MergeArgs) -> anyhow::Result<()> {
         merge = Merge::open(options)?;
         greedy = Some(chosen);
     }
-    let bar = bar("merge [{bar:40}] {bytes}/{total_bytes} {bytes_per_sec} {eta}");
+    let bar = progress::bytes("merge");
     let told = merge.warnings().len();
     let report = merge.write(greedy, &mut |read, total| {
         bar.set_length(total);
@@ -103,12 +101,4 @@ fn warn(warnings: &[String]) {
         // nobody may be reading; the provenance has it too
         let _ = writeln!(std::io::stderr(), "warning: {warning}");
     }
-}
-
-/// Invisible unless standard error is a terminal.
-fn bar(template: &str) -> ProgressBar {
-    let style = ProgressStyle::with_template(template).expect("the templates are constants that were tried");
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    bar.set_style(style.progress_chars("=> "));
-    bar
 }

@@ -5,6 +5,7 @@ mod calibrate;
 mod evaluate;
 mod load;
 mod merge;
+mod progress;
 mod score;
 mod serve;
 mod stop;

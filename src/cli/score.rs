@@ -14,6 +14,7 @@ use anyhow::bail;
 
 use crate::cli::ScoreArgs;
 use crate::cli::load;
+use crate::cli::progress;
 use crate::client::Client;
 use crate::config::ConfigError;
 use crate::config::VariantOptions;
@@ -21,10 +22,9 @@ use crate::model::variant::Loader;
 use crate::model::variant::Mode;
 use crate::offline::score;
 use crate::offline::score::Backend;
+use crate::offline::score::DEFAULT_BATCH_TOKENS;
 use crate::offline::score::Local;
 use crate::telemetry;
-
-const DEFAULT_BATCH_TOKENS: u32 = 16_384;
 
 pub(super) fn run(args: ScoreArgs) -> anyhow::Result<()> {
     telemetry::start(&telemetry::Config { level: telemetry::Level::warnings(), ..Default::default() });
@@ -37,7 +37,7 @@ pub(super) fn run(args: ScoreArgs) -> anyhow::Result<()> {
     let output = create(&output_path)?;
     let mut backend = backend(args)?;
 
-    let bar = load::progress_bar("score".to_owned());
+    let bar = progress::bytes("score");
     if let Some(bytes) = input_bytes {
         bar.set_length(bytes);
     }

@@ -12,9 +12,8 @@ use anyhow::Context;
 use anyhow::bail;
 use clap::Args;
 use indicatif::ProgressBar;
-use indicatif::ProgressDrawTarget;
-use indicatif::ProgressStyle;
 
+use crate::cli::progress;
 use crate::cli::stop;
 use crate::config::train::TrainOptions;
 use crate::offline::table::Table;
@@ -250,12 +249,7 @@ const LINE_EVERY: Duration = Duration::from_secs(30);
 
 impl Screen {
     fn new(num_members: usize) -> Self {
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-        bar.set_style(
-            ProgressStyle::with_template("{prefix} [{bar:30}] {percent}% {msg} {eta}")
-                .expect("the template is a constant that was tried")
-                .progress_chars("=> "),
-        );
+        let bar = progress::styled("{prefix} [{bar:30}] {percent}% {msg}, {eta} left");
         let is_terminal = std::io::stderr().is_terminal();
         let last_line = Instant::now();
         Self { bar, is_terminal, num_members, steps: 0, last_line, pairs: 0, tokens: 0, seconds: 0.0 }

@@ -19,8 +19,12 @@ pub struct PairLoss {
 /// `-ln(sigmoid(margin))` in `f32` is infinite, and its gradient NaN, once the margin falls below about -88.
 /// Source: Ouyang et al. 2022 (arXiv:2203.02155), eq. 1.
 pub fn bradley_terry_loss(chosen: f32, rejected: f32) -> f64 {
-    let margin = f64::from(chosen) - f64::from(rejected);
-    (-margin).max(0.0) + (-margin.abs()).exp().ln_1p()
+    softplus(f64::from(rejected) - f64::from(chosen))
+}
+
+/// `ln(1 + eˣ)`, finite for every `x`: the exponent is never positive.
+pub fn softplus(x: f64) -> f64 {
+    x.max(0.0) + (-x.abs()).exp().ln_1p()
 }
 
 /// The same with `centering · (chosen + rejected)²`, and its slopes.

@@ -7,8 +7,15 @@
 //! ```
 //!
 //! Beside a checkpoint, a [`manifest`] (`rewarm.json`) says what its own files do not, and [`golden`] rewards what
-//! it is known to answer. A [`variant`] is loaded from its configuration; it holds a [`scorer`], which runs one [`RewardModel`] or
-//! several, a [`family`], on a [`batch`] of packed sequences.
+//! it is known to answer. A [`variant`] is loaded from its configuration; it holds a [`scorer`], which runs one
+//! [`RewardModel`] or several, a [`family`], on a [`batch`] of packed sequences.
+//!
+//! And back, from rewards to weights:
+//!
+//! ```text
+//! weights → trainable (transformer, of ops::training) → loss → gradients → adamw ─┐
+//! members, or adapters over a base (lora) → merge, likeness ──────────────────────┴→ save → safetensors
+//! ```
 
 pub mod adamw;
 pub mod ahead;

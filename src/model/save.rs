@@ -24,6 +24,9 @@ use crate::model::merge::Averaged;
 /// A larger checkpoint is cut into shards of at most this size, as transformers does.
 pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
+/// What the names of files and folders begin with while they are written; a command that is killed may leave them.
+pub const PARTIAL: &str = ".rewarm-partial-";
+
 /// What beside weights and `config.json` makes a checkpoint: text files, some of them only for `transformers`.
 const TEXT_FILES: [&str; 15] = [
     "tokenizer.json",
@@ -84,7 +87,7 @@ impl CheckpointWriter {
             _ => Path::new("."),
         };
         std::fs::create_dir_all(parent).map_err(|source| ModelError::write(parent, source))?;
-        let staging = tempfile::Builder::new().prefix(".rewarm-partial-").tempdir_in(parent);
+        let staging = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(parent);
         let staging = staging.map_err(|source| ModelError::write(parent, source))?;
         Ok(Self {
             target: target.to_owned(),
@@ -179,19 +182,23 @@ impl CheckpointWriter {
 }
 
 /// Gives `path` this content in one step: whoever reads it finds the old one or the new one, whole.
-pub(super) fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), ModelError> {
+pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), ModelError> {
+    replace_file_with(path, |partial| std::fs::write(partial, bytes))
+}
+
+/// The same of what `write` puts into the file that it is given the path of.
+pub fn replace_file_with(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> Result<(), ModelError> {
     let folder = path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
-    let write = || {
+    let replace = || {
         // of the temporary file's permissions, the user's own mask takes what it takes from any new file
         let shared = Permissions::from_mode(0o666);
-        let mut file =
-            tempfile::Builder::new().prefix(".rewarm-partial-").permissions(shared).tempfile_in(folder)?;
-        file.write_all(bytes)?;
+        let file = tempfile::Builder::new().prefix(PARTIAL).permissions(shared).tempfile_in(folder)?;
+        write(file.path())?;
         file.as_file().sync_all()?;
         file.persist(path)?;
         sync_folder(folder)
     };
-    write().map_err(|source| ModelError::write(path, source))
+    replace().map_err(|source| ModelError::write(path, source))
 }
 
 /// Temporary folders are their owner's alone; a checkpoint is not, by the user's own mask.

@@ -33,6 +33,7 @@ use crate::model::weights::Checkpoint;
 use crate::model::weights::Digest;
 use crate::model::weights::TensorStore;
 use crate::model::weights::Weights;
+use crate::model::weights::hex;
 use crate::text::SampleTokenizer;
 use crate::text::TextOptions;
 
@@ -574,10 +575,6 @@ fn fingerprint(
 
 fn in_member(path: &Path, source: ModelError) -> ModelError {
     ModelError::Member { path: path.to_owned(), source: Box::new(source) }
-}
-
-fn hex(digest: &Digest) -> String {
-    blake3::Hash::from_bytes(*digest).to_hex().to_string()
 }
 
 fn parse_device(name: &str) -> Result<Device, ModelError> {

@@ -73,6 +73,11 @@ const MAX_SPARE_BYTES: usize = 256 << 20;
 /// A blake3 digest.
 pub type Digest = [u8; 32];
 
+/// A digest in hexadecimal, as records tell it.
+pub fn hex(digest: &Digest) -> String {
+    blake3::Hash::from_bytes(*digest).to_string()
+}
+
 /// Tensors that checkpoints carry and a reward does not depend on, by the end of their names.
 pub const IGNORED_SUFFIXES: [&str; 3] =
     ["rotary_emb.inv_freq", "embeddings.position_ids", "embeddings.token_type_ids"];

@@ -15,9 +15,6 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use anyhow::bail;
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::Rng;
-use rand_chacha::rand_core::SeedableRng;
 use rayon::iter::IntoParallelRefIterator;
 use rayon::iter::ParallelIterator;
 use serde_json::Value;
@@ -27,6 +24,7 @@ use crate::model::golden::GoldenRewards;
 use crate::model::golden::GoldenSample;
 use crate::model::golden::token_digest;
 use crate::model::scorer::Calibration;
+use crate::offline::random;
 use crate::offline::score::Backend;
 use crate::offline::score::Local;
 use crate::offline::score::read_inputs;
@@ -173,11 +171,11 @@ impl Measured {
         let short = candidates.partition_point(|sample| sample.tokens <= MAX_GOLDEN_TOKENS);
         candidates.truncate(short.max(count));
         let count = count.min(candidates.len());
-        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let mut random = random::stream(seed, 0);
         let draw = |part: usize| {
             let bounds = [part, part + 1].map(|part| part * candidates.len() / count);
-            let size = bounds[1] - bounds[0]; // at least 1; the bias of the remainder is nothing here
-            candidates[bounds[0] + (random.next_u64() % size as u64) as usize].clone()
+            let size = bounds[1] - bounds[0]; // at least 1
+            candidates[bounds[0] + random::below(size, &mut random)].clone()
         };
         (0..count).map(draw).collect()
     }

@@ -29,6 +29,8 @@ use crate::text::Message;
 use crate::text::SampleTokenizer;
 use crate::text::Truncation;
 
+/// A batch takes samples up to this many tokens, where nothing else is said.
+pub const DEFAULT_BATCH_TOKENS: u32 = 16_384;
 /// Samples in a chunk: enough that sorting by length fills the batches well.
 const CHUNK_SAMPLES: usize = 1024;
 /// Bytes of lines in a chunk, roughly: long texts make short chunks.

@@ -14,15 +14,13 @@ use anyhow::Context;
 use anyhow::bail;
 use clap::Args;
 use clap::Subcommand;
-use indicatif::ProgressBar;
-use indicatif::ProgressDrawTarget;
-use indicatif::ProgressStyle;
 use serde::Serialize;
 use serde_json::Value;
 use serde_json::json;
 
 use crate::cli::bench::local::LocalServer;
 use crate::cli::bench::variants::VariantArgs;
+use crate::cli::progress;
 use crate::cli::stop;
 use crate::client::LoadClient;
 use crate::offline::Stop;
@@ -346,10 +344,7 @@ fn measure<R>(
     stop: &Stop,
     measure: impl FnOnce(&mut Control<'_>) -> anyhow::Result<R>,
 ) -> anyhow::Result<R> {
-    let style = ProgressStyle::with_template("[{bar:40}] {pos}/{len} {msg} {eta}")
-        .expect("the template is a constant that was tried");
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    bar.set_style(style.progress_chars("=> "));
+    let bar = progress::styled("[{bar:40}] {pos}/{len} {msg}, {eta} left");
     let mut progress = |done: usize, total: usize, what: &str| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);

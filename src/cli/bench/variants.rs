@@ -14,6 +14,7 @@ use tempfile::TempDir;
 
 use crate::cli::bench::between;
 use crate::cli::load;
+use crate::cli::progress;
 use crate::config;
 use crate::config::ConfigError;
 use crate::config::Overrides;
@@ -177,7 +178,7 @@ impl Chosen {
 }
 
 fn write_shape(shape: Shape, num_members: usize, folder: &Path) -> anyhow::Result<Vec<String>> {
-    let bar = load::progress_bar(format!("write {}", shape.name()));
+    let bar = progress::bytes(&format!("write {}", shape.name()));
     let members = (0..num_members)
         .map(|member| {
             bar.tick();

@@ -67,14 +67,14 @@ pub(super) fn sizes(most: usize) -> Vec<usize> {
 }
 
 /// How far, in nats, best-of-n is from the policy that it draws from.
-pub fn kl(n: usize) -> f64 {
+pub(super) fn kl(n: usize) -> f64 {
     let n = n as f64;
     n.ln() - (n - 1.0) / n
 }
 
 /// The mean, over all subsets of `n` of a prompt's responses, of the gold reward of the one that `proxy` likes best;
 /// of several that it likes the same, the mean. `n` is from 1 to the number of responses.
-pub fn best_of_n(proxy: &[f32], gold: &[f64], n: usize) -> f64 {
+pub(super) fn best_of_n(proxy: &[f32], gold: &[f64], n: usize) -> f64 {
     let count = proxy.len();
     debug_assert!((1..=count).contains(&n) && gold.len() == count);
     let mut order: Vec<usize> = (0..count).collect();

@@ -4,12 +4,11 @@
 //! there are, with replacement, and is the same for all columns: what two models have in common, the hard pairs
 //! above all, cancels in their difference. Source: Efron and Tibshirani 1993, chapter 13; Koehn 2004, on pairs.
 
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::Rng;
-use rand_chacha::rand_core::SeedableRng;
 use rayon::iter::IntoParallelIterator;
 use rayon::iter::ParallelIterator;
 use serde::Serialize;
+
+use crate::offline::random;
 
 /// What lies outside of an interval, on each side.
 const TAIL: f64 = 0.025;
@@ -37,11 +36,10 @@ impl Resamples {
         let rows = columns.first().map_or(0, Vec::len);
         debug_assert!(rows > 0 && columns.iter().all(|column| column.len() == rows));
         let resample = |stream: usize| {
-            let mut random = ChaCha8Rng::seed_from_u64(seed);
-            random.set_stream(stream as u64);
+            let mut random = random::stream(seed, stream as u64);
             let mut counts = vec![0.0_f64; rows];
             for _ in 0..rows {
-                counts[below(rows, &mut random)] += 1.0;
+                counts[random::below(rows, &mut random)] += 1.0;
             }
             let mean = |column: &Vec<f64>| {
                 let sum: f64 = column.iter().zip(&counts).map(|(value, count)| value * count).sum();
@@ -58,11 +56,6 @@ impl Resamples {
         values.sort_by(f64::total_cmp);
         Interval { low: quantile(&values, TAIL), high: quantile(&values, 1.0 - TAIL) }
     }
-}
-
-/// A number below `end`, which is above 0: the high half of a product, biased by less than `end` in 2⁶⁴.
-pub(super) fn below(end: usize, random: &mut ChaCha8Rng) -> usize {
-    ((u128::from(random.next_u64()) * end as u128) >> 64) as usize
 }
 
 /// Of sorted values, linear between neighbours, as numpy's default.

@@ -5,12 +5,10 @@
 
 use std::collections::BTreeSet;
 
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::SeedableRng;
 use serde::Serialize;
 
-use crate::offline::evaluate::bootstrap::below;
 use crate::offline::evaluate::metrics;
+use crate::offline::random;
 
 /// Steps from one member to the other.
 pub(super) const STEPS: usize = 10;
@@ -122,12 +120,12 @@ pub(super) fn subsets(members: usize, size: usize, most: usize, seed: u64) -> Ve
     if count_subsets(members, size) <= most as f64 {
         return all_subsets(members, size);
     }
-    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let mut random = random::stream(seed, 0);
     let mut drawn = BTreeSet::new();
     while drawn.len() < most {
         let mut order: Vec<usize> = (0..members).collect();
         for place in 0..size {
-            let other = place + below(members - place, &mut random);
+            let other = place + random::below(members - place, &mut random);
             order.swap(place, other);
         }
         order.truncate(size);

@@ -4,6 +4,8 @@
 
 use serde::Serialize;
 
+use crate::model::loss::softplus;
+
 /// Bins of a reliability diagram, as many as Guo et al. 2017 (arXiv:1706.04599) take.
 pub const RELIABILITY_BINS: usize = 15;
 /// A model that prefers one of two responses is at least so confident.
@@ -21,8 +23,7 @@ pub fn ties(margins: &[f64]) -> f64 {
 
 /// Bradley–Terry loss in nats: the mean of `softplus(-margin)`.
 pub fn log_loss(margins: &[f64]) -> f64 {
-    // stable at any margin: the exponent is never positive
-    mean(margins.iter().map(|margin| (-margin).max(0.0) + (-margin.abs()).exp().ln_1p()))
+    mean(margins.iter().map(|margin| softplus(-margin)))
 }
 
 /// How often a model is right when it is so confident.

@@ -12,7 +12,7 @@
 //! One forward of a member serves both the member on its own (its raw reward) and ENS (calibrated, then reduced).
 //! Everything random has a seed; two runs on one machine differ in the measured seconds only.
 
-pub mod best_of_n;
+mod best_of_n;
 pub mod bootstrap;
 mod choices;
 pub mod curves;
@@ -35,7 +35,6 @@ use anyhow::bail;
 use anyhow::ensure;
 
 pub use self::output::write;
-pub use self::page::page;
 pub use self::table::table;
 
 use crate::model::scorer::Calibration;

@@ -1,16 +1,15 @@
 //! The files of an evaluation: `evaluation.json`, `rewards.jsonl`, `index.html`; each appears whole or not at all.
 
-use std::fmt::Write as _;
+use std::fmt::Write;
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 
 use anyhow::Context;
 use serde_json::Map;
 use serde_json::Value;
 use serde_json::json;
-use tempfile::NamedTempFile;
 
+use crate::model::save::replace_file;
 use crate::offline::evaluate::Outcome;
 use crate::offline::evaluate::evaluation::ModelInfo;
 use crate::offline::evaluate::page::page;
@@ -21,23 +20,9 @@ pub fn write(outcome: &Outcome, folder: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
     let json =
         serde_json::to_string_pretty(&outcome.evaluation).context("write the evaluation as JSON")? + "\n";
-    write_file(folder, "evaluation.json", &json)?;
-    write_file(folder, "rewards.jsonl", &outcome.rewards)?;
-    write_file(folder, "index.html", &page(&outcome.evaluation)?)
-}
-
-fn write_file(folder: &Path, name: &str, content: &str) -> anyhow::Result<()> {
-    let path = folder.join(name);
-    let act = || format!("write {}", path.display());
-    let mut file = NamedTempFile::new_in(folder).with_context(act)?;
-    file.write_all(content.as_bytes()).with_context(act)?;
-    file.as_file().sync_all().with_context(act)?;
-    // readable by others, as a file that was simply created
-    #[cfg(unix)]
-    fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))
-        .with_context(act)?;
-    file.persist(&path).with_context(act)?;
-    Ok(())
+    replace_file(&folder.join("evaluation.json"), json.as_bytes())?;
+    replace_file(&folder.join("rewards.jsonl"), outcome.rewards.as_bytes())?;
+    Ok(replace_file(&folder.join("index.html"), page(&outcome.evaluation)?.as_bytes())?)
 }
 
 /// One line for each pair: `{"pairs", "line", "source", "chosen_tokens", "rejected_tokens", "chosen", "rejected"}`,

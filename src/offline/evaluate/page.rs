@@ -35,7 +35,7 @@ impl Figure {
 }
 
 /// The page.
-pub fn page(evaluation: &Evaluation) -> anyhow::Result<String> {
+pub(super) fn page(evaluation: &Evaluation) -> anyhow::Result<String> {
     let mut environment = Environment::new();
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     environment.set_auto_escape_callback(|_| AutoEscape::Html);

@@ -13,6 +13,7 @@ use anyhow::Context;
 use anyhow::ensure;
 use serde::Deserialize;
 
+use crate::model::weights::hex;
 use crate::text::dataset::Dataset;
 
 /// `train.json`, as far as it matters here.
@@ -69,8 +70,8 @@ impl Record {
 
     /// What it says about the content of this file.
     pub(super) fn file(&self, dataset: &Dataset) -> Option<&TrainingFile> {
-        let digest = blake3::Hash::from_bytes(dataset.digest).to_hex();
-        self.data.training.iter().find(|file| file.digest == digest.as_str())
+        let digest = hex(&dataset.digest);
+        self.data.training.iter().find(|file| file.digest == digest)
     }
 }
 

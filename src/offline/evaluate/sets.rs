@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use anyhow::ensure;
 
+use crate::model::weights::hex;
 use crate::offline::evaluate::NamedFile;
 use crate::offline::evaluate::bootstrap::Resamples;
 use crate::offline::evaluate::evaluation::Agreement;
@@ -123,7 +124,7 @@ pub(super) fn split(
             file_name: file.name.clone(),
             part,
             path: dataset.path.display().to_string(),
-            digest: blake3::Hash::from_bytes(dataset.digest).to_hex().to_string(),
+            digest: hex(&dataset.digest),
             pairs: Vec::new(),
             unscorable: Vec::new(),
             equal_lines: dataset.equal_lines.clone(),

@@ -15,15 +15,15 @@ use serde::Serialize;
 use crate::model::variant::Loader;
 use crate::model::variant::Mode;
 use crate::model::variant::VariantConfig;
+use crate::model::weights::hex;
 use crate::offline::score::Backend;
+use crate::offline::score::DEFAULT_BATCH_TOKENS;
 use crate::offline::score::Local;
 use crate::text::Truncation;
 use crate::text::dataset::Dataset;
 
 /// Pairs that are scored between two looks at the clock.
 const CHUNK_PAIRS: usize = 256;
-/// A batch takes samples up to this many tokens.
-const BATCH_TOKENS: usize = 16_384;
 
 /// How members were chosen.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -88,7 +88,7 @@ impl Greedy {
         let scored = judge.scored.as_ref().map_or(0, Vec::len);
         Ok(Self {
             pairs_file: pairs_file.to_owned(),
-            pairs_digest: blake3::Hash::from_bytes(dataset.digest).to_hex().to_string(),
+            pairs_digest: hex(&dataset.digest),
             pairs: scored,
             left_out: dataset.pairs.len() - scored + dataset.equal_lines.len(),
             steps,
@@ -118,7 +118,8 @@ impl Judge<'_> {
             ..VariantConfig::new("merge", Mode::Warm, members.to_vec())
         };
         let variant = Loader::default().load(&config, &mut |_, _| ())?;
-        let mut local = Local { variant, truncation: Truncation::Reject, max_batch_tokens: BATCH_TOKENS };
+        let max_batch_tokens = DEFAULT_BATCH_TOKENS as usize;
+        let mut local = Local { variant, truncation: Truncation::Reject, max_batch_tokens };
         let (pairs, mut right, mut scored) = (&self.dataset.pairs, 0_usize, Vec::new());
         let mut first_problem = None;
         for (chunk, pairs_of_chunk) in pairs.chunks(CHUNK_PAIRS).enumerate() {

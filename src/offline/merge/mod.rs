@@ -36,6 +36,7 @@ use crate::model::variant::UsedTensors;
 use crate::model::weights::Checkpoint;
 use crate::model::weights::IGNORED_PREFIXES;
 use crate::model::weights::IGNORED_SUFFIXES;
+use crate::model::weights::hex;
 use crate::offline::merge::greedy::Greedy;
 use crate::offline::merge::report::LikenessTotals;
 use crate::offline::merge::report::MemberReport;
@@ -299,7 +300,7 @@ impl Member {
             path: self.path.clone(),
             is_adapter: self.checkpoint.base().is_some(),
             coefficient,
-            digest: blake3::Hash::from_bytes(digest).to_hex().to_string(),
+            digest: hex(&digest),
         })
     }
 }

@@ -10,8 +10,8 @@ use serde_json::Value;
 use serde_json::json;
 
 use crate::model::variant::Dtype;
-use crate::offline::train::random;
-use crate::offline::train::random::Purpose;
+use crate::offline::random;
+use crate::offline::train::purpose::Purpose;
 use crate::text::Truncation;
 
 /// All that `rewarm train` must know.
@@ -173,7 +173,7 @@ impl Choices {
         let learning_rates =
             self.learning_rate.draw(members, Scale::Logarithmic, seed, Purpose::LearningRates);
         let dropouts = self.dropout.draw(members, Scale::Linear, seed, Purpose::Dropouts);
-        let mut seeds = random::stream(seed, Purpose::Members);
+        let mut seeds = Purpose::Members.stream(seed);
         let member = |(learning_rate, dropout)| Member {
             base: base.to_owned(),
             learning_rate,
@@ -206,7 +206,7 @@ impl Choice {
 
     /// One value for each of `members`; the first ones do not depend on how many follow.
     fn draw(&self, members: usize, scale: Scale, seed: u64, purpose: Purpose) -> Vec<f64> {
-        let mut random = random::stream(seed, purpose);
+        let mut random = purpose.stream(seed);
         match self {
             Self::One(value) => vec![*value; members],
             Self::OneOf(values) => {

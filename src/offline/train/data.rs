@@ -23,9 +23,10 @@ use serde_json::json;
 
 use crate::model::batch::Sequence;
 use crate::model::trainable::TokenPair;
+use crate::model::weights::hex;
+use crate::offline::random;
 use crate::offline::train::config::DataConfig;
-use crate::offline::train::random;
-use crate::offline::train::random::Purpose;
+use crate::offline::train::purpose::Purpose;
 use crate::text::Input;
 use crate::text::SampleTokenizer;
 use crate::text::TextError;
@@ -236,7 +237,7 @@ fn set_aside(
     seed: u64,
 ) -> anyhow::Result<(Vec<Chosen>, Vec<Chosen>)> {
     let wanted = ((fraction * pairs.len() as f64).round() as usize).clamp(1, pairs.len().max(2) - 1);
-    let mut random = random::stream(seed, Purpose::Split);
+    let mut random = Purpose::Split.stream(seed);
     let mut by_prompt: BTreeMap<String, Vec<Chosen>> = BTreeMap::new();
     for chosen in &pairs {
         by_prompt.entry(prompt(&files[chosen.file].pairs[chosen.index])).or_default().push(*chosen);
@@ -280,7 +281,7 @@ fn prompt(pair: &PreferencePair) -> String {
 /// Which of `count` are turned round: exactly the share, rounded.
 fn drawn(count: usize, share: f64, seed: u64) -> Vec<usize> {
     let mut order: Vec<usize> = (0..count).collect();
-    random::shuffle(&mut order, &mut random::stream(seed, Purpose::Flips));
+    random::shuffle(&mut order, &mut Purpose::Flips.stream(seed));
     order.truncate((share * count as f64).round() as usize);
     order
 }
@@ -371,11 +372,6 @@ impl DataRecord {
             }
         })
     }
-}
-
-/// A digest in hexadecimal.
-pub(super) fn hex(digest: &[u8; 32]) -> String {
-    blake3::Hash::from_bytes(*digest).to_hex().to_string()
 }
 
 /// Pairs as JSON lines that [`Dataset`] reads again, with where they come from.

@@ -30,10 +30,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::model::save::PARTIAL;
+use crate::model::save::replace_file;
+use crate::model::weights::hex;
 use crate::offline::train::config::Config;
 use crate::offline::train::config::Member;
 use crate::offline::train::data::DataRecord;
-use crate::offline::train::data::hex;
 use crate::offline::train::metrics::Metrics;
 use crate::offline::train::probe::Probe;
 use crate::offline::train::state;
@@ -41,8 +43,6 @@ use crate::offline::train::state;
 /// The record's name, of the family as of a member.
 pub const RECORD: &str = "train.json";
 const PROBE: &str = "probe.json";
-/// What a file is called while it is written.
-const PARTIAL: &str = ".partial-";
 
 /// `OUTPUT/train.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -145,11 +145,11 @@ impl Folder {
         Ok(folder)
     }
 
-    /// Removes what a run that was killed has left half written: hidden, all of it. Nobody else writes here.
+    /// Removes what a run that was killed has left half written. Nobody else writes here.
     fn clean(&self) {
         for folder in [self.path.clone(), self.path.join("state")] {
             for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-                if entry.file_name().to_string_lossy().starts_with('.') {
+                if entry.file_name().to_string_lossy().starts_with(PARTIAL) {
                     // what cannot be removed only takes room
                     let path = entry.path();
                     let _ = if path.is_dir() {
@@ -344,37 +344,22 @@ pub(super) fn digest(base: &Path, tokenizer: [u8; 32]) -> anyhow::Result<String>
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> anyhow::Result<Option<T>> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+    let Some(bytes) = read_if_there(path)? else {
+        return Ok(None);
     };
     let parsed = serde_json::from_slice(&bytes);
     parsed.map(Some).with_context(|| format!("read {}: not as rewarm train writes it", path.display()))
 }
 
-fn write_json(path: &Path, document: &impl Serialize) -> anyhow::Result<()> {
-    replace(path, |partial| {
-        let mut text = serde_json::to_string_pretty(document)?;
-        text.push('\n');
-        Ok(std::fs::write(partial, text)?)
-    })
+/// The file's content; none where there is no file.
+pub(super) fn read_if_there(path: &Path) -> anyhow::Result<Option<Vec<u8>>> {
+    match std::fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        read => read.map(Some).with_context(|| format!("read {}", path.display())),
+    }
 }
 
-/// Lets `write` make a file, and puts it into the place of the one at `path`: whatever happens meanwhile, either that
-/// one is there or the new one, whole.
-pub(super) fn replace(path: &Path, write: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<()> {
-    let (folder, name) = (path.parent().unwrap_or(Path::new(".")), path.file_name().unwrap_or_default());
-    let partial = folder.join(format!("{PARTIAL}{}", name.display()));
-    let replace = || -> anyhow::Result<()> {
-        write(&partial)?;
-        File::open(&partial)?.sync_all()?;
-        std::fs::rename(&partial, path)?;
-        Ok(File::open(folder)?.sync_all()?)
-    };
-    replace()
-        .inspect_err(|_| {
-            let _ = std::fs::remove_file(&partial); // it may not be there, and it is of no use
-        })
-        .with_context(|| format!("write {}", path.display()))
+fn write_json(path: &Path, document: &impl Serialize) -> anyhow::Result<()> {
+    let text = serde_json::to_string_pretty(document)? + "\n";
+    Ok(replace_file(path, text.as_bytes())?)
 }

@@ -25,7 +25,7 @@ pub mod metrics;
 mod order;
 mod plot;
 pub mod probe;
-mod random;
+mod purpose;
 mod state;
 
 use std::collections::BTreeMap;
@@ -69,6 +69,7 @@ use crate::offline::train::metrics::Metrics;
 use crate::offline::train::order::Batch;
 use crate::offline::train::probe::Differences;
 use crate::offline::train::probe::Probe;
+use crate::offline::train::purpose::step_seed;
 use crate::offline::train::state::Position;
 
 /// Validation and the probe compute so many tokens between two looks at the stop switch.
@@ -395,7 +396,7 @@ impl MemberRun<'_> {
         let objective = Objective {
             centering: recipe.centering,
             dropout: self.own.dropout,
-            dropout_seed: random::step_seed(self.own.seed, step),
+            dropout_seed: step_seed(self.own.seed, step),
             micro_batch_tokens: recipe.micro_batch_tokens,
         };
         let tokens: Vec<&TokenPair> = pairs.iter().map(|pair| &pair.tokens).collect();

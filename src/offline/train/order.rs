@@ -1,8 +1,8 @@
 //! Which pairs a member sees in which step: each epoch its own order, filled into batches by tokens.
 
+use crate::offline::random;
 use crate::offline::train::config::Recipe;
-use crate::offline::train::random;
-use crate::offline::train::random::Purpose;
+use crate::offline::train::purpose::Purpose;
 
 /// The pairs of one step.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub(super) struct Batch {
 /// A batch never crosses epochs, so the last one of an epoch may be small. A pair that is larger than a batch makes one
 /// of its own.
 pub(super) fn batches(lengths: &[usize], recipe: &Recipe, epochs: usize, seed: u64) -> Vec<Batch> {
-    let mut random = random::stream(seed, Purpose::Order);
+    let mut random = Purpose::Order.stream(seed);
     let (most_tokens, most_pairs) =
         (recipe.batch_tokens.unwrap_or(usize::MAX), recipe.batch_pairs.unwrap_or(usize::MAX));
     let mut batches = Vec::new();

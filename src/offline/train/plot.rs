@@ -5,39 +5,28 @@
 
 use std::path::Path;
 
-use anyhow::Context;
-use anyhow::anyhow;
-use plotters::coord::Shift;
-use plotters::prelude::*;
-
-use crate::offline::train::family::replace;
+use crate::model::save::replace_file;
+use crate::offline::svg;
+use crate::offline::svg::Axis;
+use crate::offline::svg::Plot;
+use crate::offline::svg::Range;
+use crate::offline::svg::Svg;
 use crate::offline::train::log::LogLine;
 use crate::offline::train::metrics::Metrics;
 
-const WIDTH: u32 = 1500;
-const HEIGHT: u32 = 520;
+/// Without variables, which programs other than browsers do not know.
+const STYLE: &str = include_str!("plot.css");
+/// The classes `member-0`, `member-1`, … of the style; a tenth member looks like the first.
+const STYLES: usize = 9;
+/// Around panels.
+const GAP: f64 = 24.0;
 /// Above the panels.
-const TITLE_HEIGHT: u32 = 44;
+const TITLE_HEIGHT: f64 = 44.0;
 /// Below them, for each row of the legend.
-const LEGEND_HEIGHT: u32 = 26;
-const LEGEND_COLUMNS: usize = 6;
+const LEGEND_HEIGHT: f64 = 24.0;
+const LEGEND_COLUMNS: usize = 9;
 /// The running mean is over this share of the steps.
 const SMOOTH_SHARE: f64 = 0.1;
-const FONT: &str = "sans-serif";
-const INK: RGBColor = RGBColor(51, 51, 51);
-const GRID: RGBColor = RGBColor(229, 229, 229);
-/// Okabe and Ito's: told apart by colour-blind eyes too. A tenth member has the first colour again.
-const COLOURS: [RGBColor; 9] = [
-    RGBColor(0, 114, 178),
-    RGBColor(213, 94, 0),
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-    RGBColor(86, 180, 233),
-    RGBColor(230, 159, 0),
-    RGBColor(120, 94, 240),
-    RGBColor(148, 103, 60),
-    RGBColor(102, 102, 102),
-];
 
 /// One of the three.
 struct Panel {
@@ -63,91 +52,50 @@ struct Curves {
 
 /// Draws the logs of the members, in their order.
 pub(super) fn draw(path: &Path, logs: &[Vec<LogLine>]) -> anyhow::Result<()> {
-    let mut svg = String::new();
-    let rows = logs.len().div_ceil(LEGEND_COLUMNS) as u32;
-    {
-        let size = (WIDTH, TITLE_HEIGHT + HEIGHT + rows * LEGEND_HEIGHT + 10);
-        let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
-        paint(&area, logs).map_err(|error| anyhow!("{error}")).context("draw the curves")?;
-    }
-    replace(path, |partial| Ok(std::fs::write(partial, &svg)?))
-}
-
-type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-type Drawn = Result<(), Box<dyn std::error::Error + Send + Sync>>;
-
-fn paint(area: &Area<'_>, logs: &[Vec<LogLine>]) -> Drawn {
-    area.fill(&WHITE)?;
-    let (title, below) = area.split_vertically(TITLE_HEIGHT);
-    let (panels, legend) = below.split_vertically(HEIGHT);
-    let text = "line: running mean over training steps (with dropout, labels as given) · dots: validation";
-    title.draw(&Text::new(text, (24, 16), (FONT, 17).into_font().color(&INK)))?;
-    for (panel, area) in PANELS.iter().zip(panels.split_evenly((1, PANELS.len()))) {
+    let width = GAP + PANELS.len() as f64 * (svg::WIDTH + GAP);
+    let legend = TITLE_HEIGHT + svg::HEIGHT + GAP;
+    let rows = logs.len().div_ceil(LEGEND_COLUMNS) as f64;
+    let mut svg = Svg::new("Training: loss, accuracy and margin", (width, legend + rows * LEGEND_HEIGHT));
+    let title = "line: running mean over training steps (with dropout, labels as given) · dots: validation";
+    svg.text("note start", (GAP, 25.0), title);
+    for (number, panel) in PANELS.iter().enumerate() {
         let curves: Vec<Curves> = logs.iter().map(|log| curves(log, panel)).collect();
-        paint_panel(&area, panel, &curves)?;
+        let x = GAP + number as f64 * (svg::WIDTH + GAP);
+        svg.place((x, TITLE_HEIGHT), &draw_panel(panel, &curves).svg);
     }
-    let width = (WIDTH - 48) as usize / LEGEND_COLUMNS;
     for member in 0..logs.len() {
-        let (x, y) = (24 + member % LEGEND_COLUMNS * width, member / LEGEND_COLUMNS * LEGEND_HEIGHT as usize);
-        let (x, y) = (x as i32, y as i32 + 14);
-        legend.draw(&PathElement::new([(x, y), (x + 28, y)], colour(member).stroke_width(3)))?;
-        let style = (FONT, 17).into_font().color(&INK);
-        legend.draw(&Text::new(format!("member-{member}"), (x + 36, y - 8), style))?;
+        let (row, column) = (member / LEGEND_COLUMNS, member % LEGEND_COLUMNS);
+        let x = GAP + column as f64 * (width - GAP) / LEGEND_COLUMNS as f64;
+        let y = legend + row as f64 * LEGEND_HEIGHT;
+        svg.line(&format!("curve {}", class(member)), (x, y), (x + 28.0, y));
+        svg.text("label start", (x + 36.0, y + 4.0), &format!("member-{member}"));
     }
-    area.present()?;
-    Ok(())
+    Ok(replace_file(path, svg.file(STYLE).as_bytes())?)
 }
 
-fn paint_panel(area: &Area<'_>, panel: &Panel, curves: &[Curves]) -> Drawn {
+fn draw_panel(panel: &Panel, curves: &[Curves]) -> Plot {
     let points = || curves.iter().flat_map(|curves| curves.training.iter().chain(&curves.validation));
     let steps = points().map(|(step, _)| *step).fold(1.0, f64::max);
-    let values = || points().map(|(_, value)| *value).chain([panel.chance]);
-    let (low, high) = (values().fold(f64::INFINITY, f64::min), values().fold(f64::NEG_INFINITY, f64::max));
-    let room = 0.05 * (high - low).max(1e-3);
-    let top = (high + room).min(panel.most.unwrap_or(f64::INFINITY));
-    let mut chart = ChartBuilder::on(area)
-        .caption(panel.title, (FONT, 21).into_font().color(&INK))
-        .margin(14)
-        .x_label_area_size(46)
-        .y_label_area_size(58)
-        .build_cartesian_2d(0.0..steps, low - room..top)?;
-    chart
-        .configure_mesh()
-        .disable_x_mesh()
-        .light_line_style(TRANSPARENT)
-        .bold_line_style(GRID)
-        .axis_style(INK.mix(0.5))
-        .label_style((FONT, 15).into_font().color(&INK))
-        .x_desc("step")
-        .x_labels(6)
-        .y_labels(8)
-        .x_label_formatter(&|step| format!("{step:.0}"))
-        .y_label_formatter(&|value| label(*value, top - low))
-        .draw()?;
-    let chance = [(0.0, panel.chance), (steps, panel.chance)];
-    chart.draw_series(DashedLineSeries::new(chance, 6, 6, INK.mix(0.4).stroke_width(1)))?;
+    let (low, high) = Range::of(points().map(|(_, value)| *value).chain([panel.chance])).padded();
+    let high = high.min(panel.most.unwrap_or(f64::INFINITY));
+    let mut plot =
+        Plot::new(panel.title, Axis::of_counts("step", (0.0, steps)), Axis::new(panel.title, (low, high)));
+    plot.path("straight", [(0.0, panel.chance), (steps, panel.chance)]);
     for (member, curves) in curves.iter().enumerate() {
-        let colour = colour(member);
-        chart.draw_series(LineSeries::new(curves.training.iter().copied(), colour.stroke_width(2)))?;
+        let class = class(member);
+        plot.path(&format!("curve {class}"), curves.training.iter().copied());
         // the line between dots leads the eye, and no more
-        chart.draw_series(LineSeries::new(
-            curves.validation.iter().copied(),
-            colour.mix(0.45).stroke_width(1),
-        ))?;
-        let dot = |point: &(f64, f64)| Circle::new(*point, 4, ShapeStyle::from(&colour).filled());
-        chart.draw_series(curves.validation.iter().map(dot))?;
+        plot.path(&format!("curve thin {class}"), curves.validation.iter().copied());
+        for &(step, value) in &curves.validation {
+            let title = format!("member-{member} after step {step}: {} {value:.4}", panel.title);
+            plot.disc(&class, (step, value), 4.0, &title);
+        }
     }
-    Ok(())
+    plot
 }
 
-/// As many decimals as a range of this height needs.
-fn label(value: f64, height: f64) -> String {
-    let decimals = (1.0 - height.log10()).ceil().clamp(0.0, 6.0) as usize;
-    format!("{value:.decimals$}")
-}
-
-fn colour(member: usize) -> RGBColor {
-    COLOURS[member % COLOURS.len()]
+fn class(member: usize) -> String {
+    format!("member-{}", member % STYLES)
 }
 
 fn curves(log: &[LogLine], panel: &Panel) -> Curves {
@@ -223,12 +171,5 @@ mod tests {
         assert_eq!((smoothed.len(), smoothed[0], smoothed[94]), (95, (5.0, 2.5), (99.0, 94.5)));
         assert_eq!(smooth(&points[..3]), points[..3]);
         assert_eq!(smooth(&[]), []);
-    }
-
-    #[test]
-    fn labels_have_the_digits_that_the_range_needs() {
-        assert_eq!(label(0.6871, 0.5), "0.69");
-        assert_eq!(label(12.0, 40.0), "12");
-        assert_eq!(label(0.0421, 0.01), "0.042");
     }
 }

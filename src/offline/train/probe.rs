@@ -22,6 +22,8 @@ use rayon::slice::ParallelSlice;
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::model::loss::softplus;
+
 /// Rows that are summed on their own before the sums are added: fixed, so that the result is.
 const ROWS_AT_A_TIME: usize = 256;
 /// Newton's method doubles its digits at each step once it is near.
@@ -247,11 +249,6 @@ impl Problem<'_> {
     }
 }
 
-/// `ln(1 + eˣ)`, without overflow.
-fn softplus(x: f64) -> f64 {
-    x.max(0.0) + (-x.abs()).exp().ln_1p()
-}
-
 fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
@@ -263,8 +260,8 @@ fn norm(a: &[f64]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::offline::train::random;
-    use crate::offline::train::random::Purpose;
+    use crate::offline::random;
+    use crate::offline::train::purpose::Purpose;
 
     fn differences(rows: &[&[f32]]) -> Differences {
         let mut differences = Differences::new();
@@ -285,7 +282,7 @@ mod tests {
     #[test]
     fn the_gradient_is_zero_at_the_optimum_also_of_a_separable_problem() {
         let (pairs, hidden, l2) = (700, 20, 0.01);
-        let mut random = random::stream(3, Purpose::Order);
+        let mut random = Purpose::Order.stream(3);
         let mut draw = || random::unit(&mut random) as f32 - 0.5;
         let mut differences = Differences::new();
         for _ in 0..pairs {
@@ -333,7 +330,7 @@ mod tests {
     #[test]
     fn the_penalty_is_large_where_there_is_noise_and_small_where_there_is_none() {
         let chosen = |noise: f64| {
-            let mut random = random::stream(11, Purpose::Order);
+            let mut random = Purpose::Order.stream(11);
             let mut differences = Differences::new();
             for _ in 0..300 {
                 let mut row: Vec<f32> = (0..30).map(|_| random::unit(&mut random) as f32 - 0.5).collect();

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
+use std::io;
 use std::path::Path;
 
 use anyhow::Context;
@@ -17,8 +18,9 @@ use safetensors::SafeTensors;
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::model::save::replace_file_with;
 use crate::offline::train::config::Member;
-use crate::offline::train::family::replace;
+use crate::offline::train::family::read_if_there;
 
 /// Under which the position is in the file's metadata.
 const POSITION: &str = "rewarm";
@@ -43,16 +45,16 @@ pub(super) fn write(
     tensors: &BTreeMap<String, Tensor>,
 ) -> anyhow::Result<()> {
     let metadata = HashMap::from([(POSITION.to_owned(), serde_json::to_string(position)?)]);
-    let write = |partial: &Path| Ok(safetensors::serialize_to_file(tensors.iter(), Some(metadata), partial)?);
-    replace(path, write).context("the state before is as it was")
+    let write = |partial: &Path| {
+        safetensors::serialize_to_file(tensors.iter(), Some(metadata), partial).map_err(io::Error::other)
+    };
+    replace_file_with(path, write).context("the state before is as it was")
 }
 
 /// Reads the state at `path`; none where there is no file.
 pub(super) fn read(path: &Path) -> anyhow::Result<Option<(Position, BTreeMap<String, Tensor>)>> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+    let Some(bytes) = read_if_there(path)? else {
+        return Ok(None);
     };
     let parse = || -> anyhow::Result<_> {
         let (_, header) = SafeTensors::read_metadata(&bytes)?;

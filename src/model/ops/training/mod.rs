@@ -8,7 +8,7 @@
 //! **[Dropout](Ops::dropout)** where transformers has `hidden_dropout_prob`, in every family: after the embedding, on what
 //! attention and MLP add to the residual stream, and in the head. Attention weights are not dropped.
 //!
-//! Where that is faster, an operation and its gradient are [one piece](fused).
+//! Where that is faster, an operation and its gradient are one piece (`fused`).
 //!
 //! # Embeddings
 //!
