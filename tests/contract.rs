@@ -126,7 +126,20 @@ fn metrics_are_shown_at_zero_from_the_start() {
 #[test]
 fn the_manual_is_what_it_was() {
     let mut manual = String::new();
-    let commands = ["", "serve", "score", "bench", "bench model", "bench server", "bench group", "health"];
+    let commands = [
+        "",
+        "serve",
+        "score",
+        "train",
+        "merge",
+        "evaluate",
+        "calibrate",
+        "bench",
+        "bench model",
+        "bench server",
+        "bench group",
+        "health",
+    ];
     for command in commands {
         let command: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();
         let output = run(&command);

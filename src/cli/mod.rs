@@ -51,7 +51,8 @@ Examples:
   rewarm serve --config rewarm.toml --check    validate a configuration
   echo '{\"prompt\": \"Hi\", \"response\": \"Hello!\"}' | rewarm score --model path/to/checkpoint
   rewarm score --server http://127.0.0.1:50051 --variant ens < samples.jsonl
-  rewarm merge member-0 member-1 --output warm  average the weights of reward models
+  rewarm train --config train.toml             preference pairs to a family of reward models
+  rewarm merge member-0 member-1 --output warm average their weights
   rewarm bench model --shape minilm            what a forward costs on this machine
 
 Exit codes: 0 success, 1 failure, 2 a command line that cannot be understood.";
@@ -60,11 +61,11 @@ Exit codes: 0 success, 1 failure, 2 a command line that cannot be understood.";
 enum Command {
     Serve(ServeArgs),
     Score(ScoreArgs),
-    Calibrate(CalibrateArgs),
-    Merge(MergeArgs),
-    Bench(BenchArgs),
     Train(TrainArgs),
+    Merge(MergeArgs),
     Evaluate(EvaluateArgs),
+    Calibrate(CalibrateArgs),
+    Bench(BenchArgs),
     Health(HealthArgs),
 }
 
