@@ -138,11 +138,11 @@ fn measure<'a>(args: &CalibrateArgs, member: &'a Path, references: &[Input]) -> 
     let variant = load::load(&mut Loader::default(), &config)?;
     let pooling = variant.info.pooling;
     let max_batch_tokens = args.batch_tokens as usize;
-    let mut model = Local { variant, truncation: Truncation::Reject, max_batch_tokens };
+    let model = Local { variant, truncation: Truncation::Reject, max_batch_tokens };
 
     let bar = progress::counted(&format!("calibrate {}", member.display()), "texts");
     bar.set_length(references.len() as u64);
-    let measured = calibrate::measure(&mut model, references, &mut |done| bar.set_position(done as u64))?;
+    let measured = calibrate::measure(&model, references, &mut |done| bar.set_position(done as u64))?;
     bar.finish_and_clear();
     let golden =
         (args.golden > 0).then(|| measured.golden_rewards(args.golden, args.seed, pooling)).transpose()?;

@@ -122,8 +122,8 @@ impl<O: Ops> Head<O> {
     /// Rewards `[batch]` from the hidden states of the rows that are [wanted](Self::wanted).
     pub fn forward(&self, ops: &O, hidden: &[O::Rows], batch: &PackedBatch) -> candle_core::Result<Vec<f32>> {
         let mut rewards = ops.to_vec(&self.logits(ops, hidden, batch)?)?;
-        if let Some(Calibration { mean, std }) = self.normalization {
-            rewards.iter_mut().for_each(|reward| *reward = ((f64::from(*reward) - mean) / std) as f32);
+        if let Some(normalization) = self.normalization {
+            rewards.iter_mut().for_each(|reward| *reward = normalization.apply(f64::from(*reward)) as f32);
         }
         Ok(rewards)
     }

@@ -25,7 +25,6 @@ use crate::model::golden::GoldenSample;
 use crate::model::golden::token_digest;
 use crate::model::scorer::Calibration;
 use crate::offline::random;
-use crate::offline::score::Backend;
 use crate::offline::score::Local;
 use crate::offline::score::read_inputs;
 use crate::text::Input;
@@ -85,40 +84,35 @@ pub struct Measured {
 }
 
 /// Scores `inputs`; `progress` is told how many are done. Fails if one that has tokens gets no finite reward.
-pub fn measure(
-    model: &mut Local,
-    inputs: &[Input],
-    progress: &mut dyn FnMut(usize),
-) -> anyhow::Result<Measured> {
+pub fn measure(model: &Local, inputs: &[Input], progress: &mut dyn FnMut(usize)) -> anyhow::Result<Measured> {
     let mut measured = Measured { samples: Vec::new(), too_long: 0, unscorable: Vec::new() };
     let chunks = inputs.chunks(CHUNK_SAMPLES);
     for (chunk, first) in chunks.zip((0..).step_by(CHUNK_SAMPLES)) {
         let tokenizer = &model.variant.tokenizer;
         let tokenized: Vec<_> =
             chunk.par_iter().map(|input| tokenizer.tokenize(input, Truncation::Reject)).collect();
-        let mut scorable = Vec::with_capacity(chunk.len());
+        let (mut scorable, mut sequences) = (Vec::new(), Vec::new());
         for (index, (input, tokenized)) in chunk.iter().zip(tokenized).enumerate() {
             match tokenized {
-                Ok(sample) => scorable.push((
-                    first + index,
-                    input.clone(),
-                    Sequence { token_ids: sample.token_ids, type_ids: sample.type_ids },
-                )),
+                Ok(sample) => {
+                    scorable.push((first + index, input));
+                    sequences.push(Sequence { token_ids: sample.token_ids, type_ids: sample.type_ids });
+                }
                 Err(TextError::TooLong { .. }) => measured.too_long += 1,
                 Err(error) => measured.unscorable.push(error.to_string()),
             }
         }
-        let outcomes = model.score(scorable.iter().map(|(_, input, _)| input.clone()).collect())?;
-        for ((index, input, sequence), outcome) in scorable.into_iter().zip(outcomes) {
-            let scored = match outcome {
-                Ok(scored) => scored,
+        let rewards = model.rewards(&sequences);
+        for (((index, input), sequence), reward) in scorable.into_iter().zip(&sequences).zip(rewards) {
+            let reward = match reward {
+                Ok(reward) => reward.reward,
                 Err(problem) => bail!("reference {} of {}: {problem}", index + 1, inputs.len()),
             };
             measured.samples.push(GoldenSample {
-                input,
+                input: input.clone(),
                 tokens: sequence.token_ids.len(),
-                token_digest: token_digest(&sequence),
-                reward: scored.reward.reward,
+                token_digest: token_digest(sequence),
+                reward,
             });
         }
         progress(first + chunk.len());

@@ -284,41 +284,51 @@ impl Backend for Local {
         let tokenized: Vec<_> =
             inputs.par_iter().map(|input| tokenizer.tokenize(input, self.truncation)).collect();
         let mut outcomes: Vec<Result<Scored, String>> = Vec::with_capacity(tokenized.len());
-        let mut waiting = Vec::with_capacity(tokenized.len());
+        let (mut places, mut sequences) = (Vec::new(), Vec::new());
         for (index, sample) in tokenized.into_iter().enumerate() {
             match sample {
                 Ok(sample) => {
-                    let sequence = Sequence { token_ids: sample.token_ids, type_ids: sample.type_ids };
-                    waiting.push((index, sequence, sample.truncated_tokens));
+                    places.push((index, sample.truncated_tokens));
+                    sequences.push(Sequence { token_ids: sample.token_ids, type_ids: sample.type_ids });
                     outcomes.push(Err("not scored".to_owned()));
                 }
                 Err(error) => outcomes.push(Err(error.to_string())),
             }
         }
-        // Neighbours in length make batches that are full, and stay below the budget.
-        waiting.sort_by_key(|(_, sequence, _)| std::cmp::Reverse(sequence.token_ids.len()));
-        let mut rest = waiting.as_slice();
-        while !rest.is_empty() {
-            let (batch, after) = rest.split_at(batch_len(rest, self.max_batch_tokens));
-            let sequences: Vec<&Sequence> = batch.iter().map(|(_, sequence, _)| sequence).collect();
-            let rewards = rewards(&self.variant.scorer, &sequences);
-            for ((index, sequence, truncated_tokens), reward) in batch.iter().zip(rewards) {
-                outcomes[*index] = reward.map(|reward| Scored {
-                    reward,
-                    tokens: sequence.token_ids.len(),
-                    truncated_tokens: *truncated_tokens,
-                });
-            }
-            rest = after;
+        let rewards = self.rewards(&sequences);
+        for (((index, truncated_tokens), sequence), reward) in places.into_iter().zip(&sequences).zip(rewards)
+        {
+            let tokens = sequence.token_ids.len();
+            outcomes[index] = reward.map(|reward| Scored { reward, tokens, truncated_tokens });
         }
         Ok(outcomes)
     }
 }
 
-/// How many of the samples at the front fit into a batch; at least one.
-fn batch_len(waiting: &[(usize, Sequence, usize)], max_batch_tokens: usize) -> usize {
+impl Local {
+    /// The reward of each sequence, in their order; an `Err` inside is that sequence's own, in words.
+    pub(super) fn rewards(&self, sequences: &[Sequence]) -> Vec<Result<Reward, String>> {
+        // Neighbours in length make batches that are full, and stay below the budget.
+        let mut order: Vec<usize> = (0..sequences.len()).collect();
+        order.sort_by_key(|&index| std::cmp::Reverse(sequences[index].token_ids.len()));
+        let sorted: Vec<&Sequence> = order.iter().map(|&index| &sequences[index]).collect();
+        let mut outcomes = vec![Err("not scored".to_owned()); sequences.len()];
+        let mut done = 0;
+        while done < sorted.len() {
+            let batch = &sorted[done..done + batch_len(&sorted[done..], self.max_batch_tokens)];
+            for (&index, reward) in order[done..].iter().zip(rewards(&self.variant.scorer, batch)) {
+                outcomes[index] = reward;
+            }
+            done += batch.len();
+        }
+        outcomes
+    }
+}
+
+/// How many of the sequences at the front fit into a batch; at least one.
+fn batch_len(waiting: &[&Sequence], max_batch_tokens: usize) -> usize {
     let mut tokens = 0;
-    let fits = |(_, sequence, _): &&(usize, Sequence, usize)| {
+    let fits = |sequence: &&&Sequence| {
         tokens += sequence.token_ids.len();
         tokens <= max_batch_tokens
     };
