@@ -57,8 +57,7 @@ fn checkpoint(fixtures: &Path, name: &str) -> TempDir {
 
 fn load(dir: &TempDir, rule: Option<TextRule>, max_tokens: usize) -> SampleTokenizer {
     // 2^20: every fixture's tokenizer has fewer tokens
-    let options =
-        TextOptions { vocab_size: 1 << 20, max_tokens, rule, default_rule: TextRule::Concatenation };
+    let options = TextOptions { vocab_size: 1 << 20, max_tokens, rule, ..TextOptions::default() };
     SampleTokenizer::load(dir.path(), &options).unwrap()
 }
 

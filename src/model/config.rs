@@ -24,6 +24,11 @@ use crate::text::TextRule;
 pub struct CheckpointConfig {
     /// For example "LlamaForSequenceClassification".
     pub architecture: String,
+    /// The family, for example "llama".
+    pub model_type: String,
+    /// The tokenizer's class, where `tokenizer_config.json` names none. The digest of the text covers what it does.
+    #[serde(skip)]
+    pub tokenizer_class: Option<String>,
     /// The transformer below the head.
     pub backbone: BackboneConfig,
     /// Where the head is, when the config says so (OpenRLHF); else it is found by its tensors.
@@ -150,6 +155,14 @@ impl BackboneConfig {
         }
     }
 
+    /// Rows of the token type embedding, of a model that has one.
+    pub fn type_vocab_size(&self) -> Option<usize> {
+        match self {
+            Self::Decoder(_) => None,
+            Self::Encoder(config) => Some(config.type_vocab_size),
+        }
+    }
+
     /// How a prompt and a response are joined for a model without a chat template.
     pub fn default_text_rule(&self) -> TextRule {
         match self {
@@ -220,6 +233,8 @@ impl CheckpointConfig {
         };
         Ok(Self {
             architecture,
+            model_type,
+            tokenizer_class: fields.optional("tokenizer_class")?,
             backbone,
             value_head_prefix: fields.optional("value_head_prefix")?,
             normalization,

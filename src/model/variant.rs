@@ -417,9 +417,12 @@ pub fn load_tokenizer(
     let limits = [Some(model_limit), manifest.max_tokens, max_tokens];
     let options = TextOptions {
         vocab_size: config.backbone.vocab_size(),
+        type_vocab_size: config.backbone.type_vocab_size(),
         max_tokens: limits.into_iter().flatten().min().unwrap_or(model_limit),
         rule: manifest.text_rule,
         default_rule: config.backbone.default_text_rule(),
+        model_type: Some(config.model_type.clone()),
+        tokenizer_class: config.tokenizer_class.clone(),
     };
     Ok(SampleTokenizer::load(text_dir(checkpoint), &options)?)
 }

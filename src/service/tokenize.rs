@@ -148,12 +148,10 @@ mod tests {
 
     use super::*;
     use crate::text::TextOptions;
-    use crate::text::TextRule;
 
     fn request(samples: usize) -> (Arc<Request>, mpsc::UnboundedReceiver<(usize, Tokenized)>) {
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models/llama");
-        let options =
-            TextOptions { vocab_size: 100, max_tokens: 8, rule: None, default_rule: TextRule::Concatenation };
+        let options = TextOptions { vocab_size: 100, max_tokens: 8, ..TextOptions::default() };
         let tokenizer = Arc::new(SampleTokenizer::load(&model, &options).unwrap());
         let inputs = vec![Input::TokenIds(vec![1]); samples];
         let (answers, answered) = mpsc::unbounded_channel();

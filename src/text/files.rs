@@ -19,6 +19,8 @@ use super::TextError;
 /// What the text side of a checkpoint says, before anything is made of it.
 #[derive(Debug)]
 pub(super) struct TextFiles {
+    /// Where they are.
+    pub(super) dir: PathBuf,
     /// The bytes of `tokenizer.json`.
     pub(super) tokenizer_json: Vec<u8>,
     /// The default chat template, if there is one.
@@ -54,6 +56,7 @@ impl TextFiles {
                 .append(&mut self::special_tokens(&read_json(&dir.join("special_tokens_map.json"))?));
         }
         Ok(Self {
+            dir: dir.to_path_buf(),
             tokenizer_json,
             template: read_template(dir, &config)?,
             special_tokens,

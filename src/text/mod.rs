@@ -5,7 +5,7 @@
 //! ```
 //!
 //! `files` reads what a checkpoint says about text, [`template`] renders conversations as Python's jinja2
-//! would, `tokenizer` turns strings into ids and knows which token came from prompt, response or scaffold
+//! would, `backend` makes of the files the tokenizer that transformers would, `tokenizer` turns strings into ids and knows which token came from prompt, response or scaffold
 //! (`spans` finds that out for rendered text), and `truncation` makes the sequence fit. Ids and rendered text
 //! equal those of `transformers` (`tests/text.rs` holds us to that); only truncation is our own.
 //!
@@ -15,6 +15,7 @@
 //! `GPT2Tokenizer` it drops a `Digits` pre-tokenizer that `tokenizer.json` asks for, and SmolLM2's two spaces and
 //! two line feeds before a digit become other tokens than in the `tokenizers` library, which we follow.
 
+mod backend;
 pub mod dataset;
 mod error;
 mod files;
@@ -28,6 +29,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use self::backend::Backend;
 pub use self::error::TextError;
 use self::files::TextFiles;
 use self::spans::Span;
@@ -105,12 +107,33 @@ pub struct TokenizedSample {
 pub struct TextOptions {
     /// Rows of the embedding: a token id must be below.
     pub vocab_size: usize,
+    /// Rows of the embedding of token types; `None`: the model has none, and token types mean nothing to it.
+    pub type_vocab_size: Option<usize>,
     /// The longest sequence the model takes; the tokenizer's own `model_max_length` lowers it.
     pub max_tokens: usize,
     /// Given by the manifest, or else by the family: see `default_rule`.
     pub rule: Option<TextRule>,
     /// The rule of a model that has neither a chat template nor a manifest.
     pub default_rule: TextRule,
+    /// Of the model's `config.json`: decides the tokenizer's class where `tokenizer_config.json` names none.
+    pub model_type: Option<String>,
+    /// Of the model's `config.json`: the same.
+    pub tokenizer_class: Option<String>,
+}
+
+impl Default for TextOptions {
+    /// No limit, and nothing known of the model.
+    fn default() -> Self {
+        Self {
+            vocab_size: usize::MAX,
+            type_vocab_size: None,
+            max_tokens: usize::MAX,
+            rule: None,
+            default_rule: TextRule::Concatenation,
+            model_type: None,
+            tokenizer_class: None,
+        }
+    }
 }
 
 /// Renders and tokenizes samples for one model, or for several with equal text files.
@@ -142,8 +165,7 @@ impl SampleTokenizer {
         };
         let max_tokens = files.model_max_length.unwrap_or(usize::MAX).min(options.max_tokens);
         let digest = digest(&files, rule, max_tokens);
-        let encoder = Encoder::new(&files.tokenizer_json, &files.special_tokens, options)
-            .map_err(|source| TextError::BadTokenizer { path: dir.join("tokenizer.json"), source })?;
+        let encoder = Encoder::new(Backend::load(&files)?, options);
         let template = match files.template {
             None => None,
             Some(template) => Some(
@@ -314,7 +336,7 @@ mod tests {
     }
 
     fn options(rule: Option<TextRule>, max_tokens: usize) -> TextOptions {
-        TextOptions { vocab_size: VOCAB_SIZE, max_tokens, rule, default_rule: TextRule::Concatenation }
+        TextOptions { vocab_size: VOCAB_SIZE, max_tokens, rule, ..TextOptions::default() }
     }
 
     fn load(template: Option<&str>, rule: Option<TextRule>, max_tokens: usize) -> SampleTokenizer {

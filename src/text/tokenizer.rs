@@ -4,9 +4,9 @@
 //! The tokenizer's offsets (byte ranges of its input) tell: a token belongs to a content if it lies within
 //! it, so one that straddles the border between a content and the template stays with the template.
 
-use tokenizers::{EncodeInput, Encoding, Tokenizer};
+use tokenizers::{EncodeInput, Encoding};
 
-use super::files::SpecialTokens;
+use super::backend::Backend;
 use super::spans::Span;
 use super::truncation::{Part, Sequence};
 use super::{TextError, TextOptions};
@@ -16,31 +16,16 @@ use super::{TextError, TextOptions};
 /// the rest of the text for one word, without an error: the ids are wrong. Half a million is far from that.
 const MAX_WHITE_SPACE_RUN: usize = 500_000;
 
-/// A Hugging Face tokenizer, held to the vocabulary of the model it feeds.
+/// A [`Backend`], held to the vocabulary of the model it feeds.
 #[derive(Debug)]
 pub(super) struct Encoder {
-    tokenizer: Tokenizer,
-    /// The BOS token, or CLS where there is none.
-    bos: Option<u32>,
-    padding: Option<u32>,
+    backend: Backend,
     vocab_size: usize,
 }
 
 impl Encoder {
-    pub(super) fn new(
-        tokenizer_json: &[u8],
-        special_tokens: &SpecialTokens,
-        options: &TextOptions,
-    ) -> Result<Self, tokenizers::Error> {
-        let mut tokenizer = Tokenizer::from_bytes(tokenizer_json)?;
-        // The file may have both baked in, which would shorten samples in silence.
-        tokenizer.with_truncation(None)?;
-        tokenizer.with_padding(None);
-        let bos = ["bos_token", "cls_token"].iter().find_map(|&name| special_tokens.get(name)?.as_str());
-        let bos = bos.and_then(|token| tokenizer.token_to_id(token));
-        let padding =
-            special_tokens.get("pad_token").and_then(|token| tokenizer.token_to_id(token.as_str()?));
-        Ok(Self { tokenizer, bos, padding, vocab_size: options.vocab_size })
+    pub(super) fn new(backend: Backend, options: &TextOptions) -> Self {
+        Self { backend, vocab_size: options.vocab_size }
     }
 
     /// A token id is below it.
@@ -50,7 +35,7 @@ impl Encoder {
 
     /// The padding token.
     pub(super) fn pad_token_id(&self) -> Option<u32> {
-        self.padding
+        self.backend.padding
     }
 
     /// `prompt + response`, with the tokenizer's own special tokens.
@@ -115,7 +100,7 @@ impl Encoder {
 
     /// Whether a sequence starts with two BOS tokens.
     pub(super) fn has_double_bos(&self, token_ids: &[u32]) -> bool {
-        matches!((token_ids, self.bos), ([first, second, ..], Some(bos)) if *first == bos && *second == bos)
+        matches!((token_ids, self.backend.bos), ([first, second, ..], Some(bos)) if *first == bos && *second == bos)
     }
 
     fn encode<'a>(
@@ -123,7 +108,8 @@ impl Encoder {
         input: impl Into<EncodeInput<'a>>,
         add_special_tokens: bool,
     ) -> Result<Encoding, TextError> {
-        self.tokenizer
+        self.backend
+            .tokenizer
             .encode(input, add_special_tokens)
             .map_err(|error| TextError::TokenizerFailed { reason: error.to_string() })
     }
@@ -141,7 +127,7 @@ impl Encoder {
     /// Without a scaffold to tell, a leading BOS is all we know must stay.
     fn keep_bos(&self, sequence: &mut Sequence) {
         if let (Some(first), Some(part)) = (sequence.token_ids.first(), sequence.parts.first_mut())
-            && Some(*first) == self.bos
+            && Some(*first) == self.backend.bos
         {
             *part = Part::Scaffold;
         }

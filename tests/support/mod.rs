@@ -31,7 +31,6 @@ use rewarm::service::Running;
 use rewarm::service::Source;
 use rewarm::text::SampleTokenizer;
 use rewarm::text::TextOptions;
-use rewarm::text::TextRule;
 use tonic::transport::Channel;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -131,12 +130,7 @@ pub(crate) fn tokenizer() -> Arc<SampleTokenizer> {
     });
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("tokenizer.json"), json.to_string()).unwrap();
-    let options = TextOptions {
-        vocab_size: 1001,
-        max_tokens: MAX_TOKENS,
-        rule: None,
-        default_rule: TextRule::Concatenation,
-    };
+    let options = TextOptions { vocab_size: 1001, max_tokens: MAX_TOKENS, ..TextOptions::default() };
     Arc::new(SampleTokenizer::load(folder.path(), &options).unwrap())
 }
 
