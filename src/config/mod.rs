@@ -17,6 +17,7 @@ use crate::config::file::Problems;
 use crate::config::file::Section;
 pub use crate::config::variants::VariantOptions;
 pub use crate::config::variants::coefficient_problems;
+use crate::disk;
 use crate::engine;
 use crate::service;
 use crate::telemetry;
@@ -64,7 +65,7 @@ pub fn load(overrides: &Overrides) -> Result<ServeConfig, ConfigError> {
     match &overrides.config {
         Some(path) => {
             let name = path.display().to_string();
-            let text = std::fs::read_to_string(path)
+            let text = disk::read_to_string(path, disk::SETTINGS_BYTES)
                 .map_err(|error| ConfigError(vec![format!("read {name}: {error}")]))?;
             // Model paths in a file are relative to the file.
             let base = path.parent().unwrap_or(Path::new(""));

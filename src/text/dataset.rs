@@ -10,7 +10,6 @@
 //! become conversations: a string prompt is a user turn, a string response an assistant turn, and a response that begins
 //! with the prompt's messages (or has no prompt) is the whole conversation. Other keys are allowed and ignored.
 
-use std::fs::File;
 use std::io;
 use std::io::BufRead;
 use std::io::BufReader;
@@ -21,6 +20,7 @@ use std::path::PathBuf;
 use flate2::bufread::MultiGzDecoder;
 use serde::Deserialize;
 
+use crate::disk;
 use crate::text::Input;
 use crate::text::Message;
 use crate::text::turn;
@@ -137,7 +137,7 @@ impl Dataset {
 
 /// A file of lines, unpacked if it is gzipped.
 pub fn open(path: &Path) -> io::Result<Box<dyn BufRead>> {
-    let mut file = BufReader::new(File::open(path)?);
+    let mut file = BufReader::new(disk::open(path)?);
     if file.fill_buf()?.starts_with(&GZIP_MAGIC) {
         Ok(Box::new(BufReader::new(MultiGzDecoder::new(file))))
     } else {
