@@ -13,6 +13,7 @@ use anyhow::Context;
 use anyhow::anyhow;
 use anyhow::bail;
 use anyhow::ensure;
+use serde_json::json;
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -30,6 +31,7 @@ use crate::offline::score::Backend;
 use crate::offline::score::Scored;
 use crate::proto;
 use crate::proto::reward_service_client::RewardServiceClient;
+use crate::text::Conversation;
 use crate::text::Input;
 use crate::text::Message;
 use crate::text::Truncation;
@@ -177,15 +179,28 @@ fn to_proto(input: Input) -> proto::sample::Input {
     use proto::sample::Input as Wire;
     match input {
         Input::Text { prompt, response } => Wire::Text(proto::Text { prompt, response }),
-        Input::Conversation(messages) => {
-            let messages = messages
-                .into_iter()
-                .map(|Message { role, content }| proto::Message { role, content })
-                .collect();
-            Wire::Conversation(proto::Conversation { messages })
+        Input::Conversation(Conversation { messages, tools, arguments }) => {
+            Wire::Conversation(proto::Conversation {
+                messages: messages.into_iter().map(message_to_proto).collect(),
+                tools_json: tools.map_or_else(String::new, |tools| json!(tools).to_string()),
+                chat_template_kwargs_json: if arguments.is_empty() {
+                    String::new()
+                } else {
+                    json!(arguments).to_string()
+                },
+            })
         }
         Input::Formatted(text) => Wire::Formatted(text),
         Input::TokenIds(ids) => Wire::TokenIds(proto::TokenIds { ids }),
+    }
+}
+
+fn message_to_proto(message: Message) -> proto::Message {
+    match message.plain() {
+        Some((role, content)) => {
+            proto::Message { role: role.to_owned(), content: content.to_owned(), json: String::new() }
+        }
+        None => proto::Message { json: json!(message).to_string(), ..Default::default() },
     }
 }
 

@@ -23,7 +23,6 @@ use serde::Deserialize;
 use crate::disk;
 use crate::text::Input;
 use crate::text::Message;
-use crate::text::turn;
 
 /// A longer line is an error: more than any model's context.
 const MAX_LINE_BYTES: u64 = 32 << 20;
@@ -190,7 +189,9 @@ impl Line {
             (Some(Turns::Text(prompt)), Turns::Text(response)) if is_text(&chosen) && is_text(&rejected) => {
                 Ok(Input::Text { prompt: prompt.clone(), response })
             }
-            (prompt, response) => conversation(prompt.clone(), response).map(Input::Conversation),
+            (prompt, response) => {
+                conversation(prompt.clone(), response).map(|messages| Input::Conversation(messages.into()))
+            }
         };
         let (chosen, rejected) = (response(chosen.clone())?, response(rejected.clone())?);
         Ok(PreferencePair { chosen, rejected, source, line })
@@ -200,11 +201,11 @@ impl Line {
 fn conversation(prompt: Option<Turns>, response: Turns) -> Result<Vec<Message>, String> {
     let mut messages = match prompt {
         None => Vec::new(),
-        Some(Turns::Text(prompt)) => vec![turn("user", &prompt)],
+        Some(Turns::Text(prompt)) => vec![Message::new("user", prompt)],
         Some(Turns::Messages(messages)) => messages,
     };
     match response {
-        Turns::Text(response) => messages.push(turn("assistant", &response)),
+        Turns::Text(response) => messages.push(Message::new("assistant", response)),
         Turns::Messages(response) if response.is_empty() => {
             return Err("a response has no messages".to_owned());
         }
@@ -258,8 +259,9 @@ mod tests {
             format!(r#"{{"chosen":[{user},{yes}],"rejected":[{user},{no}]}}"#),
         ];
         let data = read(&lines.join("\n")).unwrap();
-        let conversation =
-            |response| Input::Conversation(vec![turn("user", "p"), turn("assistant", response)]);
+        let conversation = |response| {
+            Input::Conversation(vec![Message::new("user", "p"), Message::new("assistant", response)].into())
+        };
         assert_eq!(data.pairs.len(), lines.len());
         for pair in data.pairs {
             assert_eq!(
