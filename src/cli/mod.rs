@@ -113,7 +113,8 @@ The configuration, with its defaults (unknown keys are errors; paths are relativ
   admin   = \"127.0.0.1:50052\"
   metrics = \"0.0.0.0:9090\"
   max_message_bytes = 33554432        # a larger request is refused
-  max_in_flight_bytes = 536870912     # of all requests together; more are refused
+  message_seconds = 60                # for a message to arrive, from its first byte to its last
+  max_in_flight_bytes = 536870912     # of all requests together, from first byte to answer; more are refused
   keepalive_seconds = 30              # a silent connection is asked whether it lives
   drain_grace_seconds = 5             # after SIGTERM: time for load balancers to look elsewhere
   drain_seconds = 30                  # after that: time for admitted work to finish

@@ -111,6 +111,7 @@ fn assemble(name: &str, text: &str, base: &Path, overrides: &Overrides) -> Resul
         metrics: server.address("metrics", overrides.metrics, ([0, 0, 0, 0], 9090), &mut problems),
         limits: service::Limits {
             max_message_bytes: server.positive("max_message_bytes", 32 << 20, &mut problems),
+            message_time: server.seconds("message_seconds", 60.0, &mut problems),
             max_in_flight_bytes: server.positive("max_in_flight_bytes", 512 << 20, &mut problems),
             max_samples_per_request: batching.positive("max_samples_per_request", 1024, &mut problems),
         },

@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
+use http::Extensions;
+use http::HeaderMap;
 use tokio::time::Instant;
 use tonic::Request;
 use tonic::Status;
+use tonic::metadata::AsciiMetadataValue;
 use tonic::metadata::MetadataMap;
 use tracing::Span;
 
@@ -26,16 +29,24 @@ pub(super) fn note_deadline(mut request: Request<()>) -> Result<Request<()>, Sta
 }
 
 /// The deadline that [`note_deadline`] noted.
-pub(super) fn deadline_of<T>(request: &Request<T>) -> Option<Instant> {
-    request.extensions().get::<Deadline>().and_then(|deadline| deadline.0)
+pub(super) fn deadline_of(extensions: &Extensions) -> Option<Instant> {
+    extensions.get::<Deadline>().and_then(|deadline| deadline.0)
 }
 
 fn deadline(metadata: &MetadataMap) -> Result<Option<Instant>, ServiceError> {
     let Some(value) = metadata.get("grpc-timeout") else { return Ok(None) };
     let timeout = value.to_str().ok().and_then(parse_timeout).ok_or_else(|| {
-        ServiceError::field("grpc-timeout", format!("{value:?} is not up to 8 digits and one of H M S m u n"))
+        ServiceError::field(
+            "grpc-timeout",
+            format!("{:?} is not up to 8 digits and one of H M S m u n", quoted(value)),
+        )
     })?;
     Ok(Instant::now().checked_add(timeout - EARLIER.min(timeout / 10)))
+}
+
+/// The start of a header's value, to be quoted.
+fn quoted(value: &AsciiMetadataValue) -> String {
+    String::from_utf8_lossy(value.as_bytes()).chars().take(32).collect()
 }
 
 /// Source: gRPC over HTTP/2, "Timeout".
@@ -58,9 +69,9 @@ fn parse_timeout(value: &str) -> Option<Duration> {
 
 /// The span of a call. It continues the caller's trace when `traceparent` is there and well formed, so that
 /// our log lines are found by the trace id.
-pub(super) fn span(method: &'static str, metadata: &MetadataMap) -> Span {
+pub(super) fn span(method: &'static str, headers: &HeaderMap) -> Span {
     let traceparent =
-        metadata.get("traceparent").and_then(|value| value.to_str().ok()).and_then(parse_traceparent);
+        headers.get("traceparent").and_then(|value| value.to_str().ok()).and_then(parse_traceparent);
     match traceparent {
         Some((trace_id, parent_id)) => tracing::info_span!("call", method, trace_id, parent_id),
         None => tracing::info_span!("call", method),

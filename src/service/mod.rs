@@ -1,7 +1,7 @@
 //! gRPC in, gRPC out, nothing else.
 //!
 //! ```text
-//! listen    RewardService (reward.rs: score.rs, stream.rs), health, reflection
+//! listen    RewardService (reward.rs: inbound.rs, score.rs, stream.rs, outbound.rs), health, reflection
 //! admin     AdminService (admin.rs)                                │
 //! metrics   /metrics, /healthz, /readyz (http.rs)                  ▼
 //!                      State (state.rs): the phase, the limits, and what serves now (models.rs)
@@ -18,13 +18,17 @@
 //!    is not done after `drain_limit` is left behind.
 
 mod admin;
+mod budget;
 mod call;
 mod health;
 mod http;
+mod inbound;
 mod models;
+mod outbound;
 mod request;
 mod reward;
 mod routing;
+mod scan;
 mod score;
 mod self_test;
 mod state;
@@ -41,7 +45,6 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio::task::JoinSet;
 use tokio_stream::StreamExt;
-use tonic::codec::CompressionEncoding;
 use tonic::server::NamedService;
 use tonic::service::Interceptor;
 use tonic::service::Routes;
@@ -55,7 +58,6 @@ use crate::metrics;
 use crate::metrics::Exporter;
 use crate::proto;
 use crate::proto::admin_service_server::AdminServiceServer;
-use crate::proto::reward_service_server::RewardServiceServer;
 use crate::service::admin::Admin;
 pub use crate::service::models::LoadError;
 pub use crate::service::models::Models;
@@ -239,13 +241,8 @@ async fn bind(address: SocketAddr, purpose: &'static str) -> Result<TcpListener,
     TcpListener::bind(address).await.map_err(|source| StartError::Bind { address, purpose, source })
 }
 
-fn reward_service(
-    state: &Arc<State>,
-) -> InterceptedService<RewardServiceServer<Reward>, impl Interceptor + Clone + use<>> {
-    let service = RewardServiceServer::new(Reward(state.clone()))
-        .max_decoding_message_size(state.limits.max_message_bytes)
-        .accept_compressed(CompressionEncoding::Gzip);
-    InterceptedService::new(service, call::note_deadline)
+fn reward_service(state: &Arc<State>) -> InterceptedService<Reward, impl Interceptor + Clone + use<>> {
+    InterceptedService::new(Reward(state.clone()), call::note_deadline)
 }
 
 /// Serves until the state says that the server is closing, then sends GOAWAY and waits for the connections.

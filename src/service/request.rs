@@ -17,8 +17,9 @@ use crate::text::Message;
 use crate::text::TextError;
 use crate::text::Truncation;
 
-/// The longest `request_id`, `routing_key` and `Sample.id`, in bytes.
-const MAX_KEY_BYTES: usize = 256;
+/// The longest name that a request may give or ask for, in bytes: `request_id`, `routing_key`, `variant`,
+/// `expected_fingerprint` and `Sample.id`. They are echoed.
+pub(super) const MAX_NAME_BYTES: usize = 256;
 /// A thousand bad samples are usually one mistake.
 const MAX_VIOLATIONS: usize = 16;
 
@@ -64,6 +65,8 @@ pub(super) fn check(request: proto::ScoreRequest, max_samples: usize) -> Result<
     let mut violations = Violations::default();
     violations.check_length("request_id", &request.request_id);
     violations.check_length("routing_key", &request.routing_key);
+    violations.check_length("variant", &request.variant);
+    violations.check_length("expected_fingerprint", &request.expected_fingerprint);
     let priority = priority(request.priority, &mut violations);
     let truncation = truncation(request.truncation, &mut violations);
     let count = request.samples.len();
@@ -88,7 +91,9 @@ pub(super) fn check(request: proto::ScoreRequest, max_samples: usize) -> Result<
     let mut sample_ids = Vec::with_capacity(count);
     let mut inputs = Vec::with_capacity(count);
     for (index, sample) in request.samples.into_iter().enumerate() {
-        violations.check_length(&format!("samples[{index}].id"), &sample.id);
+        if sample.id.len() > MAX_NAME_BYTES {
+            violations.check_length(&format!("samples[{index}].id"), &sample.id);
+        }
         sample_ids.push(sample.id);
         match sample.input {
             Some(sample) => inputs.push(Received::new(sample, &defaults, index, &mut violations)),
@@ -238,8 +243,8 @@ impl Violations {
     }
 
     fn check_length(&mut self, field: &str, value: &str) {
-        if value.len() > MAX_KEY_BYTES {
-            self.add(field, format!("has {} bytes, the limit is {MAX_KEY_BYTES}", value.len()));
+        if value.len() > MAX_NAME_BYTES {
+            self.add(field, format!("has {} bytes, the limit is {MAX_NAME_BYTES}", value.len()));
         }
     }
 

@@ -220,6 +220,7 @@ pub(crate) fn config(models: Models) -> service::Config {
         metrics: any_port,
         limits: service::Limits {
             max_message_bytes: 32 << 20,
+            message_time: Duration::from_secs(60),
             max_samples_per_request: 1024,
             max_in_flight_bytes: 64 << 20,
         },
