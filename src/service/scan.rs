@@ -355,7 +355,7 @@ mod tests {
     #[test]
     fn what_a_request_holds_is_counted() {
         let turn = proto::Message { role: "user".to_owned(), ..Default::default() };
-        let conversation = proto::Conversation { messages: vec![turn; 4] };
+        let conversation = proto::Conversation { messages: vec![turn; 4], ..Default::default() };
         let request = request(vec![ids(1000), sample(Input::Conversation(conversation))]);
         let (result, scanner) = scan(&request.encode_to_vec(), BOUNDS);
         assert_eq!(result, Ok(()));
@@ -370,7 +370,8 @@ mod tests {
         assert_eq!(scan(&empty(3), BOUNDS).0, Ok(()));
         assert_eq!(scan(&empty(4), BOUNDS).0, Err(Refusal::Samples));
 
-        let turns = proto::Conversation { messages: vec![proto::Message::default(); 100] };
+        let turns =
+            proto::Conversation { messages: vec![proto::Message::default(); 100], ..Default::default() };
         let bytes = request(vec![sample(Input::Conversation(turns))]).encode_to_vec();
         assert_eq!(scan(&bytes, BOUNDS).0, Err(Refusal::Parts));
     }
