@@ -8,7 +8,7 @@
 //!            main · cli · config · telemetry
 //!                │          │         │
 //!             service    client ──▶ offline                (proto: the contract, for service and client;
-//!                │                    │                     metrics: any room may use it; both use none)
+//!                │                    │                     metrics, disk: any room may use them; they use none)
 //!             engine ─────────────▶ model ──▶ text
 //!                                     │
 //!                                  kernels                 (a crate of its own, with all unsafe code)
@@ -31,6 +31,7 @@
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod disk;
 pub mod engine;
 pub mod metrics;
 pub mod model;

@@ -188,7 +188,7 @@ async fn hostile_samples_get_an_honest_answer_and_harm_nobody() {
             name: "a conversation without a template",
             sample: proto::Sample {
                 id: String::new(),
-                input: Some(Input::Conversation(proto::Conversation { messages: vec![] })),
+                input: Some(Input::Conversation(proto::Conversation::default())),
             },
             error: Some("chat template"),
         },

@@ -6,15 +6,30 @@ use std::path::Path;
 
 /// Each room with the rooms it may use, apart from itself. `main.rs` and `lib.rs` may use all.
 const MAY_USE: &[(&str, &[&str])] = &[
-    ("cli", &["client", "config", "engine", "metrics", "model", "offline", "service", "telemetry", "text"]),
-    ("config", &["engine", "model", "offline", "service", "telemetry", "text"]),
+    (
+        "cli",
+        &[
+            "client",
+            "config",
+            "disk",
+            "engine",
+            "metrics",
+            "model",
+            "offline",
+            "service",
+            "telemetry",
+            "text",
+        ],
+    ),
+    ("config", &["disk", "engine", "model", "offline", "service", "telemetry", "text"]),
     ("telemetry", &[]),
-    ("service", &["engine", "metrics", "model", "proto", "text"]),
+    ("service", &["disk", "engine", "metrics", "model", "proto", "text"]),
     ("client", &["model", "offline", "proto", "text"]),
-    ("offline", &["metrics", "model", "text"]),
+    ("offline", &["disk", "metrics", "model", "text"]),
     ("engine", &["metrics", "model"]),
-    ("model", &["metrics", "text"]),
-    ("text", &["metrics"]),
+    ("model", &["disk", "metrics", "text"]),
+    ("text", &["disk", "metrics"]),
+    ("disk", &[]),
     ("metrics", &[]),
     ("proto", &[]),
 ];

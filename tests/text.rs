@@ -92,11 +92,12 @@ fn templates_render_as_in_python() {
         let template = ChatTemplate::new(&source, &special_tokens).unwrap();
         // 26 Jul 2024, 12:00
         let template = template.with_clock(|| SystemTime::UNIX_EPOCH + Duration::from_secs(1_721_995_200));
-        let is_as_expected = match (template.render(&row.messages, row.add_generation_prompt), row.error) {
-            (Ok(rendered), None) => Some(rendered) == row.rendered,
-            (Err(TextError::TemplateRefused { message }), Some(error)) => message == error,
-            _ => false,
-        };
+        let is_as_expected =
+            match (template.render(&row.messages.into(), row.add_generation_prompt), row.error) {
+                (Ok(rendered), None) => Some(rendered) == row.rendered,
+                (Err(TextError::TemplateRefused { message }), Some(error)) => message == error,
+                _ => false,
+            };
         if !is_as_expected {
             failures.push(format!("{} {} {}", row.template, row.case, row.add_generation_prompt));
         }

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tonic::Code;
 use tonic::transport::Channel;
 
-use crate::client::greet;
+use crate::client::endpoint;
 use crate::client::in_words;
 use crate::client::runtime;
 use crate::client::to_proto;
@@ -41,10 +41,12 @@ pub struct LoadClient {
 }
 
 impl LoadClient {
-    /// Connects to `server`, which may take so long to say anything.
-    pub fn connect(server: &str, timeout: Duration) -> anyhow::Result<Self> {
+    /// Connects to `server`.
+    pub fn connect(server: &str) -> anyhow::Result<Self> {
         let runtime = runtime()?;
-        let channel = runtime.block_on(greet(server, timeout))?;
+        let endpoint = endpoint(server)?;
+        let channel =
+            runtime.block_on(async { endpoint.connect().await }).context(format!("connect to {server}"))?;
         Ok(Self { runtime, service: RewardServiceClient::new(channel) })
     }
 }

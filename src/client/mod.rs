@@ -13,6 +13,7 @@ use anyhow::Context;
 use anyhow::anyhow;
 use anyhow::bail;
 use anyhow::ensure;
+use serde_json::json;
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -30,14 +31,14 @@ use crate::offline::score::Backend;
 use crate::offline::score::Scored;
 use crate::proto;
 use crate::proto::reward_service_client::RewardServiceClient;
+use crate::text::Conversation;
 use crate::text::Input;
 use crate::text::Message;
 use crate::text::Truncation;
 
-/// How long a server may take to say anything at all, unless the user says otherwise.
-pub const TIMEOUT: Duration = Duration::from_secs(5);
-/// While an answer takes its time the server is asked whether it lives, as often as proxies suffer it.
-const KEEPALIVE: Duration = Duration::from_secs(10);
+/// A health check is asked every few seconds: no answer in this time is an answer.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Samples in one request: enough to fill a batch, few enough that a refusal costs little.
 const REQUEST_SAMPLES: usize = 64;
 /// Bytes of text in one request, roughly; well below what a server takes.
@@ -50,11 +51,17 @@ const PATIENCE: Duration = Duration::from_secs(600);
 const BACKOFF: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(10)];
 
 /// Fails unless the server serves: all of it, or one variant.
-pub fn check_health(server: &str, variant: Option<&str>, timeout: Duration) -> anyhow::Result<()> {
+pub fn check_health(server: &str, variant: Option<&str>) -> anyhow::Result<()> {
     runtime()?.block_on(async {
-        let channel = connect(server, timeout).await?;
+        let channel = endpoint(server)?
+            .timeout(HEALTH_TIMEOUT)
+            .connect()
+            .await
+            .context(format!("connect to {server}"))?;
         let service = variant.unwrap_or("rewarm.v1.RewardService").to_owned();
-        let status = health(server, channel, &service, timeout).await?.map_err(in_words)?;
+        let request = HealthCheckRequest { service: service.clone() };
+        let response = HealthClient::new(channel).check(request).await.map_err(in_words)?;
+        let status = response.into_inner().status();
         ensure!(status == ServingStatus::Serving, "{service} is {}", status.as_str_name());
         Ok(())
     })
@@ -70,14 +77,11 @@ pub struct Client {
 
 impl Client {
     /// Connects to `server`. An empty `variant` leaves the choice to the server's routing.
-    pub fn connect(
-        server: &str,
-        variant: String,
-        truncation: Truncation,
-        timeout: Duration,
-    ) -> anyhow::Result<Self> {
+    pub fn connect(server: &str, variant: String, truncation: Truncation) -> anyhow::Result<Self> {
         let runtime = runtime()?;
-        let channel = runtime.block_on(greet(server, timeout))?;
+        let endpoint = endpoint(server)?;
+        let channel =
+            runtime.block_on(async { endpoint.connect().await }).context(format!("connect to {server}"))?;
         let truncation = match truncation {
             Truncation::Reject => proto::Truncation::Reject,
             Truncation::Left => proto::Truncation::Left,
@@ -175,15 +179,28 @@ fn to_proto(input: Input) -> proto::sample::Input {
     use proto::sample::Input as Wire;
     match input {
         Input::Text { prompt, response } => Wire::Text(proto::Text { prompt, response }),
-        Input::Conversation(messages) => {
-            let messages = messages
-                .into_iter()
-                .map(|Message { role, content }| proto::Message { role, content })
-                .collect();
-            Wire::Conversation(proto::Conversation { messages })
+        Input::Conversation(Conversation { messages, tools, arguments }) => {
+            Wire::Conversation(proto::Conversation {
+                messages: messages.into_iter().map(message_to_proto).collect(),
+                tools_json: tools.map_or_else(String::new, |tools| json!(tools).to_string()),
+                chat_template_kwargs_json: if arguments.is_empty() {
+                    String::new()
+                } else {
+                    json!(arguments).to_string()
+                },
+            })
         }
         Input::Formatted(text) => Wire::Formatted(text),
         Input::TokenIds(ids) => Wire::TokenIds(proto::TokenIds { ids }),
+    }
+}
+
+fn message_to_proto(message: Message) -> proto::Message {
+    match message.plain() {
+        Some((role, content)) => {
+            proto::Message { role: role.to_owned(), content: content.to_owned(), json: String::new() }
+        }
+        None => proto::Message { json: json!(message).to_string(), ..Default::default() },
     }
 }
 
@@ -206,43 +223,9 @@ fn outcomes(response: proto::ScoreResponse, samples: usize) -> anyhow::Result<Ve
     Ok(results.into_iter().map(outcome).collect())
 }
 
-async fn connect(server: &str, timeout: Duration) -> anyhow::Result<Channel> {
+fn endpoint(server: &str) -> anyhow::Result<Endpoint> {
     let endpoint = Endpoint::from_shared(server.to_owned()).context(format!("`{server}` is not a URL"))?;
-    let endpoint = endpoint
-        .connect_timeout(timeout)
-        .http2_keep_alive_interval(KEEPALIVE)
-        .keep_alive_timeout(timeout)
-        .tcp_nodelay(true);
-    endpoint.connect().await.context(format!("connect to {server}"))
-}
-
-/// Connects, and makes sure that somebody is there who speaks gRPC: a port may accept and then say nothing.
-async fn greet(server: &str, timeout: Duration) -> anyhow::Result<Channel> {
-    let channel = connect(server, timeout).await?;
-    match health(server, channel.clone(), "", timeout).await? {
-        // What comes from the transport, and not from a server, has a cause.
-        Err(status) if std::error::Error::source(&status).is_some() => Err(in_words(status))
-            .context(format!("{server} does not speak gRPC without TLS: is it the port of a rewarm server?")),
-        // A server that does not serve, or tells no health, is one.
-        _ => Ok(channel),
-    }
-}
-
-async fn health(
-    server: &str,
-    channel: Channel,
-    service: &str,
-    timeout: Duration,
-) -> anyhow::Result<Result<ServingStatus, Status>> {
-    let request = HealthCheckRequest { service: service.to_owned() };
-    let answer = tokio::time::timeout(timeout, HealthClient::new(channel).check(request)).await;
-    let answer = answer.map_err(|_| {
-        anyhow!(
-            "{server} accepts connections and says nothing for {timeout:?}: is it the gRPC port of a rewarm \
-             server, without TLS, and does it run? (--timeout SECONDS waits longer)"
-        )
-    })?;
-    Ok(answer.map(|response| response.into_inner().status()))
+    Ok(endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true))
 }
 
 fn runtime() -> anyhow::Result<Runtime> {

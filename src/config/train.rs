@@ -11,6 +11,7 @@ use serde::Deserialize;
 use crate::config::ConfigError;
 use crate::config::file::Problems;
 use crate::config::file::Section;
+use crate::disk;
 use crate::model::variant::Dtype;
 use crate::offline::train::config::Choice;
 use crate::offline::train::config::Choices;
@@ -118,7 +119,7 @@ impl TrainOptions {
     pub fn load(&self) -> Result<Config, ConfigError> {
         let Some(path) = &self.config else { return self.assemble("the command line", "", Path::new("")) };
         let name = path.display().to_string();
-        let text = std::fs::read_to_string(path)
+        let text = disk::read_to_string(path, disk::SETTINGS_BYTES)
             .map_err(|error| ConfigError(vec![format!("read {name}: {error}")]))?;
         // Paths in a file are relative to the file.
         self.assemble(&name, &text, path.parent().unwrap_or(Path::new("")))

@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde_json::Map;
 use serde_json::Value;
 
+use crate::disk;
 use crate::model::ModelError;
 use crate::model::head::HeadKind;
 use crate::model::manifest::Manifest;
@@ -183,7 +184,8 @@ impl BackboneConfig {
 impl CheckpointConfig {
     /// Reads a `config.json`, under the manifest beside it.
     pub fn load(path: &Path, manifest: &Manifest) -> Result<Self, ModelError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ModelError::read(path, source))?;
+        let text = disk::read_to_string(path, disk::SETTINGS_BYTES)
+            .map_err(|source| ModelError::read(path, source))?;
         let fields: Map<String, Value> =
             serde_json::from_str(&text).map_err(|error| ModelError::config(path, error))?;
         Self::parse(&fields, manifest).map_err(|problem| ModelError::config(path, problem))

@@ -19,6 +19,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::disk;
 use crate::model::ModelError;
 use crate::model::batch::Sequence;
 use crate::model::save::replace_file;
@@ -118,12 +119,9 @@ impl GoldenRewards {
     /// Those of a checkpoint directory, if it has some.
     pub fn load(dir: &Path) -> Result<Option<Self>, ModelError> {
         let path = dir.join(FILE_NAME);
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(ModelError::read(&path, source)),
-        };
-        let golden: Self = serde_json::from_str(&text).map_err(|error| ModelError::config(&path, error))?;
+        let read = disk::read_if_there(&path, disk::VOCABULARY_BYTES);
+        let Some(text) = read.map_err(|source| ModelError::read(&path, source))? else { return Ok(None) };
+        let golden: Self = serde_json::from_slice(&text).map_err(|error| ModelError::config(&path, error))?;
         if golden.format != FORMAT {
             let problem = format!("`format` is {}, this program reads {FORMAT}", golden.format);
             return Err(ModelError::config(&path, problem));

@@ -22,6 +22,7 @@ use safetensors::tensor::TensorInfo;
 use serde_json::Map;
 use serde_json::Value;
 
+use crate::disk;
 use crate::model::ModelError;
 use crate::model::config::Fields;
 use crate::model::weights::Stored;
@@ -54,7 +55,7 @@ const HARMLESS_INITS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
 
 /// Whether a directory is an adapter and not a model.
 pub fn is_adapter(dir: &Path) -> bool {
-    dir.join(CONFIG_FILE).is_file()
+    disk::is_there(&dir.join(CONFIG_FILE))
 }
 
 /// The adapter's tensors.
@@ -115,7 +116,8 @@ impl Settings {
     /// Reads `adapter_config.json`; refuses what we cannot follow.
     pub(super) fn load(dir: &Path) -> Result<Self, ModelError> {
         let path = dir.join(CONFIG_FILE);
-        let text = std::fs::read_to_string(&path).map_err(|source| ModelError::read(&path, source))?;
+        let text = disk::read_to_string(&path, disk::SETTINGS_BYTES)
+            .map_err(|source| ModelError::read(&path, source))?;
         let fields: Map<String, Value> =
             serde_json::from_str(&text).map_err(|error| ModelError::config(&path, error))?;
         Self::parse(dir, &Fields(&fields)).map_err(|problem| ModelError::config(&path, problem))

@@ -7,13 +7,13 @@
 //!
 //! Every key is optional, as is the file. The calibration is `rewarm calibrate`'s.
 
-use std::io;
 use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::Map;
 use serde_json::Value;
 
+use crate::disk;
 use crate::model::ModelError;
 use crate::model::save::replace_file;
 use crate::model::scorer::Calibration;
@@ -41,7 +41,8 @@ impl Manifest {
     pub fn load(dir: &Path) -> Result<Self, ModelError> {
         let path = dir.join(FILE_NAME);
         let Some(text) = read(&path)? else { return Ok(Self::default()) };
-        let manifest: Self = serde_json::from_str(&text).map_err(|error| ModelError::config(&path, error))?;
+        let manifest: Self =
+            serde_json::from_slice(&text).map_err(|error| ModelError::config(&path, error))?;
         if let Some(Calibration { mean, std }) = manifest.calibration
             && !(mean.is_finite() && std.is_finite() && std > 0.0)
         {
@@ -60,7 +61,7 @@ impl Manifest {
     pub fn write_calibration(dir: &Path, calibration: Option<Calibration>) -> Result<bool, ModelError> {
         let path = dir.join(FILE_NAME);
         let mut fields: Map<String, Value> = match read(&path)? {
-            Some(text) => serde_json::from_str(&text).map_err(|error| ModelError::config(&path, error))?,
+            Some(text) => serde_json::from_slice(&text).map_err(|error| ModelError::config(&path, error))?,
             None => Map::new(),
         };
         let before = fields.clone();
@@ -85,12 +86,8 @@ impl Manifest {
     }
 }
 
-fn read(path: &Path) -> Result<Option<String>, ModelError> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(ModelError::read(path, source)),
-    }
+fn read(path: &Path) -> Result<Option<Vec<u8>>, ModelError> {
+    disk::read_if_there(path, disk::SETTINGS_BYTES).map_err(|source| ModelError::read(path, source))
 }
 
 #[cfg(test)]

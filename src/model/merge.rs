@@ -20,6 +20,7 @@ use rayon::prelude::*;
 use safetensors::Dtype;
 use serde_json::Value;
 
+use crate::disk;
 use crate::model::ModelError;
 use crate::model::config::CheckpointConfig;
 use crate::model::variant::text_dir;
@@ -446,12 +447,12 @@ fn difference(path: &str, first: &Value, second: &Value) -> Option<String> {
 /// The tokenizer, without the truncation and padding that we reset anyway.
 fn tokenizer_content(dir: &Path) -> Result<Value, ModelError> {
     let path = dir.join("tokenizer.json");
-    let text = match std::fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Value::Null), // token ids only
-        Err(source) => return Err(ModelError::read(&path, source)),
+    let read = disk::read_if_there(&path, disk::VOCABULARY_BYTES);
+    let Some(text) = read.map_err(|source| ModelError::read(&path, source))? else {
+        return Ok(Value::Null); // token ids only
     };
-    let mut content: Value = serde_json::from_str(&text).map_err(|error| ModelError::config(&path, error))?;
+    let mut content: Value =
+        serde_json::from_slice(&text).map_err(|error| ModelError::config(&path, error))?;
     if let Value::Object(fields) = &mut content {
         fields.remove("truncation");
         fields.remove("padding");

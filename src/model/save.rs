@@ -18,6 +18,7 @@ use serde_json::Value;
 use serde_json::json;
 use tempfile::TempDir;
 
+use crate::disk;
 use crate::model::ModelError;
 use crate::model::merge::Averaged;
 
@@ -155,10 +156,10 @@ impl CheckpointWriter {
     /// Copies what `from` has of tokenizer, chat template and the like.
     pub fn copy_text_files(&self, from: &Path) -> Result<(), ModelError> {
         for name in TEXT_FILES {
-            match std::fs::read(from.join(name)) {
-                Ok(bytes) => self.add_file(name, &bytes)?,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(source) => return Err(ModelError::read(&from.join(name), source)),
+            let path = from.join(name);
+            let read = disk::read_if_there(&path, disk::VOCABULARY_BYTES);
+            if let Some(bytes) = read.map_err(|source| ModelError::read(&path, source))? {
+                self.add_file(name, &bytes)?;
             }
         }
         Ok(())

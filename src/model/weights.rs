@@ -41,6 +41,7 @@ use safetensors::tensor::Metadata;
 use safetensors::tensor::TensorInfo;
 use serde::Deserialize;
 
+use crate::disk;
 use crate::model::ModelError;
 use crate::model::ahead;
 use crate::model::ahead::MemberTensors;
@@ -59,6 +60,8 @@ use crate::model::ops::Precision;
 const HEADER_START: u64 = 8;
 /// The longest header that safetensors writes; a longer one is no header.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
+/// Each keeps a file open; the largest models known to us have some 200.
+const MAX_SHARDS: usize = 1000;
 const COPY_AGAIN: &str = "the file is truncated or damaged, copy or save it again";
 
 /// Bytes that one thread reads at a time.
@@ -275,15 +278,15 @@ impl Checkpoint {
             spare: Mutex::default(),
         };
         let (single, index) = (dir.join("model.safetensors"), dir.join("model.safetensors.index.json"));
-        if single.is_file() {
+        if disk::is_there(&single) {
             checkpoint.add_file(single)?;
-        } else if index.is_file() {
+        } else if disk::is_there(&index) {
             checkpoint.open_shards(&index)?;
         } else {
             return Err(ModelError::NoCheckpoint { path: dir.to_owned(), problem: missing_weights(dir) });
         }
         let value_head = dir.join("value_head.safetensors"); // as LLaMA-Factory saves TRL's
-        if value_head.is_file() {
+        if disk::is_there(&value_head) {
             checkpoint.add_file(value_head)?;
         }
         Ok(checkpoint)
@@ -332,10 +335,15 @@ impl Checkpoint {
     }
 
     fn open_shards(&mut self, index: &Path) -> Result<(), ModelError> {
-        let text = std::fs::read_to_string(index).map_err(|source| ModelError::read(index, source))?;
+        let text =
+            disk::read(index, disk::SETTINGS_BYTES).map_err(|source| ModelError::read(index, source))?;
         let ShardIndex { weight_map } =
-            serde_json::from_str(&text).map_err(|error| ModelError::config(index, error))?;
+            serde_json::from_slice(&text).map_err(|error| ModelError::config(index, error))?;
         let shards: BTreeSet<&String> = weight_map.values().collect();
+        if shards.len() > MAX_SHARDS {
+            let problem = format!("`weight_map` names {} files, the limit is {MAX_SHARDS}", shards.len());
+            return Err(ModelError::config(index, problem));
+        }
         for shard in shards {
             if Path::new(shard).file_name().is_none_or(|name| name != shard.as_str()) {
                 return Err(ModelError::config(index, format!("shard `{shard}` is not a plain file name")));
@@ -399,7 +407,7 @@ impl Checkpoint {
     /// Where such a file is, `config.json` for example: an adapter's own, or else its base's.
     pub fn dir_of(&self, file: &str) -> &Path {
         match &self.base {
-            Some(base) if !self.dir.join(file).is_file() => base,
+            Some(base) if !disk::is_there(&self.dir.join(file)) => base,
             _ => &self.dir,
         }
     }
@@ -557,7 +565,7 @@ fn values_in(shape: &[usize]) -> usize {
 }
 
 fn read_header(path: &Path) -> io::Result<(File, Vec<u8>)> {
-    let file = File::open(path)?;
+    let file = disk::open(path)?;
     let mut length = [0; HEADER_START as usize];
     file.read_exact_at(&mut length, 0)?;
     let length = u64::from_le_bytes(length);
@@ -565,8 +573,14 @@ fn read_header(path: &Path) -> io::Result<(File, Vec<u8>)> {
         let problem = format!("the header has {length} bytes, the limit is {MAX_HEADER_BYTES}");
         return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
     }
+    let size = file.metadata()?.len();
+    if HEADER_START + length > size {
+        let problem = format!("the header has {length} bytes, the file {size}");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
+    }
     let mut header = vec![0; length as usize];
     file.read_exact_at(&mut header, HEADER_START)?;
+    disk::seen(path, Some(&header))?;
     Ok((file, header))
 }
 

@@ -133,16 +133,9 @@ struct InputLine {
     id: Option<Value>,
     prompt: Option<String>,
     response: Option<String>,
-    messages: Option<Vec<StrictMessage>>,
+    messages: Option<Vec<Message>>,
     formatted: Option<String>,
     token_ids: Option<Vec<u32>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct StrictMessage {
-    role: String,
-    content: String,
 }
 
 /// A line that was read: its id, and what to score or why it cannot be.
@@ -174,12 +167,7 @@ impl Line {
         };
         let input = match (line.prompt, line.response, line.messages, line.formatted, line.token_ids) {
             (Some(prompt), Some(response), None, None, None) => Ok(Input::Text { prompt, response }),
-            (None, None, Some(messages), None, None) => Ok(Input::Conversation(
-                messages
-                    .into_iter()
-                    .map(|StrictMessage { role, content }| Message { role, content })
-                    .collect(),
-            )),
+            (None, None, Some(messages), None, None) => Ok(Input::Conversation(messages.into())),
             (None, None, None, Some(text), None) => Ok(Input::Formatted(text)),
             (None, None, None, None, Some(ids)) => Ok(Input::TokenIds(ids)),
             _ => Err("give exactly one of prompt with response, messages, formatted, token_ids".to_owned()),

@@ -1,11 +1,26 @@
 //! `RewardService`: what the callers on the main port ask.
+//!
+//! A service of our own instead of the generated one: the messages of `Score` and `ScoreStream` are read and
+//! written by [`inbound`](super::inbound) and [`outbound`], which know what they cost.
 
+use std::convert::Infallible;
+use std::future::ready;
 use std::sync::Arc;
+use std::task::Context;
+use std::task::Poll;
 
-use tonic::Request;
-use tonic::Response;
+use bytes::Bytes;
+use http::Request;
+use http::Response;
 use tonic::Status;
-use tonic::Streaming;
+use tonic::body::Body;
+use tonic::codegen::BoxFuture;
+use tonic::codegen::StdError;
+use tonic::server::Grpc;
+use tonic::server::NamedService;
+use tonic::server::UnaryService;
+use tonic_prost::ProstCodec;
+use tower_service::Service;
 use tracing::Instrument;
 
 use crate::metrics;
@@ -13,59 +28,104 @@ use crate::metrics::Method;
 use crate::model::variant::MemberInfo;
 use crate::model::variant::VariantInfo;
 use crate::proto;
-use crate::proto::reward_service_server::RewardService;
+use crate::proto::reward_service_server::SERVICE_NAME;
 use crate::service::call;
+use crate::service::inbound::Inbound;
+use crate::service::inbound::Shape;
 use crate::service::models::Serving;
+use crate::service::outbound;
 use crate::service::score;
 use crate::service::state::State;
 use crate::service::stream;
 
 /// The handlers; all they know is in [`State`].
+#[derive(Clone)]
 pub(super) struct Reward(pub(super) Arc<State>);
 
-#[tonic::async_trait]
-impl RewardService for Reward {
-    async fn score(
-        &self,
-        request: Request<proto::ScoreRequest>,
-    ) -> Result<Response<proto::ScoreResponse>, Status> {
-        let span = call::span(Method::Score.as_str(), request.metadata());
-        let deadline = call::deadline_of(&request);
-        let request = request.into_inner();
-        let answer =
-            |state: Arc<State>| async move { score::answer(&state, Method::Score, request, deadline).await };
-        let response = self.0.run(answer).instrument(span).await?;
-        Ok(Response::new(response))
+impl NamedService for Reward {
+    const NAME: &'static str = SERVICE_NAME;
+}
+
+impl<B> Service<Request<B>> for Reward
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<StdError> + Send,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Response<Body>, Infallible>;
+
+    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
     }
 
-    type ScoreStreamStream = stream::Outbox;
-
-    async fn score_stream(
-        &self,
-        request: Request<Streaming<proto::ScoreRequest>>,
-    ) -> Result<Response<Self::ScoreStreamStream>, Status> {
-        let span = call::span(Method::ScoreStream.as_str(), request.metadata());
-        let deadline = call::deadline_of(&request);
-        self.0.serving()?;
-        let outbox = span.in_scope(|| stream::serve(self.0.clone(), request.into_inner(), deadline));
-        Ok(Response::new(outbox))
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let Self(state) = self.clone();
+        let method = request.uri().path().strip_prefix('/').and_then(|path| path.strip_prefix(SERVICE_NAME));
+        match method {
+            Some("/Score") => Box::pin(async { Ok(score(state, request.map(Body::new)).await) }),
+            Some("/ScoreStream") => Box::pin(ready(Ok(score_stream(state, request.map(Body::new))))),
+            Some("/GetServerInfo") => {
+                let mut grpc = Grpc::new(ProstCodec::default());
+                Box::pin(async move { Ok(grpc.unary(ServerInfo(state), request).await) })
+            }
+            _ => Box::pin(ready(Ok(Status::unimplemented("RewardService has no such method").into_http()))),
+        }
     }
+}
 
-    async fn get_server_info(
-        &self,
-        _request: Request<proto::GetServerInfoRequest>,
-    ) -> Result<Response<proto::GetServerInfoResponse>, Status> {
+async fn score(state: Arc<State>, request: Request<Body>) -> Response<Body> {
+    let (head, body) = request.into_parts();
+    let span = call::span(Method::Score.as_str(), &head.headers);
+    let deadline = call::deadline_of(&head.extensions);
+    let read = async {
+        // Who cannot be served need not be listened to.
+        state.serving()?;
+        Inbound::new(Shape::Unary, &head.headers, body, state.limits, state.budget.clone())?.only().await
+    };
+    let read = score::before(deadline, read).await;
+    let answer =
+        |state: Arc<State>| async move { score::answer(&state, Method::Score, read, deadline).await };
+    match state.run(answer).instrument(span).await {
+        Ok((response, room)) => {
+            let held: outbound::Held<()> = (Some(room), ());
+            outbound::response(tokio_stream::once(Ok((response, held))))
+        }
+        Err(error) => Status::from(error).into_http(),
+    }
+}
+
+fn score_stream(state: Arc<State>, request: Request<Body>) -> Response<Body> {
+    let (head, body) = request.into_parts();
+    let span = call::span(Method::ScoreStream.as_str(), &head.headers);
+    let deadline = call::deadline_of(&head.extensions);
+    let inbound = state
+        .serving()
+        .and_then(|_| Inbound::new(Shape::Stream, &head.headers, body, state.limits, state.budget.clone()));
+    match inbound {
+        Ok(inbound) => outbound::response(span.in_scope(|| stream::serve(state, inbound, deadline))),
+        Err(error) => Status::from(error).into_http(),
+    }
+}
+
+struct ServerInfo(Arc<State>);
+
+impl UnaryService<proto::GetServerInfoRequest> for ServerInfo {
+    type Response = proto::GetServerInfoResponse;
+    type Future = std::future::Ready<Result<tonic::Response<Self::Response>, Status>>;
+
+    fn call(&mut self, _request: tonic::Request<proto::GetServerInfoRequest>) -> Self::Future {
         let started = std::time::Instant::now();
         let result = self.0.serving();
         let code = result.as_ref().err().map_or(tonic::Code::Ok, |error| error.code());
         metrics::request_finished(Method::GetServerInfo, code as i32, "", started.elapsed());
-        let serving = result?;
-        Ok(Response::new(proto::GetServerInfoResponse {
+        let info = result.map(|serving| proto::GetServerInfoResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             variants: variants(&serving),
             routing: Some(routing(&serving)),
             max_samples_per_request: self.0.limits.max_samples_per_request as u32,
-        }))
+        });
+        ready(info.map(tonic::Response::new).map_err(Status::from))
     }
 }
 

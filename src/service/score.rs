@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Instant as Clock;
 
 use prost::Message;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tokio::time::timeout_at;
 use tonic::Code;
@@ -22,28 +21,34 @@ use crate::metrics::Rejection;
 use crate::model::batch::Sequence;
 use crate::model::scorer::Reward;
 use crate::proto;
+use crate::service::budget::Room;
+use crate::service::inbound;
 use crate::service::models::Served;
 use crate::service::request;
 use crate::service::request::Request;
 use crate::service::request::Target;
 use crate::service::state::State;
 use crate::service::status::ServiceError;
+use crate::service::status::brief;
 use crate::service::tokenize::TokenizeError;
 
-/// Answers one request: the whole way, counted and logged once, whatever happens. Dropping the future
-/// withdraws what the model has not begun.
+/// Answers one request that was read, or could not be: the whole way, counted and logged once, whatever
+/// happens. Dropping the future withdraws what the model has not begun. The answer has the room that it needs.
 pub(super) async fn answer(
     state: &State,
     method: Method,
-    request: proto::ScoreRequest,
+    read: Result<inbound::Admitted, ServiceError>,
     deadline: Option<Instant>,
-) -> Result<proto::ScoreResponse, ServiceError> {
-    let mut record =
-        Record { method, variant: String::new(), started: Clock::now(), deadline, code: Code::Cancelled };
-    let result = match admit(state, request) {
-        Ok(admitted) => {
+) -> Result<(proto::ScoreResponse, Room), ServiceError> {
+    let mut record = Record { method, variant: String::new(), started: Clock::now(), code: Code::Cancelled };
+    let result = match read.and_then(|(request, room)| Ok((admit(state, request)?, room))) {
+        Ok((admitted, mut room)) => {
             record.variant.clone_from(&admitted.served.info.name);
-            before(deadline, score(state, admitted, deadline)).await
+            let scored = before(deadline, score(state, admitted, deadline)).await;
+            scored.map(|response| {
+                room.shrink_to(response.encoded_len());
+                (response, room)
+            })
         }
         Err(error) => Err(error),
     };
@@ -60,17 +65,14 @@ pub(super) async fn answer(
     result
 }
 
-/// A request that found its variant and room.
+/// A request that found its variant.
 struct Admitted {
     request: Request,
     served: Arc<Served>,
-    /// Its share of what all requests may hold; given back when it is dropped.
-    _room: OwnedSemaphorePermit,
 }
 
 fn admit(state: &State, request: proto::ScoreRequest) -> Result<Admitted, ServiceError> {
     let serving = state.serving()?;
-    let bytes = request.encoded_len();
     let request = request::check(request, state.limits.max_samples_per_request)?;
     let name = match &request.target {
         Target::Variant(name) => name,
@@ -90,7 +92,7 @@ fn admit(state: &State, request: proto::ScoreRequest) -> Result<Admitted, Servic
         });
     }
     metrics::request_received(&served.info.name, request.inputs.len());
-    Ok(Admitted { request, served, _room: state.admit_bytes(bytes)? })
+    Ok(Admitted { request, served })
 }
 
 async fn score(
@@ -98,7 +100,7 @@ async fn score(
     admitted: Admitted,
     deadline: Option<Instant>,
 ) -> Result<proto::ScoreResponse, ServiceError> {
-    let Admitted { request, served, _room } = admitted;
+    let Admitted { request, served } = admitted;
     let variant = &served.info.name;
 
     let started = Clock::now();
@@ -181,11 +183,15 @@ fn score_of(reward: Reward, tokens: SampleTokens, return_members: bool) -> proto
 }
 
 fn sample_error(code: Code, error: &dyn std::error::Error) -> proto::Error {
-    proto::Error { code: code as i32, message: error.to_string(), retry_after_seconds: None }
+    proto::Error {
+        code: code as i32,
+        message: brief(&error.to_string()).into_owned(),
+        retry_after_seconds: None,
+    }
 }
 
 /// Ends with [`ServiceError::DeadlineExceeded`] at the deadline, wherever the work is then.
-async fn before<T>(
+pub(super) async fn before<T>(
     deadline: Option<Instant>,
     work: impl Future<Output = Result<T, ServiceError>>,
 ) -> Result<T, ServiceError> {
@@ -201,22 +207,15 @@ struct Record {
     /// Empty until one is chosen.
     variant: String,
     started: Clock,
-    deadline: Option<Instant>,
     code: Code,
 }
 
 impl Drop for Record {
     fn drop(&mut self) {
-        let Self { method, variant, started, deadline, code } = self;
+        let Self { method, variant, started, code } = self;
         let elapsed = started.elapsed();
-        let is_late = deadline.is_some_and(|deadline| deadline <= Instant::now());
-        let code = match *code {
-            // Half-way down a panic this is not the caller's doing.
-            _ if std::thread::panicking() => Code::Internal,
-            // Who leaves at the deadline does not change his mind.
-            Code::Cancelled if is_late => Code::DeadlineExceeded,
-            code => code,
-        };
+        // Half-way down a panic this is not the caller's doing.
+        let code = if std::thread::panicking() { Code::Internal } else { *code };
         metrics::request_finished(*method, code as i32, variant, elapsed);
         tracing::debug!(variant, ?code, seconds = elapsed.as_secs_f64(), "request finished");
     }
@@ -225,7 +224,11 @@ impl Drop for Record {
 /// What the metrics call a refusal; none for what the engine counts itself, and for what was not refused.
 fn rejection(error: &ServiceError) -> Option<Rejection> {
     match error {
-        ServiceError::BadRequest(_) => Some(Rejection::InvalidArgument),
+        ServiceError::BadRequest(_)
+        | ServiceError::TooLarge { .. }
+        | ServiceError::Malformed(_)
+        | ServiceError::Undecodable { .. }
+        | ServiceError::UnknownEncoding { .. } => Some(Rejection::InvalidArgument),
         ServiceError::UnknownVariant { .. } => Some(Rejection::UnknownVariant),
         ServiceError::WrongFingerprint { .. } => Some(Rejection::FingerprintMismatch),
         ServiceError::Loading => Some(Rejection::Loading),
@@ -239,6 +242,8 @@ fn rejection(error: &ServiceError) -> Option<Rejection> {
             | EngineError::Draining,
         )
         | ServiceError::DeadlineExceeded
+        | ServiceError::Stalled { .. }
+        | ServiceError::CallerLeft
         | ServiceError::ReloadUnderWay
         | ServiceError::ReloadFailed(_)
         | ServiceError::Panicked => None,

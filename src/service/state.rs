@@ -3,11 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use tokio::sync::Notify;
-use tokio::sync::OwnedSemaphorePermit;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tokio_util::task::TaskTracker;
@@ -17,6 +16,7 @@ use crate::engine::Engine;
 use crate::metrics;
 use crate::metrics::ModelInfo;
 use crate::model::variant::VariantInfo;
+use crate::service::budget::Budget;
 use crate::service::models::LoadError;
 use crate::service::models::Models;
 use crate::service::models::Serving;
@@ -29,11 +29,14 @@ use crate::service::tokenize::TokenizerThreads;
 /// Limits that hold for all callers together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// The largest message, encoded.
+    /// The largest message, encoded and not compressed.
     pub max_message_bytes: usize,
+    /// How long a message may take from its first byte to its last.
+    pub message_time: Duration,
     /// More samples in one request are refused.
     pub max_samples_per_request: usize,
-    /// What the requests in flight may hold together, encoded; more are refused.
+    /// What the requests in flight may hold together, from their first byte to the last of their answers; more
+    /// are refused.
     pub max_in_flight_bytes: usize,
 }
 
@@ -47,7 +50,7 @@ pub(super) struct State {
     serving: ArcSwapOption<Serving>,
     /// Held by whoever replaces what serves.
     replacing: tokio::sync::Mutex<()>,
-    in_flight_bytes: Arc<Semaphore>,
+    pub(super) budget: Budget,
     /// Every call that is being served.
     pub(super) calls: TaskTracker,
     /// Somebody asked the server to stop: it is not ready any more, but still takes requests.
@@ -69,7 +72,7 @@ impl State {
             source,
             serving: ArcSwapOption::empty(),
             replacing: tokio::sync::Mutex::new(()),
-            in_flight_bytes: Arc::new(Semaphore::new(limits.max_in_flight_bytes.min(Semaphore::MAX_PERMITS))),
+            budget: Budget::new(limits.max_in_flight_bytes),
             calls: TaskTracker::new(),
             leaving: CancellationToken::new(),
             draining: CancellationToken::new(),
@@ -112,18 +115,6 @@ impl State {
     /// Whether callers should come for some variant.
     pub(super) fn is_ready(&self) -> bool {
         self.variants_health().values().any(|is_healthy| *is_healthy)
-    }
-
-    /// Room for a request of so many bytes, held until it is answered.
-    pub(super) fn admit_bytes(&self, bytes: usize) -> Result<OwnedSemaphorePermit, ServiceError> {
-        /// What a request costs apart from its text: tasks, spans, results.
-        const OVERHEAD_BYTES: usize = 1024;
-        let permits = u32::try_from(bytes + OVERHEAD_BYTES).unwrap_or(u32::MAX);
-        let limit = self.limits.max_in_flight_bytes;
-        self.in_flight_bytes
-            .clone()
-            .try_acquire_many_owned(permits)
-            .map_err(|_| ServiceError::TooMuchInFlight { limit })
     }
 
     /// Loads the first models and begins to serve them.

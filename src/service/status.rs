@@ -4,10 +4,12 @@
 //! names every bad field, or a `google.rpc.RetryInfo` with the same delay in `grpc-retry-pushback-ms`, which
 //! gRPC clients with a retry policy obey by themselves.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use tonic::Code;
 use tonic::Status;
+use tonic::metadata::MetadataValue;
 use tonic_types::ErrorDetails;
 use tonic_types::FieldViolation;
 use tonic_types::StatusExt;
@@ -21,6 +23,9 @@ const LOADING_RETRY: Duration = Duration::from_secs(1);
 const DRAINING_RETRY: Duration = Duration::from_millis(100);
 /// Budgets in use become free within a batch or two.
 const BUSY_RETRY: Duration = Duration::from_millis(500);
+/// The longest message of an error. It may quote what the caller sent, and goes into a header, of which clients
+/// take a few kilobytes: a longer one would look like another failure altogether.
+const MAX_MESSAGE_BYTES: usize = 1024;
 
 /// Why a call as a whole has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +33,20 @@ pub(super) enum ServiceError {
     /// The request can never succeed as it is.
     #[error("{}", list(.0))]
     BadRequest(Vec<FieldViolation>),
+    #[error(
+        "the message has more than {limit} bytes, the limit; of a compressed one what it holds is counted"
+    )]
+    TooLarge { limit: usize },
+    #[error("the message is not a rewarm.v1.ScoreRequest: {0}")]
+    Malformed(&'static str),
+    #[error("the message is not a rewarm.v1.ScoreRequest: {reason}")]
+    Undecodable { reason: String },
+    #[error("messages are compressed with {encoding:?}, of which we know only gzip")]
+    UnknownEncoding { encoding: String },
+    #[error("the message was not whole {limit:?} after its first byte, the limit")]
+    Stalled { limit: Duration },
+    #[error("the caller has gone")]
+    CallerLeft,
     #[error("variant: is unknown, the variants are {known}")]
     UnknownVariant { known: String },
     #[error("variant `{variant}` has fingerprint {actual}, not the expected {expected}")]
@@ -66,6 +85,11 @@ impl ServiceError {
     fn code_and_retry(&self) -> (Code, Option<Duration>) {
         match self {
             Self::BadRequest(_) => (Code::InvalidArgument, None),
+            Self::TooLarge { .. } => (Code::OutOfRange, None),
+            Self::Malformed(_) | Self::Undecodable { .. } => (Code::InvalidArgument, None),
+            Self::UnknownEncoding { .. } => (Code::Unimplemented, None),
+            Self::Stalled { .. } => (Code::DeadlineExceeded, None),
+            Self::CallerLeft => (Code::Cancelled, None),
             Self::UnknownVariant { .. } => (Code::InvalidArgument, None),
             Self::WrongFingerprint { .. } => (Code::FailedPrecondition, None),
             Self::Loading => (Code::Unavailable, Some(LOADING_RETRY)),
@@ -111,7 +135,12 @@ impl ServiceError {
 impl From<ServiceError> for Status {
     fn from(error: ServiceError) -> Self {
         let (code, retry) = error.code_and_retry();
-        let mut status = Status::with_error_details(code, error.to_string(), error.details(retry));
+        let message = brief(&error.to_string()).into_owned();
+        let mut status = Status::with_error_details(code, message, error.details(retry));
+        if let ServiceError::UnknownEncoding { .. } = error {
+            // Source: gRPC's document on compression
+            status.metadata_mut().insert("grpc-accept-encoding", MetadataValue::from_static("gzip,identity"));
+        }
         if let Some(retry) = retry {
             status.metadata_mut().insert("grpc-retry-pushback-ms", (retry.as_millis() as u64).into());
         }
@@ -125,9 +154,17 @@ impl From<ServiceError> for proto::Error {
         let (code, retry) = error.code_and_retry();
         proto::Error {
             code: code as i32,
-            message: error.to_string(),
+            message: brief(&error.to_string()).into_owned(),
             retry_after_seconds: retry.map(|retry| retry.as_secs_f64()),
         }
+    }
+}
+
+/// A message as it is sent: its start, where it is very long.
+pub(super) fn brief(message: &str) -> Cow<'_, str> {
+    match message.len() <= MAX_MESSAGE_BYTES {
+        true => Cow::Borrowed(message),
+        false => Cow::Owned(format!("{}…", &message[..message.floor_char_boundary(MAX_MESSAGE_BYTES)])),
     }
 }
 
@@ -155,6 +192,12 @@ mod tests {
         let cases = [
             case(ServiceError::field("samples", "empty"), Code::InvalidArgument, None),
             case(ServiceError::UnknownVariant { known: "a".into() }, Code::InvalidArgument, None),
+            case(ServiceError::TooLarge { limit: 1 }, Code::OutOfRange, None),
+            case(ServiceError::Malformed("x"), Code::InvalidArgument, None),
+            case(ServiceError::Undecodable { reason: "x".into() }, Code::InvalidArgument, None),
+            case(ServiceError::UnknownEncoding { encoding: "x".into() }, Code::Unimplemented, None),
+            case(ServiceError::Stalled { limit: ms(1) }, Code::DeadlineExceeded, None),
+            case(ServiceError::CallerLeft, Code::Cancelled, None),
             case(
                 ServiceError::WrongFingerprint {
                     variant: "a".into(),
@@ -199,6 +242,13 @@ mod tests {
             }
         }
         assert!(failures.is_empty(), "{failures:#?}");
+    }
+
+    #[test]
+    fn a_long_message_is_cut_at_a_letter() {
+        let status = Status::from(ServiceError::ReloadFailed("é".repeat(5000)));
+        assert!(status.message().len() <= MAX_MESSAGE_BYTES + 3, "{}", status.message().len());
+        assert!(status.message().ends_with("é…"));
     }
 
     #[test]

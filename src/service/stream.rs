@@ -6,9 +6,10 @@
 //!              └────────── the slot returns ──────────┘
 //! ```
 //!
-//! A request holds one of the stream's slots until its response is handed to the transport. A caller that
-//! does not read therefore stops being read, with [`MAX_IN_FLIGHT`] requests at most in the server; their
-//! tasks finish and give back everything that is shared, so nobody else waits for that caller.
+//! A request holds one of the stream's slots, and its share of the budget of all callers, until its response is
+//! handed to the transport. A caller that does not read therefore stops being read, with [`MAX_IN_FLIGHT`]
+//! requests at most in the server; their tasks finish and give back everything else that is shared, so nobody
+//! waits for that caller.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -22,11 +23,15 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_stream::Stream;
 use tonic::Status;
-use tonic::Streaming;
 use tracing::Instrument;
 
 use crate::metrics::Method;
 use crate::proto;
+use crate::service::budget::Room;
+use crate::service::inbound::Admitted;
+use crate::service::inbound::Inbound;
+use crate::service::inbound::Incoming;
+use crate::service::outbound::Held;
 use crate::service::score::answer;
 use crate::service::state::State;
 use crate::service::status::ServiceError;
@@ -34,28 +39,24 @@ use crate::service::status::ServiceError;
 /// Requests of one stream that are in the server at a time; the proto states it.
 const MAX_IN_FLIGHT: usize = 64;
 
-type Response = Result<proto::ScoreResponse, Status>;
+type Slot = OwnedSemaphorePermit;
+type Response = Result<(proto::ScoreResponse, Held<Slot>), Status>;
 
 /// The responses of one stream.
 pub(super) struct Outbox {
-    responses: mpsc::UnboundedReceiver<(Response, Option<OwnedSemaphorePermit>)>,
+    responses: mpsc::UnboundedReceiver<Response>,
 }
 
 impl Stream for Outbox {
     type Item = Response;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Response>> {
-        // The slot is dropped here: the next request may be read.
-        self.responses.poll_recv(context).map(|next| next.map(|(response, _slot)| response))
+        self.responses.poll_recv(context)
     }
 }
 
 /// Serves one stream on a task of its own, which ends with the stream, or when the caller has gone.
-pub(super) fn serve(
-    state: Arc<State>,
-    inbound: Streaming<proto::ScoreRequest>,
-    deadline: Option<Instant>,
-) -> Outbox {
+pub(super) fn serve(state: Arc<State>, inbound: Inbound, deadline: Option<Instant>) -> Outbox {
     // Unbounded, and yet never more than one response for each slot.
     let (outbox, responses) = mpsc::unbounded_channel();
     let calls = state.calls.clone();
@@ -71,8 +72,9 @@ pub(super) fn serve(
                 () = async { while requests.join_next().await.is_some() {} } => {}
                 () = outbox.closed() => return,
             }
-            if let Err(status) = end {
-                let _ = outbox.send((Err(status), None));
+            if let Err(error) = end {
+                tracing::debug!(%error, "stream ended");
+                let _ = outbox.send(Err(error.into()));
             }
         }
         .in_current_span(),
@@ -84,11 +86,11 @@ pub(super) fn serve(
 /// once all that was read is answered.
 async fn read(
     state: &Arc<State>,
-    mut inbound: Streaming<proto::ScoreRequest>,
+    mut inbound: Inbound,
     deadline: Option<Instant>,
     requests: &mut JoinSet<()>,
-    outbox: &mpsc::UnboundedSender<(Response, Option<OwnedSemaphorePermit>)>,
-) -> Result<(), Status> {
+    outbox: &mpsc::UnboundedSender<Response>,
+) -> Result<(), ServiceError> {
     let slots = Arc::new(Semaphore::new(MAX_IN_FLIGHT));
     let mut expiry = std::pin::pin!(async {
         match deadline {
@@ -99,12 +101,12 @@ async fn read(
     loop {
         let next = async {
             let slot = slots.clone().acquire_owned().await.expect("nobody closes the slots");
-            inbound.message().await.map(|message| message.map(|request| (request, slot)))
+            inbound.next().await.map(|message| message.map(|incoming| (incoming, slot)))
         };
-        let (request, slot) = tokio::select! {
+        let (incoming, slot) = tokio::select! {
             biased;
-            () = state.draining.cancelled() => return Err(ServiceError::Draining.into()),
-            () = &mut expiry => return Err(ServiceError::DeadlineExceeded.into()),
+            () = state.draining.cancelled() => return Err(ServiceError::Draining),
+            () = &mut expiry => return Err(ServiceError::DeadlineExceeded),
             next = next => match next? {
                 Some(next) => next,
                 None => return Ok(()),
@@ -114,12 +116,17 @@ async fn read(
         while requests.try_join_next().is_some() {}
         let (state, outbox) = (state.clone(), outbox.clone());
         let request = async move {
-            let request_id = request.request_id.clone();
-            let response = guarded(state, request, deadline).await.unwrap_or_else(|error| {
-                proto::ScoreResponse { request_id, error: Some(error.into()), ..Default::default() }
-            });
+            let Incoming { request_id, request } = incoming;
+            let is_named = !request_id.is_empty();
+            let (response, room) = match guarded(state, is_named, request, deadline).await {
+                Ok((response, room)) => (response, Some(room)),
+                Err(error) => {
+                    let error = Some(error.into());
+                    (proto::ScoreResponse { request_id, error, ..Default::default() }, None)
+                }
+            };
             // The caller may have gone.
-            let _ = outbox.send((Ok(response), Some(slot)));
+            let _ = outbox.send(Ok((response, (room, slot))));
         };
         requests.spawn(request.in_current_span());
     }
@@ -127,11 +134,13 @@ async fn read(
 
 async fn guarded(
     state: Arc<State>,
-    request: proto::ScoreRequest,
+    is_named: bool,
+    request: Result<Admitted, ServiceError>,
     deadline: Option<Instant>,
-) -> Result<proto::ScoreResponse, ServiceError> {
-    if request.request_id.is_empty() {
-        return Err(ServiceError::field("request_id", "is empty: responses come in any order"));
-    }
+) -> Result<(proto::ScoreResponse, Room), ServiceError> {
+    let request = match is_named {
+        true => request,
+        false => Err(ServiceError::field("request_id", "is empty: responses come in any order")),
+    };
     state.run(|state| async move { answer(&state, Method::ScoreStream, request, deadline).await }).await
 }

@@ -20,7 +20,7 @@ use std::sync::PoisonError;
 
 use tokio::sync::mpsc;
 
-use crate::text::Input;
+use crate::service::request::Received;
 use crate::text::SampleTokenizer;
 use crate::text::TextError;
 use crate::text::TokenizedSample;
@@ -58,7 +58,7 @@ struct Waiting {
 
 struct Request {
     tokenizer: Arc<SampleTokenizer>,
-    inputs: Vec<Input>,
+    inputs: Vec<Received>,
     truncation: Truncation,
     answers: mpsc::UnboundedSender<(usize, Tokenized)>,
 }
@@ -79,7 +79,7 @@ impl TokenizerThreads {
     pub(super) async fn tokenize(
         &self,
         tokenizer: Arc<SampleTokenizer>,
-        inputs: Vec<Input>,
+        inputs: Vec<Received>,
         truncation: Truncation,
     ) -> Vec<Tokenized> {
         let mut outcomes: Vec<Option<Tokenized>> = inputs.iter().map(|_| None).collect();
@@ -108,7 +108,8 @@ impl Turns {
     fn work(&self) {
         while let Some((request, index)) = self.next_sample() {
             let outcome = catch_unwind(AssertUnwindSafe(|| {
-                request.tokenizer.tokenize(&request.inputs[index], request.truncation)
+                let input = request.inputs[index].read()?;
+                request.tokenizer.tokenize(&input, request.truncation)
             }));
             let outcome = outcome.map_err(|_| TokenizeError::Panicked).and_then(|outcome| Ok(outcome?));
             // The caller may have gone.
@@ -147,13 +148,14 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::text::Input;
     use crate::text::TextOptions;
 
     fn request(samples: usize) -> (Arc<Request>, mpsc::UnboundedReceiver<(usize, Tokenized)>) {
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models/llama");
         let options = TextOptions { vocab_size: 100, max_tokens: 8, ..TextOptions::default() };
         let tokenizer = Arc::new(SampleTokenizer::load(&model, &options).unwrap());
-        let inputs = vec![Input::TokenIds(vec![1]); samples];
+        let inputs = (0..samples).map(|_| Received::Input(Input::TokenIds(vec![1]))).collect();
         let (answers, answered) = mpsc::unbounded_channel();
         (Arc::new(Request { tokenizer, inputs, truncation: Truncation::Reject, answers }), answered)
     }
@@ -179,7 +181,7 @@ mod tests {
     #[tokio::test]
     async fn outcomes_come_in_the_order_of_the_inputs() {
         let threads = TokenizerThreads::start().unwrap();
-        let inputs: Vec<Input> = (0..100).map(|id| Input::TokenIds(vec![id])).collect();
+        let inputs: Vec<Received> = (0..100).map(|id| Received::Input(Input::TokenIds(vec![id]))).collect();
         let tokenizer = request(1).0.tokenizer.clone();
         let outcomes = threads.tokenize(tokenizer, inputs, Truncation::Reject).await;
         let ids: Vec<u32> = outcomes.into_iter().map(|outcome| outcome.unwrap().token_ids[0]).collect();

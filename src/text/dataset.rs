@@ -10,7 +10,6 @@
 //! become conversations: a string prompt is a user turn, a string response an assistant turn, and a response that begins
 //! with the prompt's messages (or has no prompt) is the whole conversation. Other keys are allowed and ignored.
 
-use std::fs::File;
 use std::io;
 use std::io::BufRead;
 use std::io::BufReader;
@@ -21,9 +20,9 @@ use std::path::PathBuf;
 use flate2::bufread::MultiGzDecoder;
 use serde::Deserialize;
 
+use crate::disk;
 use crate::text::Input;
 use crate::text::Message;
-use crate::text::turn;
 
 /// A longer line is an error: more than any model's context.
 const MAX_LINE_BYTES: u64 = 32 << 20;
@@ -137,7 +136,7 @@ impl Dataset {
 
 /// A file of lines, unpacked if it is gzipped.
 pub fn open(path: &Path) -> io::Result<Box<dyn BufRead>> {
-    let mut file = BufReader::new(File::open(path)?);
+    let mut file = BufReader::new(disk::open(path)?);
     if file.fill_buf()?.starts_with(&GZIP_MAGIC) {
         Ok(Box::new(BufReader::new(MultiGzDecoder::new(file))))
     } else {
@@ -190,7 +189,9 @@ impl Line {
             (Some(Turns::Text(prompt)), Turns::Text(response)) if is_text(&chosen) && is_text(&rejected) => {
                 Ok(Input::Text { prompt: prompt.clone(), response })
             }
-            (prompt, response) => conversation(prompt.clone(), response).map(Input::Conversation),
+            (prompt, response) => {
+                conversation(prompt.clone(), response).map(|messages| Input::Conversation(messages.into()))
+            }
         };
         let (chosen, rejected) = (response(chosen.clone())?, response(rejected.clone())?);
         Ok(PreferencePair { chosen, rejected, source, line })
@@ -200,11 +201,11 @@ impl Line {
 fn conversation(prompt: Option<Turns>, response: Turns) -> Result<Vec<Message>, String> {
     let mut messages = match prompt {
         None => Vec::new(),
-        Some(Turns::Text(prompt)) => vec![turn("user", &prompt)],
+        Some(Turns::Text(prompt)) => vec![Message::new("user", prompt)],
         Some(Turns::Messages(messages)) => messages,
     };
     match response {
-        Turns::Text(response) => messages.push(turn("assistant", &response)),
+        Turns::Text(response) => messages.push(Message::new("assistant", response)),
         Turns::Messages(response) if response.is_empty() => {
             return Err("a response has no messages".to_owned());
         }
@@ -258,8 +259,9 @@ mod tests {
             format!(r#"{{"chosen":[{user},{yes}],"rejected":[{user},{no}]}}"#),
         ];
         let data = read(&lines.join("\n")).unwrap();
-        let conversation =
-            |response| Input::Conversation(vec![turn("user", "p"), turn("assistant", response)]);
+        let conversation = |response| {
+            Input::Conversation(vec![Message::new("user", "p"), Message::new("assistant", response)].into())
+        };
         assert_eq!(data.pairs.len(), lines.len());
         for pair in data.pairs {
             assert_eq!(

@@ -56,6 +56,12 @@ pub enum TextError {
          send `formatted` or `token_ids`"
     )]
     NoTemplate,
+    /// A conversation that is none, or has more than text in it.
+    #[error("{problem}")]
+    BadConversation {
+        /// What is wrong with which field.
+        problem: String,
+    },
     /// The template called `raise_exception`.
     #[error("the chat template refuses the conversation: {message}")]
     TemplateRefused {

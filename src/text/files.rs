@@ -8,13 +8,12 @@
 //!   checkpoints so old that the config has no `added_tokens_decoder`.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use super::TextError;
+use crate::disk;
 
 /// What the text side of a checkpoint says, before anything is made of it.
 #[derive(Debug)]
@@ -130,15 +129,14 @@ fn read_json(path: &Path) -> Result<Value, TextError> {
 }
 
 fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, TextError> {
-    match fs::read(path) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(TextError::Read { path: path.to_path_buf(), source }),
-    }
+    disk::read_if_there(path, disk::VOCABULARY_BYTES)
+        .map_err(|source| TextError::Read { path: path.to_path_buf(), source })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use serde_json::json;
 
     use super::*;

@@ -16,6 +16,7 @@
 //! two line feeds before a digit become other tokens than in the `tokenizers` library, which we follow.
 
 mod backend;
+pub mod conversation;
 pub mod dataset;
 mod error;
 mod files;
@@ -30,6 +31,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use self::backend::Backend;
+pub use self::conversation::{Conversation, Message};
 pub use self::error::TextError;
 use self::files::TextFiles;
 use self::spans::Span;
@@ -49,20 +51,11 @@ pub enum Input {
         response: String,
     },
     /// Rendered through the chat template, without a generation prompt.
-    Conversation(Vec<Message>),
+    Conversation(Conversation),
     /// Already rendered: tokenized without adding special tokens.
     Formatted(String),
     /// Scored as they are.
     TokenIds(Vec<u32>),
-}
-
-/// One turn of a conversation.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Message {
-    /// "system", "user", "assistant", or what else the template knows.
-    pub role: String,
-    /// The text of the turn.
-    pub content: String,
 }
 
 /// What to do with a sample that is longer than the limit.
@@ -183,12 +176,13 @@ impl SampleTokenizer {
         let sequence = match input {
             Input::Text { prompt, response } => match self.rule {
                 TextRule::ChatTemplate => {
-                    self.conversation(&[turn("user", prompt), turn("assistant", response)], truncation)
+                    let turns = vec![Message::new("user", prompt), Message::new("assistant", response)];
+                    self.conversation(&turns.into(), truncation)
                 }
                 TextRule::Concatenation => self.encoder.concatenation(prompt, response),
                 TextRule::SentencePair => self.encoder.pair(prompt, response),
             },
-            Input::Conversation(messages) => self.conversation(messages, truncation),
+            Input::Conversation(conversation) => self.conversation(conversation, truncation),
             Input::Formatted(text) => self.encoder.rendered(text, &[Span::whole(text)]),
             Input::TokenIds(ids) => self.encoder.token_ids(ids),
         }?;
@@ -224,25 +218,32 @@ impl SampleTokenizer {
         self.digest
     }
 
-    fn conversation(&self, messages: &[Message], truncation: Truncation) -> Result<Sequence, TextError> {
+    fn conversation(
+        &self,
+        conversation: &Conversation,
+        truncation: Truncation,
+    ) -> Result<Sequence, TextError> {
         let template = self.template.as_ref().ok_or(TextError::NoTemplate)?;
-        let text = template.render(messages, false)?;
+        let text = template.render(conversation, false)?;
         let spans = match truncation {
             Truncation::Reject => Vec::new(), // nothing will be dropped
             Truncation::Left | Truncation::Right => {
-                let marked: Vec<Message> =
-                    messages.iter().map(|message| turn(&message.role, spans::MARK)).collect();
-                let scaffold = template.render(&marked, false).ok();
-                let contents: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
+                let contents: Vec<&str> = conversation
+                    .messages
+                    .iter()
+                    .map(|message| message.content().and_then(|content| content.as_str()).unwrap_or_default())
+                    .collect();
+                let marked = conversation
+                    .messages
+                    .iter()
+                    .map(|message| Message::new(message.role(), spans::MARK))
+                    .collect::<Vec<_>>();
+                let scaffold = template.render(&marked.into(), false).ok();
                 spans::spans(&text, scaffold.as_deref(), &contents)
             }
         };
         self.encoder.rendered(&text, &spans)
     }
-}
-
-fn turn(role: &str, content: &str) -> Message {
-    Message { role: role.to_owned(), content: content.to_owned() }
 }
 
 /// Two parts, the first behind its length: no two different inputs are the same bytes.
@@ -380,7 +381,7 @@ mod tests {
         let default_rule = TextRule::ChatTemplate;
         let tokenizer =
             SampleTokenizer::load(dir.path(), &TextOptions { default_rule, ..options(None, 99) }).unwrap();
-        for input in [text("a", "b"), Input::Conversation(vec![turn("user", "a")])] {
+        for input in [text("a", "b"), Input::Conversation(vec![Message::new("user", "a")].into())] {
             let error = tokenizer.tokenize(&input, Truncation::Reject).unwrap_err();
             assert!(matches!(error, TextError::NoTemplate), "{error}");
         }
@@ -391,8 +392,10 @@ mod tests {
 
     #[test]
     fn every_kind_of_input_is_truncated_and_says_so() {
-        let conversation =
-            Input::Conversation(vec![turn("user", "ab"), turn("assistant", "cd"), turn("user", "ef")]);
+        let conversation = Input::Conversation(
+            vec![Message::new("user", "ab"), Message::new("assistant", "cd"), Message::new("user", "ef")]
+                .into(),
+        );
         let formatted = |text: &str| Input::Formatted(text.to_owned());
         let (chat, pair, joined) =
             (Some(TextRule::ChatTemplate), Some(TextRule::SentencePair), Some(TextRule::Concatenation));

@@ -2,8 +2,9 @@
 //!
 //! A template is a Jinja program, and the model was trained on what Python's `jinja2` made of it, so the
 //! result must be equal byte for byte. minijinja runs the program; `python` adds what it lacks; the
-//! variables are those that `apply_chat_template` of `transformers` passes: `messages`, `tools` and
-//! `documents` (none), `add_generation_prompt`, and the special tokens. An undefined variable prints as
+//! variables are those that `apply_chat_template` of `transformers` passes: `messages`, `tools`,
+//! `documents`, `add_generation_prompt`, the special tokens, and over all of these but the first two the caller's
+//! own arguments (`chat_template_kwargs`). An undefined variable prints as
 //! nothing, and its attributes are an error, as with jinja2's default.
 //!
 //! A template comes from whoever made the model and may be broken or hostile. It has fuel for some millions
@@ -20,7 +21,7 @@ use minijinja::value::Serde;
 use minijinja::{Environment, Error, ErrorKind, Value, context};
 
 pub use super::files::SpecialTokens;
-use super::{Message, TextError, python};
+use super::{Conversation, Message, TextError, python};
 
 /// One fuel is an instruction or 64 bytes of data. Every template of `tests/text.rs` renders 32 MiB or a
 /// hundred thousand messages with it; the hostile ones we tried were stopped within 2 s (x86-64, 2 cores).
@@ -64,14 +65,20 @@ impl ChatTemplate {
         self
     }
 
-    /// Renders a conversation.
+    /// Renders a conversation; its own arguments may ask for another `add_generation_prompt`.
     ///
     /// Fails if the template refuses it (`raise_exception`), makes a mistake, or never ends.
-    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, TextError> {
+    pub fn render(
+        &self,
+        conversation: &Conversation,
+        add_generation_prompt: bool,
+    ) -> Result<String, TextError> {
         let template = self.environment.get_template("chat").expect("added when it was made");
-        let variables = context! {
-            messages => Serde(messages), tools => (), documents => (), add_generation_prompt
-        };
+        let Conversation { messages, tools, arguments } = conversation;
+        let messages: Vec<_> = messages.iter().map(Message::for_template).collect();
+        let defaults = context! { documents => (), add_generation_prompt };
+        let rest = context! { ..Value::from(Serde(arguments)), ..defaults }; // the first one counts
+        let variables = context! { messages => Serde(messages), tools => Serde(tools), ..rest };
         template.render(variables).map_err(|error| match refusal(&error) {
             Some(message) => TextError::TemplateRefused { message },
             None => TextError::TemplateFailed { reason: error.to_string() },
@@ -137,15 +144,12 @@ mod tests {
             ("bos_token".to_owned(), json!("<s>")),
             ("additional_special_tokens".to_owned(), json!(["<a>", "<b>"])),
         ]);
-        let messages = [
-            Message { role: "user".to_owned(), content: "  Hi <there> ".to_owned() },
-            Message { role: "assistant".to_owned(), content: "\x1cHé\n".to_owned() },
-        ];
+        let messages = [Message::new("user", "  Hi <there> "), Message::new("assistant", "\x1cHé\n")];
         let template = ChatTemplate::new(source, &tokens)
             .map_err(|error| TextError::TemplateFailed { reason: error.to_string() })?;
         template
             .with_clock(|| SystemTime::UNIX_EPOCH + Duration::from_secs(1_721_995_200))
-            .render(&messages, false)
+            .render(&messages.to_vec().into(), false)
     }
 
     /// The expected strings are those of jinja2 3.1.6, set up as in `transformers`.
@@ -178,6 +182,36 @@ mod tests {
             ),
         ] {
             assert_eq!(render(source).unwrap(), expected, "{source}");
+        }
+    }
+
+    /// `tests/reference/messages.py` made the expected strings, with `apply_chat_template` of transformers 5.23.0.
+    #[test]
+    fn tools_and_arguments_reach_the_template() {
+        let conversation = |tools: &str, arguments: &str| {
+            let messages = vec![Message::new("user", "hi")];
+            let json = |text: &str| (!text.is_empty()).then(|| serde_json::from_str(text).unwrap());
+            Conversation::new(messages, json(tools), json(arguments)).unwrap()
+        };
+        let render = |source, tools, arguments| {
+            let tokens = BTreeMap::from([("bos_token".to_owned(), json!("<s>"))]);
+            ChatTemplate::new(source, &tokens)
+                .unwrap()
+                .render(&conversation(tools, arguments), false)
+                .unwrap()
+        };
+        let source =
+            "{{ tools | tojson }} {{ documents }} {{ x }} {{ bos_token }} {{ add_generation_prompt }}";
+        for (tools, arguments, expected) in [
+            ("", "", "null None  <s> False"),
+            ("[]", r#"{"x": 1, "bos_token": "<b>"}"#, "[] None 1 <b> False"),
+            (
+                r#"[{"b": 1.0, "a": {"d": 2, "c": null}}]"#,
+                r#"{"documents": [{"text": "t"}], "add_generation_prompt": true}"#,
+                r#"[{"b": 1.0, "a": {"d": 2, "c": null}}] [{'text': 't'}]  <s> True"#,
+            ),
+        ] {
+            assert_eq!(render(source, tools, arguments), expected);
         }
     }
 

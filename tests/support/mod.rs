@@ -220,11 +220,12 @@ pub(crate) fn config(models: Models) -> service::Config {
         metrics: any_port,
         limits: service::Limits {
             max_message_bytes: 32 << 20,
+            message_time: Duration::from_secs(60),
             max_samples_per_request: 1024,
             max_in_flight_bytes: 64 << 20,
         },
         engine: engine::Config { max_batch_tokens: 1024, max_queue_tokens: 8192, share_prefixes: true },
-        connections: service::Connections { max: 256, ..Default::default() },
+        keepalive: Duration::from_secs(30),
         drain_grace: Duration::ZERO,
         drain_limit: Duration::from_secs(10),
         models,

@@ -234,11 +234,12 @@ fn service_of(variants: Vec<VariantConfig>) -> service::Config {
         metrics: any_port,
         limits: service::Limits {
             max_message_bytes: 32 << 20,
+            message_time: Duration::from_secs(60),
             max_samples_per_request: 1024,
             max_in_flight_bytes: 512 << 20,
         },
         engine: engine::Config { max_batch_tokens: 16_384, max_queue_tokens: 1 << 20, share_prefixes: true },
-        connections: service::Connections::default(),
+        keepalive: Duration::from_secs(30),
         drain_grace: Duration::ZERO,
         drain_limit: Duration::ZERO,
         models: service::Models { variants, weights: Default::default() },

@@ -19,6 +19,7 @@ use super::Parameter;
 use super::Trainable;
 use super::save;
 use super::threads::Threads;
+use crate::disk;
 use crate::model::ModelError;
 use crate::model::RewardModel;
 use crate::model::config::BackboneConfig;
@@ -166,7 +167,8 @@ fn backbone_prefix(checkpoint: &Checkpoint, config: &CheckpointConfig) -> String
 }
 
 fn read_fields(path: &Path) -> Result<Map<String, Value>, ModelError> {
-    let text = std::fs::read_to_string(path).map_err(|source| ModelError::read(path, source))?;
+    let text =
+        disk::read_to_string(path, disk::SETTINGS_BYTES).map_err(|source| ModelError::read(path, source))?;
     serde_json::from_str(&text).map_err(|error| ModelError::config(path, error))
 }
 

@@ -11,6 +11,7 @@ use serde_json::Value;
 use serde_json::json;
 
 use super::Trainable;
+use crate::disk;
 use crate::model::ModelError;
 use crate::model::adamw::with_values;
 use crate::model::config;
@@ -68,13 +69,10 @@ impl Trainable {
     /// The base's, without its calibration.
     fn manifest(&self) -> Result<Option<Value>, ModelError> {
         let path = self.dir.join(MANIFEST);
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(ModelError::read(&path, source)),
-        };
+        let read = disk::read_if_there(&path, disk::SETTINGS_BYTES);
+        let Some(text) = read.map_err(|source| ModelError::read(&path, source))? else { return Ok(None) };
         let mut manifest: Map<String, Value> =
-            serde_json::from_str(&text).map_err(|error| ModelError::config(&path, error))?;
+            serde_json::from_slice(&text).map_err(|error| ModelError::config(&path, error))?;
         manifest.remove("calibration");
         Ok((!manifest.is_empty()).then_some(Value::Object(manifest)))
     }

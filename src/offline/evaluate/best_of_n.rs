@@ -49,8 +49,8 @@ pub(super) fn read_candidates(path: &Path) -> anyhow::Result<Vec<Candidates>> {
         let input = |response: String| match &prompt {
             Prompt::Text(prompt) => Input::Text { prompt: prompt.clone(), response },
             Prompt::Messages(messages) => {
-                let answer = Message { role: "assistant".to_owned(), content: response };
-                Input::Conversation(messages.iter().cloned().chain([answer]).collect())
+                let answer = Message::new("assistant", response);
+                Input::Conversation(messages.iter().cloned().chain([answer]).collect::<Vec<_>>().into())
             }
         };
         candidates.push(Candidates { line, responses: responses.into_iter().map(input).collect() });

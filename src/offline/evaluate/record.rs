@@ -5,7 +5,6 @@
 //! ```
 
 use std::collections::HashSet;
-use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -13,6 +12,7 @@ use anyhow::Context;
 use anyhow::ensure;
 use serde::Deserialize;
 
+use crate::disk;
 use crate::model::weights::hex;
 use crate::text::dataset::Dataset;
 
@@ -54,7 +54,7 @@ impl Record {
         mut datasets: impl Iterator<Item = &'a Dataset>,
     ) -> anyhow::Result<Self> {
         let act = || format!("read the training record {}", path.display());
-        let text = fs::read_to_string(path).with_context(act)?;
+        let text = disk::read_to_string(path, disk::VOCABULARY_BYTES).with_context(act)?;
         let record: Self = serde_json::from_str(&text).with_context(act)?;
         let training = &record.data.training;
         ensure!(!training.is_empty(), "{}: data.training is empty", path.display());

@@ -5,6 +5,7 @@ use serde_json::Map;
 use serde_json::Value;
 use serde_json::json;
 
+use crate::disk;
 use crate::model::config::CheckpointConfig;
 use crate::model::head::HeadKind;
 use crate::model::weights::Checkpoint;
@@ -28,7 +29,8 @@ pub(super) fn merged(
     dtype: OutputDtype,
 ) -> anyhow::Result<Value> {
     let path = first.dir_of("config.json").join("config.json");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let text = disk::read_to_string(&path, disk::SETTINGS_BYTES)
+        .with_context(|| format!("read {}", path.display()))?;
     let mut fields: Map<String, Value> =
         serde_json::from_str(&text).with_context(|| format!("read {}", path.display()))?;
     // where one member came from says nothing of the merge

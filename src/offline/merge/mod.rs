@@ -23,6 +23,7 @@ use safetensors::Dtype;
 use serde_json::Map;
 use serde_json::Value;
 
+use crate::disk;
 use crate::model::ahead;
 use crate::model::config::CheckpointConfig;
 use crate::model::likeness::Likeness;
@@ -470,12 +471,10 @@ fn warnings(members: &[Member], tensors: &Tensors) -> anyhow::Result<Vec<String>
 /// What of a member's manifest is true of the merge; `None` if nothing.
 fn merged_manifest(dir: &Path) -> anyhow::Result<Option<Value>> {
     let path = dir.join("rewarm.json");
-    if !path.is_file() {
-        return Ok(None);
-    }
-    let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let read = disk::read_if_there(&path, disk::SETTINGS_BYTES);
+    let Some(text) = read.with_context(|| format!("read {}", path.display()))? else { return Ok(None) };
     let mut fields: Map<String, Value> =
-        serde_json::from_str(&text).with_context(|| format!("read {}", path.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("read {}", path.display()))?;
     fields.retain(|key, _| KEPT_MANIFEST_KEYS.contains(&key.as_str()));
     Ok((!fields.is_empty()).then_some(Value::Object(fields)))
 }

@@ -271,6 +271,7 @@ fn prompt(pair: &PreferencePair) -> String {
     match (&pair.chosen, &pair.rejected) {
         (Input::Text { prompt, .. }, _) => prompt.clone(),
         (Input::Conversation(chosen), Input::Conversation(rejected)) => {
+            let (chosen, rejected) = (&chosen.messages, &rejected.messages);
             let common = chosen.iter().zip(rejected).take_while(|(one, other)| one == other).count();
             json!(chosen[..common]).to_string()
         }

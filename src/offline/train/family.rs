@@ -30,6 +30,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::disk;
 use crate::model::save::PARTIAL;
 use crate::model::save::replace_file;
 use crate::model::weights::hex;
@@ -353,10 +354,8 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> anyhow::Result<Option<T>> {
 
 /// The file's content; none where there is no file.
 pub(super) fn read_if_there(path: &Path) -> anyhow::Result<Option<Vec<u8>>> {
-    match std::fs::read(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        read => read.map(Some).with_context(|| format!("read {}", path.display())),
-    }
+    // a state of the training holds all weights: no limit but what the file says
+    disk::read_if_there(path, u64::MAX - 1).with_context(|| format!("read {}", path.display()))
 }
 
 fn write_json(path: &Path, document: &impl Serialize) -> anyhow::Result<()> {
