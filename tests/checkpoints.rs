@@ -39,7 +39,7 @@ fn load(config: &VariantConfig) -> Result<Variant, String> {
 }
 
 fn check(config: &VariantConfig) -> Result<(), String> {
-    Loader::default().check(config).map_err(|error| chain(&error))
+    Loader::default().check(config).map(|_| ()).map_err(|error| chain(&error))
 }
 
 /// One way to spoil a checkpoint.

@@ -39,7 +39,10 @@ fn check_accepts_a_good_configuration_and_names_every_problem_of_a_bad_one() {
     let good = config_file(folder.path(), "llama");
     let output = run(&["serve", "--check", "--config", good.to_str().unwrap()]);
     assert!(output.status.success(), "{output:?}");
-    assert_eq!(text(&output.stdout), "the configuration is valid: it serves tiny\n");
+    assert_eq!(
+        text(&output.stdout),
+        "the configuration is valid: it serves tiny (text_rule: chat_template)\n"
+    );
 
     let bad = folder.path().join("bad.toml");
     std::fs::write(&bad, "[server]\ncolour = 1\n[variants.a]\nmode = 'warm'\nmodel = 'nowhere'\n").unwrap();

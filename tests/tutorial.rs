@@ -32,7 +32,10 @@ fn the_readme_makes_a_family_that_has_learnt_and_can_be_served() {
     assert!(output.status.success(), "{told}");
     assert!(!told.contains("warning"), "{told}");
     let said = String::from_utf8_lossy(&output.stdout);
-    assert!(said.contains("the configuration is valid: it serves ens, warm"), "{said}");
+    assert!(
+        said.contains("the configuration is valid: it serves ens (text_rule: sentence_pair), warm"),
+        "{said}"
+    );
 
     let evaluation = std::fs::read(folder.path().join("family/report/evaluation.json")).unwrap();
     let evaluation: Value = serde_json::from_slice(&evaluation).unwrap();

@@ -13,6 +13,7 @@ use crate::cli::load;
 use crate::config;
 use crate::config::Overrides;
 use crate::config::ServeConfig;
+use crate::model::ModelError;
 use crate::model::golden::GoldenRewards;
 use crate::model::ops::cpu::Isa;
 use crate::model::variant::Loader;
@@ -50,19 +51,25 @@ pub(super) fn run(args: &ServeArgs) -> anyhow::Result<()> {
 fn check(config: &ServeConfig) -> anyhow::Result<()> {
     let variants = &config.service.models.variants;
     let mut loader = Loader::default();
-    let problems: Vec<String> = variants
-        .iter()
-        .filter_map(|variant| {
-            let checked = loader.check(variant).and_then(|()| GoldenRewards::of_models(variant));
-            let error = checked.err()?;
-            Some(format!("variants.{}: {:#}", variant.name, anyhow::Error::from(error)))
-        })
-        .collect();
+    let mut problems = Vec::new();
+    let mut served = Vec::new();
+    for variant in variants {
+        let mut check = || {
+            let text_rule = loader.check(variant)?;
+            GoldenRewards::of_models(variant)?;
+            Ok::<_, ModelError>(text_rule)
+        };
+        match check() {
+            Ok(text_rule) => served.push(format!("{} (text_rule: {text_rule})", variant.name)),
+            Err(error) => {
+                problems.push(format!("variants.{}: {:#}", variant.name, anyhow::Error::from(error)))
+            }
+        }
+    }
     if !problems.is_empty() {
         bail!(config::ConfigError(problems));
     }
-    let names: Vec<&str> = variants.iter().map(|variant| variant.name.as_str()).collect();
-    writeln!(std::io::stdout(), "the configuration is valid: it serves {}", names.join(", "))
+    writeln!(std::io::stdout(), "the configuration is valid: it serves {}", served.join(", "))
         .context("write the answer")
 }
 

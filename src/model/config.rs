@@ -164,11 +164,12 @@ impl BackboneConfig {
         }
     }
 
-    /// How a prompt and a response are joined for a model without a chat template.
-    pub fn default_text_rule(&self) -> TextRule {
+    /// How a prompt and a response are joined for a model without a chat template: what encoders are pretrained on; of
+    /// a decoder nothing is known.
+    pub fn default_text_rule(&self) -> Option<TextRule> {
         match self {
-            Self::Decoder(_) => TextRule::Concatenation,
-            Self::Encoder(_) => TextRule::SentencePair,
+            Self::Decoder(_) => None,
+            Self::Encoder(_) => Some(TextRule::SentencePair),
         }
     }
 

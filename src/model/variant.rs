@@ -36,6 +36,7 @@ use crate::model::weights::Weights;
 use crate::model::weights::hex;
 use crate::text::SampleTokenizer;
 use crate::text::TextOptions;
+use crate::text::TextRule;
 
 /// How members become one reward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -213,6 +214,8 @@ pub struct VariantInfo {
     pub architecture: String,
     /// For example "last_non_pad".
     pub pooling: &'static str,
+    /// How a prompt and a response become one sequence: "chat_template", "concatenation", "sentence_pair", or "none".
+    pub text_rule: &'static str,
 }
 
 /// One of the models that a variant was made from.
@@ -317,14 +320,18 @@ impl Loader {
             fingerprint,
             architecture: first.config.architecture,
             pooling: loaded.heads[0].1.name(),
+            text_rule: text_rule(&tokenizer),
         };
         Ok(Variant { info, scorer, tokenizer })
     }
 
-    /// Checks everything that can be checked without reading weights: files, configs, tokenizers, shapes.
-    pub fn check(&mut self, config: &VariantConfig) -> Result<(), ModelError> {
+    /// Checks everything that can be checked without reading weights: files, configs, tokenizers, shapes. Returns the
+    /// text rule.
+    pub fn check(&mut self, config: &VariantConfig) -> Result<&'static str, ModelError> {
         parse_device(&config.device)?;
-        load_models(config, &open_members(config)?, &unread_ops(), None, &mut |_| ()).map(|_| ())
+        let members = open_members(config)?;
+        load_models(config, &members, &unread_ops(), None, &mut |_| ())?;
+        Ok(text_rule(&members[0].tokenizer))
     }
 }
 
@@ -438,6 +445,10 @@ fn open_member(config: &VariantConfig, path: &Path) -> Result<Member, ModelError
 
 fn findings(members: &[Member]) -> Result<Vec<Kinship>, ModelError> {
     merge::kinship(&members.iter().map(|member| &member.checkpoint).collect::<Vec<_>>())
+}
+
+fn text_rule(tokenizer: &SampleTokenizer) -> &'static str {
+    tokenizer.rule().map_or("none", TextRule::name)
 }
 
 /// What is made of the members' weights, whatever form of the operations runs them.

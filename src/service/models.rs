@@ -118,6 +118,7 @@ impl Serving {
                 dtype = info.dtype,
                 device = info.device,
                 max_tokens = info.max_tokens,
+                text_rule = info.text_rule,
                 fingerprint = info.fingerprint,
                 "loaded variant"
             );

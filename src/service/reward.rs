@@ -151,6 +151,7 @@ fn variant(info: &VariantInfo) -> proto::VariantInfo {
         fingerprint: info.fingerprint.clone(),
         architecture: info.architecture.clone(),
         pooling: info.pooling.to_owned(),
+        text_rule: info.text_rule.to_owned(),
     }
 }
 

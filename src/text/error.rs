@@ -56,6 +56,13 @@ pub enum TextError {
          send `formatted` or `token_ids`"
     )]
     NoTemplate,
+    /// A prompt and a response, for a model of which nothing says how it was trained on two texts.
+    #[error(
+        "nothing says how this model joins a prompt and a response: it has no chat template and is no encoder of \
+         sentence pairs. Put its chat_template.jinja beside it, or {{\"text_rule\": \"concatenation\"}} (or \
+         sentence_pair) into its rewarm.json; or send `formatted` or `token_ids`"
+    )]
+    NoTextRule,
     /// A conversation that is none, or has more than text in it.
     #[error("{problem}")]
     BadConversation {

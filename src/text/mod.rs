@@ -82,6 +82,17 @@ pub enum TextRule {
     SentencePair,
 }
 
+impl TextRule {
+    /// As in the manifest.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ChatTemplate => "chat_template",
+            Self::Concatenation => "concatenation",
+            Self::SentencePair => "sentence_pair",
+        }
+    }
+}
+
 /// A sample, ready for a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenizedSample {
@@ -106,8 +117,9 @@ pub struct TextOptions {
     pub max_tokens: usize,
     /// Given by the manifest, or else by the family: see `default_rule`.
     pub rule: Option<TextRule>,
-    /// The rule of a model that has neither a chat template nor a manifest.
-    pub default_rule: TextRule,
+    /// The rule of a model that has neither a chat template nor a manifest; `None`: there is none to go by, and
+    /// [`Input::Text`] is refused.
+    pub default_rule: Option<TextRule>,
     /// Of the model's `config.json`: decides the tokenizer's class where `tokenizer_config.json` names none.
     pub model_type: Option<String>,
     /// Of the model's `config.json`: the same.
@@ -122,7 +134,7 @@ impl Default for TextOptions {
             type_vocab_size: None,
             max_tokens: usize::MAX,
             rule: None,
-            default_rule: TextRule::Concatenation,
+            default_rule: None,
             model_type: None,
             tokenizer_class: None,
         }
@@ -136,7 +148,8 @@ impl Default for TextOptions {
 pub struct SampleTokenizer {
     template: Option<ChatTemplate>,
     encoder: Encoder,
-    rule: TextRule,
+    /// `None`: how this model was trained on two texts is not known, and a guess would be a wrong reward.
+    rule: Option<TextRule>,
     max_tokens: usize,
     digest: [u8; 32],
 }
@@ -152,8 +165,8 @@ impl SampleTokenizer {
             (Some(TextRule::ChatTemplate), None) => {
                 return Err(TextError::RuleWithoutTemplate { dir: dir.to_path_buf() });
             }
-            (Some(rule), _) => rule,
-            (None, Some(_)) => TextRule::ChatTemplate,
+            (Some(rule), _) => Some(rule),
+            (None, Some(_)) => Some(TextRule::ChatTemplate),
             (None, None) => options.default_rule,
         };
         let max_tokens = files.model_max_length.unwrap_or(usize::MAX).min(options.max_tokens);
@@ -175,12 +188,13 @@ impl SampleTokenizer {
     pub fn tokenize(&self, input: &Input, truncation: Truncation) -> Result<TokenizedSample, TextError> {
         let sequence = match input {
             Input::Text { prompt, response } => match self.rule {
-                TextRule::ChatTemplate => {
+                None => Err(TextError::NoTextRule),
+                Some(TextRule::ChatTemplate) => {
                     let turns = vec![Message::new("user", prompt), Message::new("assistant", response)];
                     self.conversation(&turns.into(), truncation)
                 }
-                TextRule::Concatenation => self.encoder.concatenation(prompt, response),
-                TextRule::SentencePair => self.encoder.pair(prompt, response),
+                Some(TextRule::Concatenation) => self.encoder.concatenation(prompt, response),
+                Some(TextRule::SentencePair) => self.encoder.pair(prompt, response),
             },
             Input::Conversation(conversation) => self.conversation(conversation, truncation),
             Input::Formatted(text) => self.encoder.rendered(text, &[Span::whole(text)]),
@@ -196,6 +210,11 @@ impl SampleTokenizer {
             type_ids: sequence.type_ids,
             truncated_tokens,
         })
+    }
+
+    /// How a prompt and a response become one sequence; `None`: they do not.
+    pub fn rule(&self) -> Option<TextRule> {
+        self.rule
     }
 
     /// The longest sequence that [`Self::tokenize`] returns.
@@ -247,7 +266,7 @@ impl SampleTokenizer {
 }
 
 /// Two parts, the first behind its length: no two different inputs are the same bytes.
-fn digest(files: &TextFiles, rule: TextRule, max_tokens: usize) -> [u8; 32] {
+fn digest(files: &TextFiles, rule: Option<TextRule>, max_tokens: usize) -> [u8; 32] {
     let template = files.template.as_ref().map(|template| &template.source);
     let rest = serde_json::to_vec(&(template, &files.special_tokens, rule, max_tokens))
         .expect("strings and numbers are JSON");
@@ -337,7 +356,8 @@ mod tests {
     }
 
     fn options(rule: Option<TextRule>, max_tokens: usize) -> TextOptions {
-        TextOptions { vocab_size: VOCAB_SIZE, max_tokens, rule, ..TextOptions::default() }
+        let default_rule = Some(TextRule::Concatenation);
+        TextOptions { vocab_size: VOCAB_SIZE, max_tokens, rule, default_rule, ..TextOptions::default() }
     }
 
     fn load(template: Option<&str>, rule: Option<TextRule>, max_tokens: usize) -> SampleTokenizer {
@@ -378,13 +398,19 @@ mod tests {
             SampleTokenizer::load(dir.path(), &options(Some(TextRule::ChatTemplate), 99)).unwrap_err();
         assert!(matches!(error, TextError::RuleWithoutTemplate { .. }), "{error}");
 
-        let default_rule = TextRule::ChatTemplate;
         let tokenizer =
-            SampleTokenizer::load(dir.path(), &TextOptions { default_rule, ..options(None, 99) }).unwrap();
-        for input in [text("a", "b"), Input::Conversation(vec![Message::new("user", "a")].into())] {
-            let error = tokenizer.tokenize(&input, Truncation::Reject).unwrap_err();
-            assert!(matches!(error, TextError::NoTemplate), "{error}");
+            SampleTokenizer::load(dir.path(), &TextOptions { default_rule: None, ..options(None, 99) })
+                .unwrap();
+        let conversation = Input::Conversation(vec![Message::new("user", "a")].into());
+        let error = tokenizer.tokenize(&conversation, Truncation::Reject).unwrap_err();
+        assert!(matches!(error, TextError::NoTemplate), "{error}");
+        let error = tokenizer.tokenize(&text("a", "b"), Truncation::Reject).unwrap_err();
+        assert!(matches!(error, TextError::NoTextRule), "{error}");
+        for way_out in ["chat_template.jinja", r#""text_rule""#, "rewarm.json", "formatted", "token_ids"] {
+            assert!(error.to_string().contains(way_out), "{error}");
         }
+        let formatted = Input::Formatted("ab".to_owned());
+        assert!(tokenizer.tokenize(&formatted, Truncation::Reject).is_ok());
         let error =
             SampleTokenizer::load(checkpoint(Some("{% if %}")).path(), &options(None, 99)).unwrap_err();
         assert!(matches!(error, TextError::BadTemplate { .. }), "{error}");

@@ -31,6 +31,7 @@ use rewarm::service::Running;
 use rewarm::service::Source;
 use rewarm::text::SampleTokenizer;
 use rewarm::text::TextOptions;
+use rewarm::text::TextRule;
 use tonic::transport::Channel;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -130,7 +131,12 @@ pub(crate) fn tokenizer() -> Arc<SampleTokenizer> {
     });
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("tokenizer.json"), json.to_string()).unwrap();
-    let options = TextOptions { vocab_size: 1001, max_tokens: MAX_TOKENS, ..TextOptions::default() };
+    let options = TextOptions {
+        vocab_size: 1001,
+        max_tokens: MAX_TOKENS,
+        default_rule: Some(TextRule::Concatenation),
+        ..TextOptions::default()
+    };
     Arc::new(SampleTokenizer::load(folder.path(), &options).unwrap())
 }
 
@@ -158,6 +164,7 @@ pub(crate) fn ensemble(name: &str, models: &[Arc<Fake>]) -> Variant {
         max_tokens: MAX_TOKENS,
         fingerprint: format!("fingerprint-of-{name}"),
         architecture: "Fake".to_owned(),
+        text_rule: "concatenation",
         pooling: "cls",
     };
     let scorer = match models {

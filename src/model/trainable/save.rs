@@ -21,12 +21,14 @@ use crate::model::merge::Averaged;
 use crate::model::save::CheckpointWriter;
 use crate::model::save::MAX_SHARD_BYTES;
 use crate::model::save::TensorSpec;
+use crate::text::TextRule;
 
 const MANIFEST: &str = "rewarm.json";
 
 impl Trainable {
     /// Writes a checkpoint, whole or not at all: weights rounded once to `dtype` (`f32`, `bf16` or `f16`), config,
-    /// tokenizer, template, the manifest without its calibration (these are other weights), and JSON `files` beside.
+    /// tokenizer, template, the manifest (without a calibration, for these are other weights; with the text rule, where
+    /// no template says it), and JSON `files` beside.
     ///
     /// It is the form that the base had; a base without a head, and transformers' own heads, become transformers'
     /// `*ForSequenceClassification`. What a reward does not depend on, such as `lm_head`, is left out.
@@ -66,14 +68,18 @@ impl Trainable {
         writer.finish()
     }
 
-    /// The base's, without its calibration.
+    /// The base's, without its calibration, and with the rule that the texts were joined by.
     fn manifest(&self) -> Result<Option<Value>, ModelError> {
         let path = self.dir.join(MANIFEST);
         let read = disk::read_if_there(&path, disk::SETTINGS_BYTES);
-        let Some(text) = read.map_err(|source| ModelError::read(&path, source))? else { return Ok(None) };
-        let mut manifest: Map<String, Value> =
-            serde_json::from_slice(&text).map_err(|error| ModelError::config(&path, error))?;
+        let mut manifest: Map<String, Value> = match read.map_err(|source| ModelError::read(&path, source))? {
+            Some(text) => serde_json::from_slice(&text).map_err(|error| ModelError::config(&path, error))?,
+            None => Map::new(),
+        };
         manifest.remove("calibration");
+        if let Some(rule) = self.tokenizer.rule().filter(|rule| *rule != TextRule::ChatTemplate) {
+            manifest.insert("text_rule".to_owned(), json!(rule));
+        }
         Ok((!manifest.is_empty()).then_some(Value::Object(manifest)))
     }
 }

@@ -438,7 +438,9 @@ fn warnings(members: &[Member], tensors: &Tensors) -> anyhow::Result<Vec<String>
         let mut warn =
             |what: String| warnings.push(format!("member {index} ({}) {what}", member.path.display()));
         let manifest = |member: &Member| (member.manifest.text_rule, member.manifest.max_tokens);
-        if text(member)? != text_of_first || manifest(member) != manifest(first) {
+        let text = text(member)?;
+        // a digest covers rule and limit, however the manifest puts them
+        if text != text_of_first || (text.is_none() && manifest(member) != manifest(first)) {
             warn(
                 "has another chat template, text rule or length limit than member 0, whose is used"
                     .to_owned(),
