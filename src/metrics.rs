@@ -69,6 +69,8 @@ const MODEL_INFO: &str = "rewarm_model_info";
 const ROUTE_WEIGHT: &str = "rewarm_route_weight";
 const RELOADS: &str = "rewarm_reloads_total";
 const READY: &str = "rewarm_ready";
+const CONNECTIONS: &str = "rewarm_connections";
+const CONNECTIONS_CLOSED: &str = "rewarm_connections_closed_total";
 const BUILD_INFO: &str = "rewarm_build_info";
 /// Without our prefix: dashboards and `resets()` habits know it by this name.
 const PROCESS_START_TIME: &str = "process_start_time_seconds";
@@ -146,6 +148,9 @@ const METRICS: &[Metric] = &[
         "Share of the requests that name no variant; the shares sum to 1."),
     metric(RELOADS, Kind::Counter, Unit::Count, "Reloads by result."),
     metric(READY, Kind::Gauge, Unit::Count, "1 once the server takes requests, 0 while it loads or drains."),
+    metric(CONNECTIONS, Kind::Gauge, Unit::Count, "Connections that are open."),
+    metric(CONNECTIONS_CLOSED, Kind::Counter, Unit::Count,
+        "Connections that ended or were refused, by reason; peer: by whoever connected, or in good order."),
     metric(BUILD_INFO, Kind::Gauge, Unit::Count, "Always 1; the version is a label."),
     metric(PROCESS_START_TIME, Kind::Gauge, Unit::Seconds, "When the process started, in seconds since 1970."),
 ];
@@ -245,6 +250,44 @@ label! {
         Loading = "loading",
         /// The server stops.
         Draining = "draining",
+    }
+}
+
+label! {
+    /// What a port is for.
+    Port {
+        /// The reward service.
+        Reward = "reward",
+        /// The admin service.
+        Admin = "admin",
+        /// Metrics and health over HTTP.
+        Metrics = "metrics",
+    }
+}
+
+label! {
+    /// Why a connection ended.
+    Closed {
+        /// Its peer left, or both agreed.
+        ByPeer = "peer",
+        /// It did not begin in time.
+        Silent = "silent",
+        /// No byte moved for too long, on the metrics port.
+        Idle = "idle",
+        /// It did not answer when it was asked whether it lives, or read nothing of what it was sent.
+        KeepAlive = "keepalive",
+        /// It began with something else than the port speaks.
+        OtherProtocol = "other_protocol",
+        /// It broke the rules of the protocol.
+        ProtocolError = "protocol_error",
+        /// It had not made a call yet when the port was full, and another came.
+        Displaced = "displaced",
+        /// The port was full: it was refused.
+        Full = "full",
+        /// Its peer had as many as one may have: it was refused.
+        PeerFull = "peer_full",
+        /// The server stopped, and it did not go by itself.
+        Drained = "drained",
     }
 }
 
@@ -349,6 +392,12 @@ fn register_process() {
     }
     for result in Reload::ALL {
         counter!(RELOADS, "result" => result.as_str()).increment(0);
+    }
+    for port in Port::ALL {
+        connections(*port).set(0.0);
+        for reason in Closed::ALL {
+            connections_closed(*port, *reason).increment(0);
+        }
     }
     register_requests("");
 }
@@ -495,6 +544,29 @@ pub fn routing_changed(weights: &BTreeMap<String, f64>) {
 /// The server takes requests, or does not any more.
 pub fn readiness_changed(is_ready: bool) {
     gauge!(READY).set(f64::from(u8::from(is_ready)));
+}
+
+/// A connection was accepted and found a place.
+pub fn connection_opened(port: Port) {
+    connections(port).increment(1.0);
+}
+
+/// A connection ended that had a place.
+pub fn connection_left(port: Port) {
+    connections(port).decrement(1.0);
+}
+
+/// A connection ended or was refused, for this reason.
+pub fn connection_closed(port: Port, reason: Closed) {
+    connections_closed(port, reason).increment(1);
+}
+
+fn connections(port: Port) -> Gauge {
+    gauge!(CONNECTIONS, "port" => port.as_str())
+}
+
+fn connections_closed(port: Port, reason: Closed) -> Counter {
+    counter!(CONNECTIONS_CLOSED, "port" => port.as_str(), "reason" => reason.as_str())
 }
 
 /// A reload ended.

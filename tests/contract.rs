@@ -60,7 +60,7 @@ fn describe_metrics(exposition: &str) -> String {
         text += &format!("{name} {kind}\n    {}\n", helps.get(name).expect("every metric is described"));
         for (label, values) in labels.get(name).into_iter().flatten() {
             let values = match *label {
-                "code" | "method" | "outcome" | "reason" | "result" | "stage" | "le" => {
+                "code" | "method" | "outcome" | "port" | "reason" | "result" | "stage" | "le" => {
                     let mut values: Vec<&str> = values.iter().copied().collect();
                     values.sort_by(|a, b| match (a.parse::<f64>(), b.parse::<f64>()) {
                         (Ok(a), Ok(b)) => a.total_cmp(&b),

@@ -15,6 +15,7 @@ use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use clap::Parser;
@@ -115,7 +116,12 @@ The configuration, with its defaults (unknown keys are errors; paths are relativ
   max_message_bytes = 33554432        # a larger request is refused
   message_seconds = 60                # for a message to arrive, from its first byte to its last
   max_in_flight_bytes = 536870912     # of all requests together, from first byte to answer; more are refused
-  keepalive_seconds = 30              # a silent connection is asked whether it lives
+  max_connections = 8192              # to the reward port; fewer where ulimit -n allows no more
+  max_connections_per_peer = 0        # from one address to one port; 0: no bound of its own
+  first_bytes_seconds = 10            # a connection that has not begun to speak by then is closed
+  idle_seconds = 75                   # and so is one to the metrics port on which nothing moves
+  keepalive_seconds = 30              # a silent gRPC connection is asked whether it lives
+  keepalive_timeout_seconds = 20      # and closed if it does not answer by then; else it stays
   drain_grace_seconds = 5             # after SIGTERM: time for load balancers to look elsewhere
   drain_seconds = 30                  # after that: time for admitted work to finish
 
@@ -159,6 +165,8 @@ A flag wins over its variable, a variable over the file.";
 struct ScoreArgs {
     #[command(flatten)]
     by: ScoreBy,
+    #[command(flatten)]
+    answers: AnswerArgs,
     /// How members become one reward.
     #[arg(long, conflicts_with_all = ["model", "server"])]
     mode: Option<Mode>,
@@ -211,6 +219,20 @@ struct ScoreBy {
     server: Option<String>,
 }
 
+/// How patient a command is with a server.
+#[derive(Debug, Args)]
+struct AnswerArgs {
+    /// Gives up on a server that accepts a connection and then says nothing for so long.
+    #[arg(long, value_name = "SECONDS", default_value_t = client::TIMEOUT.as_secs() as u32, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    timeout: u32,
+}
+
+impl AnswerArgs {
+    fn timeout(&self) -> Duration {
+        Duration::from_secs(self.timeout.into())
+    }
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum TruncationArg {
     /// It gets an error.
@@ -233,6 +255,8 @@ struct HealthArgs {
     /// Asks for one variant instead of the server as a whole.
     #[arg(long, value_name = "NAME")]
     variant: Option<String>,
+    #[command(flatten)]
+    answers: AnswerArgs,
 }
 
 impl Cli {
@@ -246,7 +270,9 @@ impl Cli {
             Command::Bench(args) => bench::run(args),
             Command::Train(args) => train::run(&args),
             Command::Evaluate(args) => evaluate::run(args),
-            Command::Health(args) => client::check_health(&args.server_url(), args.variant.as_deref()),
+            Command::Health(args) => {
+                client::check_health(&args.server_url(), args.variant.as_deref(), args.answers.timeout())
+            }
         }
     }
 }

@@ -52,7 +52,8 @@ pub(super) fn run(args: ScoreArgs) -> anyhow::Result<()> {
 fn backend(args: ScoreArgs) -> anyhow::Result<Box<dyn Backend>> {
     let truncation = args.truncation.into();
     if let Some(server) = &args.by.server {
-        return Ok(Box::new(Client::connect(server, args.variant.unwrap_or_default(), truncation)?));
+        let variant = args.variant.unwrap_or_default();
+        return Ok(Box::new(Client::connect(server, variant, truncation, args.answers.timeout())?));
     }
     let mode = args.mode.unwrap_or(Mode::Warm);
     let options = VariantOptions {

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tonic::Code;
 use tonic::transport::Channel;
 
-use crate::client::endpoint;
+use crate::client::greet;
 use crate::client::in_words;
 use crate::client::runtime;
 use crate::client::to_proto;
@@ -41,12 +41,10 @@ pub struct LoadClient {
 }
 
 impl LoadClient {
-    /// Connects to `server`.
-    pub fn connect(server: &str) -> anyhow::Result<Self> {
+    /// Connects to `server`, which may take so long to say anything.
+    pub fn connect(server: &str, timeout: Duration) -> anyhow::Result<Self> {
         let runtime = runtime()?;
-        let endpoint = endpoint(server)?;
-        let channel =
-            runtime.block_on(async { endpoint.connect().await }).context(format!("connect to {server}"))?;
+        let channel = runtime.block_on(greet(server, timeout))?;
         Ok(Self { runtime, service: RewardServiceClient::new(channel) })
     }
 }

@@ -36,9 +36,10 @@ use crate::text::Input;
 use crate::text::Message;
 use crate::text::Truncation;
 
-/// A health check is asked every few seconds: no answer in this time is an answer.
-const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a server may take to say anything at all, unless the user says otherwise.
+pub const TIMEOUT: Duration = Duration::from_secs(5);
+/// While an answer takes its time the server is asked whether it lives, as often as proxies suffer it.
+const KEEPALIVE: Duration = Duration::from_secs(10);
 /// Samples in one request: enough to fill a batch, few enough that a refusal costs little.
 const REQUEST_SAMPLES: usize = 64;
 /// Bytes of text in one request, roughly; well below what a server takes.
@@ -51,17 +52,11 @@ const PATIENCE: Duration = Duration::from_secs(600);
 const BACKOFF: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(10)];
 
 /// Fails unless the server serves: all of it, or one variant.
-pub fn check_health(server: &str, variant: Option<&str>) -> anyhow::Result<()> {
+pub fn check_health(server: &str, variant: Option<&str>, timeout: Duration) -> anyhow::Result<()> {
     runtime()?.block_on(async {
-        let channel = endpoint(server)?
-            .timeout(HEALTH_TIMEOUT)
-            .connect()
-            .await
-            .context(format!("connect to {server}"))?;
+        let channel = connect(server, timeout).await?;
         let service = variant.unwrap_or("rewarm.v1.RewardService").to_owned();
-        let request = HealthCheckRequest { service: service.clone() };
-        let response = HealthClient::new(channel).check(request).await.map_err(in_words)?;
-        let status = response.into_inner().status();
+        let status = health(server, channel, &service, timeout).await?.map_err(in_words)?;
         ensure!(status == ServingStatus::Serving, "{service} is {}", status.as_str_name());
         Ok(())
     })
@@ -77,11 +72,14 @@ pub struct Client {
 
 impl Client {
     /// Connects to `server`. An empty `variant` leaves the choice to the server's routing.
-    pub fn connect(server: &str, variant: String, truncation: Truncation) -> anyhow::Result<Self> {
+    pub fn connect(
+        server: &str,
+        variant: String,
+        truncation: Truncation,
+        timeout: Duration,
+    ) -> anyhow::Result<Self> {
         let runtime = runtime()?;
-        let endpoint = endpoint(server)?;
-        let channel =
-            runtime.block_on(async { endpoint.connect().await }).context(format!("connect to {server}"))?;
+        let channel = runtime.block_on(greet(server, timeout))?;
         let truncation = match truncation {
             Truncation::Reject => proto::Truncation::Reject,
             Truncation::Left => proto::Truncation::Left,
@@ -223,9 +221,43 @@ fn outcomes(response: proto::ScoreResponse, samples: usize) -> anyhow::Result<Ve
     Ok(results.into_iter().map(outcome).collect())
 }
 
-fn endpoint(server: &str) -> anyhow::Result<Endpoint> {
+async fn connect(server: &str, timeout: Duration) -> anyhow::Result<Channel> {
     let endpoint = Endpoint::from_shared(server.to_owned()).context(format!("`{server}` is not a URL"))?;
-    Ok(endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true))
+    let endpoint = endpoint
+        .connect_timeout(timeout)
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(timeout)
+        .tcp_nodelay(true);
+    endpoint.connect().await.context(format!("connect to {server}"))
+}
+
+/// Connects, and makes sure that somebody is there who speaks gRPC: a port may accept and then say nothing.
+async fn greet(server: &str, timeout: Duration) -> anyhow::Result<Channel> {
+    let channel = connect(server, timeout).await?;
+    match health(server, channel.clone(), "", timeout).await? {
+        // What comes from the transport, and not from a server, has a cause.
+        Err(status) if std::error::Error::source(&status).is_some() => Err(in_words(status))
+            .context(format!("{server} does not speak gRPC without TLS: is it the port of a rewarm server?")),
+        // A server that does not serve, or tells no health, is one.
+        _ => Ok(channel),
+    }
+}
+
+async fn health(
+    server: &str,
+    channel: Channel,
+    service: &str,
+    timeout: Duration,
+) -> anyhow::Result<Result<ServingStatus, Status>> {
+    let request = HealthCheckRequest { service: service.to_owned() };
+    let answer = tokio::time::timeout(timeout, HealthClient::new(channel).check(request)).await;
+    let answer = answer.map_err(|_| {
+        anyhow!(
+            "{server} accepts connections and says nothing for {timeout:?}: is it the gRPC port of a rewarm \
+             server, without TLS, and does it run? (--timeout SECONDS waits longer)"
+        )
+    })?;
+    Ok(answer.map(|response| response.into_inner().status()))
 }
 
 fn runtime() -> anyhow::Result<Runtime> {

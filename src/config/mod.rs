@@ -83,9 +83,10 @@ pub fn load(overrides: &Overrides) -> Result<ServeConfig, ConfigError> {
     }
 }
 
-/// The longest keepalive that TCP takes, about nine hours, and more than anybody waits for a drain; the clock
-/// itself overflows later.
+/// About nine hours, more than anybody waits for a connection or a drain; the clock itself overflows later.
 const MAX_SECONDS: f64 = 32_767.0;
+/// A connection that is given less loses peers that are merely busy, or far.
+const MIN_WAIT: Duration = Duration::from_secs(1);
 
 /// What is served without a configuration.
 const DEMO: &str = include_str!("demo.toml");
@@ -120,7 +121,7 @@ fn assemble(name: &str, text: &str, base: &Path, overrides: &Overrides) -> Resul
             max_queue_tokens: batching.positive("max_queue_tokens", 1 << 20, &mut problems),
             share_prefixes: batching.take("share_prefixes", &mut problems).unwrap_or(true),
         },
-        keepalive: server.seconds("keepalive_seconds", 30.0, &mut problems),
+        connections: connections(&mut server, &mut problems),
         drain_grace: server.seconds("drain_grace_seconds", 5.0, &mut problems),
         drain_limit: server.seconds("drain_seconds", 30.0, &mut problems),
         models: service::Models {
@@ -152,6 +153,29 @@ fn assemble(name: &str, text: &str, base: &Path, overrides: &Overrides) -> Resul
         check_routing(&mut config.service.models, &mut problems);
     }
     if problems.0.is_empty() { Ok(config) } else { Err(ConfigError(problems.0)) }
+}
+
+fn connections(server: &mut Section<'_>, problems: &mut Problems) -> service::Connections {
+    let default = service::Connections::default();
+    let max = server.positive("max_connections", default.max, problems);
+    // 0 is no bound: a proxy is one peer, and so is a trainer that connects for every sample.
+    let max_per_peer = server.take("max_connections_per_peer", problems).filter(|max| *max > 0);
+    let mut wait = |key: &str, default: Duration| {
+        let place = server.place_of(key);
+        let wait = server.seconds(key, default.as_secs_f64(), problems);
+        if wait < MIN_WAIT {
+            problems.add(format!("{place}: {key} must be at least {}", MIN_WAIT.as_secs()));
+        }
+        wait
+    };
+    service::Connections {
+        max,
+        max_per_peer,
+        first_bytes: wait("first_bytes_seconds", default.first_bytes),
+        idle: wait("idle_seconds", default.idle),
+        keepalive: wait("keepalive_seconds", default.keepalive),
+        keepalive_timeout: wait("keepalive_timeout_seconds", default.keepalive_timeout),
+    }
 }
 
 impl Section<'_> {
@@ -203,10 +227,6 @@ fn check_limits(config: &service::Config, problems: &mut Problems) {
     let (message, in_flight) = (config.limits.max_message_bytes, config.limits.max_in_flight_bytes);
     if in_flight < message {
         problems.add(format!("server: max_in_flight_bytes {in_flight} is below max_message_bytes {message}: a request of that size could never be served"));
-    }
-    // TCP's own keepalive counts whole seconds.
-    if config.keepalive < Duration::from_secs(1) {
-        problems.add("server: keepalive_seconds must be at least 1");
     }
 }
 
@@ -271,10 +291,20 @@ mod tests {
         assert_eq!(config.admin, ([127, 0, 0, 1], 50052).into());
         assert_eq!(config.metrics, ([0, 0, 0, 0], 9090).into());
         assert_eq!(config.limits.max_message_bytes, 32 << 20);
+        assert_eq!((config.connections.max, config.connections.max_per_peer), (8192, None));
         assert_eq!(config.engine.max_batch_tokens, 16_384);
         assert!(config.engine.share_prefixes);
         assert_eq!(config.models.weights, BTreeMap::from([("one".to_owned(), 1.0)]));
         assert!(config.models.variants[0].members[0].ends_with("a"));
+    }
+
+    #[test]
+    fn peers_have_a_bound_when_they_are_given_one() {
+        for (value, expected) in [(0, None), (7, Some(7))] {
+            let text = format!("{ONE}[server]\nmax_connections_per_peer = {value}");
+            let config = load_text(&text, Overrides::default()).unwrap();
+            assert_eq!(config.service.connections.max_per_peer, expected);
+        }
     }
 
     #[test]
@@ -371,6 +401,11 @@ shadow = { variant = 'e', fraction = 0.1 }
                 text: "[server]\nkeepalive_seconds = 0.5",
                 problem: "keepalive_seconds must be at least 1",
             },
+            Case {
+                text: "[server]\nfirst_bytes_seconds = 0",
+                problem: "rewarm.toml:8: first_bytes_seconds must be at least 1",
+            },
+            Case { text: "[server]\nmax_connections = 0", problem: "max_connections must be above 0" },
             Case {
                 text: "[server]\nkeepalive_seconds = 40_000",
                 problem: "must be from 0 to 32767, not 40000.0",

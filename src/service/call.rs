@@ -1,31 +1,52 @@
 //! What the metadata of a call says: its deadline, and the trace it belongs to.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
+use axum::body::Body;
 use http::Extensions;
 use http::HeaderMap;
+use http::HeaderValue;
+use http::Request;
+use http::Response;
 use tokio::time::Instant;
-use tonic::Request;
+use tokio::time::timeout_at;
 use tonic::Status;
-use tonic::metadata::AsciiMetadataValue;
-use tonic::metadata::MetadataMap;
 use tracing::Span;
 
 use crate::service::status::ServiceError;
 
-/// tonic runs a timer of its own on `grpc-timeout` and answers CANCELLED. Ours ends a little earlier, to answer
-/// DEADLINE_EXCEEDED instead, and while the caller still listens.
+/// A caller has a timer of its own, and leaves when it ends. Ours ends a little earlier, so that the caller is
+/// told why, and the call is known here as one that was late, not as one that was left.
 const EARLIER: Duration = Duration::from_millis(5);
+/// Whoever works on a call ends at its deadline, and counts it. Where nobody does yet, since the message is still
+/// on its way, or where nobody looks at deadlines, the call ends so much later.
+const LATER: Duration = Duration::from_millis(50);
 
 /// When the answer to a call is of no use any more.
 #[derive(Clone, Copy)]
 struct Deadline(Option<Instant>);
 
 /// Notes a call's deadline as it arrives: its message, which may be large, is read and decoded after that.
-pub(super) fn note_deadline(mut request: Request<()>) -> Result<Request<()>, Status> {
-    let deadline = Deadline(deadline(request.metadata())?);
-    request.extensions_mut().insert(deadline);
-    Ok(request)
+pub(super) fn note_deadline<B>(request: &mut Request<B>) -> Result<Option<Instant>, ServiceError> {
+    let deadline = deadline(request.headers())?;
+    request.extensions_mut().insert(Deadline(deadline));
+    Ok(deadline)
+}
+
+/// What `work` answers, or that it did not in time, however far it is.
+pub(super) async fn answer_in_time(
+    deadline: Option<Instant>,
+    work: impl Future<Output = Result<Response<Body>, Infallible>>,
+) -> Response<Body> {
+    let answered = match deadline {
+        None => work.await,
+        Some(deadline) => match timeout_at(deadline + LATER, work).await {
+            Ok(answered) => answered,
+            Err(_) => return Status::from(ServiceError::DeadlineExceeded).into_http(),
+        },
+    };
+    answered.unwrap_or_else(|never| match never {})
 }
 
 /// The deadline that [`note_deadline`] noted.
@@ -33,8 +54,8 @@ pub(super) fn deadline_of(extensions: &Extensions) -> Option<Instant> {
     extensions.get::<Deadline>().and_then(|deadline| deadline.0)
 }
 
-fn deadline(metadata: &MetadataMap) -> Result<Option<Instant>, ServiceError> {
-    let Some(value) = metadata.get("grpc-timeout") else { return Ok(None) };
+fn deadline(headers: &HeaderMap) -> Result<Option<Instant>, ServiceError> {
+    let Some(value) = headers.get("grpc-timeout") else { return Ok(None) };
     let timeout = value.to_str().ok().and_then(parse_timeout).ok_or_else(|| {
         ServiceError::field(
             "grpc-timeout",
@@ -45,7 +66,7 @@ fn deadline(metadata: &MetadataMap) -> Result<Option<Instant>, ServiceError> {
 }
 
 /// The start of a header's value, to be quoted.
-fn quoted(value: &AsciiMetadataValue) -> String {
+fn quoted(value: &HeaderValue) -> String {
     String::from_utf8_lossy(value.as_bytes()).chars().take(32).collect()
 }
 

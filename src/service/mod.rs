@@ -4,7 +4,8 @@
 //! listen    RewardService (reward.rs: inbound.rs, score.rs, stream.rs, outbound.rs), health, reflection
 //! admin     AdminService (admin.rs)                                │
 //! metrics   /metrics, /healthz, /readyz (http.rs)                  ▼
-//!                      State (state.rs): the phase, the limits, and what serves now (models.rs)
+//!    ▲                 State (state.rs): the phase, the limits, and what serves now (models.rs)
+//!    └─ listener/: the connections of all three
 //! ```
 //!
 //! The life of a server:
@@ -14,8 +15,8 @@
 //!    (self_test.rs): ready. If that fails, the server ends with the error.
 //! 3. A reload puts other models in their place, in one step.
 //! 4. Asked to stop: health says so, and for `drain_grace` all goes on, while load balancers look elsewhere.
-//! 5. New work is refused; what was admitted is finished, streams end, GOAWAY closes the connections. What
-//!    is not done after `drain_limit` is left behind.
+//! 5. New work is refused; what was admitted is finished, streams end, and connections are closed, those too that
+//!    do not go by themselves. What is not done after `drain_limit` is left behind.
 
 mod admin;
 mod budget;
@@ -23,6 +24,7 @@ mod call;
 mod health;
 mod http;
 mod inbound;
+mod listener;
 mod models;
 mod outbound;
 mod request;
@@ -41,24 +43,27 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio::task::JoinSet;
-use tokio_stream::StreamExt;
+use tokio_util::sync::CancellationToken;
 use tonic::server::NamedService;
-use tonic::service::Interceptor;
 use tonic::service::Routes;
-use tonic::service::interceptor::InterceptedService;
-use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
 use crate::engine;
 use crate::engine::Engine;
 use crate::metrics;
 use crate::metrics::Exporter;
+use crate::metrics::Port;
 use crate::proto;
 use crate::proto::admin_service_server::AdminServiceServer;
 use crate::service::admin::Admin;
+use crate::service::listener::Bounds;
+pub use crate::service::listener::Connections;
+use crate::service::listener::Listener;
+use crate::service::listener::Protocol;
+pub use crate::service::listener::TooFew;
 pub use crate::service::models::LoadError;
 pub use crate::service::models::Models;
 pub use crate::service::models::Source;
@@ -66,16 +71,6 @@ use crate::service::reward::Reward;
 pub use crate::service::routing::weight_problems;
 pub use crate::service::state::Limits;
 use crate::service::state::State;
-
-/// How long a silent peer has to answer a ping.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
-/// After a connection that could not be accepted.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Of one connection: a trainer that opens one stream per sample waits its turn instead of failing.
-const MAX_STREAMS_PER_CONNECTION: u32 = 1024;
-/// HTTP/2's own 64 KiB would make a large request wait for a round trip every 64 KiB.
-const STREAM_WINDOW_BYTES: u32 = 1 << 20;
-const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 
 /// What the service must know; `config.rs` has checked it.
 #[derive(Clone, Debug, PartialEq)]
@@ -90,8 +85,8 @@ pub struct Config {
     pub limits: Limits,
     /// Limits of the engine.
     pub engine: engine::Config,
-    /// A connection that is silent for so long is asked whether it lives, and closed when it does not answer.
-    pub keepalive: Duration,
+    /// How connections are bounded, watched and ended.
+    pub connections: Connections,
     /// How long the server goes on after it has said that it stops.
     pub drain_grace: Duration,
     /// How long admitted work may take to finish after that.
@@ -125,6 +120,9 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
+    /// The process may not open enough files.
+    #[error(transparent)]
+    TooFewDescriptors(#[from] TooFew),
     /// The machine gives no threads.
     #[error("start the tokenizer threads")]
     Threads(#[source] io::Error),
@@ -174,25 +172,50 @@ pub async fn start(config: Config, source: impl Source) -> Result<Running, Start
         metrics: address_of(&http, config.metrics),
     };
 
+    let bounds = Bounds::find(config.connections.max)?;
     let exporter = metrics::install();
     let engine = Engine::start(config.engine);
     let state = Arc::new(State::new(config.limits, engine, Arc::new(source)).map_err(StartError::Threads)?);
-    let (reporter, health) = tonic_health::server::health_reporter();
+    let (reporter, health) = health::service();
 
-    let mut servers = JoinSet::new();
     let reward = reward_service(&state);
     let names = [name_of(&reward), name_of(&health)];
-    servers.spawn(serve(listen, Routes::new(reward).add_service(health), &names, &state, config.keepalive));
+    let routes = with_reflection(Routes::new(reward).add_service(health), &names);
+    let grpc = |names: &[&str]| Protocol::Grpc { notice: notice(names[0], addresses.metrics) };
+    let connections = &config.connections;
+    let mut servers = JoinSet::new();
+    let reward_port = Listener::new(
+        Port::Reward,
+        grpc(&names),
+        router(routes),
+        connections,
+        bounds.reward,
+        state.closing.clone(),
+    );
+    servers.spawn(reward_port.serve(listen));
+
     let admin_service = AdminServiceServer::new(Admin(state.clone()));
     let names = [name_of(&admin_service)];
-    servers.spawn(serve(admin, Routes::new(admin_service), &names, &state, config.keepalive));
+    let routes = with_reflection(Routes::new(admin_service), &names);
+    let admin_port = Listener::new(
+        Port::Admin,
+        grpc(&names),
+        router(routes),
+        connections,
+        bounds.admin,
+        state.closing.clone(),
+    );
+    servers.spawn(admin_port.serve(admin));
 
     let mut background = JoinSet::new();
     background.spawn(health::report(state.clone(), reporter));
     background.spawn(fold_histograms(exporter.clone()));
-    let http = axum::serve(http, http::router(state.clone(), exporter));
-    background
-        .spawn(async move { http.await.unwrap_or_else(|error| tracing::error!(%error, "metrics ended")) });
+    // Whoever watches the server may do so until its end: this port never closes, it is dropped.
+    let open = CancellationToken::new();
+    let pages = http::router(state.clone(), exporter);
+    let metrics_port =
+        Listener::new(Port::Metrics, Protocol::Http1, pages, connections, bounds.metrics, open);
+    background.spawn(metrics_port.serve(http));
 
     tracing::info!(listen = %addresses.listen, admin = %addresses.admin, metrics = %addresses.metrics, "listening");
     let life = tokio::spawn(live(config, state.clone(), servers, background));
@@ -241,45 +264,25 @@ async fn bind(address: SocketAddr, purpose: &'static str) -> Result<TcpListener,
     TcpListener::bind(address).await.map_err(|source| StartError::Bind { address, purpose, source })
 }
 
-fn reward_service(state: &Arc<State>) -> InterceptedService<Reward, impl Interceptor + Clone + use<>> {
-    InterceptedService::new(Reward(state.clone()), call::note_deadline)
+fn reward_service(state: &Arc<State>) -> Reward {
+    Reward(state.clone())
 }
 
-/// Serves until the state says that the server is closing, then sends GOAWAY and waits for the connections.
-fn serve(
-    listener: TcpListener,
-    routes: Routes,
-    names: &[&str],
-    state: &State,
-    keepalive: Duration,
-) -> impl Future<Output = ()> + use<> {
-    let routes = with_reflection(routes, names);
-    let closing = state.closing.clone();
-    async move {
-        let incoming = TcpIncoming::from(listener)
-            .with_nodelay(Some(true))
-            .with_keepalive(Some(keepalive))
-            .then(|accepted| async {
-                if let Err(error) = &accepted {
-                    // Out of file descriptors, usually: trying again at once would burn a core in silence.
-                    tracing::warn!(%error, "accept failed");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-                accepted
-            });
-        let served = Server::builder()
-            .http2_keepalive_interval(Some(keepalive))
-            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-            .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
-            .initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            .add_routes(routes)
-            .serve_with_incoming_shutdown(incoming, closing.cancelled_owned())
-            .await;
-        if let Err(error) = served {
-            tracing::error!(%error, "listener ended");
-        }
-    }
+fn router(routes: Routes) -> Router {
+    routes.prepare().into_axum_router()
+}
+
+/// What HTTP/1 is told on a gRPC port.
+fn notice(service: &str, metrics: SocketAddr) -> String {
+    let metrics = if metrics.ip().is_unspecified() {
+        format!("port {} of this machine", metrics.port())
+    } else {
+        format!("http://{metrics}")
+    };
+    format!(
+        "this is a gRPC port of rewarm ({service}): it speaks HTTP/2 without TLS, to gRPC clients\n\
+         for HTTP/1 there are /metrics, /healthz and /readyz at {metrics}\n"
+    )
 }
 
 /// Adds reflection, v1 and v1alpha (grpcurl and older clients ask for the latter), that lists `names`.

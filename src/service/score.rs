@@ -40,7 +40,8 @@ pub(super) async fn answer(
     read: Result<inbound::Admitted, ServiceError>,
     deadline: Option<Instant>,
 ) -> Result<(proto::ScoreResponse, Room), ServiceError> {
-    let mut record = Record { method, variant: String::new(), started: Clock::now(), code: Code::Cancelled };
+    let mut record =
+        Record { method, variant: String::new(), started: Clock::now(), deadline, code: Code::Cancelled };
     let result = match read.and_then(|(request, room)| Ok((admit(state, request)?, room))) {
         Ok((admitted, mut room)) => {
             record.variant.clone_from(&admitted.served.info.name);
@@ -207,15 +208,22 @@ struct Record {
     /// Empty until one is chosen.
     variant: String,
     started: Clock,
+    deadline: Option<Instant>,
     code: Code,
 }
 
 impl Drop for Record {
     fn drop(&mut self) {
-        let Self { method, variant, started, code } = self;
+        let Self { method, variant, started, deadline, code } = self;
         let elapsed = started.elapsed();
-        // Half-way down a panic this is not the caller's doing.
-        let code = if std::thread::panicking() { Code::Internal } else { *code };
+        let is_late = deadline.is_some_and(|deadline| deadline <= Instant::now());
+        let code = match *code {
+            // Half-way down a panic this is not the caller's doing.
+            _ if std::thread::panicking() => Code::Internal,
+            // Who leaves at the deadline does not change his mind.
+            Code::Cancelled if is_late => Code::DeadlineExceeded,
+            code => code,
+        };
         metrics::request_finished(*method, code as i32, variant, elapsed);
         tracing::debug!(variant, ?code, seconds = elapsed.as_secs_f64(), "request finished");
     }

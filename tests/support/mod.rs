@@ -232,7 +232,7 @@ pub(crate) fn config(models: Models) -> service::Config {
             max_in_flight_bytes: 64 << 20,
         },
         engine: engine::Config { max_batch_tokens: 1024, max_queue_tokens: 8192, share_prefixes: true },
-        keepalive: Duration::from_secs(30),
+        connections: service::Connections { max: 256, ..Default::default() },
         drain_grace: Duration::ZERO,
         drain_limit: Duration::from_secs(10),
         models,

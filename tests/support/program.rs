@@ -78,6 +78,19 @@ pub(crate) struct Server {
     pub(crate) log: Vec<serde_json::Value>,
 }
 
+/// Log lines that can be read, and free ports.
+const SERVE: [&str; 9] = [
+    "serve",
+    "--log-format",
+    "json",
+    "--listen",
+    "127.0.0.1:0",
+    "--admin",
+    "127.0.0.1:0",
+    "--metrics",
+    "127.0.0.1:0",
+];
+
 impl Server {
     /// Starts `rewarm serve` with these arguments on free ports; returns once it is ready, by its log.
     pub(crate) fn start(args: &[&str]) -> Self {
@@ -91,10 +104,25 @@ impl Server {
         Self::start_with_log(args).0
     }
 
+    /// As [`Self::start`], where no more than `limit` files may be open.
+    pub(crate) fn start_limited(limit: u32, args: &[&str]) -> Self {
+        let program = rewarm(&[&SERVE[..], args].concat());
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("ulimit -n {limit}; exec \"$0\" \"$@\"")]);
+        command.arg(program.get_program()).args(program.get_args()).current_dir(root());
+        for (name, _) in program.get_envs() {
+            command.env_remove(name); // that is all that is ever said of them
+        }
+        let (server, log) = Self::of(command);
+        std::thread::spawn(move || log.for_each(drop));
+        server
+    }
+
     fn start_with_log(args: &[&str]) -> (Self, Lines<BufReader<ChildStderr>>) {
-        let base = ["serve", "--log-format", "json"];
-        let ports = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--metrics", "127.0.0.1:0"];
-        let mut command = rewarm(&[&base[..], &ports, args].concat());
+        Self::of(rewarm(&[&SERVE[..], args].concat()))
+    }
+
+    fn of(mut command: Command) -> (Self, Lines<BufReader<ChildStderr>>) {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
         let (mut listen, mut admin, mut metrics) = (String::new(), String::new(), String::new());
@@ -118,6 +146,10 @@ impl Server {
     /// Of the reward service.
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.listen)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     pub(crate) fn signal(&self, signal: &str) {

@@ -42,7 +42,7 @@ impl LocalServer {
         let source = Loaded { loader: Mutex::new(loader) };
         let mut running = runtime.block_on(service::start(chosen.service, source))?;
         let url = url(&running);
-        while client::check_health(&url, None).is_err() {
+        while client::check_health(&url, None, client::TIMEOUT).is_err() {
             let ended = async { tokio::time::timeout(READY_POLL, running.stopped()).await };
             match runtime.block_on(ended) {
                 Err(_) => {} // still loading

@@ -18,6 +18,7 @@ use serde::Serialize;
 use serde_json::Value;
 use serde_json::json;
 
+use crate::cli::AnswerArgs;
 use crate::cli::bench::local::LocalServer;
 use crate::cli::bench::variants::VariantArgs;
 use crate::cli::progress;
@@ -103,6 +104,8 @@ struct ServerArgs {
     /// A running server, for example http://127.0.0.1:50051 [default: one in this process].
     #[arg(long, value_name = "URL", conflicts_with_all = ["model", "members", "shape", "config", "mode", "dtype", "device"])]
     server: Option<String>,
+    #[command(flatten)]
+    answers: AnswerArgs,
     #[command(flatten)]
     lengths: LengthsArgs,
     /// Callers of the closed loop; 0: no closed loop.
@@ -295,7 +298,7 @@ fn run_server(args: ServerArgs, stop: Stop) -> anyhow::Result<()> {
     };
     let report = match &args.server {
         Some(url) => {
-            let mut target = LoadClient::connect(url)?;
+            let mut target = LoadClient::connect(url, args.answers.timeout())?;
             measure(&args.run, &stop, |control| server::run(&mut target, &[], &plan, control))?
         }
         None => {
@@ -309,7 +312,7 @@ fn run_server(args: ServerArgs, stop: Stop) -> anyhow::Result<()> {
             }
             plan.variants = service.models.variants.iter().map(|variant| variant.name.clone()).collect();
             let (variants, server) = LocalServer::start(chosen)?;
-            let mut target = LoadClient::connect(&server.url())?;
+            let mut target = LoadClient::connect(&server.url(), args.answers.timeout())?;
             measure(&args.run, &stop, |control| server::run(&mut target, &variants, &plan, control))?
         }
     };

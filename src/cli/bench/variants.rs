@@ -239,7 +239,7 @@ fn service_of(variants: Vec<VariantConfig>) -> service::Config {
             max_in_flight_bytes: 512 << 20,
         },
         engine: engine::Config { max_batch_tokens: 16_384, max_queue_tokens: 1 << 20, share_prefixes: true },
-        keepalive: Duration::from_secs(30),
+        connections: service::Connections::default(),
         drain_grace: Duration::ZERO,
         drain_limit: Duration::ZERO,
         models: service::Models { variants, weights: Default::default() },

@@ -1,0 +1,343 @@
+//! One connection, from its first byte to its end.
+//!
+//! It ends when its peer leaves, or by one of the reasons in [`Closed`]. When the server closes, the peer is told
+//! (GOAWAY); it is left alone as long as calls that it made before are answered and it reads the answers, and is
+//! then closed, whether it has gone or not.
+
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+use std::task::Context;
+use std::task::Poll;
+use std::time::Duration;
+
+use axum::body::Body;
+use hyper::Request;
+use hyper::body::Bytes;
+use hyper::body::Frame;
+use hyper::body::Incoming;
+use hyper::body::SizeHint;
+use hyper::server::conn::http1;
+use hyper::server::conn::http2;
+use hyper::service::Service;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::TokioIo;
+use hyper_util::rt::TokioTimer;
+use hyper_util::service::TowerToHyperService;
+use tokio::io::AsyncReadExt;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tokio::time::sleep_until;
+use tokio::time::timeout;
+use tonic::Status;
+
+use crate::metrics::Closed;
+use crate::service::call;
+use crate::service::listener::Connections;
+use crate::service::listener::Listener;
+use crate::service::listener::Protocol;
+use crate::service::listener::slots::Ticket;
+use crate::service::listener::wire::First;
+use crate::service::listener::wire::MAX_RESETS;
+use crate::service::listener::wire::Pulse;
+use crate::service::listener::wire::Wire;
+
+/// Once all calls of a connection are answered: time for the answers to get there, and for the peer to go.
+const CLOSE_GRACE: Duration = Duration::from_millis(500);
+/// Of one connection: a trainer that opens one stream per sample waits its turn instead of failing.
+const MAX_STREAMS: u32 = 1024;
+/// HTTP/2's own 64 KiB would make a large request wait for a round trip every 64 KiB.
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+/// More of a request that is refused is not read.
+const MAX_REFUSED_BYTES: usize = 64 << 10;
+
+/// Serves a connection to its end; says why it ended.
+pub(super) async fn serve(stream: TcpStream, listener: &Arc<Listener>, ticket: &Ticket) -> Closed {
+    // It may be gone already: then the first read says so.
+    let _ = stream.set_nodelay(true);
+    let mut wire = Wire::new(stream);
+    let life = Life { listener, ticket, pulse: wire.pulse(), calls: Arc::default() };
+    match &listener.protocol {
+        Protocol::Http1 => life.http1(wire).await,
+        Protocol::Grpc { notice } => {
+            let first = tokio::select! {
+                first = timeout(listener.config.first_bytes, wire.first()) => first,
+                () = ticket.displaced() => return Closed::Displaced,
+                () = listener.closing.cancelled() => return Closed::Drained,
+            };
+            match first {
+                Err(_) => Closed::Silent,
+                Ok(Err(_)) => Closed::ByPeer,
+                Ok(Ok(First::Preface)) => {
+                    ticket.speaks();
+                    life.http2(wire).await
+                }
+                Ok(Ok(First::Other(bytes))) if bytes.is_empty() => Closed::ByPeer,
+                Ok(Ok(First::Other(bytes))) => {
+                    let refused = refuse(wire.into_stream(), bytes, notice);
+                    // Whether it was told or not, it is over.
+                    let _ = timeout(listener.config.first_bytes, refused).await;
+                    Closed::OtherProtocol
+                }
+            }
+        }
+    }
+}
+
+/// What is known of a connection that speaks.
+struct Life<'c> {
+    listener: &'c Arc<Listener>,
+    ticket: &'c Ticket,
+    pulse: Arc<Pulse>,
+    calls: Arc<Calls>,
+}
+
+impl Life<'_> {
+    async fn http2(&self, wire: Wire) -> Closed {
+        let Connections { keepalive, keepalive_timeout, .. } = self.listener.config;
+        let router = TowerToHyperService::new(self.listener.router.clone());
+        let calls = self.calls.clone();
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            let call = Call::begin(&calls);
+            let answer = call::note_deadline(&mut request).map(|deadline| (deadline, router.call(request)));
+            async move {
+                let response = match answer {
+                    Ok((deadline, answer)) => call::answer_in_time(deadline, answer).await,
+                    Err(error) => Status::from(error).into_http(),
+                };
+                Ok::<_, Infallible>(response.map(|body| Answer { body, _call: call }))
+            }
+        });
+        let connection = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(keepalive)
+            .keep_alive_timeout(keepalive_timeout)
+            .max_concurrent_streams(MAX_STREAMS)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            // Never reached: wire.rs bounds what can come at a time, and what answers can pile up.
+            .max_pending_accept_reset_streams(MAX_RESETS)
+            .max_local_error_reset_streams(None)
+            .serve_connection(TokioIo::new(wire), service);
+        let patience = keepalive + keepalive_timeout;
+        let look = || {
+            let is_stuck = self.pulse.blocked_since().is_some_and(|since| since.elapsed() >= patience);
+            if is_stuck { Err(Closed::KeepAlive) } else { Ok(Instant::now() + keepalive_timeout) }
+        };
+        self.drive(pin!(connection), |connection| connection.graceful_shutdown(), look).await
+    }
+
+    async fn http1(&self, wire: Wire) -> Closed {
+        let Connections { first_bytes, idle, .. } = self.listener.config;
+        let router = TowerToHyperService::new(self.listener.router.clone());
+        let calls = self.calls.clone();
+        let service = service_fn(move |request: Request<Incoming>| {
+            let call = Call::begin(&calls);
+            let answer = router.call(request);
+            async move { answer.await.map(|response| response.map(|body| Answer { body, _call: call })) }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            // Of every request. It runs while nothing comes, too.
+            .header_read_timeout(idle)
+            .serve_connection(TokioIo::new(wire), service);
+        let begun = Instant::now();
+        let look = || {
+            if !self.calls.have_begun() {
+                let end = begun + first_bytes;
+                return if Instant::now() >= end { Err(Closed::Silent) } else { Ok(end) };
+            }
+            let end = Instant::from_std(self.pulse.still_since()) + idle;
+            if Instant::now() >= end { Err(Closed::Idle) } else { Ok(end) }
+        };
+        match self.drive(pin!(connection), |connection| connection.graceful_shutdown(), look).await {
+            Closed::KeepAlive => Closed::Idle,
+            reason => reason,
+        }
+    }
+
+    /// Lets the connection run until it ends, until `look` finds that it must, or until the server has closed.
+    /// `look` says when it wants to look again.
+    async fn drive<C>(
+        &self,
+        mut connection: Pin<&mut C>,
+        close: impl Fn(Pin<&mut C>),
+        look: impl Fn() -> Result<Instant, Closed>,
+    ) -> Closed
+    where
+        C: Future<Output = hyper::Result<()>>,
+    {
+        let mut next_look = Instant::now();
+        loop {
+            let turn = poll_fn(|context| {
+                self.pulse.turn();
+                let end = connection.as_mut().poll(context);
+                if self.calls.have_just_begun() {
+                    self.ticket.stays();
+                }
+                end
+            });
+            tokio::select! {
+                end = turn => return reason(end),
+                () = self.ticket.displaced(), if !self.calls.have_begun() => {
+                    // Asked again, since its first call may have come while this waited.
+                    if !self.calls.have_begun() {
+                        return Closed::Displaced;
+                    }
+                }
+                () = sleep_until(next_look) => match look() {
+                    Ok(next) => next_look = next,
+                    Err(reason) => return reason,
+                },
+                () = self.listener.closing.cancelled() => break,
+            }
+        }
+        self.calls.close();
+        close(connection.as_mut());
+        let mut written = self.pulse.wrote_at();
+        loop {
+            let turn = poll_fn(|context| {
+                self.pulse.turn();
+                connection.as_mut().poll(context)
+            });
+            tokio::select! {
+                end = turn => return reason(end),
+                () = tokio::time::sleep(CLOSE_GRACE) => {
+                    let is_read = self.pulse.wrote_at() > written;
+                    if !self.calls.are_open() || !is_read {
+                        return Closed::Drained;
+                    }
+                    written = self.pulse.wrote_at();
+                }
+            }
+        }
+    }
+}
+
+fn reason(end: hyper::Result<()>) -> Closed {
+    let Err(error) = end else { return Closed::ByPeer };
+    let http2 = std::error::Error::source(&error).and_then(|source| source.downcast_ref::<h2::Error>());
+    if error.is_parse() || http2.is_some_and(|error| error.is_library()) {
+        Closed::ProtocolError
+    } else if http2.is_none() && error.is_timeout() {
+        Closed::KeepAlive
+    } else {
+        Closed::ByPeer
+    }
+}
+
+/// Answers HTTP/1, and closes.
+async fn refuse(mut stream: TcpStream, mut head: Vec<u8>, notice: &str) -> std::io::Result<()> {
+    while !is_head(&head) {
+        if !may_be_http1(&head) || head.len() > MAX_REFUSED_BYTES || stream.read_buf(&mut head).await? == 0 {
+            return Ok(());
+        }
+    }
+    let length = notice.len();
+    let answer = format!(
+        "HTTP/1.1 505 HTTP Version Not Supported\r\nContent-Type: text/plain; charset=utf-8\r\n\
+         Content-Length: {length}\r\nConnection: close\r\n\r\n{notice}"
+    );
+    stream.write_all(answer.as_bytes()).await?;
+    stream.shutdown().await?;
+    // Closed with bytes unread, the connection would be reset, and the answer lost.
+    let mut rest = stream.take(MAX_REFUSED_BYTES as u64);
+    tokio::io::copy(&mut rest, &mut tokio::io::sink()).await?;
+    Ok(())
+}
+
+/// Whether it begins with a method, as all of HTTP/1 does, and TLS does not.
+fn may_be_http1(bytes: &[u8]) -> bool {
+    const LONGEST_METHOD: usize = 20;
+    let method = bytes.split(|byte| *byte == b' ').next().unwrap_or_default();
+    method.len() <= LONGEST_METHOD && method.iter().all(u8::is_ascii_uppercase)
+}
+
+fn is_head(bytes: &[u8]) -> bool {
+    [&b"\r\n\r\n"[..], b"\n\n"].iter().any(|end| bytes.windows(end.len()).any(|window| window == *end))
+}
+
+/// The calls of one connection.
+#[derive(Default)]
+struct Calls {
+    have_begun: AtomicBool,
+    is_told: AtomicBool,
+    /// Those that began before the server closed.
+    open: AtomicUsize,
+    is_closing: AtomicBool,
+}
+
+impl Calls {
+    fn have_begun(&self) -> bool {
+        self.have_begun.load(Ordering::Relaxed)
+    }
+
+    /// True once: when the first call has begun.
+    fn have_just_begun(&self) -> bool {
+        self.have_begun() && !self.is_told.swap(true, Ordering::Relaxed)
+    }
+
+    fn are_open(&self) -> bool {
+        self.open.load(Ordering::Relaxed) > 0
+    }
+
+    fn close(&self) {
+        self.is_closing.store(true, Ordering::Relaxed);
+    }
+}
+
+/// One call, until its answer is handed over; `None` for those that nobody waits for.
+struct Call(Option<Arc<Calls>>);
+
+impl Call {
+    fn begin(calls: &Arc<Calls>) -> Self {
+        calls.have_begun.store(true, Ordering::Relaxed);
+        if calls.is_closing.load(Ordering::Relaxed) {
+            return Self(None);
+        }
+        calls.open.fetch_add(1, Ordering::Relaxed);
+        Self(Some(calls.clone()))
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if let Some(calls) = &self.0 {
+            calls.open.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The body of an answer, and the call that it ends.
+struct Answer {
+    body: Body,
+    _call: Call,
+}
+
+impl hyper::body::Body for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
