@@ -27,6 +27,14 @@ use rustix::fs::OFlags;
 use serde::Deserialize;
 use serde::Serialize;
 
+/// The target of the events that tell, in a trial, what is done next: if that never ends, it is known what it was.
+pub const STEP: &str = "rewarm::step";
+
+/// Tells what is done next with a file or a directory.
+pub fn step(doing: &str, path: &Path) {
+    tracing::trace!(target: STEP, doing, path = %path.display());
+}
+
 /// Of a file of settings, such as `config.json`: some kilobytes, where each token has a name some megabytes.
 pub const SETTINGS_BYTES: u64 = 32 << 20;
 /// Of a `tokenizer.json` and other vocabularies. The largest that is known to us has 35 MB.
@@ -34,6 +42,7 @@ pub const VOCABULARY_BYTES: u64 = 256 << 20;
 
 /// Opens a regular file for reading, and never waits for one that is not.
 pub fn open(path: &Path) -> io::Result<File> {
+    step("reading it", path);
     // looked at before, for to open a device may do something; and after, for it may have been replaced
     check_kind(&fs::metadata(path).map_err(|error| dangling(path, error))?)?;
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;

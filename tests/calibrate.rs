@@ -297,11 +297,6 @@ fn golden_rewards_that_agree_serve_in_every_precision() {
             message: AGREE,
             compared: 2..=31,
         },
-        Case {
-            lines: "max_tokens = 8",
-            message: "self-test: no golden sample fits the limits",
-            compared: 0..=0,
-        },
         Case { lines: "pooling = 'mean'", message: "golden rewards do not apply", compared: 0..=0 },
     ];
     for Case { lines, message, compared } in cases {
@@ -312,6 +307,23 @@ fn golden_rewards_that_agree_serve_in_every_precision() {
             assert!(compared.contains(&line["compared"].as_u64().unwrap_or(0)), "{lines}: {line}");
         }
     }
+}
+
+/// Issue 19, A8: both were let through.
+#[test]
+fn a_self_test_that_compares_nothing_or_nothing_finite_has_failed() {
+    let members = Members::demo();
+    members.calibrate(&["--references", REFERENCES]);
+    let error = members.refused("max_tokens = 8");
+    assert!(error.contains("none of the 32 golden samples was scored: the shortest has "), "{error}");
+    assert!(error.contains("rewarm calibrate --golden-only"), "{error}");
+    members.change("m1/rewarm.golden.json", |golden| {
+        for sample in golden["samples"].as_array_mut().unwrap() {
+            sample["reward"] = serde_json::json!(1e39);
+        }
+    });
+    let error = members.refused("");
+    assert!(error.contains("m1/rewarm.golden.json: `samples[0].reward` is inf in f32"), "{error}");
 }
 
 #[test]

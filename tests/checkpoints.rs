@@ -307,6 +307,77 @@ fn a_spoiled_checkpoint_is_refused_by_name() {
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
+/// Issue 19, B1: each number of each family's config, made absurd, ends no process and is refused or harmless.
+#[test]
+fn absurd_numbers_in_a_config_are_refused_before_anything_is_allocated() {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models");
+    let absurd = [
+        json!(0),
+        json!(-1),
+        json!(1),
+        json!(2),
+        json!(7),
+        json!(1_u64 << 32),
+        json!(i64::MAX),
+        json!(u64::MAX),
+        json!(0.5),
+        json!(1e308),
+        json!(-1e308),
+        json!(1e-320),
+        json!("1"),
+        json!([]),
+        json!(null),
+    ];
+    let (mut mutants, mut refused, mut failures) = (0, 0, Vec::new());
+    let mut families: Vec<PathBuf> =
+        std::fs::read_dir(models).unwrap().map(|entry| entry.unwrap().path()).collect();
+    families.sort();
+    for family in families {
+        let dir = tempfile::tempdir().unwrap();
+        for entry in std::fs::read_dir(&family).unwrap() {
+            let path = entry.unwrap().path();
+            std::fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
+        }
+        let original: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(family.join("config.json")).unwrap()).unwrap();
+        let config = config(Mode::Warm, vec![dir.path().to_owned()]);
+        for place in numbers(&original, "") {
+            for value in &absurd {
+                let mut changed = original.clone();
+                *changed.pointer_mut(&place).unwrap() = value.clone();
+                std::fs::write(dir.path().join("config.json"), changed.to_string()).unwrap();
+                let started = std::time::Instant::now();
+                let outcome = std::panic::catch_unwind(|| check(&config));
+                mutants += 1;
+                let case = format!("{}: {place} = {value}", family.display());
+                match outcome {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) if error.contains(&dir.path().display().to_string()) => refused += 1,
+                    Ok(Err(error)) => failures.push(format!("{case}: no path in: {error}")),
+                    Err(_) => failures.push(format!("{case}: panicked")),
+                }
+                if started.elapsed().as_secs() > 5 {
+                    failures.push(format!("{case}: took {:?}", started.elapsed()));
+                }
+            }
+        }
+    }
+    println!("{mutants} mutants, {refused} refused");
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    assert!(mutants > 1000 && refused > mutants / 4, "{mutants} {refused}");
+}
+
+/// JSON pointers to all numbers.
+fn numbers(value: &serde_json::Value, place: &str) -> Vec<String> {
+    match value {
+        serde_json::Value::Number(_) => vec![place.to_owned()],
+        serde_json::Value::Object(fields) => {
+            fields.iter().flat_map(|(key, value)| numbers(value, &format!("{place}/{key}"))).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
 /// Two members of one family, the second one changed.
 fn pair(change: fn(&mut TinyCheckpoint)) -> (tempfile::TempDir, Vec<PathBuf>) {
     let dir = tempfile::tempdir().unwrap();

@@ -643,7 +643,7 @@ impl rewarm::service::Source for NeverLoads {
     fn load(
         &self,
         _variants: &[rewarm::model::variant::VariantConfig],
-    ) -> Result<Vec<rewarm::model::variant::Variant>, rewarm::service::LoadError> {
+    ) -> Result<Vec<rewarm::service::Loaded>, rewarm::service::LoadError> {
         panic!("nothing is loaded")
     }
 }

@@ -11,9 +11,11 @@ use indicatif::ProgressBar;
 use crate::cli::TruncationArg;
 use crate::cli::parse_reduction;
 use crate::cli::progress;
+use crate::cli::trial;
 use crate::config::ConfigError;
 use crate::config::VariantOptions;
 use crate::model::scorer::Reduction;
+use crate::model::trial::Subject;
 use crate::model::variant::Dtype;
 use crate::model::variant::Mode;
 use crate::offline::evaluate;
@@ -111,6 +113,12 @@ pub(super) fn run(args: EvaluateArgs) -> anyhow::Result<()> {
     std::fs::create_dir_all(&output).with_context(|| format!("create {}", output.display()))?;
     tempfile::tempfile_in(&output).with_context(|| format!("write into {}", output.display()))?;
     let config = args.check()?;
+
+    let gold = config.best_of_n.as_ref().map(|(_, gold)| gold);
+    let dirs = config.members.iter().chain(&config.warm).chain(gold);
+    let subjects: Vec<Subject> =
+        dirs.map(|dir| Subject::Checkpoint { dir: dir.clone(), base: None }).collect();
+    trial::try_out(&subjects)?;
 
     let mut bar = Bar::default();
     let outcome = evaluate::run(&config, &mut |progress| bar.show(progress))?;

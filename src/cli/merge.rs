@@ -8,9 +8,11 @@ use clap::Args;
 
 use crate::cli::progress;
 use crate::cli::stop;
+use crate::cli::trial;
 use crate::config::ConfigError;
 use crate::config::coefficient_problems;
 use crate::model::save::MAX_SHARD_BYTES;
+use crate::model::trial::Subject;
 use crate::offline::merge::Merge;
 use crate::offline::merge::Options;
 use crate::offline::merge::OutputDtype;
@@ -67,6 +69,8 @@ pub(super) fn run(args: MergeArgs) -> anyhow::Result<()> {
         output: args.output,
         max_shard_bytes: args.max_shard_bytes,
     };
+    let subject = |dir: &PathBuf| Subject::Checkpoint { dir: dir.clone(), base: options.base.clone() };
+    trial::try_out(&options.members.iter().map(subject).collect::<Vec<_>>())?;
     let mut merge = Merge::open(options.clone())?;
     warn(merge.warnings());
     let mut greedy = None;

@@ -10,6 +10,7 @@ mod score;
 mod serve;
 mod stop;
 mod train;
+mod trial;
 
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
@@ -68,6 +69,9 @@ enum Command {
     Calibrate(CalibrateArgs),
     Bench(BenchArgs),
     Health(HealthArgs),
+    /// Tries what standard input names, for a process that is about to load it.
+    #[command(name = trial::COMMAND, hide = true)]
+    Trial,
 }
 
 /// Serves rewards over gRPC.
@@ -270,6 +274,7 @@ impl Cli {
             Command::Bench(args) => bench::run(args),
             Command::Train(args) => train::run(&args),
             Command::Evaluate(args) => evaluate::run(args),
+            Command::Trial => trial::run(),
             Command::Health(args) => {
                 client::check_health(&args.server_url(), args.variant.as_deref(), args.answers.timeout())
             }

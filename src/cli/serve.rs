@@ -13,14 +13,12 @@ use crate::cli::load;
 use crate::config;
 use crate::config::Overrides;
 use crate::config::ServeConfig;
-use crate::model::ModelError;
-use crate::model::golden::GoldenRewards;
 use crate::model::ops::cpu::Isa;
 use crate::model::variant::Loader;
-use crate::model::variant::Variant;
 use crate::model::variant::VariantConfig;
 use crate::service;
 use crate::service::LoadError;
+use crate::service::Loaded;
 use crate::service::Models;
 use crate::service::Source;
 use crate::telemetry;
@@ -54,12 +52,7 @@ fn check(config: &ServeConfig) -> anyhow::Result<()> {
     let mut problems = Vec::new();
     let mut served = Vec::new();
     for variant in variants {
-        let mut check = || {
-            let text_rule = loader.check(variant)?;
-            GoldenRewards::of_models(variant)?;
-            Ok::<_, ModelError>(text_rule)
-        };
-        match check() {
+        match load::check(&mut loader, variant) {
             Ok(text_rule) => served.push(format!("{} (text_rule: {text_rule})", variant.name)),
             Err(error) => {
                 problems.push(format!("variants.{}: {:#}", variant.name, anyhow::Error::from(error)))
@@ -136,14 +129,8 @@ impl Source for Checkpoints {
         config::load(&self.overrides).map(|config| config.service.models).map_err(|error| error.to_string())
     }
 
-    fn load(&self, variants: &[VariantConfig]) -> Result<Vec<Variant>, LoadError> {
+    fn load(&self, variants: &[VariantConfig]) -> Result<Vec<Loaded>, LoadError> {
         // A loader of its own for each time: what it shares between variants, a reload must read again.
-        let mut loader = Loader::default();
-        let mut load = |variant: &VariantConfig| {
-            tracing::info!(variant = variant.name, members = variant.members.len(), "loading variant");
-            load::load(&mut loader, variant)
-                .map_err(|source| LoadError::Model { variant: variant.name.clone(), source })
-        };
-        variants.iter().map(&mut load).collect()
+        load::all(&mut Loader::default(), variants)
     }
 }

@@ -1,9 +1,11 @@
 //! `rewarm train`: shows how far it is, and prints a table at the end.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::io::IsTerminal;
 use std::io::Write;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 use std::time::Instant;
@@ -15,7 +17,9 @@ use indicatif::ProgressBar;
 
 use crate::cli::progress;
 use crate::cli::stop;
+use crate::cli::trial;
 use crate::config::train::TrainOptions;
+use crate::model::trial::Subject;
 use crate::offline::table::Table;
 use crate::offline::train;
 use crate::offline::train::Event;
@@ -110,6 +114,11 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     start_again_with_threads_told();
     telemetry::start(&telemetry::Config { level: telemetry::Level::warnings(), ..Default::default() });
     let config = args.options.load()?;
+    let bases: BTreeSet<&PathBuf> =
+        config.members.iter().map(|member| &member.base).chain([&config.base]).collect();
+    let subjects: Vec<Subject> =
+        bases.into_iter().map(|dir| Subject::Checkpoint { dir: dir.clone(), base: None }).collect();
+    trial::try_out(&subjects)?;
     if args.check {
         let data = train::check(&config)?;
         let plan = format!("{}{}", describe(&data), members(&config));

@@ -20,6 +20,18 @@ use crate::model::scorer::Calibration;
 use crate::model::variant::Pooling;
 use crate::text::TextRule;
 
+/// What no model is larger than, many times what is known today. Numbers in a file are anybody's: products of those
+/// below fit 64 bits, and nothing is allocated by a number before tensors of that size were found.
+mod at_most {
+    pub(super) const LAYERS: usize = 10_000;
+    pub(super) const WIDTH: usize = 1 << 24;
+    pub(super) const HEADS: usize = 1 << 16;
+    pub(super) const HEAD_DIM: usize = 1 << 16;
+    pub(super) const VOCABULARY: usize = 1 << 28;
+    pub(super) const TOKEN_TYPES: usize = 1 << 16;
+    pub(super) const POSITIONS: usize = 1 << 40;
+}
+
 /// Everything in `config.json` and the manifest that determines a reward, but the text.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CheckpointConfig {
@@ -295,20 +307,20 @@ fn check_architecture(architecture: &str, model_type: &str) -> Result<(), String
 }
 
 fn parse_decoder(fields: &Fields<'_>, model_type: &str) -> Result<DecoderConfig, String> {
-    let hidden: usize = fields.positive("hidden_size")?;
-    let heads: usize = fields.positive("num_attention_heads")?;
-    let num_layers: usize = fields.positive("num_hidden_layers")?;
-    let kv_heads = fields.optional::<usize>("num_key_value_heads")?.unwrap_or(match model_type {
+    let hidden = fields.size("hidden_size", at_most::WIDTH)?;
+    let heads = fields.size("num_attention_heads", at_most::HEADS)?;
+    let num_layers = fields.size("num_hidden_layers", at_most::LAYERS)?;
+    let kv_heads = fields.optional_size("num_key_value_heads", at_most::HEADS)?.unwrap_or(match model_type {
         "gemma2" => 4,
         "mistral" => 8,
         _ => heads,
     });
-    let head_dim = fields.optional::<usize>("head_dim")?.unwrap_or(match model_type {
+    let head_dim = fields.optional_size("head_dim", at_most::HEAD_DIM)?.unwrap_or(match model_type {
         "gemma2" => 256,
         "qwen3" => 128,
         _ => hidden / heads,
     });
-    if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
+    if !heads.is_multiple_of(kv_heads) {
         return Err(format!(
             "`num_attention_heads` {heads} is not a multiple of `num_key_value_heads` {kv_heads}"
         ));
@@ -325,14 +337,15 @@ fn parse_decoder(fields: &Fields<'_>, model_type: &str) -> Result<DecoderConfig,
     )?;
     let is_gemma = model_type == "gemma2";
     let attention_bias = fields.optional::<bool>("attention_bias")?.unwrap_or(false);
-    let max_positions = fields.optional("max_position_embeddings")?.unwrap_or(match model_type {
-        "llama" => 2048,
-        "gemma2" => 8192,
-        "mistral" => 131_072,
-        _ => 32_768,
-    });
+    let max_positions =
+        fields.optional_size("max_position_embeddings", at_most::POSITIONS)?.unwrap_or(match model_type {
+            "llama" => 2048,
+            "gemma2" => 8192,
+            "mistral" => 131_072,
+            _ => 32_768,
+        });
     let query_scale = match model_type {
-        "gemma2" => fields.optional::<f64>("query_pre_attn_scalar")?.unwrap_or(256.0),
+        "gemma2" => fields.number("query_pre_attn_scalar", |scalar| scalar > 0.0)?.unwrap_or(256.0),
         _ => head_dim as f64,
     };
     let act_key = if is_gemma { "hidden_activation" } else { "hidden_act" };
@@ -342,15 +355,15 @@ fn parse_decoder(fields: &Fields<'_>, model_type: &str) -> Result<DecoderConfig,
         None => "silu".to_owned(),
     };
     Ok(DecoderConfig {
-        vocab_size: fields.positive("vocab_size")?,
+        vocab_size: fields.size("vocab_size", at_most::VOCABULARY)?,
         hidden,
-        intermediate: fields.positive("intermediate_size")?,
+        intermediate: fields.size("intermediate_size", at_most::WIDTH)?,
         num_layers,
         heads,
         kv_heads,
         head_dim,
         max_positions,
-        norm_eps: fields.optional("rms_norm_eps")?.unwrap_or(1e-6),
+        norm_eps: fields.number("rms_norm_eps", |eps| (0.0..1.0).contains(&eps))?.unwrap_or(1e-6),
         norm_unit_offset: is_gemma,
         post_norms: is_gemma,
         qk_norm: model_type == "qwen3",
@@ -364,7 +377,7 @@ fn parse_decoder(fields: &Fields<'_>, model_type: &str) -> Result<DecoderConfig,
         attention_softcap: if is_gemma {
             match fields.0.get("attn_logit_softcapping") {
                 None => Some(50.0), // transformers' default; an explicit null means none
-                Some(_) => fields.optional("attn_logit_softcapping")?,
+                Some(_) => fields.number("attn_logit_softcapping", |cap| cap != 0.0)?,
             }
         } else {
             None
@@ -381,11 +394,8 @@ fn parse_windows(
 ) -> Result<Vec<Option<usize>>, String> {
     let window = match fields.0.get("sliding_window") {
         None if matches!(model_type, "mistral" | "qwen2" | "qwen3" | "gemma2") => Some(4096), // transformers' default
-        _ => fields.optional::<usize>("sliding_window")?,
+        _ => fields.optional_size("sliding_window", at_most::POSITIONS)?,
     };
-    if window == Some(0) {
-        return Err("`sliding_window` is 0: expected a number above zero, or null".to_owned());
-    }
     let layer_types: Option<Vec<String>> = fields.optional("layer_types")?;
     if let (Some(types), "qwen2" | "qwen3" | "gemma2") = (&layer_types, model_type) {
         if types.len() != num_layers {
@@ -424,27 +434,27 @@ fn parse_encoder(fields: &Fields<'_>, model_type: &str) -> Result<EncoderConfig,
     )?;
     fields.refuse_unless("is_decoder", is_no, "a BERT that is a decoder is not supported")?;
     fields.refuse_unless("add_cross_attention", is_no, "cross attention is not supported")?;
-    let hidden: usize = fields.positive("hidden_size")?;
-    let heads: usize = fields.positive("num_attention_heads")?;
+    let hidden = fields.size("hidden_size", at_most::WIDTH)?;
+    let heads = fields.size("num_attention_heads", at_most::HEADS)?;
     if !hidden.is_multiple_of(heads) {
         return Err(format!("`hidden_size` {hidden} is not a multiple of `num_attention_heads` {heads}"));
     }
     let act_name = fields.optional::<String>("hidden_act")?.unwrap_or_else(|| "gelu".to_owned());
     let is_roberta = model_type == "roberta";
-    let max_positions = fields.positive("max_position_embeddings")?;
+    let max_positions = fields.size("max_position_embeddings", at_most::POSITIONS)?;
     let position_padding_id =
         if is_roberta { Some(fields.optional("pad_token_id")?.unwrap_or(1)) } else { None };
     Ok(EncoderConfig {
         prefix: if is_roberta { "roberta." } else { "bert." },
-        vocab_size: fields.positive("vocab_size")?,
-        type_vocab_size: fields.optional("type_vocab_size")?.unwrap_or(2),
+        vocab_size: fields.size("vocab_size", at_most::VOCABULARY)?,
+        type_vocab_size: fields.optional_size("type_vocab_size", at_most::TOKEN_TYPES)?.unwrap_or(2),
         hidden,
-        intermediate: fields.positive("intermediate_size")?,
-        num_layers: fields.positive("num_hidden_layers")?,
+        intermediate: fields.size("intermediate_size", at_most::WIDTH)?,
+        num_layers: fields.size("num_hidden_layers", at_most::LAYERS)?,
         heads,
         max_positions,
         position_padding_id,
-        norm_eps: fields.optional("layer_norm_eps")?.unwrap_or(1e-12),
+        norm_eps: fields.number("layer_norm_eps", |eps| (0.0..1.0).contains(&eps))?.unwrap_or(1e-12),
         activation: parse_activation("hidden_act", &act_name)?,
     })
 }
@@ -482,9 +492,26 @@ impl Fields<'_> {
         }
     }
 
-    fn positive(&self, key: &str) -> Result<usize, String> {
-        match self.required(key)? {
-            0 => Err(format!("`{key}` is 0: expected a number above zero")),
+    /// A size that must be there.
+    fn size(&self, key: &str, limit: usize) -> Result<usize, String> {
+        self.optional_size(key, limit)?.ok_or_else(|| format!("`{key}` is missing"))
+    }
+
+    /// A size from 1 to this limit, or absent, or null.
+    pub(super) fn optional_size(&self, key: &str, limit: usize) -> Result<Option<usize>, String> {
+        match self.optional(key)? {
+            Some(0) => Err(format!("`{key}` is 0: expected a number above zero")),
+            Some(value) if value > limit => Err(format!("`{key}` is {value}: the limit is {limit}")),
+            value => Ok(value),
+        }
+    }
+
+    /// A finite number that is acceptable, or absent, or null.
+    pub(super) fn number(&self, key: &str, accept: impl Fn(f64) -> bool) -> Result<Option<f64>, String> {
+        match self.optional::<f64>(key)? {
+            Some(value) if !(value.is_finite() && accept(value)) => {
+                Err(format!("`{key}` is {value}: the model cannot be computed with it"))
+            }
             value => Ok(value),
         }
     }

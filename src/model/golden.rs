@@ -35,6 +35,9 @@ pub const FILE_NAME: &str = "rewarm.golden.json";
 /// Of this form of the file.
 const FORMAT: u32 = 1;
 
+/// Each is a forward at every start.
+pub const MAX_SAMPLES: usize = 4096;
+
 const F32_SHARE: f64 = 1e-4;
 const F16_SHARE: f64 = 0.02;
 const BF16_SHARE: f64 = 0.1;
@@ -108,6 +111,18 @@ pub enum GoldenError {
         /// How many samples disagree.
         wrong: usize,
     },
+    /// All were left out.
+    #[error(
+        "none of the {of} golden samples was scored: the shortest has {shortest} tokens, more than max_tokens or \
+         max_queue_tokens. A test that compares nothing proves nothing: raise the limit, or make golden rewards of \
+         shorter texts (`rewarm calibrate --golden-only`), or remove {FILE_NAME}"
+    )]
+    NothingCompared {
+        /// How many there are.
+        of: usize,
+        /// Tokens.
+        shortest: usize,
+    },
 }
 
 impl GoldenRewards {
@@ -121,15 +136,46 @@ impl GoldenRewards {
         let path = dir.join(FILE_NAME);
         let read = disk::read_if_there(&path, disk::VOCABULARY_BYTES);
         let Some(text) = read.map_err(|source| ModelError::read(&path, source))? else { return Ok(None) };
-        let golden: Self = serde_json::from_slice(&text).map_err(|error| ModelError::config(&path, error))?;
-        if golden.format != FORMAT {
-            let problem = format!("`format` is {}, this program reads {FORMAT}", golden.format);
-            return Err(ModelError::config(&path, problem));
+        Self::parse(&text).map(Some).map_err(|problem| ModelError::config(&path, problem))
+    }
+
+    /// Sample by sample, so that an error names the one that is wrong.
+    fn parse(text: &[u8]) -> Result<Self, String> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct File {
+            format: u32,
+            pooling: String,
+            samples: Vec<serde_json::Value>,
         }
-        if golden.samples.is_empty() {
-            return Err(ModelError::config(&path, "`samples` is empty: expected golden rewards"));
+        let File { format, pooling, samples } =
+            serde_json::from_slice(text).map_err(|error| error.to_string())?;
+        if format != FORMAT {
+            return Err(format!("`format` is {format}, this program reads {FORMAT}"));
         }
-        Ok(Some(golden))
+        if samples.is_empty() {
+            return Err("`samples` is empty: expected golden rewards".to_owned());
+        }
+        if samples.len() > MAX_SAMPLES {
+            return Err(format!("`samples` has {} entries, the limit is {MAX_SAMPLES}", samples.len()));
+        }
+        let parse = |(index, sample): (usize, serde_json::Value)| {
+            let sample: GoldenSample =
+                serde_json::from_value(sample).map_err(|error| format!("`samples[{index}]`: {error}"))?;
+            // a number that `f32` cannot hold is read as infinite, and any reward is within its tolerance
+            if !sample.reward.is_finite() {
+                return Err(format!(
+                    "`samples[{index}].reward` is {} in f32: expected a finite number",
+                    sample.reward
+                ));
+            }
+            if sample.tokens == 0 {
+                return Err(format!("`samples[{index}].tokens` is 0: expected a number above zero"));
+            }
+            Ok(sample)
+        };
+        let samples = samples.into_iter().enumerate().map(parse).collect::<Result<_, _>>()?;
+        Ok(Self { format, pooling, samples })
     }
 
     /// Those that hold for the models of a variant, one for each, in configured order; which do not is told.
@@ -202,25 +248,32 @@ impl GoldenRewards {
     }
 
     /// Compares raw rewards, one per sample or none where it was not scored, with the golden ones. Returns the
-    /// largest difference.
+    /// largest difference. What is not finite never agrees, and to compare nothing is no agreement.
     pub fn compare(&self, rewards: &[Option<f32>], dtype: &str) -> Result<f64, GoldenError> {
         let spread = self.standard_deviation();
         let mut largest = 0.0_f64;
+        let mut compared = 0;
         let mut wrong = Vec::new(); // index, reward, tolerance, and by how much it is exceeded
         for (index, (golden, got)) in self.samples.iter().zip(rewards).enumerate() {
             let Some(got) = *got else { continue };
             let expected = f64::from(golden.reward);
             let tolerance = share(dtype) * expected.abs().max(spread).max(1.0);
             let difference = (f64::from(got) - expected).abs();
-            if difference <= tolerance {
+            compared += 1;
+            if difference <= tolerance && tolerance.is_finite() {
                 largest = largest.max(difference);
             } else {
                 // what is not finite is further off than anything
-                let excess = if got.is_finite() { difference / tolerance } else { f64::INFINITY };
+                let is_finite = got.is_finite() && tolerance.is_finite();
+                let excess = if is_finite { difference / tolerance } else { f64::INFINITY };
                 wrong.push((index, got, tolerance, excess));
             }
         }
         let worst = wrong.iter().max_by(|(.., one), (.., other)| one.total_cmp(other));
+        if compared == 0 {
+            let (shortest, of) = (self.samples.iter().map(|sample| sample.tokens).min(), self.samples.len());
+            return Err(GoldenError::NothingCompared { of, shortest: shortest.unwrap_or(0) });
+        }
         let Some(&(index, got, tolerance, _)) = worst else { return Ok(largest) };
         let golden = &self.samples[index];
         Err(GoldenError::Reward {
@@ -299,12 +352,52 @@ mod tests {
             ("{", "EOF"),
             (r#"{"format": 2, "pooling": "cls", "samples": []}"#, "`format` is 2, this program reads 1"),
             (r#"{"format": 1, "pooling": "cls", "samples": []}"#, "`samples` is empty"),
-            (r#"{"format": 1, "pooling": "cls", "samples": [{"reward": 1}]}"#, "missing field `input`"),
+            (
+                r#"{"format": 1, "pooling": "cls", "samples": [{"reward": 1}]}"#,
+                "`samples[0]`: missing field `input`",
+            ),
+            (r#"{"format": 1, "pooling": "cls"}"#, "missing field `samples`"),
+            (r#"{"format": 1, "pooling": "cls", "samples": "all"}"#, "invalid type: string"),
+            (
+                r#"{"format": 1, "pooling": "cls", "samples": [], "tolerance": 1e9}"#,
+                "unknown field `tolerance`",
+            ),
+            (&with_reward("NaN"), "expected value"),
+            (&with_reward("null"), "`samples[0]`: invalid type: null"),
+            (&with_reward("\"1.5\""), "`samples[0]`: invalid type: string"),
+            (&with_reward("[]"), "`samples[0]`: invalid type: sequence"),
+            (&with_reward("1e999"), "number out of range"),
+            (&with_reward("-1e39"), "`samples[0].reward` is -inf in f32"),
+            (&format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000)), "recursion limit"),
         ] {
             std::fs::write(dir.path().join(FILE_NAME), text).unwrap();
             let error = GoldenRewards::load(dir.path()).unwrap_err().to_string();
             assert!(error.contains(FILE_NAME) && error.contains(problem), "{error}");
         }
+    }
+
+    /// A file with one sample whose reward is written so.
+    fn with_reward(reward: &str) -> String {
+        format!(
+            r#"{{"format": 1, "pooling": "cls", "samples":
+                [{{"input": {{"formatted": "a"}}, "tokens": 1, "token_digest": "0", "reward": {reward}}}]}}"#
+        )
+    }
+
+    /// An infinite tolerance lets a zeroed classifier pass, and so does a test without samples.
+    #[test]
+    fn what_is_not_finite_and_what_was_not_compared_never_agree() {
+        for expected in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+            for got in [0.0, expected] {
+                let outcome = golden(&[expected, 0.0]).compare(&[Some(got), Some(0.0)], "bf16");
+                assert!(matches!(outcome, Err(GoldenError::Reward { .. })), "{expected} {got}: {outcome:?}");
+            }
+        }
+        let error = golden(&[1.0, 2.0]).compare(&[None, None], "f32").unwrap_err().to_string();
+        assert!(
+            error.contains("none of the 2 golden samples was scored: the shortest has 5 tokens"),
+            "{error}"
+        );
     }
 
     #[test]

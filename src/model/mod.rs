@@ -39,6 +39,7 @@ pub mod scorer;
 pub mod together;
 pub mod trainable;
 pub mod transformer;
+pub mod trial;
 pub mod variant;
 pub mod weights;
 
@@ -138,6 +139,9 @@ pub enum ModelError {
         /// What is wrong with it.
         problem: String,
     },
+    /// What was found wrong in a trial, by another process.
+    #[error("{0}")]
+    Refused(String),
     /// Something that we cannot run faithfully.
     #[error("{0}")]
     Unsupported(String),

@@ -123,7 +123,54 @@ impl RopeConfig {
         if !(theta > 1.0 && theta.is_finite()) {
             return Err(format!("`rope_theta` is {theta}: expected a number above one"));
         }
-        Ok(Self { head_dim, theta, scaling })
+        let rope = Self { head_dim, theta, scaling };
+        rope.check()?;
+        Ok(rope)
+    }
+
+    /// Refuses numbers that no angle can be computed with.
+    fn check(&self) -> Result<(), String> {
+        let (numbers, lengths): (&[(&str, f64)], &[(&str, usize)]) = match self.scaling {
+            RopeScaling::None => (&[], &[]),
+            RopeScaling::Linear { factor } => (&[("factor", factor)], &[]),
+            RopeScaling::Dynamic { factor, max_positions } => {
+                (&[("factor", factor)], &[("max_position_embeddings", max_positions)])
+            }
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => (
+                &[
+                    ("factor", factor),
+                    ("low_freq_factor", low_freq_factor),
+                    ("high_freq_factor", high_freq_factor),
+                ],
+                &[("original_max_position_embeddings", original_max_positions)],
+            ),
+            RopeScaling::Yarn {
+                factor,
+                attention_factor,
+                beta_fast,
+                beta_slow,
+                original_max_positions,
+                ..
+            } => (
+                &[
+                    ("factor", factor),
+                    ("attention_factor", attention_factor),
+                    ("beta_fast", beta_fast),
+                    ("beta_slow", beta_slow),
+                ],
+                &[("original_max_position_embeddings", original_max_positions)],
+            ),
+        };
+        if let Some((key, value)) = numbers.iter().find(|(_, value)| !(*value > 0.0 && value.is_finite())) {
+            return Err(format!("`{key}` of the rope is {value}: expected a finite number above zero"));
+        }
+        if let Some((key, _)) = lengths.iter().find(|(_, length)| *length == 0) {
+            return Err(format!("`{key}` of the rope is 0: expected a number above zero"));
+        }
+        if matches!(self.scaling, RopeScaling::Dynamic { .. }) && self.head_dim <= 2 {
+            return Err(format!("`head_dim` is {}: dynamic rope needs more than 2", self.head_dim));
+        }
+        Ok(())
     }
 
     /// Frequencies `[head_dim / 2]` in radians per position, for a sequence of `tokens`.

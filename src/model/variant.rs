@@ -29,6 +29,7 @@ use crate::model::scorer::Calibration;
 use crate::model::scorer::Members;
 use crate::model::scorer::Reduction;
 use crate::model::scorer::Scorer;
+use crate::model::trial;
 use crate::model::weights::Checkpoint;
 use crate::model::weights::Digest;
 use crate::model::weights::TensorStore;
@@ -59,7 +60,7 @@ impl Mode {
 }
 
 /// What the weights and activations are computed in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
     /// 32-bit floats.
@@ -149,15 +150,17 @@ impl Pooling {
 }
 
 /// One variant, as configured. `config.rs` has checked it: the lists agree in length, there is at least one member.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VariantConfig {
     /// As in requests and metrics.
     pub name: String,
     /// WARM or ENS.
     pub mode: Mode,
     /// Checkpoint directories, or LoRA adapters over `base`; one for a merged model.
+    #[serde(with = "trial::paths")]
     pub members: Vec<PathBuf>,
     /// What members that are adapters were trained on.
+    #[serde(with = "trial::optional_path")]
     pub base: Option<PathBuf>,
     /// Mode `warm`: one per member, summing to 1; equal when absent.
     pub coefficients: Option<Vec<f64>>,
@@ -328,10 +331,18 @@ impl Loader {
     /// Checks everything that can be checked without reading weights: files, configs, tokenizers, shapes. Returns the
     /// text rule.
     pub fn check(&mut self, config: &VariantConfig) -> Result<&'static str, ModelError> {
+        Ok(text_rule(&self.checked_tokenizers(config)?[0].1))
+    }
+
+    /// The same, and gives the members' tokenizers and where they are from.
+    pub(super) fn checked_tokenizers(
+        &mut self,
+        config: &VariantConfig,
+    ) -> Result<Vec<(PathBuf, SampleTokenizer)>, ModelError> {
         parse_device(&config.device)?;
         let members = open_members(config)?;
         load_models(config, &members, &unread_ops(), None, &mut |_| ())?;
-        Ok(text_rule(&members[0].tokenizer))
+        Ok(members.into_iter().map(|member| (member.path, member.tokenizer)).collect())
     }
 }
 
@@ -420,6 +431,12 @@ pub fn load_tokenizer(
         return Err(ModelError::Unsupported(format!(
             "max_tokens is {limit}, the model was made for {model_limit} at most"
         )));
+    }
+    if model_limit == 0 {
+        return Err(ModelError::Unsupported(
+            "`max_position_embeddings` leaves no room for a token: positions begin after `pad_token_id`"
+                .to_owned(),
+        ));
     }
     let limits = [Some(model_limit), manifest.max_tokens, max_tokens];
     let options = TextOptions {

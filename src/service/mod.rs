@@ -65,6 +65,7 @@ use crate::service::listener::Listener;
 use crate::service::listener::Protocol;
 pub use crate::service::listener::TooFew;
 pub use crate::service::models::LoadError;
+pub use crate::service::models::Loaded;
 pub use crate::service::models::Models;
 pub use crate::service::models::Source;
 use crate::service::reward::Reward;

@@ -38,7 +38,22 @@ pub trait Source: Send + Sync + 'static {
     fn reread(&self) -> Result<Models, String>;
 
     /// Loads one variant after the other. Called on a thread of its own; may take minutes.
-    fn load(&self, variants: &[VariantConfig]) -> Result<Vec<Variant>, LoadError>;
+    fn load(&self, variants: &[VariantConfig]) -> Result<Vec<Loaded>, LoadError>;
+}
+
+/// A variant, and what it is known to answer.
+pub struct Loaded {
+    /// The variant.
+    pub variant: Variant,
+    /// Of each model, in configured order; none: nothing is tested.
+    pub golden: Vec<Option<GoldenRewards>>,
+}
+
+impl From<Variant> for Loaded {
+    /// Without golden rewards.
+    fn from(variant: Variant) -> Self {
+        Self { variant, golden: Vec::new() }
+    }
 }
 
 /// Why models do not serve.
@@ -97,18 +112,15 @@ impl Serving {
         models: Models,
     ) -> Result<Self, LoadError> {
         let Models { variants, weights } = models;
-        let loading = tokio::task::spawn_blocking(move || {
-            let golden = variants.iter().map(golden_rewards).collect::<Result<Vec<_>, _>>()?;
-            Ok((source.load(&variants)?, golden))
-        });
-        let (loaded, golden) = loading.await.map_err(|_| LoadError::Panicked)??;
+        let loading = tokio::task::spawn_blocking(move || source.load(&variants));
+        let loaded = loading.await.map_err(|_| LoadError::Panicked)??;
         let mut served = BTreeMap::new();
-        for (Variant { info, scorer, tokenizer }, golden) in loaded.into_iter().zip(golden) {
+        for Loaded { variant: Variant { info, scorer, tokenizer }, golden } in loaded {
             let lane = engine.add_lane(&info.name, scorer);
             warm_up(&lane, &tokenizer)
                 .await
                 .map_err(|problem| LoadError::WarmUp { variant: info.name.clone(), problem })?;
-            self_test::run(&lane, engine.config().max_queue_tokens, &tokenizer, &info, &golden)
+            self_test::run(&lane, engine.config().max_queue_tokens, &tokenizer, &info, golden)
                 .await
                 .map_err(|problem| LoadError::SelfTest { variant: info.name.clone(), problem })?;
             tracing::info!(
@@ -133,20 +145,17 @@ impl Serving {
     }
 }
 
-fn golden_rewards(config: &VariantConfig) -> Result<Vec<Option<GoldenRewards>>, LoadError> {
-    GoldenRewards::of_models(config)
-        .map_err(|source| LoadError::Model { variant: config.name.clone(), source })
-}
-
 /// The first forward: allocates what later ones reuse, and proves that a reward comes out.
-async fn warm_up(lane: &Lane, tokenizer: &SampleTokenizer) -> Result<(), String> {
+async fn warm_up(lane: &Lane, tokenizer: &Arc<SampleTokenizer>) -> Result<(), String> {
     let text = Input::Text { prompt: "Is it warm?".to_owned(), response: "It is.".to_owned() };
     let formatted = Input::Formatted("Is it warm? It is.".to_owned());
     // A template may demand more than one turn of each: such a model still scores formatted text.
-    let TokenizedSample { token_ids, type_ids, .. } = tokenizer
-        .tokenize(&text, Truncation::Right)
-        .or_else(|_| tokenizer.tokenize(&formatted, Truncation::Right))
-        .map_err(|error| error.to_string())?;
+    let tokenize = move |tokenizer: &SampleTokenizer| {
+        let tokenized = tokenizer.tokenize(&text, Truncation::Right);
+        tokenized.or_else(|_| tokenizer.tokenize(&formatted, Truncation::Right))
+    };
+    let TokenizedSample { token_ids, type_ids, .. } =
+        self_test::in_time(tokenizer, tokenize).await?.map_err(|error| error.to_string())?;
     let call = Call { priority: Priority::Interactive, deadline: None };
     let scored =
         lane.score(vec![Sequence { token_ids, type_ids }], call).await.map_err(|error| error.to_string())?;

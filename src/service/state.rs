@@ -146,7 +146,9 @@ impl State {
         // While the first models load, the lock is theirs: the caller is told so.
         self.serving()?;
         let Ok(_replacing) = self.replacing.try_lock() else { return Err(ServiceError::ReloadUnderWay) };
-        let models = self.source.reread().map_err(ServiceError::ReloadFailed)?;
+        let source = self.source.clone();
+        let reread = tokio::task::spawn_blocking(move || source.reread());
+        let models = reread.await.map_err(|_| ServiceError::Panicked)?.map_err(ServiceError::ReloadFailed)?;
         let loaded = self.load_beside(models).await;
         Ok(self.serve(loaded.map_err(|error| ServiceError::ReloadFailed(chain(&error)))?))
     }

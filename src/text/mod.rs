@@ -38,6 +38,7 @@ use self::spans::Span;
 use self::template::ChatTemplate;
 use self::tokenizer::Encoder;
 use self::truncation::Sequence;
+use crate::disk;
 
 /// What a caller wants scored. In files as in the proto: `{"text": {"prompt": "Hi", "response": "Hello!"}}`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -171,7 +172,9 @@ impl SampleTokenizer {
         };
         let max_tokens = files.model_max_length.unwrap_or(usize::MAX).min(options.max_tokens);
         let digest = digest(&files, rule, max_tokens);
+        disk::step("making the tokenizer", dir);
         let encoder = Encoder::new(Backend::load(&files)?, options);
+        disk::step("compiling the chat template", dir);
         let template = match files.template {
             None => None,
             Some(template) => Some(

@@ -26,6 +26,7 @@ use rewarm::proto::admin_service_client::AdminServiceClient;
 use rewarm::proto::reward_service_client::RewardServiceClient;
 use rewarm::service;
 use rewarm::service::LoadError;
+use rewarm::service::Loaded;
 use rewarm::service::Models;
 use rewarm::service::Running;
 use rewarm::service::Source;
@@ -192,9 +193,9 @@ impl Source for FakeSource {
         self.reread.lock().unwrap().clone()
     }
 
-    fn load(&self, variants: &[VariantConfig]) -> Result<Vec<Variant>, LoadError> {
+    fn load(&self, variants: &[VariantConfig]) -> Result<Vec<Loaded>, LoadError> {
         let load = |config: &VariantConfig| {
-            (self.load)(&config.name).map_err(|problem| LoadError::Model {
+            (self.load)(&config.name).map(Loaded::from).map_err(|problem| LoadError::Model {
                 variant: config.name.clone(),
                 source: ModelError::Unsupported(problem),
             })

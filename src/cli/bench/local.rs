@@ -16,6 +16,7 @@ use crate::model::variant::Variant;
 use crate::model::variant::VariantConfig;
 use crate::service;
 use crate::service::LoadError;
+use crate::service::Loaded;
 use crate::service::Models;
 use crate::service::Running;
 use crate::service::Source;
@@ -39,7 +40,7 @@ impl LocalServer {
             .enable_all()
             .build()
             .context("start the async threads")?;
-        let source = Loaded { loader: Mutex::new(loader) };
+        let source = Again { loader: Mutex::new(loader) };
         let mut running = runtime.block_on(service::start(chosen.service, source))?;
         let url = url(&running);
         while client::check_health(&url, None, client::TIMEOUT).is_err() {
@@ -73,20 +74,21 @@ impl Drop for LocalServer {
 }
 
 /// Loads with a loader that has read these checkpoints before.
-struct Loaded {
+struct Again {
     loader: Mutex<Loader>,
 }
 
-impl Source for Loaded {
+impl Source for Again {
     fn reread(&self) -> Result<Models, String> {
         Err("a bench does not reload".to_owned())
     }
 
-    fn load(&self, variants: &[VariantConfig]) -> Result<Vec<Variant>, LoadError> {
+    fn load(&self, variants: &[VariantConfig]) -> Result<Vec<Loaded>, LoadError> {
         let mut loader = self.loader.lock().unwrap_or_else(PoisonError::into_inner);
         let load = |config: &VariantConfig| {
             loader
                 .load(config, &mut |_, _| ())
+                .map(Loaded::from)
                 .map_err(|source| LoadError::Model { variant: config.name.clone(), source })
         };
         variants.iter().map(load).collect()

@@ -1,0 +1,205 @@
+//! What can be tried of a checkpoint without reading its weights: does anything in its small files end the process,
+//! hold it, or fill its memory?
+//!
+//! Headers and config are read and compared, the tokenizer and the chat template are made, and probes go through
+//! both: conversations short and long, and the texts of the golden rewards. A template may refuse some, but it has to
+//! come back, and not to fail at all of them. `rewarm` does this in a child process (`cli/trial.rs`) before
+//! it loads the same bytes itself; nothing here starts one.
+
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::path::Path;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use serde::Deserializer;
+use serde::Serialize;
+use serde::Serializer;
+
+use crate::disk;
+use crate::model::ModelError;
+use crate::model::golden::GoldenRewards;
+use crate::model::variant;
+use crate::model::variant::Loader;
+use crate::model::variant::VariantConfig;
+use crate::text::Input;
+use crate::text::Message;
+use crate::text::SampleTokenizer;
+use crate::text::TextError;
+use crate::text::Truncation;
+
+/// What is tried.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Subject {
+    /// All that a variant is made of.
+    Variant {
+        /// As configured.
+        config: VariantConfig,
+        /// Whether its golden rewards will be scored.
+        with_golden: bool,
+    },
+    /// A directory that becomes part of something: a member to merge, a base to train.
+    Checkpoint {
+        /// A checkpoint, or an adapter.
+        #[serde(with = "path")]
+        dir: PathBuf,
+        /// What an adapter was trained on.
+        #[serde(with = "optional_path")]
+        base: Option<PathBuf>,
+    },
+}
+
+impl Subject {
+    /// Tries it, and fails with what is wrong with it, as loading it would.
+    pub fn try_out(&self) -> Result<(), ModelError> {
+        let (tokenizers, golden) = match self {
+            Self::Variant { config, with_golden } => {
+                let tokenizers = Loader::default().checked_tokenizers(config)?;
+                (tokenizers, if *with_golden { GoldenRewards::of_models(config)? } else { Vec::new() })
+            }
+            Self::Checkpoint { dir, base } => (tokenizer_of(dir, base.as_deref())?, Vec::new()),
+        };
+        let mut probes = probes();
+        let golden = golden.into_iter().flatten().flat_map(|golden| golden.samples);
+        probes.extend(golden.map(|sample| ("a golden sample", sample.input)));
+        let mut known = HashSet::new();
+        for (dir, tokenizer) in tokenizers {
+            if known.insert(tokenizer.digest()) {
+                let mut outcomes = Vec::new(); // of what goes through the template
+                for (what, input) in &probes {
+                    disk::step(&format!("rendering and tokenizing {what}"), &dir);
+                    // of the two ways, this one renders twice and looks for the contents in the text
+                    let outcome = tokenizer.tokenize(input, Truncation::Left);
+                    if !matches!(input, Input::Formatted(_) | Input::TokenIds(_)) {
+                        outcomes.push(outcome);
+                    }
+                }
+                // what a template refuses is for it to say; one that only fails is no template
+                let is_failure =
+                    |outcome: &Result<_, _>| matches!(outcome, Err(TextError::TemplateFailed { .. }));
+                if outcomes.iter().all(is_failure)
+                    && let Some(Err(source)) = outcomes.pop()
+                {
+                    return Err(ModelError::Member { path: dir, source: Box::new(source.into()) });
+                }
+                disk::step("dropping the tokenizer and the chat template", &dir);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn tokenizer_of(dir: &Path, base: Option<&Path>) -> Result<Vec<(PathBuf, SampleTokenizer)>, ModelError> {
+    let open = || {
+        let (checkpoint, manifest, config) = variant::open_files(dir, base)?;
+        let text = variant::text_dir(&checkpoint);
+        if !disk::is_there(&text.join("tokenizer.json")) {
+            return Ok(Vec::new()); // for token ids only: what merges it needs none
+        }
+        let tokenizer = variant::load_tokenizer(&checkpoint, &manifest, &config, None)?;
+        Ok(vec![(text.to_owned(), tokenizer)])
+    };
+    open().map_err(|source| ModelError::Member { path: dir.to_owned(), source: Box::new(source) })
+}
+
+/// Texts as trainers send them, and as they should not.
+fn probes() -> Vec<(&'static str, Input)> {
+    let conversation = |turns: &[(&str, &str)]| {
+        let messages: Vec<Message> =
+            turns.iter().map(|(role, content)| Message::new(*role, *content)).collect();
+        Input::Conversation(messages.into())
+    };
+    let pair = |prompt: &str, response: &str| Input::Text {
+        prompt: prompt.to_owned(),
+        response: response.to_owned(),
+    };
+    let mixed =
+        "Ünï¢ødé 你好, \u{1F469}\u{200D}\u{1F467} <b>&amp;</b> {{ x }} 12345.67e-8\r\n\tfn main() {}  ";
+    let turns: Vec<(&str, &str)> =
+        (0..20).map(|turn| (if turn % 2 == 0 { "user" } else { "assistant" }, mixed)).collect();
+    let long = "The quick brown fox jumps over the lazy dog, 42 times. ".repeat(300);
+    vec![
+        ("a short pair", pair("What is it?", "It is what it is.")),
+        ("an empty pair", pair("", "")),
+        (
+            "a conversation with a system turn",
+            conversation(&[("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello!")]),
+        ),
+        ("a conversation of 20 turns", conversation(&turns)),
+        ("a long pair", pair(&long, &long)),
+        ("one letter many times", Input::Formatted("a".repeat(4000))),
+        ("many kinds of letters", Input::Formatted(mixed.repeat(50))),
+        ("blanks", Input::Formatted(" \n\t\u{a0}".repeat(1000))),
+    ]
+}
+
+/// Paths need not be Unicode, and strings in JSON are.
+pub(super) mod path {
+    use super::*;
+
+    pub(crate) fn serialize<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+        path.as_os_str().serialize(serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+        OsString::deserialize(deserializer).map(PathBuf::from)
+    }
+}
+
+/// The same of a path that may be absent.
+pub(super) mod optional_path {
+    use super::*;
+
+    pub(crate) fn serialize<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+        path.as_deref().map(Path::as_os_str).serialize(serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<PathBuf>, D::Error> {
+        Ok(Option::<OsString>::deserialize(deserializer)?.map(PathBuf::from))
+    }
+}
+
+/// The same of several.
+pub(super) mod paths {
+    use super::*;
+
+    pub(crate) fn serialize<S: Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(paths.iter().map(|path| path.as_os_str()))
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PathBuf>, D::Error> {
+        let paths = Vec::<OsString>::deserialize(deserializer)?;
+        Ok(paths.into_iter().map(PathBuf::from).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
+    use super::*;
+    use crate::model::variant::Mode;
+
+    #[test]
+    fn a_subject_crosses_the_pipe_with_any_path() {
+        let odd = PathBuf::from(OsString::from_vec(b"a\xff\n\"b".to_vec()));
+        let config = VariantConfig {
+            base: Some(odd.clone()),
+            coefficients: Some(vec![0.1, 0.9]),
+            max_tokens: Some(7),
+            ..VariantConfig::new("v", Mode::Ens, vec![odd.clone(), PathBuf::from("b")])
+        };
+        let subjects = [
+            Subject::Variant { config, with_golden: true },
+            Subject::Checkpoint { dir: odd.clone(), base: None },
+            Subject::Checkpoint { dir: PathBuf::new(), base: Some(odd) },
+        ];
+        for subject in subjects {
+            let text = serde_json::to_string(&subject).unwrap();
+            let back: Subject = serde_json::from_str(&text).unwrap();
+            assert_eq!(format!("{back:?}"), format!("{subject:?}"));
+        }
+    }
+}
