@@ -40,6 +40,17 @@ pub const SETTINGS_BYTES: u64 = 32 << 20;
 /// Of a `tokenizer.json` and other vocabularies. The largest that is known to us has 35 MB.
 pub const VOCABULARY_BYTES: u64 = 256 << 20;
 
+/// The first line of what a Git clone has in the place of a large file that was not downloaded.
+const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
+/// What to do about such a file.
+pub const LFS_CURE: &str = "it is a Git LFS pointer, not the file itself: run `git lfs pull` in the clone (`git lfs \
+                            install` once before), or download the file again with `hf download`";
+
+/// Whether a file that begins so is a Git LFS pointer.
+pub fn is_lfs_pointer(start: &[u8]) -> bool {
+    start.starts_with(LFS_POINTER)
+}
+
 /// Opens a regular file for reading, and never waits for one that is not.
 pub fn open(path: &Path) -> io::Result<File> {
     step("reading it", path);
@@ -96,6 +107,9 @@ fn read_open(file: &File, limit: u64) -> io::Result<Vec<u8>> {
     file.take(limit + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit {
         return Err(too_large(bytes.len() as u64));
+    }
+    if is_lfs_pointer(&bytes) {
+        return Err(io::Error::new(ErrorKind::InvalidData, LFS_CURE));
     }
     Ok(bytes)
 }
@@ -236,6 +250,16 @@ mod tests {
         assert!(read_to_string(&path("to-file"), 3).is_err());
         assert_eq!(read_if_there(&path("absent"), 3).unwrap(), None);
         assert!(!is_there(&path("absent")));
+    }
+
+    #[test]
+    fn a_pointer_to_a_large_file_is_told_with_its_cure() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tokenizer.json");
+        let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9085657\n";
+        fs::write(&path, pointer).unwrap();
+        let error = read(&path, 1000).unwrap_err().to_string();
+        assert!(error.contains("Git LFS pointer") && error.contains("`git lfs pull`"), "{error}");
     }
 
     #[test]

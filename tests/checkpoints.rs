@@ -553,3 +553,100 @@ fn a_fingerprint_changes_with_what_changes_a_reward_and_with_nothing_else() {
         }
     }
 }
+
+#[test]
+fn wrappers_in_the_names_of_tensors_are_left_out_and_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, rename: &dyn Fn(&str) -> String| {
+        let mut checkpoint = TinyCheckpoint::llama(7);
+        let tensors = std::mem::take(&mut checkpoint.tensors).into_iter();
+        checkpoint.tensors = tensors.map(|(name, tensor)| (rename(&name), tensor)).collect();
+        checkpoint.write(&dir.path().join(name));
+        config(Mode::Warm, vec![dir.path().join(name)])
+    };
+    let plain = load(&write("plain", &|name| name.to_owned())).unwrap().info;
+    assert_eq!(plain.notes, Vec::<String>::new());
+    let fsdp = |name: &str| {
+        format!("_fsdp_wrapped_module.{}", name.replace(".self_attn.", "._fsdp_wrapped_module.self_attn."))
+    };
+    let wrapped: [(&str, &dyn Fn(&str) -> String); 5] = [
+        ("_orig_mod", &|name| format!("_orig_mod.{name}")),
+        ("module", &|name| format!("module.{name}")),
+        ("_orig_mod, module", &|name| format!("module._orig_mod.{name}")),
+        ("_fsdp_wrapped_module", &fsdp),
+        ("_checkpoint_wrapped_module", &|name| name.replace(".mlp.", "._checkpoint_wrapped_module.mlp.")),
+    ];
+    for (wrappers, rename) in wrapped {
+        let config = write(wrappers, rename);
+        check(&config).unwrap();
+        let info = load(&config).unwrap().info;
+        assert_eq!(info.fingerprint, plain.fingerprint, "{wrappers}");
+        assert!(info.notes.len() == 1 && info.notes[0].ends_with(wrappers), "{wrappers}: {:?}", info.notes);
+    }
+    // not all: whose the others are is not certain
+    let some = |name: &str| if name.contains("mlp") { format!("module.{name}") } else { name.to_owned() };
+    let error = check(&write("some", &some)).unwrap_err();
+    assert!(error.contains("is missing"), "{error}");
+}
+
+/// The commands were run: `tests/reference/foreign.py`.
+#[test]
+fn directories_of_other_tools_are_refused_with_the_next_command() {
+    let cases: &[(&[&str], &[&str])] = &[
+        (&["pytorch_model.bin"], &["pickled", "save_pretrained('OUT')", "weights_only=True"]),
+        (&["pytorch_model-00001-of-00002.bin"], &["pickled", "save_pretrained('OUT')"]),
+        (
+            &["pytorch_model_fsdp_0/__0_0.distcp"],
+            &["FSDP", "`accelerate merge-weights", "pytorch_model_fsdp_0 OUT`"],
+        ),
+        (&["__0_0.distcp", ".metadata"], &["`accelerate merge-weights", "copy config.json"]),
+        (
+            &["global_step5/zero_pp_rank_0_mp_rank_00_optim_states.pt", "zero_to_fp32.py", "latest"],
+            &["DeepSpeed", "zero_to_fp32.py", "OUT --safe_serialization`"],
+        ),
+        (
+            &["zero_pp_rank_0_mp_rank_00_optim_states.pt"],
+            &["one step of a DeepSpeed", "zero_to_fp32.py", " -t "],
+        ),
+        (&["iter_0000100/mp_rank_00/model_optim_rng.pt"], &["Megatron", "export"]),
+        (&["mp_rank_00/model_optim_rng.pt"], &["Megatron"]),
+        (&["consolidated.00.pth", "params.json"], &["Meta and Mistral", "`hf download"]),
+        (&["consolidated.safetensors"], &["Meta and Mistral"]),
+        (&["reward-Q4_K_M.gguf"], &["GGUF", "Hugging Face directory"]),
+        (&["model-00001-of-00002.safetensors"], &["model.safetensors.index.json"]),
+        (&["reward.safetensors"], &["reward.safetensors", "rename"]),
+        (&["checkpoint-90/model.safetensors", "checkpoint-1000/model.safetensors"], &["/checkpoint-1000"]),
+        (&["refs/main", "snapshots/abc/model.safetensors", "blobs/1"], &["hub's cache", "/snapshots/abc"]),
+        (&["refs/main", "snapshots/.keep", "blobs/1"], &["hub's cache", "hf download"]),
+        (&["notes.txt"], &["holds neither model.safetensors nor"]),
+    ];
+    for (files, says) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        for file in *files {
+            let path = dir.path().join(file);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, if *file == "refs/main" { "abc\n" } else { "" }).unwrap();
+        }
+        let error = check(&config(Mode::Warm, vec![dir.path().to_owned()])).unwrap_err();
+        assert!(says.iter().all(|part| error.contains(part)), "{files:?}: {error}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("model.safetensors");
+    std::fs::write(&file, "").unwrap();
+    let error = check(&config(Mode::Warm, vec![file])).unwrap_err();
+    assert!(error.contains("is a file: give the directory"), "{error}");
+}
+
+#[test]
+fn git_lfs_pointers_are_told_wherever_they_are() {
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935\nsize 9085657\n";
+    for name in ["model.safetensors", "tokenizer.json", "config.json", "tokenizer_config.json"] {
+        let dir = tempfile::tempdir().unwrap();
+        TinyCheckpoint::llama(7).write(dir.path());
+        std::fs::write(dir.path().join(name), pointer).unwrap();
+        let error = check(&config(Mode::Warm, vec![dir.path().to_owned()])).unwrap_err();
+        for part in [name, "Git LFS pointer", "`git lfs pull`"] {
+            assert!(error.contains(part), "{name}: {error}");
+        }
+    }
+}

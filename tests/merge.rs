@@ -790,7 +790,7 @@ fn adapters_that_we_cannot_follow_are_refused_by_name() {
             name: "DoRA",
             settings: |c| c["use_dora"] = json!(true),
             tensors: as_it_is,
-            says: &["adapter_config.json", "`use_dora` is true"],
+            says: &["adapter_config.json", "`use_dora` is true", "merge_and_unload().save_pretrained('OUT')"],
         },
         Case {
             name: "another method",
@@ -824,9 +824,62 @@ fn adapters_that_we_cannot_follow_are_refused_by_name() {
         },
         Case {
             name: "a pattern",
-            settings: |c| c["alpha_pattern"] = json!({"layers.[01].q_proj": 3}),
+            settings: |c| c["alpha_pattern"] = json!({"layers.[01.q_proj": 3}),
             tensors: as_it_is,
-            says: &["`alpha_pattern`", "layers.[01].q_proj"],
+            says: &["`alpha_pattern`", "layers.[01.q_proj", "no regular expression"],
+        },
+        Case {
+            name: "a setting of tomorrow",
+            settings: |c| c["use_tomorrow"] = json!(true),
+            tensors: as_it_is,
+            says: &["`use_tomorrow` is true", "do not know"],
+        },
+        Case {
+            name: "another rank",
+            settings: |c| c["r"] = json!(16),
+            tensors: as_it_is,
+            says: &[
+                "rank 16",
+                "layers.0.self_attn.q_proj",
+                "lora_A.weight` is stored as [4, 16]",
+                "of rank 4",
+            ],
+        },
+        Case {
+            name: "another rank of some layers",
+            settings: |c| c["rank_pattern"] = json!({"layers.1.self_attn.v.proj": 2}),
+            tensors: as_it_is,
+            says: &["rank 2 for `model.layers.1.self_attn.v_proj`", "of rank 4"],
+        },
+        Case {
+            name: "an update that is not targeted",
+            settings: |c| c["target_modules"] = json!(["q_proj"]),
+            tensors: as_it_is,
+            says: &["stores an update of `model.layers.0.self_attn.v_proj`", "`target_modules`"],
+        },
+        Case {
+            name: "an update that is excluded",
+            settings: |c| c["exclude_modules"] = json!(".*layers.1.*q_proj"),
+            tensors: as_it_is,
+            says: &["stores an update of `model.layers.1.self_attn.q_proj`", "`exclude_modules`"],
+        },
+        Case {
+            name: "an update of another layer",
+            settings: |c| c["layers_to_transform"] = json!([0]),
+            tensors: as_it_is,
+            says: &["stores an update of `model.layers.1.self_attn.q_proj`", "`layers_to_transform`"],
+        },
+        Case {
+            name: "a target without an update",
+            settings: |c| c["target_modules"] = json!(["q_proj", "v_proj", "down_proj"]),
+            tensors: as_it_is,
+            says: &["lacks the update of `model.layers.0.mlp.down_proj`", "not whole"],
+        },
+        Case {
+            name: "a module that was not saved",
+            settings: |c| c["modules_to_save"] = json!(["score", "embed_tokens"]),
+            tensors: as_it_is,
+            says: &["lacks `model.embed_tokens.weight`", "`modules_to_save`"],
         },
         Case {
             name: "no alpha",
@@ -843,8 +896,8 @@ fn adapters_that_we_cannot_follow_are_refused_by_name() {
         Case {
             name: "factors that do not fit",
             settings: SAME,
-            tensors: |t| t.get_mut(Q_PROJ).unwrap().1.swap(0, 1),
-            says: &["`model.layers.0.self_attn.q_proj.weight`", "[16, 4]", "do not fit"],
+            tensors: |t| t.get_mut(&Q_PROJ.replace("lora_A", "lora_B")).unwrap().1.swap(0, 1),
+            says: &["`model.layers.0.self_attn.q_proj.weight`", "[4, 16]", "do not fit"],
         },
         Case {
             name: "a magnitude",

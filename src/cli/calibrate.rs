@@ -15,6 +15,7 @@ use crate::config::ConfigError;
 use crate::config::VariantOptions;
 use crate::model::golden;
 use crate::model::golden::GoldenRewards;
+use crate::model::lora;
 use crate::model::manifest::Manifest;
 use crate::model::scorer::Calibration;
 use crate::model::variant::Loader;
@@ -42,6 +43,10 @@ pub(super) struct CalibrateArgs {
     /// Checkpoints: Hugging Face directories.
     #[arg(required = true, value_name = "MEMBER")]
     members: Vec<PathBuf>,
+    /// What members were trained on that are LoRA adapters (PEFT directories); their files are written beside the
+    /// adapter.
+    #[arg(long, value_name = "DIR")]
+    base: Option<String>,
     /// Texts, JSON lines, plain or gzipped: lines as for `rewarm score`, or preference pairs, of which both
     /// responses count.
     #[arg(long, required_unless_present = "clear", num_args = 1.., value_name = "FILE")]
@@ -59,7 +64,7 @@ pub(super) struct CalibrateArgs {
     #[arg(long)]
     dry_run: bool,
     /// Removes calibration and golden rewards instead.
-    #[arg(long, conflicts_with_all = ["references", "golden", "golden_only", "seed", "dry_run", "device", "batch_tokens"])]
+    #[arg(long, conflicts_with_all = ["base", "references", "golden", "golden_only", "seed", "dry_run", "device", "batch_tokens"])]
     clear: bool,
     /// cpu, cuda or cuda:N [default: cpu].
     #[arg(long)]
@@ -75,6 +80,9 @@ pub(super) fn run(args: &CalibrateArgs) -> anyhow::Result<()> {
         bail!("--golden-only with --golden 0 leaves nothing to do");
     }
     check_members(&args.members)?;
+    if args.base.is_some() && !args.members.iter().any(|member| lora::is_adapter(member)) {
+        bail!("--base is for LoRA adapters: none of the members is one");
+    }
     if args.clear {
         return clear(&args.members);
     }
@@ -131,6 +139,7 @@ fn measure<'a>(args: &CalibrateArgs, member: &'a Path, references: &[Input]) -> 
     let options = VariantOptions {
         mode: Some(Mode::Warm),
         model: Some(member.display().to_string()),
+        base: args.base.clone().filter(|_| lora::is_adapter(member)),
         device: args.device.clone(),
         ..VariantOptions::default()
     };

@@ -43,6 +43,9 @@ pub(super) struct EvaluateArgs {
     /// Checkpoints of one family; one alone is evaluated by itself.
     #[arg(long, value_name = "DIR,DIR", num_args = 1.., value_delimiter = ',', required = true)]
     members: Vec<String>,
+    /// What members (and --gold) were trained on, where they are LoRA adapters (PEFT directories).
+    #[arg(long, value_name = "DIR")]
+    base: Option<String>,
     /// Files of pairs, each with a name for tables and plots [default name: the file's].
     #[arg(long, value_name = "NAME=FILE", num_args = 1.., required = true, value_parser = parse_pairs)]
     pairs: Vec<NamedFile>,
@@ -135,6 +138,7 @@ impl EvaluateArgs {
         let options = |mode| VariantOptions {
             mode: Some(mode),
             members: Some(self.members.clone()),
+            base: self.base.clone(),
             dtype: self.dtype,
             device: self.device.clone(),
             max_tokens: self.max_tokens,
@@ -146,6 +150,7 @@ impl EvaluateArgs {
         let ens = ens.check("ens", Path::new("")).map_err(ConfigError)?;
         Ok(Config {
             members: ens.members,
+            base: ens.base,
             warm: self.warm,
             coefficients: self.coefficients,
             reduction: ens.reduction,

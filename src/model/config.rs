@@ -15,6 +15,7 @@ use crate::model::ModelError;
 use crate::model::head::HeadKind;
 use crate::model::manifest::Manifest;
 use crate::model::ops::Activation;
+use crate::model::origin::Origin;
 use crate::model::rope::RopeConfig;
 use crate::model::scorer::Calibration;
 use crate::model::variant::Pooling;
@@ -54,6 +55,9 @@ pub struct CheckpointConfig {
     pub pad_token_id: Option<u32>,
     /// What ends a sequence, for [`Pooling::FirstEos`].
     pub eos_token_ids: Vec<u32>,
+    /// What the files around it say; in its fingerprint where it became one of the fields above, or text.
+    #[serde(skip)]
+    pub origin: Origin,
 }
 
 /// The transformer below the head.
@@ -255,8 +259,12 @@ impl CheckpointConfig {
             normalization,
             pooling: manifest.pooling,
             // transformers writes -1 for "none" in some families
-            pad_token_id: fields.optional::<i64>("pad_token_id")?.and_then(|id| u32::try_from(id).ok()),
+            pad_token_id: match manifest.pad_token_id {
+                Some(id) => Some(id),
+                None => fields.optional::<i64>("pad_token_id")?.and_then(|id| u32::try_from(id).ok()),
+            },
             eos_token_ids,
+            origin: Origin::default(),
         })
     }
 

@@ -62,6 +62,9 @@ impl<O: Ops> Head<O> {
     pub fn load(weights: &mut Weights<'_, O>, config: &CheckpointConfig) -> Result<Self, ModelError> {
         let hidden = config.backbone.hidden();
         let (kind, last_layer) = find(weights, config)?;
+        if let (Some(doubt), HeadKind::Score, None) = (&config.origin.pad_doubt, kind, config.pooling) {
+            return Err(ModelError::Unsupported(doubt.clone()));
+        }
         let pooling = config.pooling(kind);
         if pooling == Pooling::FirstEos && config.eos_token_ids.is_empty() {
             return Err(ModelError::Unsupported(

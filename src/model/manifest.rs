@@ -3,7 +3,10 @@
 //! ```json
 //! {"pooling": "last_token", "text_rule": "concatenation", "max_tokens": 2048,
 //!  "calibration": {"mean": 0.3, "std": 1.7}}
+//! {"pad_token_id": 2, "text_end": "eos"}
 //! ```
+//!
+//! The second line is for what trainers did and their files do not tell, see [`crate::model::origin`].
 //!
 //! Every key is optional, as is the file. The calibration is `rewarm calibrate`'s.
 
@@ -18,6 +21,7 @@ use crate::model::ModelError;
 use crate::model::save::replace_file;
 use crate::model::scorer::Calibration;
 use crate::model::variant::Pooling;
+use crate::text::TextEnd;
 use crate::text::TextRule;
 
 const FILE_NAME: &str = "rewarm.json";
@@ -28,8 +32,12 @@ const FILE_NAME: &str = "rewarm.json";
 pub struct Manifest {
     /// Overrides what the head's origin implies.
     pub pooling: Option<Pooling>,
+    /// Overrides the config's: the reward is read at the last token that is not this one.
+    pub pad_token_id: Option<u32>,
     /// Overrides the chat template, or the family's rule.
     pub text_rule: Option<TextRule>,
+    /// Overrides what the model's trainer did to the end of texts.
+    pub text_end: Option<TextEnd>,
     /// Lowers the model's own limit.
     pub max_tokens: Option<usize>,
     /// Applied to the member's rewards before an ensemble reduces them.
@@ -56,6 +64,19 @@ impl Manifest {
         }
         Ok(manifest)
     }
+
+    /// Where it says nothing, what another one does.
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            pooling: self.pooling.or(other.pooling),
+            pad_token_id: self.pad_token_id.or(other.pad_token_id),
+            text_rule: self.text_rule.or(other.text_rule),
+            text_end: self.text_end.or(other.text_end),
+            max_tokens: self.max_tokens.or(other.max_tokens),
+            calibration: self.calibration.or(other.calibration),
+        }
+    }
+
     /// Puts a calibration into the manifest of a checkpoint directory, or takes it out. Its other keys stay as
     /// they are; a manifest with nothing in it is removed. Says whether anything changed.
     pub fn write_calibration(dir: &Path, calibration: Option<Calibration>) -> Result<bool, ModelError> {

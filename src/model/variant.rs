@@ -25,6 +25,7 @@ use crate::model::ops::Ops;
 use crate::model::ops::composed::Composed;
 use crate::model::ops::cpu::Cpu;
 use crate::model::ops::cpu::Isa;
+use crate::model::origin;
 use crate::model::scorer::Calibration;
 use crate::model::scorer::Members;
 use crate::model::scorer::Reduction;
@@ -36,6 +37,7 @@ use crate::model::weights::TensorStore;
 use crate::model::weights::Weights;
 use crate::model::weights::hex;
 use crate::text::SampleTokenizer;
+use crate::text::TextEnd;
 use crate::text::TextOptions;
 use crate::text::TextRule;
 
@@ -219,6 +221,8 @@ pub struct VariantInfo {
     pub pooling: &'static str,
     /// How a prompt and a response become one sequence: "chat_template", "concatenation", "sentence_pair", or "none".
     pub text_rule: &'static str,
+    /// What of how it scores its config does not say, in words.
+    pub notes: Vec<String>,
 }
 
 /// One of the models that a variant was made from.
@@ -303,6 +307,7 @@ impl Loader {
             })
             .collect();
         let fingerprint = fingerprint(config, &members, &infos, &loaded.heads, dtype)?;
+        let notes = notes(&members);
         let first = members.swap_remove(0);
         let tokenizer = first.tokenizer;
         let tokenizer =
@@ -324,6 +329,7 @@ impl Loader {
             architecture: first.config.architecture,
             pooling: loaded.heads[0].1.name(),
             text_rule: text_rule(&tokenizer),
+            notes,
         };
         Ok(Variant { info, scorer, tokenizer })
     }
@@ -393,6 +399,9 @@ fn open_members(config: &VariantConfig) -> Result<Vec<Member>, ModelError> {
     if config.mode == Mode::Warm && members.iter().any(|member| member.manifest.calibration.is_some()) {
         tracing::info!(variant = config.name, "calibrations do not apply: one model has nothing to reduce");
     }
+    for note in notes(&members) {
+        tracing::info!(variant = config.name, "{note}");
+    }
     Ok(members)
 }
 
@@ -403,12 +412,13 @@ pub fn open_files(
     base: Option<&Path>,
 ) -> Result<(Checkpoint, Manifest, CheckpointConfig), ModelError> {
     let checkpoint = Checkpoint::open_over(path, base)?;
-    let beside = |file: &str| checkpoint.dir_of(file);
-    let mut manifest = Manifest::load(beside("rewarm.json"))?;
-    if beside("rewarm.json") != path {
-        manifest.calibration = None;
+    let mut manifest = Manifest::load(path)?;
+    if let Some(base) = checkpoint.base() {
+        manifest = manifest.or(Manifest { calibration: None, ..Manifest::load(base)? });
     }
-    let config = CheckpointConfig::load(&beside("config.json").join("config.json"), &manifest)?;
+    let config_path = checkpoint.dir_of("config.json").join("config.json");
+    let mut config = CheckpointConfig::load(&config_path, &manifest)?;
+    origin::settle(&checkpoint, &manifest, &mut config)?;
     Ok((checkpoint, manifest, config))
 }
 
@@ -444,11 +454,18 @@ pub fn load_tokenizer(
         type_vocab_size: config.backbone.type_vocab_size(),
         max_tokens: limits.into_iter().flatten().min().unwrap_or(model_limit),
         rule: manifest.text_rule,
-        default_rule: config.backbone.default_text_rule(),
+        default_rule: config.origin.text_rule.or(config.backbone.default_text_rule()),
+        ends: config.origin.ends,
         model_type: Some(config.model_type.clone()),
         tokenizer_class: config.tokenizer_class.clone(),
     };
-    Ok(SampleTokenizer::load(text_dir(checkpoint), &options)?)
+    let tokenizer = SampleTokenizer::load(text_dir(checkpoint), &options)?;
+    match &config.origin.end_doubt {
+        Some(doubt) if tokenizer.rule() == Some(TextRule::Concatenation) => {
+            Err(ModelError::Unsupported(doubt.clone()))
+        }
+        _ => Ok(tokenizer),
+    }
 }
 
 fn open_member(config: &VariantConfig, path: &Path) -> Result<Member, ModelError> {
@@ -458,6 +475,22 @@ fn open_member(config: &VariantConfig, path: &Path) -> Result<Member, ModelError
     }
     let tokenizer = load_tokenizer(&checkpoint, &manifest, &checkpoint_config, config.max_tokens)?;
     Ok(Member { path: path.to_owned(), manifest, config: checkpoint_config, checkpoint, tokenizer })
+}
+
+/// What decided something about the members that their own config does not say; each once.
+fn notes(members: &[Member]) -> Vec<String> {
+    let mut notes: Vec<String> = Vec::new();
+    for member in members {
+        let end = member.tokenizer.end();
+        let end =
+            (end != TextEnd::AsIs).then(|| format!("texts end as in training: text_end {}", end.name()));
+        for note in member.config.origin.notes.iter().cloned().chain(end) {
+            if !notes.contains(&note) {
+                notes.push(note);
+            }
+        }
+    }
+    notes
 }
 
 fn findings(members: &[Member]) -> Result<Vec<Kinship>, ModelError> {

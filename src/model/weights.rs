@@ -25,6 +25,7 @@ use std::collections::BTreeSet;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
+use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::path::PathBuf;
@@ -47,6 +48,7 @@ use crate::model::ahead;
 use crate::model::ahead::MemberTensors;
 use crate::model::ahead::ReadAhead;
 use crate::model::config::BackboneConfig;
+use crate::model::foreign;
 use crate::model::lora;
 use crate::model::lora::Change;
 use crate::model::lora::LowRank;
@@ -94,6 +96,8 @@ pub struct Checkpoint {
     dir: PathBuf,
     /// Of an adapter.
     base: Option<PathBuf>,
+    /// What was done to make a checkpoint of it, in words.
+    notes: Vec<String>,
     files: Vec<OpenFile>,
     tensors: BTreeMap<String, Place>,
     digests: Mutex<HashMap<String, Digest>>,
@@ -256,10 +260,11 @@ impl Checkpoint {
     /// `model.safetensors.index.json` lists; and a value head beside them.
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
         if !dir.is_dir() {
-            return Err(ModelError::NoCheckpoint {
-                path: dir.to_owned(),
-                problem: "there is no such directory".to_owned(),
-            });
+            let problem = match dir.is_file() {
+                true => "is a file: give the directory that it is in",
+                false => "there is no such directory",
+            };
+            return Err(ModelError::NoCheckpoint { path: dir.to_owned(), problem: problem.to_owned() });
         }
         if lora::is_adapter(dir) {
             return Err(ModelError::NoCheckpoint {
@@ -272,6 +277,7 @@ impl Checkpoint {
         let mut checkpoint = Self {
             dir: dir.to_owned(),
             base: None,
+            notes: Vec::new(),
             files: Vec::new(),
             tensors: BTreeMap::new(),
             digests: Mutex::default(),
@@ -283,12 +289,13 @@ impl Checkpoint {
         } else if disk::is_there(&index) {
             checkpoint.open_shards(&index)?;
         } else {
-            return Err(ModelError::NoCheckpoint { path: dir.to_owned(), problem: missing_weights(dir) });
+            return Err(ModelError::NoCheckpoint { path: dir.to_owned(), problem: foreign::explain(dir) });
         }
-        let value_head = dir.join("value_head.safetensors"); // as LLaMA-Factory saves TRL's
+        let value_head = value_head(dir)?;
         if disk::is_there(&value_head) {
             checkpoint.add_file(value_head)?;
         }
+        checkpoint.unwrap();
         Ok(checkpoint)
     }
 
@@ -305,8 +312,14 @@ impl Checkpoint {
         let mut checkpoint = Self::open(base)?;
         let file = checkpoint.open_file(lora::weights_file(dir)?)?;
         let stored = checkpoint.files[file].metadata.tensors();
-        let stored: BTreeMap<String, TensorInfo> =
+        let mut stored: BTreeMap<String, TensorInfo> =
             stored.into_iter().map(|(name, info)| (name, info.clone())).collect();
+        if let Some((names, wrappers)) =
+            foreign::unwrapped(&stored.keys().map(String::as_str).collect::<Vec<_>>())
+        {
+            checkpoint.notes.push(unwrapped_note(dir, &wrappers));
+            stored = names.into_iter().map(|(name, short)| (short, stored[name].clone())).collect();
+        }
         let changes = changes.read(&stored, &checkpoint.shapes())?;
         if !changes.prefix.is_empty() {
             let tensors = std::mem::take(&mut checkpoint.tensors).into_iter();
@@ -325,9 +338,29 @@ impl Checkpoint {
                 place.update = Some(Update { file, a, b, scale, is_transposed });
             }
         }
+        let value_head = value_head(dir)?;
+        if disk::is_there(&value_head) {
+            let file = checkpoint.open_file(value_head)?;
+            let head: Vec<_> = checkpoint.files[file].metadata.tensors().into_iter().collect();
+            let head =
+                head.into_iter().map(|(name, info)| (name, Place { file, info: info.clone(), update: None }));
+            let head: Vec<_> = head.collect();
+            checkpoint.tensors.extend(head); // in the place of a base's, from which it was trained on
+        }
         checkpoint.base = Some(base.to_owned());
         checkpoint.dir = dir.to_owned();
         Ok(checkpoint)
+    }
+
+    /// Leaves wrappers out of the tensors' names.
+    fn unwrap(&mut self) {
+        let names: Vec<&str> = self.tensors.keys().map(String::as_str).collect();
+        let Some((mut names, wrappers)) = foreign::unwrapped(&names) else { return };
+        let note = unwrapped_note(&self.dir, &wrappers);
+        let short: Vec<String> = self.tensors.keys().filter_map(|name| names.remove(name.as_str())).collect();
+        let places = std::mem::take(&mut self.tensors).into_values();
+        self.tensors = short.into_iter().zip(places).collect();
+        self.notes.push(note);
     }
 
     fn shapes(&self) -> BTreeMap<&str, &[usize]> {
@@ -377,6 +410,7 @@ impl Checkpoint {
     fn open_file(&mut self, path: PathBuf) -> Result<usize, ModelError> {
         let damaged = |problem: String| ModelError::Damaged { path: path.clone(), problem };
         let (file, header) = read_header(&path).map_err(|source| match source.kind() {
+            _ if is_pointer(&path) => damaged(disk::LFS_CURE.to_owned()),
             io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
                 damaged(format!("{source}: {COPY_AGAIN}"))
             }
@@ -402,6 +436,17 @@ impl Checkpoint {
     /// Below an adapter: the directory of the base.
     pub fn base(&self) -> Option<&Path> {
         self.base.as_deref()
+    }
+
+    /// What was done to make a checkpoint of the files, in words.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Whether this tensor is an adapter's own, and not its base's.
+    pub fn is_adapters(&self, name: &str) -> bool {
+        let place = self.tensors.get(name);
+        self.base.is_some() && place.is_some_and(|place| self.files[place.file].path.starts_with(&self.dir))
     }
 
     /// Where such a file is, `config.json` for example: an adapter's own, or else its base's.
@@ -588,20 +633,26 @@ fn file_bytes(file: &File, path: &Path) -> Result<u64, ModelError> {
     Ok(file.metadata().map_err(|source| ModelError::read(path, source))?.len())
 }
 
-fn missing_weights(dir: &Path) -> String {
-    let pickled = std::fs::read_dir(dir).into_iter().flatten().flatten().any(|entry| {
-        entry
-            .path()
-            .extension()
-            .is_some_and(|extension| extension == "bin" || extension == "pt" || extension == "pth")
-    });
-    if pickled {
-        "holds pickled weights (.bin), which can run code when read: convert them with transformers, \
-         `AutoModelForSequenceClassification.from_pretrained(DIR).save_pretrained(OUT, safe_serialization=True)`"
-            .to_owned()
-    } else {
-        "holds neither model.safetensors nor model.safetensors.index.json".to_owned()
+/// Where LLaMA-Factory saves TRL's head, beside a model or an adapter. Fails if it is there in another form.
+fn value_head(dir: &Path) -> Result<PathBuf, ModelError> {
+    match foreign::value_head(dir) {
+        Some(problem) => Err(ModelError::NoCheckpoint { path: dir.to_owned(), problem }),
+        None => Ok(dir.join("value_head.safetensors")),
     }
+}
+
+fn unwrapped_note(dir: &Path, wrappers: &[&str]) -> String {
+    format!(
+        "the names of its tensors in {} have parts of wrappers, which were left out: {}",
+        dir.display(),
+        wrappers.join(", ")
+    )
+}
+
+fn is_pointer(path: &Path) -> bool {
+    let mut start = Vec::new();
+    let read = disk::open(path).and_then(|file| file.take(64).read_to_end(&mut start));
+    read.is_ok() && disk::is_lfs_pointer(&start)
 }
 
 /// What makes weights equal: the same tensors with the same coefficients, kept the same way for the same use.

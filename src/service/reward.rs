@@ -152,6 +152,7 @@ fn variant(info: &VariantInfo) -> proto::VariantInfo {
         architecture: info.architecture.clone(),
         pooling: info.pooling.to_owned(),
         text_rule: info.text_rule.to_owned(),
+        notes: info.notes.clone(),
     }
 }
 

@@ -151,6 +151,16 @@ pub enum TextError {
         /// The file.
         path: PathBuf,
     },
+    /// Texts shall end with a token that the tokenizer does not name.
+    #[error(
+        "texts shall end with the end-of-sequence token (`text_end` in rewarm.json, or the model's trainer), and {} names \
+         no `eos_token`",
+        dir.join("tokenizer_config.json").display()
+    )]
+    EndWithoutEos {
+        /// The checkpoint.
+        dir: PathBuf,
+    },
     /// A manifest that asks for a template, in a directory without one.
     #[error(
         "the manifest asks for the chat template, and {} has none (chat_template.jinja, or chat_template in \

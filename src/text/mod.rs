@@ -18,10 +18,12 @@
 mod backend;
 pub mod conversation;
 pub mod dataset;
+mod ending;
 mod error;
 mod files;
 mod python;
 mod spans;
+pub mod special;
 pub mod template;
 mod tokenizer;
 mod truncation;
@@ -32,6 +34,7 @@ use serde::{Deserialize, Serialize};
 
 use self::backend::Backend;
 pub use self::conversation::{Conversation, Message};
+pub use self::ending::{TextEnd, TextEnds};
 pub use self::error::TextError;
 use self::files::TextFiles;
 use self::spans::Span;
@@ -125,6 +128,8 @@ pub struct TextOptions {
     pub model_type: Option<String>,
     /// Of the model's `config.json`: the same.
     pub tokenizer_class: Option<String>,
+    /// Given by the manifest, or else as the model's trainer did.
+    pub ends: TextEnds,
 }
 
 impl Default for TextOptions {
@@ -138,6 +143,7 @@ impl Default for TextOptions {
             default_rule: None,
             model_type: None,
             tokenizer_class: None,
+            ends: TextEnds::default(),
         }
     }
 }
@@ -151,6 +157,9 @@ pub struct SampleTokenizer {
     encoder: Encoder,
     /// `None`: how this model was trained on two texts is not known, and a guess would be a wrong reward.
     rule: Option<TextRule>,
+    end: TextEnd,
+    /// The end-of-sequence token; empty where no text ends with it.
+    eos: String,
     max_tokens: usize,
     digest: [u8; 32],
 }
@@ -171,7 +180,8 @@ impl SampleTokenizer {
             (None, None) => options.default_rule,
         };
         let max_tokens = files.model_max_length.unwrap_or(usize::MAX).min(options.max_tokens);
-        let digest = digest(&files, rule, max_tokens);
+        let (end, eos) = end(dir, &files, rule, options.ends)?;
+        let digest = digest(&files, rule, end, max_tokens);
         disk::step("making the tokenizer", dir);
         let encoder = Encoder::new(Backend::load(&files)?, options);
         disk::step("compiling the chat template", dir);
@@ -182,7 +192,7 @@ impl SampleTokenizer {
                     .map_err(|source| TextError::BadTemplate { path: template.path, source })?,
             ),
         };
-        Ok(Self { template, encoder, rule, max_tokens, digest })
+        Ok(Self { template, encoder, rule, end, eos, max_tokens, digest })
     }
 
     /// Renders, tokenizes and fits one sample.
@@ -196,7 +206,9 @@ impl SampleTokenizer {
                     let turns = vec![Message::new("user", prompt), Message::new("assistant", response)];
                     self.conversation(&turns.into(), truncation)
                 }
-                Some(TextRule::Concatenation) => self.encoder.concatenation(prompt, response),
+                Some(TextRule::Concatenation) => {
+                    self.encoder.concatenation(prompt, response, self.end, &self.eos)
+                }
                 Some(TextRule::SentencePair) => self.encoder.pair(prompt, response),
             },
             Input::Conversation(conversation) => self.conversation(conversation, truncation),
@@ -235,7 +247,12 @@ impl SampleTokenizer {
         self.encoder.pad_token_id()
     }
 
-    /// A digest of everything here that determines token ids: files, template, rule, limit.
+    /// What is done to the end of texts.
+    pub fn end(&self) -> TextEnd {
+        self.end
+    }
+
+    /// A digest of everything here that determines token ids: files, template, rule, end, limit.
     pub fn digest(&self) -> [u8; 32] {
         self.digest
     }
@@ -246,7 +263,7 @@ impl SampleTokenizer {
         truncation: Truncation,
     ) -> Result<Sequence, TextError> {
         let template = self.template.as_ref().ok_or(TextError::NoTemplate)?;
-        let text = template.render(conversation, false)?;
+        let mut text = template.render(conversation, false)?;
         let spans = match truncation {
             Truncation::Reject => Vec::new(), // nothing will be dropped
             Truncation::Left | Truncation::Right => {
@@ -264,14 +281,34 @@ impl SampleTokenizer {
                 spans::spans(&text, scaffold.as_deref(), &contents)
             }
         };
+        self.end.finish(&mut text, &self.eos);
         self.encoder.rendered(&text, &spans)
     }
 }
 
+/// How texts end under this rule, and the token that they need for it.
+fn end(
+    dir: &Path,
+    files: &TextFiles,
+    rule: Option<TextRule>,
+    ends: TextEnds,
+) -> Result<(TextEnd, String), TextError> {
+    let end = match rule {
+        Some(TextRule::ChatTemplate) => ends.rendered,
+        Some(TextRule::Concatenation) => ends.joined,
+        Some(TextRule::SentencePair) | None => TextEnd::AsIs,
+    };
+    match files.special_tokens.get("eos_token").and_then(|token| token.as_str()) {
+        _ if end == TextEnd::AsIs => Ok((end, String::new())),
+        Some(eos) => Ok((end, eos.to_owned())),
+        None => Err(TextError::EndWithoutEos { dir: dir.to_path_buf() }),
+    }
+}
+
 /// Two parts, the first behind its length: no two different inputs are the same bytes.
-fn digest(files: &TextFiles, rule: Option<TextRule>, max_tokens: usize) -> [u8; 32] {
+fn digest(files: &TextFiles, rule: Option<TextRule>, end: TextEnd, max_tokens: usize) -> [u8; 32] {
     let template = files.template.as_ref().map(|template| &template.source);
-    let rest = serde_json::to_vec(&(template, &files.special_tokens, rule, max_tokens))
+    let rest = serde_json::to_vec(&(template, &files.special_tokens, rule, end, max_tokens))
         .expect("strings and numbers are JSON");
     let mut hasher = blake3::Hasher::new();
     hasher.update(&(files.tokenizer_json.len() as u64).to_le_bytes());

@@ -9,7 +9,7 @@ use tokenizers::{EncodeInput, Encoding};
 use super::backend::Backend;
 use super::spans::Span;
 use super::truncation::{Part, Sequence};
-use super::{TextError, TextOptions};
+use super::{TextEnd, TextError, TextOptions};
 
 /// The regular expressions of byte-level tokenizers (`\s+(?!\S)`) run on a backtracking engine that keeps an
 /// entry for each letter of a run of white space, and gives up at a million. The tokenizers crate then takes
@@ -38,14 +38,22 @@ impl Encoder {
         self.backend.padding
     }
 
-    /// `prompt + response`, with the tokenizer's own special tokens.
-    pub(super) fn concatenation(&self, prompt: &str, response: &str) -> Result<Sequence, TextError> {
-        let text = format!("{prompt}{response}");
+    /// `prompt + response`, with the tokenizer's own special tokens, up to the end that it is given.
+    pub(super) fn concatenation(
+        &self,
+        prompt: &str,
+        response: &str,
+        end: TextEnd,
+        eos: &str,
+    ) -> Result<Sequence, TextError> {
+        let mut text = format!("{prompt}{response}");
+        let own = end.finish(&mut text, eos);
         refuse_long_runs(&text)?;
-        let encoding = self.encode(text, true)?;
+        let encoding = self.encode(text, end.adds_special_tokens())?;
         let tokens = encoding.get_sequence_ids().into_iter().zip(encoding.get_offsets());
-        let parts = tokens.map(|(sequence_id, &(_, end))| match sequence_id {
+        let parts = tokens.map(|(sequence_id, &(start, end))| match sequence_id {
             None => Part::Scaffold,
+            Some(_) if start >= own && end > own => Part::Scaffold,
             Some(_) if end <= prompt.len() => Part::Prompt,
             Some(_) => Part::Response, // or both, where they merge
         });

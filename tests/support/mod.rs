@@ -167,6 +167,7 @@ pub(crate) fn ensemble(name: &str, models: &[Arc<Fake>]) -> Variant {
         architecture: "Fake".to_owned(),
         text_rule: "concatenation",
         pooling: "cls",
+        notes: Vec::new(),
     };
     let scorer = match models {
         [only] => Scorer::warm(only.clone()),

@@ -30,6 +30,7 @@ use crate::model::merge;
 use crate::model::merge::Averaged;
 use crate::model::ops::training::Parameters;
 use crate::model::ops::training::Training;
+use crate::model::origin;
 use crate::model::variant;
 use crate::model::weights::Checkpoint;
 use crate::model::weights::Weights;
@@ -72,6 +73,7 @@ impl Trainable {
         let manifest = Manifest::load(dir)?;
         let config_path = dir.join("config.json");
         let mut config = CheckpointConfig::load(&config_path, &manifest)?;
+        origin::settle(&checkpoint, &manifest, &mut config)?;
         let mut fields = read_fields(&config_path)?;
         let tokenizer = variant::load_tokenizer(&checkpoint, &manifest, &config, options.max_tokens)?;
         let num_layers = num_layers(&config.backbone);

@@ -21,6 +21,7 @@ use crate::model::merge::Averaged;
 use crate::model::save::CheckpointWriter;
 use crate::model::save::MAX_SHARD_BYTES;
 use crate::model::save::TensorSpec;
+use crate::text::TextEnd;
 use crate::text::TextRule;
 
 const MANIFEST: &str = "rewarm.json";
@@ -68,7 +69,7 @@ impl Trainable {
         writer.finish()
     }
 
-    /// The base's, without its calibration, and with the rule that the texts were joined by.
+    /// The base's, without its calibration, and with the rule that the texts were joined by and the end that they had.
     fn manifest(&self) -> Result<Option<Value>, ModelError> {
         let path = self.dir.join(MANIFEST);
         let read = disk::read_if_there(&path, disk::SETTINGS_BYTES);
@@ -79,6 +80,9 @@ impl Trainable {
         manifest.remove("calibration");
         if let Some(rule) = self.tokenizer.rule().filter(|rule| *rule != TextRule::ChatTemplate) {
             manifest.insert("text_rule".to_owned(), json!(rule));
+        }
+        if self.tokenizer.end() == TextEnd::Eos {
+            manifest.insert("text_end".to_owned(), json!(TextEnd::Eos));
         }
         Ok((!manifest.is_empty()).then_some(Value::Object(manifest)))
     }

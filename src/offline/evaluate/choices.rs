@@ -74,6 +74,7 @@ impl Choices {
     ) -> anyhow::Result<BestOfN> {
         // its own limit: `max_tokens` is about the models that are judged
         let variant = VariantConfig {
+            base: config.base.clone(),
             dtype: config.dtype,
             device: config.device.clone(),
             ..VariantConfig::new("gold", Mode::Warm, vec![gold.to_owned()])

@@ -63,6 +63,8 @@ use crate::text::dataset::Dataset;
 pub struct Config {
     /// Checkpoint directories; at least one.
     pub members: Vec<PathBuf>,
+    /// What members that are LoRA adapters were trained on.
+    pub base: Option<PathBuf>,
     /// The members' merge, if it was made already.
     pub warm: Option<PathBuf>,
     /// Of a merge at load: one per member, summing to 1; equal when absent.
@@ -273,6 +275,7 @@ fn member_names(members: &[PathBuf]) -> Vec<String> {
 
 fn variant_config(config: &Config, name: &str, mode: Mode, members: Vec<PathBuf>) -> VariantConfig {
     VariantConfig {
+        base: config.base.clone(),
         reduction: config.reduction,
         dtype: config.dtype,
         device: config.device.clone(),

@@ -33,6 +33,13 @@ pub(super) fn merged(
         .with_context(|| format!("read {}", path.display()))?;
     let mut fields: Map<String, Value> =
         serde_json::from_str(&text).with_context(|| format!("read {}", path.display()))?;
+    // what an adapter or a manifest knew better, transformers must find here
+    if let Some(id) = config.pad_token_id {
+        fields.insert("pad_token_id".to_owned(), json!(id));
+    }
+    if fields.get("vocab_size").is_some_and(|size| *size != json!(config.backbone.vocab_size())) {
+        fields.insert("vocab_size".to_owned(), json!(config.backbone.vocab_size()));
+    }
     // where one member came from says nothing of the merge
     fields.shift_remove("_name_or_path");
     let name = match dtype {

@@ -43,13 +43,15 @@ use crate::offline::merge::report::LikenessTotals;
 use crate::offline::merge::report::MemberReport;
 use crate::offline::merge::report::Report;
 use crate::offline::merge::report::Rounding;
+use crate::text::SampleTokenizer;
+use crate::text::TextEnd;
 
 /// The file beside the weights that says what they were made from.
 pub const PROVENANCE: &str = "rewarm-merge.json";
 
 /// Keys of `rewarm.json` that say how a model scores. Others are about one member's own weights: its calibration and
 /// rewards are not those of the merge.
-const KEPT_MANIFEST_KEYS: [&str; 3] = ["pooling", "text_rule", "max_tokens"];
+const KEPT_MANIFEST_KEYS: [&str; 5] = ["pooling", "pad_token_id", "text_rule", "text_end", "max_tokens"];
 
 /// What weights are stored in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -181,7 +183,7 @@ impl Merge {
             &config_file::merged(&first.checkpoint, &first.config, self.used.head_kind, dtype)?,
         )?;
         writer.copy_text_files(variant::text_dir(&first.checkpoint))?;
-        if let Some(manifest) = merged_manifest(first.checkpoint.dir_of("rewarm.json"))? {
+        if let Some(manifest) = merged_manifest(first)? {
             writer.add_json("rewarm.json", &manifest)?;
         }
         let rounding = Rounding::new(&averaged, &coefficients, self.base.is_some(), dtype.name());
@@ -424,11 +426,8 @@ fn widest(members: &[Member]) -> OutputDtype {
 fn warnings(members: &[Member], tensors: &Tensors) -> anyhow::Result<Vec<String>> {
     let first = &members[0];
     let mut warnings = Vec::new();
-    let text = |member: &Member| {
-        let has_tokenizer = variant::text_dir(&member.checkpoint).join("tokenizer.json").is_file();
-        let load = || variant::load_tokenizer(&member.checkpoint, &member.manifest, &member.config, None);
-        has_tokenizer.then(load).transpose().map(|tokenizer| tokenizer.map(|tokenizer| tokenizer.digest()))
-    };
+    let text =
+        |member: &Member| tokenizer(member).map(|tokenizer| tokenizer.map(|tokenizer| tokenizer.digest()));
     let text_of_first = text(first)?;
     if text_of_first.is_none() {
         warnings
@@ -470,13 +469,33 @@ fn warnings(members: &[Member], tensors: &Tensors) -> anyhow::Result<Vec<String>
     Ok(warnings)
 }
 
-/// What of a member's manifest is true of the merge; `None` if nothing.
-fn merged_manifest(dir: &Path) -> anyhow::Result<Option<Value>> {
-    let path = dir.join("rewarm.json");
-    let read = disk::read_if_there(&path, disk::SETTINGS_BYTES);
-    let Some(text) = read.with_context(|| format!("read {}", path.display()))? else { return Ok(None) };
-    let mut fields: Map<String, Value> =
-        serde_json::from_slice(&text).with_context(|| format!("read {}", path.display()))?;
+/// What of a member's manifest is true of the merge, and what only the files of its trainer tell, which are not copied;
+/// `None` if nothing.
+fn merged_manifest(first: &Member) -> anyhow::Result<Option<Value>> {
+    let mut fields = Map::new();
+    for dir in first.checkpoint.base().into_iter().chain([first.path.as_path()]) {
+        let path = dir.join("rewarm.json");
+        let read = disk::read_if_there(&path, disk::SETTINGS_BYTES);
+        if let Some(text) = read.with_context(|| format!("read {}", path.display()))? {
+            let own: Map<String, Value> =
+                serde_json::from_slice(&text).with_context(|| format!("read {}", path.display()))?;
+            fields.extend(own); // an adapter's before its base's
+        }
+    }
     fields.retain(|key, _| KEPT_MANIFEST_KEYS.contains(&key.as_str()));
+    if let Some(tokenizer) = tokenizer(first)?
+        && tokenizer.end() == TextEnd::Eos
+    // OpenRLHF's is known by the head, which stays
+    {
+        fields.insert("text_end".to_owned(), serde_json::to_value(tokenizer.end())?);
+        fields.insert("text_rule".to_owned(), serde_json::to_value(tokenizer.rule())?);
+    }
     Ok((!fields.is_empty()).then_some(Value::Object(fields)))
+}
+
+/// A member's, if it has one.
+fn tokenizer(member: &Member) -> anyhow::Result<Option<SampleTokenizer>> {
+    let has_tokenizer = variant::text_dir(&member.checkpoint).join("tokenizer.json").is_file();
+    let load = || variant::load_tokenizer(&member.checkpoint, &member.manifest, &member.config, None);
+    Ok(has_tokenizer.then(load).transpose()?)
 }

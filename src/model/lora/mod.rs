@@ -12,19 +12,24 @@
 //! What would change rewards in a way that we do not follow (DoRA, biases of the update, initialisations that change the
 //! base) is refused by name; a tensor that we do not know is never left out in silence.
 
+mod settings;
+mod targets;
+
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::path::PathBuf;
 
 use rayon::prelude::*;
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
-use serde_json::Map;
-use serde_json::Value;
 
 use crate::disk;
 use crate::model::ModelError;
-use crate::model::config::Fields;
+use crate::model::foreign;
+pub(super) use crate::model::lora::settings::Settings;
+use crate::model::lora::targets::is_or_ends_with;
+use crate::model::weights::IGNORED_PREFIXES;
 use crate::model::weights::Stored;
 
 const CONFIG_FILE: &str = "adapter_config.json";
@@ -32,26 +37,6 @@ const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 
 /// What stands before the base model's own names in an adapter's.
 const PREFIX: &str = "base_model.model.";
-
-/// Settings that change rewards in ways that we do not follow, unless they are null, false or empty; and the cure.
-const UNSUPPORTED: [(&str, &str); 12] = [
-    ("use_dora", "DoRA also scales each row"),
-    ("lora_bias", "biases of the update are not supported"),
-    ("use_qalora", "quantized adapters are not supported"),
-    ("layer_replication", "layers that are used twice are not supported"),
-    ("trainable_token_indices", "single rows of the embedding are not supported"),
-    ("target_parameters", "updates of parameters that are no layers are not supported"),
-    ("alora_invocation_tokens", "updates that start within the text are not supported"),
-    ("kasa_config", "KaSA changes the base"),
-    ("monteclora_config", "updates that are drawn at random are not supported"),
-    ("use_bdlora", "block-diagonal updates are not supported"),
-    ("arrow_config", "routing between adapters is not supported"),
-    ("megatron_config", "Megatron's parallel layers are not supported"),
-];
-
-/// Initialisations that leave the base as it is. Others (PiSSA, OLoRA, CorDA, LoftQ) train against a changed base, which
-/// the adapter does not hold.
-const HARMLESS_INITS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
 
 /// Whether a directory is an adapter and not a model.
 pub fn is_adapter(dir: &Path) -> bool {
@@ -61,25 +46,13 @@ pub fn is_adapter(dir: &Path) -> bool {
 /// The adapter's tensors.
 pub(super) fn weights_file(dir: &Path) -> Result<PathBuf, ModelError> {
     let path = dir.join(WEIGHTS_FILE);
-    if path.is_file() {
+    if disk::is_there(&path) {
         return Ok(path);
     }
     Err(ModelError::NoCheckpoint {
         path: dir.to_owned(),
-        problem: format!(
-            "holds no {WEIGHTS_FILE}: save the adapter again, `save_pretrained(DIR, safe_serialization=True)`"
-        ),
+        problem: format!("holds no {WEIGHTS_FILE}{}", foreign::adapter(dir)),
     })
-}
-
-/// What `adapter_config.json` says.
-#[derive(Debug)]
-pub(super) struct Settings {
-    dir: PathBuf,
-    alpha: f64,
-    is_rank_stabilized: bool,
-    /// By the end of the layer's name.
-    alpha_pattern: Vec<(String, f64)>,
 }
 
 /// What an adapter changes.
@@ -113,57 +86,6 @@ pub(super) struct LowRank {
 }
 
 impl Settings {
-    /// Reads `adapter_config.json`; refuses what we cannot follow.
-    pub(super) fn load(dir: &Path) -> Result<Self, ModelError> {
-        let path = dir.join(CONFIG_FILE);
-        let text = disk::read_to_string(&path, disk::SETTINGS_BYTES)
-            .map_err(|source| ModelError::read(&path, source))?;
-        let fields: Map<String, Value> =
-            serde_json::from_str(&text).map_err(|error| ModelError::config(&path, error))?;
-        Self::parse(dir, &Fields(&fields)).map_err(|problem| ModelError::config(&path, problem))
-    }
-
-    fn parse(dir: &Path, fields: &Fields<'_>) -> Result<Self, String> {
-        fields.refuse_unless(
-            "peft_type",
-            |value| value == "LORA",
-            "of PEFT's adapters only LORA is supported",
-        )?;
-        fields.required::<String>("peft_type")?;
-        for (key, why) in UNSUPPORTED {
-            fields.refuse_unless(key, is_off, why)?;
-        }
-        fields.refuse_unless(
-            "init_lora_weights",
-            |value| match value {
-                Value::String(name) => HARMLESS_INITS.contains(&name.as_str()),
-                _ => true,
-            },
-            "it trains against a changed base: convert the adapter to plain LoRA with peft \
-             (`path_initial_model_for_weight_conversion`)",
-        )?;
-        // `fan_in_fan_out` is for GPT-2's transposed layers. Our families have none, and peft then ignores it too.
-        let alpha_pattern: Map<String, Value> = fields.optional("alpha_pattern")?.unwrap_or_default();
-        let alpha_pattern = alpha_pattern.into_iter().map(|(layer, alpha)| {
-            let alpha = alpha
-                .as_f64()
-                .ok_or_else(|| format!("`alpha_pattern.{layer}` is {alpha}: expected a number"))?;
-            let name = layer.strip_prefix('^').unwrap_or(&layer);
-            if !name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c)) {
-                return Err(format!(
-                    "`alpha_pattern` has the pattern `{layer}`: only plain names of layers are supported"
-                ));
-            }
-            Ok((layer, alpha))
-        });
-        Ok(Self {
-            dir: dir.to_owned(),
-            alpha: fields.required("lora_alpha")?,
-            is_rank_stabilized: fields.optional("use_rslora")?.unwrap_or(false),
-            alpha_pattern: alpha_pattern.collect::<Result<_, _>>()?,
-        })
-    }
-
     /// What the adapter's tensors change in a base with tensors of these shapes.
     pub(super) fn read(
         &self,
@@ -185,6 +107,7 @@ impl Settings {
         let prefix = find_prefix(roles.iter().map(|(_, name, role)| (name, role)), base);
         let in_base = |name: &str| find(name.strip_prefix(&prefix).unwrap_or(name), base);
         let mut tensors: BTreeMap<String, Change> = BTreeMap::new();
+        let mut updated: BTreeSet<String> = BTreeSet::new();
         for (stored_name, name, role) in roles {
             let stored_name = stored_name.clone();
             let found = in_base(&name).map(|found| format!("{prefix}{found}"));
@@ -203,13 +126,16 @@ impl Settings {
                 Role::A { .. } | Role::B => {
                     let found = found.ok_or_else(|| format!("updates `{name}`, which the base lacks"))?;
                     let low_rank = tensors.entry(found).or_default().low_rank.get_or_insert_default();
+                    let layer = name.trim_end_matches(".weight");
                     if let Role::A { is_embedding } = role {
+                        self.check_rank(layer, &stored_name, &stored[&stored_name].shape)?;
                         low_rank.is_transposed = is_embedding;
-                        low_rank.scale = self.scale(&name, stored[&stored_name].shape.first().copied());
+                        low_rank.scale = self.scale(layer)?;
                         low_rank.a = stored_name;
                     } else {
                         low_rank.b = stored_name;
                     }
+                    updated.insert(layer.to_owned());
                 }
             }
         }
@@ -222,21 +148,92 @@ impl Settings {
                 low_rank.check(name, stored, below)?;
             }
         }
+        self.check_targets(&updated, &layers(&updated, &prefix, base))?;
+        self.check_saved(&tensors, &prefix, base)?;
         Ok(Changes { prefix, tensors })
     }
 
-    /// peft's: the pattern decides by the end of the layer's name, and with `^` by all of it.
-    fn scale(&self, name: &str, rank: Option<usize>) -> f64 {
-        let layer = name.trim_end_matches(".weight");
-        let fits = |pattern: &str| match pattern.strip_prefix('^') {
-            Some(whole) => layer == whole,
-            None => layer == pattern || layer.ends_with(&format!(".{pattern}")),
-        };
-        let special = self.alpha_pattern.iter().find(|(pattern, _)| fits(pattern));
-        let alpha = special.map_or(self.alpha, |(_, alpha)| *alpha);
-        let rank = rank.unwrap_or(1).max(1) as f64;
-        alpha / if self.is_rank_stabilized { rank.sqrt() } else { rank }
+    /// As peft does: its layers have the rank that the config says, and take no other.
+    fn check_rank(&self, layer: &str, stored: &str, shape: &[usize]) -> Result<(), String> {
+        let rank = self.rank(layer)?;
+        if shape.first() == Some(&rank) && rank > 0 {
+            return Ok(());
+        }
+        Err(format!(
+            "{CONFIG_FILE} says rank {rank} for `{layer}` (`r`, `rank_pattern`), and `{stored}` is stored as {shape:?}, of \
+             rank {}: they are not of one training run, take both files from the same save",
+            shape.first().copied().unwrap_or(0)
+        ))
     }
+
+    /// The layers that the config targets are those that have an update. peft would leave out what it does not target, and
+    /// what is missing, with a warning.
+    fn check_targets(&self, updated: &BTreeSet<String>, layers: &[String]) -> Result<(), String> {
+        let Some(targets) = &self.targets else { return Ok(()) };
+        for layer in updated {
+            if !targets.contain(layer)? {
+                return Err(format!(
+                    "stores an update of `{layer}`, which {CONFIG_FILE} does not target (`target_modules`, \
+                     `exclude_modules`, `layers_to_transform`, `modules_to_save`): peft would leave it out"
+                ));
+            }
+        }
+        for layer in layers {
+            if !updated.contains(layer) && targets.contain(layer)? {
+                return Err(format!(
+                    "lacks the update of `{layer}`, which {CONFIG_FILE} targets (`target_modules`): the adapter is not whole"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Of each module that shall be saved whole, and that there is, something is stored: peft fails otherwise.
+    fn check_saved(
+        &self,
+        tensors: &BTreeMap<String, Change>,
+        prefix: &str,
+        base: &BTreeMap<&str, &[usize]>,
+    ) -> Result<(), String> {
+        for name in base.keys() {
+            let name = format!("{prefix}{name}");
+            let is_of = |saved: &&String| {
+                name.match_indices('.').any(|(dot, _)| is_or_ends_with(&name[..dot], saved))
+            };
+            let is_stored = || tensors.get(&name).is_some_and(|change| change.whole.is_some());
+            if let Some(saved) = self.saved.iter().find(is_of).filter(|_| !is_ignored(&name) && !is_stored())
+            {
+                return Err(format!(
+                    "lacks `{name}`, though {CONFIG_FILE} says that `{saved}` was trained (`modules_to_save`): the adapter \
+                     is not whole"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Names of the base's linear layers and embeddings, as the adapter names them.
+fn layers(updated: &BTreeSet<String>, prefix: &str, base: &BTreeMap<&str, &[usize]>) -> Vec<String> {
+    // an adapter of a backbone alone lacks what the base's names begin with
+    let cut = updated.iter().find_map(|layer| {
+        let weight = format!("{layer}.weight");
+        let name = weight.strip_prefix(prefix).unwrap_or(&weight);
+        find(name, base).map(|found| found[..found.len() - name.len()].to_owned())
+    });
+    let cut = cut.unwrap_or_default();
+    base.iter()
+        .filter(|(name, shape)| shape.len() == 2 && !is_ignored(name))
+        .filter_map(|(name, _)| {
+            let layer = name.strip_prefix(&cut)?.strip_suffix(".weight")?;
+            Some(format!("{prefix}{layer}"))
+        })
+        .collect()
+}
+
+/// What reward models may lack that bases have: language-model heads, and poolers.
+fn is_ignored(name: &str) -> bool {
+    IGNORED_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || name.contains("pooler.")
 }
 
 impl LowRank {
@@ -266,15 +263,6 @@ impl LowRank {
             ));
         }
         Ok(())
-    }
-}
-
-fn is_off(value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => true,
-        Value::Array(values) => values.is_empty(),
-        Value::Object(fields) => fields.is_empty(),
-        _ => false,
     }
 }
 
