@@ -185,6 +185,9 @@ fn an_adapter_whose_pad_token_is_in_doubt_is_refused_until_the_manifest_decides(
         let ours = rewards(&mut with(manifest), golden.texts());
         assert_close(&ours, &golden.all(expected), manifest);
     }
+    std::fs::write(folder.path().join("rewarm.json"), r#"{"pad_token_id": 300}"#).unwrap();
+    let error = refusal(&config);
+    assert!(error.contains("pad_token_id 300") && error.contains("300 entries"), "{error}");
     let fingerprints = [r#"{"pad_token_id": 4}"#, r#"{"pad_token_id": 3}"#]
         .map(|manifest| with(manifest).variant.info.fingerprint);
     assert_ne!(fingerprints[0], fingerprints[1]);

@@ -61,6 +61,15 @@ pub(super) fn settle(
 ) -> Result<(), ModelError> {
     config.origin.notes.extend(checkpoint.notes().iter().cloned());
     grow_vocabulary(checkpoint, config);
+    if let Some(id) = manifest.pad_token_id.filter(|id| *id as usize >= config.backbone.vocab_size()) {
+        let vocab_size = config.backbone.vocab_size();
+        return Err(ModelError::Unsupported(format!(
+            "rewarm.json says pad_token_id {id}, the vocabulary has {vocab_size} entries: it is an id below that"
+        )));
+    }
+    if let Some(end) = manifest.text_end {
+        config.origin.ends = TextEnds::both(end);
+    }
     if !matches!(config.backbone, BackboneConfig::Decoder(_)) {
         return Ok(());
     }
@@ -70,7 +79,7 @@ pub(super) fn settle(
         settle_padding(checkpoint, trl.is_some(), config)?;
     }
     match (manifest.text_end, trl) {
-        (Some(end), _) => config.origin.ends = TextEnds::both(end),
+        (Some(_), _) => {} // above
         (None, _) if is_openrlhf => config.origin.ends = TextEnds::both(TextEnd::Openrlhf),
         (None, Some(Trl { appends_eos: Some(true) })) => {
             config.origin.text_rule = Some(TextRule::Concatenation);

@@ -482,8 +482,8 @@ fn notes(members: &[Member]) -> Vec<String> {
     let mut notes: Vec<String> = Vec::new();
     for member in members {
         let end = member.tokenizer.end();
-        let end =
-            (end != TextEnd::AsIs).then(|| format!("texts end as in training: text_end {}", end.name()));
+        let end = (end != TextEnd::AsIs)
+            .then(|| format!("the end of texts is not as they are given: text_end {}", end.name()));
         for note in member.config.origin.notes.iter().cloned().chain(end) {
             if !notes.contains(&note) {
                 notes.push(note);

@@ -31,7 +31,7 @@ const UNSUPPORTED: [(&str, &str); 12] = [
 ];
 
 /// Of these, what becomes ordinary weights when peft merges the adapter, seen to give the adapter's rewards.
-const MERGEABLE: [&str; 3] = ["use_dora", "lora_bias", "trainable_token_indices"];
+const MERGEABLE: [&str; 2] = ["use_dora", "trainable_token_indices"];
 
 /// What else peft 0.21.2 writes, and what older ones did: read here, or without effect on a trained adapter's rewards.
 ///
