@@ -6,6 +6,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::template::TemplateError;
+
 /// Why a sample cannot be tokenized, or a tokenizer not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum TextError {
@@ -140,7 +142,7 @@ pub enum TextError {
         /// The file.
         path: PathBuf,
         /// Where it fails.
-        source: Box<minijinja::Error>,
+        source: TemplateError,
     },
     /// A `chat_template` that is neither a string nor a list with an entry named "default".
     #[error(

@@ -21,12 +21,12 @@ pub mod dataset;
 mod ending;
 mod error;
 mod files;
-mod python;
 mod spans;
 pub mod special;
 pub mod template;
 mod tokenizer;
 mod truncation;
+mod whitespace;
 
 use std::path::Path;
 

@@ -9,8 +9,8 @@
 
 use std::ops::Range;
 
-use super::python::is_whitespace;
 use super::truncation::Part;
+use super::whitespace::is_whitespace;
 
 /// Bytes of the rendered text that may be dropped; ordered, and apart from each other.
 #[derive(Clone, Debug, PartialEq)]

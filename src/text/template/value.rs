@@ -1,0 +1,610 @@
+//! The values of a template: Python's, as far as a sandboxed template can have them.
+//!
+//! Lists, tuples and mappings cannot be changed once made (the sandbox forbids it), so they are shared. They
+//! know how deep they are nested, and a limit on that keeps everything that walks them, `Drop` included, off
+//! the end of the stack. Namespaces, loops, iterators and cyclers do change; [`Value::Namespace`] and the
+//! macros' scopes are the only ones that could hold themselves, and the renderer empties them at its end.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::meter::{Fault, Held, Result, failed, reserve, spend};
+
+/// Lists in lists. JSON of serde's is at most 128 deep.
+const MOST_NESTED: u16 = 300;
+
+#[derive(Clone)]
+pub(super) enum Value {
+    /// With what is missing, in words that end in "is undefined" or the like.
+    Undefined(Missing),
+    None,
+    Bool(bool),
+    Int(i128),
+    Float(f64),
+    Str(Str),
+    List(Seq),
+    Tuple(Seq),
+    /// One of `groupby`'s: a tuple whose items have names.
+    Group(Seq),
+    Dict(Arc<Dict>),
+    Range(Range),
+    /// `dict.keys()`, `dict.values()`, `dict.items()`.
+    View(View, Arc<Dict>),
+    /// A generator: gives its items once.
+    Iter(Rc<RefCell<Items>>, u16),
+    Namespace(Rc<RefCell<Dict>>),
+    Macro(Rc<MacroValue>),
+    Loop(Rc<LoopState>),
+    Cycler(Rc<Cycler>),
+    Joiner(Rc<Joiner>),
+    /// A method that is bound to what it belongs to.
+    Method(Rc<(Value, &'static str)>),
+    /// A global function.
+    Function(&'static str),
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Missing {
+    Name(Arc<str>),
+    Attribute(Arc<str>),
+    Because(&'static str),
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => write!(f, "{name:?} is undefined"),
+            Self::Attribute(name) => write!(f, "attribute {name:?} is undefined"),
+            Self::Because(reason) => f.write_str(reason),
+        }
+    }
+}
+
+/// Text; `markup` is what the filters `safe` and `escape` make: text that escapes what is added to it.
+#[derive(Clone, Debug)]
+pub(super) struct Str {
+    text: Arc<(Box<str>, Held)>,
+    pub(super) markup: bool,
+}
+
+impl Str {
+    pub(super) fn new(text: impl Into<Box<str>>) -> Self {
+        let text = text.into();
+        let held = Held::new(text.len() + 48);
+        Self { text: Arc::new((text, held)), markup: false }
+    }
+
+    pub(super) fn as_str(&self) -> &str {
+        &self.text.0
+    }
+}
+
+impl std::ops::Deref for Str {
+    type Target = str;
+    fn deref(&self) -> &str {
+        &self.text.0
+    }
+}
+
+/// The items of a list or a tuple.
+#[derive(Clone)]
+pub(super) struct Seq(Arc<(Vec<Value>, u16, Held)>);
+
+impl Seq {
+    pub(super) fn new(items: Vec<Value>) -> Result<Self> {
+        reserve(items.len() * size_of::<Value>())?;
+        let depth = nested(items.iter())?;
+        let held = Held::new(items.len() * size_of::<Value>() + 48);
+        Ok(Self(Arc::new((items, depth, held))))
+    }
+}
+
+impl std::ops::Deref for Seq {
+    type Target = [Value];
+    fn deref(&self) -> &[Value] {
+        &self.0.0
+    }
+}
+
+fn nested<'a>(items: impl Iterator<Item = &'a Value>) -> Result<u16> {
+    let depth = items.map(Value::depth).max().unwrap_or(0) + 1;
+    if depth > MOST_NESTED {
+        return failed(format!("values are nested more than {MOST_NESTED} deep"));
+    }
+    Ok(depth)
+}
+
+/// A mapping, in the order in which its keys came.
+#[derive(Default)]
+pub(super) struct Dict {
+    entries: Vec<(Value, Value)>,
+    /// Key → place; a small mapping is searched without.
+    index: HashMap<Key, usize>,
+    depth: u16,
+    held: Option<Held>,
+}
+
+/// A hashable value; numbers that are equal are one key.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) enum Key {
+    Undefined,
+    None,
+    Int(i128),
+    Float(u64),
+    Str(Box<str>),
+    Tuple(Vec<Key>),
+    /// Something that equals only itself.
+    Identity(usize),
+}
+
+impl Key {
+    /// Fails for what Python calls unhashable.
+    pub(super) fn of(value: &Value) -> Result<Self> {
+        Ok(match value {
+            Value::Undefined(_) => Self::Undefined,
+            Value::None => Self::None,
+            Value::Bool(bool) => Self::Int(i128::from(*bool)),
+            Value::Int(int) => Self::Int(*int),
+            Value::Float(float) if float.fract() == 0.0 && float.abs() < 1e38 => Self::Int(*float as i128),
+            Value::Float(float) => Self::Float(float.to_bits()),
+            Value::Str(text) => Self::Str(text.as_str().into()),
+            Value::Tuple(items) | Value::Group(items) => {
+                spend(items.len() as u64)?;
+                Self::Tuple(items.iter().map(Self::of).collect::<Result<_>>()?)
+            }
+            Value::Range(range) => {
+                Self::Identity((range.start ^ (range.stop << 20) ^ (range.step << 40)) as usize)
+            }
+            Value::Iter(items, _) => Self::Identity(Rc::as_ptr(items) as usize),
+            Value::Macro(it) => Self::Identity(Rc::as_ptr(it) as usize),
+            Value::Namespace(it) => Self::Identity(Rc::as_ptr(it) as usize),
+            _ => return failed(format!("unhashable type: '{}'", value.type_name())),
+        })
+    }
+}
+
+/// From here on a mapping has an index.
+const SMALL: usize = 12;
+
+impl Dict {
+    pub(super) fn from_pairs(pairs: impl IntoIterator<Item = (Value, Value)>) -> Result<Self> {
+        let mut dict = Self::default();
+        for (key, value) in pairs {
+            dict.insert(key, value)?;
+        }
+        dict.seal()?;
+        Ok(dict)
+    }
+
+    fn seal(&mut self) -> Result<()> {
+        self.depth = nested(self.entries.iter().flat_map(|(key, value)| [key, value]))?;
+        self.held = Some(Held::new(self.entries.len() * 2 * size_of::<Value>() + 96));
+        Ok(())
+    }
+
+    pub(super) fn insert(&mut self, key: Value, value: Value) -> Result<()> {
+        spend(1)?;
+        match self.place(&key)? {
+            Some(place) => self.entries[place].1 = value,
+            None => {
+                if self.entries.len() >= SMALL {
+                    if self.index.is_empty() {
+                        for (place, (key, _)) in self.entries.iter().enumerate() {
+                            self.index.insert(Key::of(key)?, place);
+                        }
+                    }
+                    self.index.insert(Key::of(&key)?, self.entries.len());
+                }
+                self.entries.push((key, value));
+            }
+        }
+        Ok(())
+    }
+
+    fn place(&self, key: &Value) -> Result<Option<usize>> {
+        if let Value::Str(text) = key
+            && self.index.is_empty()
+        {
+            return Ok(self.place_of_str(text));
+        }
+        let wanted = Key::of(key)?;
+        if !self.index.is_empty() {
+            return Ok(self.index.get(&wanted).copied());
+        }
+        Ok(self.entries.iter().position(|(key, _)| Key::of(key).is_ok_and(|key| key == wanted)))
+    }
+
+    fn place_of_str(&self, text: &str) -> Option<usize> {
+        self.entries.iter().position(|(key, _)| matches!(key, Value::Str(key) if key.as_str() == text))
+    }
+
+    /// Fails if the key is unhashable.
+    pub(super) fn get(&self, key: &Value) -> Result<Option<&Value>> {
+        Ok(self.place(key)?.map(|place| &self.entries[place].1))
+    }
+
+    pub(super) fn get_str(&self, key: &str) -> Option<&Value> {
+        let place = match self.index.is_empty() {
+            true => self.place_of_str(key)?,
+            false => *self.index.get(&Key::Str(key.into()))?,
+        };
+        Some(&self.entries[place].1)
+    }
+
+    pub(super) fn entries(&self) -> &[(Value, Value)] {
+        &self.entries
+    }
+
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+pub(super) struct Range {
+    pub(super) start: i128,
+    pub(super) stop: i128,
+    pub(super) step: i128,
+}
+
+impl Range {
+    pub(super) fn len(self) -> usize {
+        let (from, to, step) = if self.step > 0 {
+            (self.start, self.stop, self.step)
+        } else {
+            (self.stop, self.start, -self.step)
+        };
+        if to <= from { 0 } else { ((to - from - 1) / step + 1).min(usize::MAX as i128) as usize }
+    }
+
+    pub(super) fn get(self, index: usize) -> Value {
+        Value::Int(self.start + index as i128 * self.step)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum View {
+    Keys,
+    Values,
+    Items,
+}
+
+/// The variables of one call of a macro, of a recursive loop, or of the whole template.
+pub(super) struct Scope {
+    /// `None` is a variable that has no value yet.
+    pub(super) slots: RefCell<Vec<Option<Value>>>,
+    /// That of the function around it.
+    pub(super) parent: Option<Rc<Scope>>,
+    /// Whether a macro holds it, so that the renderer must empty it.
+    pub(super) is_captured: Cell<bool>,
+}
+
+impl Scope {
+    pub(super) fn new(slots: usize, parent: Option<Rc<Self>>) -> Rc<Self> {
+        Rc::new(Self { slots: RefCell::new(vec![None; slots]), parent, is_captured: Cell::new(false) })
+    }
+}
+
+/// A macro with the scope that it was made in.
+pub(super) struct MacroValue {
+    pub(super) index: usize,
+    /// The body of a call block has none.
+    pub(super) name: Option<Arc<str>>,
+    pub(super) scope: Rc<Scope>,
+}
+
+/// The variable `loop`.
+pub(super) struct LoopState {
+    pub(super) iterable: Value,
+    pub(super) items: RefCell<Items>,
+    /// A condition in the loop's head: which loop it is of, and where its variables are.
+    pub(super) filter: Option<(usize, Rc<Scope>)>,
+    /// A recursive loop: which one, and the scope around it.
+    pub(super) recurse: Option<(usize, Rc<Scope>)>,
+    pub(super) depth0: usize,
+    pub(super) index0: Cell<i128>,
+    pub(super) length: Cell<Option<usize>>,
+    pub(super) before: RefCell<Option<Value>>,
+    pub(super) current: RefCell<Option<Value>>,
+    /// An item that was asked for before its turn.
+    pub(super) after: RefCell<Option<Value>>,
+    pub(super) last_changed: RefCell<Option<Vec<Value>>>,
+    /// How deep what it goes over is nested.
+    depth: u16,
+}
+
+impl LoopState {
+    pub(super) fn new(
+        iterable: Value,
+        filter: Option<(usize, Rc<Scope>)>,
+        recurse: Option<(usize, Rc<Scope>)>,
+        depth0: usize,
+    ) -> Result<Rc<Self>> {
+        let items = RefCell::new(iterable.iter()?);
+        let depth = nested(std::iter::once(&iterable))?;
+        Ok(Rc::new(Self {
+            iterable,
+            items,
+            filter,
+            recurse,
+            depth0,
+            index0: Cell::new(-1),
+            length: Cell::new(None),
+            before: RefCell::default(),
+            current: RefCell::default(),
+            after: RefCell::default(),
+            last_changed: RefCell::default(),
+            depth,
+        }))
+    }
+}
+
+pub(super) struct Cycler {
+    pub(super) items: Seq,
+    pub(super) place: Cell<usize>,
+}
+
+pub(super) struct Joiner {
+    pub(super) separator: Value,
+    pub(super) used: Cell<bool>,
+}
+
+/// An iterator over the items of a value.
+pub(super) enum Items {
+    Seq(Seq, usize),
+    Chars(Str, usize),
+    Range(Range, usize),
+    View(View, Arc<Dict>, usize),
+    /// What a generator of a filter gives, or where it fails.
+    Made(VecDeque<Result<Value>>, #[expect(dead_code, reason = "counts the memory")] Held),
+    Shared(Rc<RefCell<Items>>),
+}
+
+impl Items {
+    pub(super) fn next(&mut self) -> Result<Option<Value>> {
+        spend(1)?;
+        Ok(match self {
+            Self::Seq(items, place) => {
+                *place += 1;
+                items.get(*place - 1).cloned()
+            }
+            Self::Chars(text, place) => {
+                let next = text[*place..].chars().next();
+                *place += next.map_or(0, char::len_utf8);
+                next.map(|c| Value::from(c.encode_utf8(&mut [0; 4]) as &str))
+            }
+            Self::Range(range, place) => {
+                *place += 1;
+                (*place <= range.len()).then(|| range.get(*place - 1))
+            }
+            Self::View(view, dict, place) => {
+                *place += 1;
+                let Some((key, value)) = dict.entries.get(*place - 1) else { return Ok(None) };
+                Some(match view {
+                    View::Keys => key.clone(),
+                    View::Values => value.clone(),
+                    View::Items => Value::Tuple(Seq::new(vec![key.clone(), value.clone()])?),
+                })
+            }
+            Self::Made(items, _) => match items.pop_front() {
+                Some(Ok(value)) => Some(value),
+                Some(Err(fault)) => {
+                    items.clear();
+                    return Err(fault);
+                }
+                None => None,
+            },
+            Self::Shared(items) => match items.try_borrow_mut() {
+                Ok(mut items) => return items.next(),
+                Err(_) => return failed("generator already executing"),
+            },
+        })
+    }
+
+    pub(super) fn collect(mut self) -> Result<Vec<Value>> {
+        let mut all = Vec::new();
+        while let Some(item) = self.next()? {
+            all.push(item);
+            if all.len() % 1024 == 0 {
+                reserve(all.len() * size_of::<Value>())?;
+            }
+        }
+        Ok(all)
+    }
+}
+
+impl Value {
+    pub(super) fn undefined(reason: &'static str) -> Self {
+        Self::Undefined(Missing::Because(reason))
+    }
+
+    pub(super) fn list(items: Vec<Self>) -> Result<Self> {
+        Ok(Self::List(Seq::new(items)?))
+    }
+
+    pub(super) fn tuple(items: Vec<Self>) -> Result<Self> {
+        Ok(Self::Tuple(Seq::new(items)?))
+    }
+
+    pub(super) fn dict(pairs: impl IntoIterator<Item = (Self, Self)>) -> Result<Self> {
+        Ok(Self::Dict(Arc::new(Dict::from_pairs(pairs)?)))
+    }
+
+    /// A generator of these items.
+    pub(super) fn generator(items: impl IntoIterator<Item = Result<Self>>) -> Result<Self> {
+        let mut made: VecDeque<Result<Self>> = VecDeque::new();
+        let mut depth = 0;
+        for item in items {
+            spend(1)?;
+            depth = depth.max(item.as_ref().map_or(0, Self::depth));
+            let is_last = item.is_err();
+            made.push_back(item);
+            if is_last {
+                break;
+            }
+        }
+        if depth + 1 > MOST_NESTED {
+            return failed(format!("values are nested more than {MOST_NESTED} deep"));
+        }
+        let held = Held::new(made.len() * size_of::<Result<Self>>());
+        Ok(Self::Iter(Rc::new(RefCell::new(Items::Made(made, held))), depth + 1))
+    }
+
+    /// From JSON; integers stay integers.
+    pub(super) fn from_json(json: &serde_json::Value) -> Result<Self> {
+        Ok(match json {
+            serde_json::Value::Null => Self::None,
+            serde_json::Value::Bool(bool) => Self::Bool(*bool),
+            serde_json::Value::Number(number) => match (number.as_i64(), number.as_u64(), number.as_f64()) {
+                (Some(int), ..) => Self::Int(int.into()),
+                (_, Some(int), _) => Self::Int(int.into()),
+                (.., float) => Self::Float(float.unwrap_or(f64::NAN)),
+            },
+            serde_json::Value::String(text) => Self::from(text.as_str()),
+            serde_json::Value::Array(items) => {
+                Self::list(items.iter().map(Self::from_json).collect::<Result<_>>()?)?
+            }
+            serde_json::Value::Object(map) => {
+                let pairs =
+                    map.iter().map(|(key, value)| Ok((Self::from(key.as_str()), Self::from_json(value)?)));
+                Self::dict(pairs.collect::<Result<Vec<_>>>()?)?
+            }
+        })
+    }
+
+    fn depth(&self) -> u16 {
+        match self {
+            Self::List(items) | Self::Tuple(items) | Self::Group(items) => items.0.1,
+            Self::Dict(dict) => dict.depth,
+            Self::View(_, dict) => dict.depth + 1,
+            Self::Iter(_, depth) => *depth,
+            Self::Cycler(cycler) => cycler.items.0.1 + 1,
+            Self::Joiner(joiner) => joiner.separator.depth() + 1,
+            Self::Loop(state) => state.depth,
+            Self::Method(method) => method.0.depth() + 1,
+            _ => 0,
+        }
+    }
+
+    /// The name of its type in Python.
+    pub(super) fn type_name(&self) -> &'static str {
+        match self {
+            Self::Undefined(_) => "Undefined",
+            Self::None => "NoneType",
+            Self::Bool(_) => "bool",
+            Self::Int(_) => "int",
+            Self::Float(_) => "float",
+            Self::Str(text) => {
+                if text.markup {
+                    "Markup"
+                } else {
+                    "str"
+                }
+            }
+            Self::List(_) => "list",
+            Self::Tuple(_) | Self::Group(_) => "tuple",
+            Self::Dict(_) => "dict",
+            Self::Range(_) => "range",
+            Self::View(View::Keys, _) => "dict_keys",
+            Self::View(View::Values, _) => "dict_values",
+            Self::View(View::Items, _) => "dict_items",
+            Self::Iter(..) => "generator",
+            Self::Namespace(_) => "Namespace",
+            Self::Macro(_) => "Macro",
+            Self::Loop(_) => "LoopContext",
+            Self::Cycler(_) => "Cycler",
+            Self::Joiner(_) => "Joiner",
+            Self::Method(_) | Self::Function(_) => "function",
+        }
+    }
+
+    pub(super) fn is_true(&self) -> bool {
+        match self {
+            Self::Undefined(_) | Self::None => false,
+            Self::Bool(bool) => *bool,
+            Self::Int(int) => *int != 0,
+            Self::Float(float) => *float != 0.0,
+            Self::Str(text) => !text.is_empty(),
+            Self::List(items) | Self::Tuple(items) => !items.is_empty(),
+            Self::Dict(dict) | Self::View(_, dict) => !dict.entries.is_empty(),
+            Self::Range(range) => range.len() > 0,
+            _ => true,
+        }
+    }
+
+    /// `len(value)`; `None` where Python raises.
+    pub(super) fn len(&self) -> Option<usize> {
+        Some(match self {
+            Self::Undefined(_) => 0,
+            Self::Str(text) => text.chars().count(),
+            Self::List(items) | Self::Tuple(items) | Self::Group(items) => items.len(),
+            Self::Dict(dict) | Self::View(_, dict) => dict.entries.len(),
+            Self::Range(range) => range.len(),
+            _ => return None,
+        })
+    }
+
+    /// `iter(value)`; `None` where Python raises.
+    pub(super) fn try_iter(&self) -> Option<Items> {
+        Some(match self {
+            Self::Undefined(_) => Items::Range(Range { start: 0, stop: 0, step: 1 }, 0),
+            Self::Str(text) => Items::Chars(text.clone(), 0),
+            Self::List(items) | Self::Tuple(items) | Self::Group(items) => Items::Seq(items.clone(), 0),
+            Self::Dict(dict) => Items::View(View::Keys, Arc::clone(dict), 0),
+            Self::View(view, dict) => Items::View(*view, Arc::clone(dict), 0),
+            Self::Range(range) => Items::Range(*range, 0),
+            Self::Iter(items, _) => Items::Shared(Rc::clone(items)),
+            _ => return None,
+        })
+    }
+
+    pub(super) fn iter(&self) -> Result<Items> {
+        match self.try_iter() {
+            Some(items) => Ok(items),
+            None => failed(format!("'{}' object is not iterable", self.type_name())),
+        }
+    }
+
+    pub(super) fn to_vec(&self) -> Result<Vec<Self>> {
+        self.iter()?.collect()
+    }
+
+    pub(super) fn is_undefined(&self) -> bool {
+        matches!(self, Self::Undefined(_))
+    }
+
+    /// What using an undefined value as anything but text, a condition or a loop raises.
+    pub(super) fn check_defined(&self) -> Result<(), Box<Fault>> {
+        match self {
+            Self::Undefined(missing) => failed(missing.to_string()),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl From<&str> for Value {
+    fn from(text: &str) -> Self {
+        Self::Str(Str::new(text))
+    }
+}
+
+impl From<String> for Value {
+    fn from(text: String) -> Self {
+        Self::Str(Str::new(text))
+    }
+}
+
+impl From<bool> for Value {
+    fn from(bool: bool) -> Self {
+        Self::Bool(bool)
+    }
+}
+
+impl From<usize> for Value {
+    fn from(int: usize) -> Self {
+        Self::Int(int as i128)
+    }
+}
