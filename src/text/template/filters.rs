@@ -315,7 +315,7 @@ fn soft_str(value: &Value) -> Result<Str> {
 }
 
 fn markup(text: String) -> Value {
-    Value::Str(Str { markup: true, ..Str::new(text) })
+    Value::Str(Str::new(text).with_markup(true))
 }
 
 // --- attributes of items

@@ -214,7 +214,7 @@ fn unsupported<T>(method: &str) -> Result<T> {
 
 fn as_markup(value: Value) -> Result<Value> {
     Ok(match value {
-        Value::Str(it) => Value::Str(Str { markup: true, ..it }),
+        Value::Str(it) => Value::Str(it.with_markup(true)),
         Value::List(items) => Value::list(items.iter().cloned().map(as_markup).collect::<Result<_>>()?)?,
         Value::Tuple(items) => Value::tuple(items.iter().cloned().map(as_markup).collect::<Result<_>>()?)?,
         other => other,

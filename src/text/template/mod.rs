@@ -35,6 +35,8 @@ mod ast;
 mod chars;
 mod check;
 mod clock;
+#[cfg(test)]
+mod differential;
 mod eval;
 mod filters;
 mod given;
@@ -121,8 +123,8 @@ impl ChatTemplate {
         let messages: Vec<_> = messages.iter().map(Message::for_template).collect();
         let messages = serde_json::to_value(messages).expect("a message is JSON");
         let tools = tools.clone().map_or(Json::Null, Json::Array);
-        // the last one counts
-        let mut given = vec![("documents", &Json::Null), ("add_generation_prompt", &Json::Bool(add_generation_prompt))];
+        let prompt = Json::Bool(add_generation_prompt);
+        let mut given = vec![("documents", &Json::Null), ("add_generation_prompt", &prompt)];
         given.extend(arguments.iter().map(|(name, value)| (name.as_str(), value)));
         given.extend([("messages", &messages), ("tools", &tools)]);
         self.render_with(&given)

@@ -45,7 +45,7 @@ fn add_text(a: &Str, b: &Str) -> Result<Value> {
     reserve(a.len() + b.len())?;
     let escaped = |text: &Str| if text.markup { text.to_string() } else { escape(text) };
     Ok(if a.markup || b.markup {
-        Value::Str(Str { markup: true, ..Str::new(escaped(a) + &escaped(b)) })
+        Value::Str(Str::new(escaped(a) + &escaped(b)).with_markup(true))
     } else {
         Value::from([a.as_str(), b.as_str()].concat())
     })
@@ -82,7 +82,7 @@ fn repeat(what: &Value, times: &Value) -> Result<Value> {
     let times = if size == 0 { 0 } else { times };
     let items = |items: &Seq| Seq::new(std::iter::repeat_n(items.iter().cloned(), times).flatten().collect());
     Ok(match what {
-        Value::Str(text) => Value::Str(Str { markup: text.markup, ..Str::new(text.repeat(times)) }),
+        Value::Str(text) => Value::Str(Str::new(text.repeat(times)).with_markup(text.markup)),
         Value::List(list) => Value::List(items(list)?),
         Value::Tuple(tuple) => Value::Tuple(items(tuple)?),
         _ => unreachable!("asked for these"),
@@ -446,7 +446,7 @@ fn place(index: &Value, len: impl FnOnce() -> usize) -> Option<usize> {
 
 /// Text of the same kind: a part of safe text is safe.
 pub(super) fn like(original: &Str, text: &str) -> Value {
-    Value::Str(Str { markup: original.markup, ..Str::new(text) })
+    Value::Str(Str::new(text).with_markup(original.markup))
 }
 
 /// `value[start:stop:step]`.

@@ -77,6 +77,10 @@ impl Str {
         Self { text: Arc::new((text, held)), markup: false }
     }
 
+    pub(super) fn with_markup(self, markup: bool) -> Self {
+        Self { markup, ..self }
+    }
+
     pub(super) fn as_str(&self) -> &str {
         &self.text.0
     }
