@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use super::ast::{Expr, Kind, Program, Step, StepKind, Stmt, StmtKind, Target};
 use super::scope::each_name;
-use super::{TemplateError, clock, eval, filters, methods, predicates};
+use super::{TemplateError, access, clock, names};
 
 type Result<T = (), E = TemplateError> = std::result::Result<T, E>;
 
@@ -165,6 +165,15 @@ impl Check {
                     self.expr(operand, if number == 0 { place } else { place.perhaps() })
                 })
             }
+            Kind::Binary(first, rest)
+                if matches!(rest.first(), Some(("**", power)) if !is_number(power))
+                    && matches!(&first.kind, Kind::Neg(number) if is_number(number)) =>
+            {
+                fail(
+                    expr.line,
+                    "a negative number before ** is another number to jinja2: give it a name with `set`",
+                )
+            }
             Kind::Name(name, _) if &**name == "self" && !self.bound.contains("self") => {
                 fail(expr.line, "`self` is not supported: a chat template has no blocks")
             }
@@ -203,7 +212,7 @@ impl Check {
                         self.filter(name, line, Place { is_soft: true, ..place })?;
                     }
                 }
-                StepKind::Test { name, .. } if !predicates::NAMES.contains(&&**name) && !place.is_soft => {
+                StepKind::Test { name, .. } if !names::TESTS.contains(&&**name) && !place.is_soft => {
                     return fail(line, format!("no test is named {name:?}"));
                 }
                 _ => {}
@@ -220,13 +229,13 @@ impl Check {
     }
 
     fn filter(&self, name: &str, line: u32, place: Place) -> Result {
-        if filters::UNSUPPORTED.contains(&name) {
+        if names::FILTERS_MISSING.contains(&name) {
             return fail(
                 line,
                 format!("the filter {name:?} is not supported: write the template without it"),
             );
         }
-        if !filters::NAMES.contains(&name) && (place.is_certain || !place.is_soft) {
+        if !names::FILTERS.contains(&name) && (place.is_certain || !place.is_soft) {
             return fail(line, format!("no filter is named {name:?}"));
         }
         Ok(())
@@ -239,7 +248,7 @@ impl Check {
         if name == "lipsum" {
             return fail(line, "the function \"lipsum\" is not supported: its text is random");
         }
-        if !eval::FUNCTIONS.contains(&name) && place.is_certain {
+        if !names::FUNCTIONS.contains(&name) && place.is_certain {
             return fail(
                 line,
                 format!("no function is named {name:?}, and the template calls it for every sample"),
@@ -258,7 +267,7 @@ impl Check {
         if self.attributes.contains(name) {
             return Ok(());
         }
-        if methods::UNSUPPORTED.contains(&name) {
+        if names::METHODS_MISSING.contains(&name) {
             return fail(
                 line,
                 format!("the method {name:?} is not supported: write the template without it"),
@@ -267,12 +276,12 @@ impl Check {
         if !place.is_certain {
             return Ok(());
         }
-        if methods::FORBIDDEN.contains(&name) {
+        if names::METHODS_FORBIDDEN.contains(&name) {
             let reason = "would change a list or a mapping, which the sandbox of transformers forbids: build \
                           another one, with `+` or a namespace";
             return fail(line, format!("the method {name:?} {reason}"));
         }
-        let is_known = methods::is_method(name) || ["cycle", "changed"].contains(&name);
+        let is_known = access::is_method(name) || ["cycle", "changed"].contains(&name);
         match is_known {
             true => Ok(()),
             false => fail(
@@ -281,6 +290,10 @@ impl Check {
             ),
         }
     }
+}
+
+fn is_number(expr: &Expr) -> bool {
+    matches!(expr.kind, Kind::Int(_) | Kind::Float(_))
 }
 
 fn fail<T>(line: u32, reason: impl Into<String>) -> Result<T> {

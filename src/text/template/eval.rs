@@ -11,24 +11,23 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::ast::{
-    Args, Enter, Expr, For, Frame, Kind, Program, Slot, Step, StepKind, Stmt, StmtKind, Target,
+    Args, Enter, Expr, For, Frame, Kind, Macro, Program, Slot, Step, StepKind, Stmt, StmtKind, Target,
 };
 use super::clock::strftime;
 use super::given::{Given, text};
 use super::meter::{Fault, Result, failed, reserve, spend};
+use super::names::FUNCTIONS;
+use super::printf::printf;
 use super::show::str_of;
 use super::value::{Cycler, Dict, Joiner, LoopState, MacroValue, Missing, Range, Scope, Seq, Value};
-use super::{filters, methods, ops, predicates};
+use super::{access, filters, methods, ops, predicates};
 
 /// 2 MiB of stack hold three times as many in a build without optimisation. A macro that calls itself takes
 /// some ten for each call.
-const MOST_NESTED: usize = 500;
+const MOST_NESTED: usize = 300;
 
 /// As the sandbox has it.
 const MOST_IN_RANGE: usize = 100_000;
-
-pub(super) const FUNCTIONS: &[&str] =
-    &["range", "dict", "lipsum", "cycler", "joiner", "namespace", "raise_exception", "strftime_now"];
 
 pub(super) type Variables = HashMap<Arc<str>, Value>;
 
@@ -195,63 +194,88 @@ impl<'p> Renderer<'p> {
     fn stmt(&mut self, stmt: &'p Stmt, scope: &Rc<Scope>, out: &mut String) -> Result<Flow> {
         spend(1)?;
         match &stmt.kind {
-            StmtKind::Data(text) => self.write(text, out)?,
-            StmtKind::Print(printed) => {
-                let value = self.eval(printed, scope)?;
-                self.write(&str_of(&value)?, out)?;
-            }
-            StmtKind::If { branches, otherwise } => {
-                for (test, body) in branches {
-                    if self.eval(test, scope)?.is_true() {
-                        return self.block(body, scope, out);
-                    }
-                }
-                return self.block(otherwise, scope, out);
-            }
-            StmtKind::Set(target, value) => {
-                let value = self.eval(value, scope)?;
-                self.assign(target, value, scope)?;
-            }
+            StmtKind::Data(text) => self.write(text, out).map(|()| Flow::Next),
+            StmtKind::Print(printed) => self.print(printed, scope, out),
+            StmtKind::If { branches, otherwise } => self.branch(branches, otherwise, scope, out),
+            StmtKind::Set(target, value) => self.set(target, value, scope),
             StmtKind::SetBlock { target, filters, body, frame } => {
-                return self.captured_block(body, filters, frame, scope, |this, value| {
+                self.captured_block(body, filters, frame, scope, |this, value| {
                     this.assign(target, value, scope)
-                });
+                })
             }
             StmtKind::FilterBlock { filters, body, frame } => {
-                return self.captured_block(body, filters, frame, scope, |this, value| {
+                self.captured_block(body, filters, frame, scope, |this, value| {
                     this.write(&str_of(&value)?, out)
-                });
+                })
             }
-            StmtKind::With { targets, body, frame } => {
-                self.enter(frame, scope);
-                for (target, value) in targets {
-                    let value = self.eval(value, scope)?;
-                    self.assign(target, value, scope)?;
-                }
-                let flow = self.block(body, scope, out)?;
-                Self::leave(frame, scope);
-                return Ok(flow);
-            }
-            StmtKind::For(index) => return self.for_loop(*index, scope, out),
+            StmtKind::With { targets, body, frame } => self.with(targets, body, frame, scope, out),
+            StmtKind::For(index) => self.for_loop(*index, scope, out),
             StmtKind::Macro(index) => {
-                let it = &self.program.macros[*index];
-                let value = self.macro_value(*index, Some(Arc::clone(&it.name)), scope);
-                Self::put(scope, it.slot, Some(value));
+                self.define_macro(*index, scope);
+                Ok(Flow::Next)
             }
-            StmtKind::CallBlock { index, call } => {
-                let value = self.call_block(*index, call, scope)?;
-                self.write(&str_of(&value)?, out)?;
-            }
-            StmtKind::Generation(index) => {
-                let Value::Macro(body) = self.macro_value(*index, None, scope) else {
-                    unreachable!("made one")
-                };
-                let text = self.call_macro(&body, Given::default())?;
-                self.write(&str_of(&text)?, out)?;
-            }
-            StmtKind::Break => return Ok(Flow::Break),
-            StmtKind::Continue => return Ok(Flow::Continue),
+            StmtKind::CallBlock { index, call } => self.call_block(*index, call, scope, out),
+            StmtKind::Generation(index) => self.generation(*index, scope, out),
+            StmtKind::Break => Ok(Flow::Break),
+            StmtKind::Continue => Ok(Flow::Continue),
         }
+    }
+
+    fn print(&mut self, printed: &'p Expr, scope: &Rc<Scope>, out: &mut String) -> Result<Flow> {
+        let value = self.eval(printed, scope)?;
+        self.write(&str_of(&value)?, out)?;
+        Ok(Flow::Next)
+    }
+
+    fn branch(
+        &mut self,
+        branches: &'p [(Expr, Vec<Stmt>)],
+        otherwise: &'p [Stmt],
+        scope: &Rc<Scope>,
+        out: &mut String,
+    ) -> Result<Flow> {
+        for (test, body) in branches {
+            if self.eval(test, scope)?.is_true() {
+                return self.block(body, scope, out);
+            }
+        }
+        self.block(otherwise, scope, out)
+    }
+
+    fn set(&mut self, target: &Target, value: &'p Expr, scope: &Rc<Scope>) -> Result<Flow> {
+        let value = self.eval(value, scope)?;
+        self.assign(target, value, scope)?;
+        Ok(Flow::Next)
+    }
+
+    fn with(
+        &mut self,
+        targets: &'p [(Target, Expr)],
+        body: &'p [Stmt],
+        frame: &Frame,
+        scope: &Rc<Scope>,
+        out: &mut String,
+    ) -> Result<Flow> {
+        self.enter(frame, scope);
+        for (target, value) in targets {
+            let value = self.eval(value, scope)?;
+            self.assign(target, value, scope)?;
+        }
+        let flow = self.block(body, scope, out)?;
+        Self::leave(frame, scope);
+        Ok(flow)
+    }
+
+    fn define_macro(&mut self, index: usize, scope: &Rc<Scope>) {
+        let it = &self.program.macros[index];
+        let value = self.macro_value(index, Some(Arc::clone(&it.name)), scope);
+        Self::put(scope, it.slot, Some(Value::Macro(value)));
+    }
+
+    fn generation(&mut self, index: usize, scope: &Rc<Scope>, out: &mut String) -> Result<Flow> {
+        let body = self.macro_value(index, None, scope);
+        let text = self.call_macro(&body, Given::default())?;
+        self.write(&str_of(&text)?, out)?;
         Ok(Flow::Next)
     }
 
@@ -468,108 +492,149 @@ impl<'p> Renderer<'p> {
         exprs.iter().map(|expr| self.eval(expr, scope)).collect()
     }
 
+    // one function for each kind: a frame on the stack is as large as all that a function may ever need
+
     fn eval_nested(&mut self, expr: &'p Expr, scope: &Rc<Scope>) -> Result<Value> {
         match &expr.kind {
-            Kind::List(items) => Value::list(self.eval_all(items, scope)?),
-            Kind::Tuple(items) => Value::tuple(self.eval_all(items, scope)?),
-            Kind::Concat(items) => ops::concat(&self.eval_all(items, scope)?),
-            Kind::Dict(pairs) => {
-                let pairs: Result<Vec<_>> = pairs
-                    .iter()
-                    .map(|(key, value)| Ok((self.eval(key, scope)?, self.eval(value, scope)?)))
-                    .collect();
-                Value::dict(pairs?)
-            }
-            Kind::Not(operand) => Ok(Value::Bool(!self.eval(operand, scope)?.is_true())),
-            Kind::Neg(operand) => ops::negate(&self.eval(operand, scope)?),
-            Kind::Pos(operand) => ops::plus(&self.eval(operand, scope)?),
-            Kind::Binary(first, rest) => {
-                let mut value = self.eval(first, scope)?;
-                for (operator, operand) in rest {
-                    value = ops::binary(operator, &value, &self.eval(operand, scope)?)?;
-                }
-                Ok(value)
-            }
-            Kind::Compare(first, rest) => {
-                let mut left = self.eval(first, scope)?;
-                for (operator, operand) in rest {
-                    let right = self.eval(operand, scope)?;
-                    if !ops::compare(operator, &left, &right)? {
-                        return Ok(Value::Bool(false));
-                    }
-                    left = right;
-                }
-                Ok(Value::Bool(true))
-            }
-            Kind::And(operands) | Kind::Or(operands) => {
-                let ends = matches!(expr.kind, Kind::Or(_));
-                let mut value = Value::None;
-                for operand in operands {
-                    value = self.eval(operand, scope)?;
-                    if value.is_true() == ends {
-                        break;
-                    }
-                }
-                Ok(value)
-            }
-            Kind::If { test, then, otherwise } => {
-                if self.eval(test, scope)?.is_true() {
-                    return self.eval(then, scope);
-                }
-                match otherwise {
-                    Some(otherwise) => self.eval(otherwise, scope),
-                    None => Ok(Value::undefined("an inline if without else was false, and so is undefined")),
-                }
-            }
-            Kind::Postfix(base, steps) => {
-                let mut value = self.eval(base, scope)?;
-                for step in steps {
-                    value = self.step(value, step, scope).map_err(|fault| fault.at(step.line))?;
-                }
-                Ok(value)
-            }
+            Kind::Postfix(base, steps) => self.postfix(base, steps, scope),
+            Kind::List(items) => self.eval_all(items, scope).and_then(Value::list),
+            Kind::Tuple(items) => self.eval_all(items, scope).and_then(Value::tuple),
+            Kind::Concat(items) => self.eval_all(items, scope).and_then(|values| ops::concat(&values)),
+            Kind::Dict(pairs) => self.eval_dict(pairs, scope),
+            Kind::Not(operand) => self.eval(operand, scope).map(|value| Value::Bool(!value.is_true())),
+            Kind::Neg(operand) => self.eval(operand, scope).and_then(|value| ops::negate(&value)),
+            Kind::Pos(operand) => self.eval(operand, scope).and_then(|value| ops::plus(&value)),
+            Kind::Binary(first, rest) => self.eval_binary(first, rest, scope),
+            Kind::Compare(first, rest) => self.eval_compare(first, rest, scope),
+            Kind::And(operands) => self.eval_logic(operands, false, scope),
+            Kind::Or(operands) => self.eval_logic(operands, true, scope),
+            Kind::If { test, then, otherwise } => self.eval_if(test, then, otherwise.as_deref(), scope),
             _ => unreachable!("constants and names have been evaluated"),
+        }
+    }
+
+    fn postfix(&mut self, base: &'p Expr, steps: &'p [Step], scope: &Rc<Scope>) -> Result<Value> {
+        let mut value = self.eval(base, scope)?;
+        for step in steps {
+            value = self.step(value, step, scope).map_err(|fault| fault.at(step.line))?;
+        }
+        Ok(value)
+    }
+
+    fn eval_dict(&mut self, pairs: &'p [(Expr, Expr)], scope: &Rc<Scope>) -> Result<Value> {
+        let mut evaluated = Vec::with_capacity(pairs.len());
+        for (key, value) in pairs {
+            evaluated.push((self.eval(key, scope)?, self.eval(value, scope)?));
+        }
+        Value::dict(evaluated)
+    }
+
+    fn eval_binary(
+        &mut self,
+        first: &'p Expr,
+        rest: &'p [(&'static str, Expr)],
+        scope: &Rc<Scope>,
+    ) -> Result<Value> {
+        let mut value = self.eval(first, scope)?;
+        for (operator, operand) in rest {
+            let operand = self.eval(operand, scope)?;
+            value = match (&value, *operator) {
+                (Value::Str(format), "%") => Value::from(printf(format, &operand)?),
+                _ => ops::binary(operator, &value, &operand)?,
+            };
+        }
+        Ok(value)
+    }
+
+    fn eval_compare(
+        &mut self,
+        first: &'p Expr,
+        rest: &'p [(&'static str, Expr)],
+        scope: &Rc<Scope>,
+    ) -> Result<Value> {
+        let mut left = self.eval(first, scope)?;
+        for (operator, operand) in rest {
+            let right = self.eval(operand, scope)?;
+            if !ops::compare(operator, &left, &right)? {
+                return Ok(Value::Bool(false));
+            }
+            left = right;
+        }
+        Ok(Value::Bool(true))
+    }
+
+    /// The operand that decides: the first one that is true, or that is not.
+    fn eval_logic(&mut self, operands: &'p [Expr], ends: bool, scope: &Rc<Scope>) -> Result<Value> {
+        let mut value = Value::None;
+        for operand in operands {
+            value = self.eval(operand, scope)?;
+            if value.is_true() == ends {
+                break;
+            }
+        }
+        Ok(value)
+    }
+
+    fn eval_if(
+        &mut self,
+        test: &'p Expr,
+        then: &'p Expr,
+        otherwise: Option<&'p Expr>,
+        scope: &Rc<Scope>,
+    ) -> Result<Value> {
+        let is_true = self.eval(test, scope)?.is_true();
+        match (is_true, otherwise) {
+            (true, _) => self.eval(then, scope),
+            (false, Some(otherwise)) => self.eval(otherwise, scope),
+            (false, None) => Ok(Value::undefined("an inline if without else was false, and so is undefined")),
         }
     }
 
     fn step(&mut self, value: Value, step: &'p Step, scope: &Rc<Scope>) -> Result<Value> {
         spend(1)?;
         match &step.kind {
-            StepKind::Attribute(name) => {
-                if let Value::Loop(state) = &value {
-                    let missing = || Value::Undefined(Missing::Attribute(Arc::clone(name)));
-                    return Ok(self.loop_attribute(state, name)?.unwrap_or_else(missing));
-                }
-                ops::attribute(&value, name)
-            }
-            StepKind::Item(index) => {
-                let index = self.eval(index, scope)?;
-                if let (Value::Loop(state), Value::Str(name)) = (&value, &index) {
-                    let missing = || Value::undefined("`loop` has no such attribute, which so is undefined");
-                    return Ok(self.loop_attribute(state, name)?.unwrap_or_else(missing));
-                }
-                ops::item(&value, &index)
-            }
-            StepKind::Slice(parts) => {
-                let mut bounds = [None, None, None];
-                for (bound, part) in bounds.iter_mut().zip(parts) {
-                    *bound = part.as_ref().map(|part| self.eval(part, scope)).transpose()?;
-                }
-                ops::slice(&value, bounds)
-            }
-            StepKind::Call(args) => {
-                let given = self.given(args, scope)?;
-                self.call(&value, given)
-            }
+            StepKind::Attribute(name) => self.attribute(&value, name),
+            StepKind::Item(index) => self.item(&value, index, scope),
+            StepKind::Slice(parts) => self.slice(&value, parts, scope),
+            StepKind::Call(args) => self.given(args, scope).and_then(|given| self.call(&value, given)),
             StepKind::Filter(name, args) => {
-                let given = self.given(args, scope)?;
-                filters::call(name, &value, &given)
+                self.given(args, scope).and_then(|given| filters::call(name, &value, &given))
             }
-            StepKind::Test { name, args, is_negated } => {
-                let given = self.given(args, scope)?;
-                Ok(Value::Bool(predicates::call(name, &value, &given)? != *is_negated))
-            }
+            StepKind::Test { name, args, is_negated } => self
+                .given(args, scope)
+                .and_then(|given| predicates::call(name, &value, &given))
+                .map(|is_so| Value::Bool(is_so != *is_negated)),
         }
+    }
+
+    fn attribute(&mut self, value: &Value, name: &Arc<str>) -> Result<Value> {
+        if let Value::Loop(state) = value {
+            let missing = || Value::Undefined(Missing::Attribute(Arc::clone(name)));
+            return Ok(self.loop_attribute(state, name)?.unwrap_or_else(missing));
+        }
+        access::attribute(value, name)
+    }
+
+    fn item(&mut self, value: &Value, index: &'p Expr, scope: &Rc<Scope>) -> Result<Value> {
+        let index = self.eval(index, scope)?;
+        if let (Value::Loop(state), Value::Str(name)) = (value, &index) {
+            let missing = || Value::undefined("`loop` has no such attribute, which so is undefined");
+            return Ok(self.loop_attribute(state, name)?.unwrap_or_else(missing));
+        }
+        access::item(value, &index)
+    }
+
+    fn slice(
+        &mut self,
+        value: &Value,
+        parts: &'p [Option<Box<Expr>>; 3],
+        scope: &Rc<Scope>,
+    ) -> Result<Value> {
+        let mut bounds = [None, None, None];
+        for (bound, part) in bounds.iter_mut().zip(parts) {
+            *bound = part.as_ref().map(|part| self.eval(part, scope)).transpose()?;
+        }
+        ops::slice(value, bounds)
     }
 
     fn given(&mut self, args: &'p Args, scope: &Rc<Scope>) -> Result<Given> {
@@ -605,17 +670,7 @@ impl<'p> Renderer<'p> {
                 owner => methods::call(owner, method.1, &given),
             },
             Value::Function(name) => self.call_function(name, given),
-            Value::Loop(state) => {
-                let [iterable] = given.bind("loop", ["iterable"], 1)?;
-                let Some((index, around)) = &state.recurse else {
-                    return failed("a loop that is called needs the word `recursive` in its head");
-                };
-                let inner = Scope::new(self.program.loops[*index].slots, Some(Rc::clone(around)));
-                let (depth, iterable) = (state.depth0 + 1, iterable.expect("required"));
-                let mut text = String::new();
-                self.run_loop(*index, iterable, around, &inner, depth, &mut text)?;
-                Ok(Value::from(text))
-            }
+            Value::Loop(state) => self.call_loop(state, &given),
             Value::Joiner(it) => {
                 given.none("a joiner")?;
                 Ok(if it.used.replace(true) { it.separator.clone() } else { Value::from("") })
@@ -627,8 +682,27 @@ impl<'p> Renderer<'p> {
         }
     }
 
-    fn call_block(&mut self, index: usize, call: &'p Expr, scope: &Rc<Scope>) -> Result<Value> {
-        let caller = self.macro_value(index, None, scope);
+    /// A recursive loop within itself.
+    fn call_loop(&mut self, state: &LoopState, given: &Given) -> Result<Value> {
+        let [iterable] = given.bind("loop", ["iterable"], 1)?;
+        let Some((index, around)) = &state.recurse else {
+            return failed("a loop that is called needs the word `recursive` in its head");
+        };
+        let inner = Scope::new(self.program.loops[*index].slots, Some(Rc::clone(around)));
+        let (depth, iterable) = (state.depth0 + 1, iterable.expect("required"));
+        let mut text = String::new();
+        self.run_loop(*index, iterable, around, &inner, depth, &mut text)?;
+        Ok(Value::from(text))
+    }
+
+    fn call_block(
+        &mut self,
+        index: usize,
+        call: &'p Expr,
+        scope: &Rc<Scope>,
+        out: &mut String,
+    ) -> Result<Flow> {
+        let caller = Value::Macro(self.macro_value(index, None, scope));
         let Kind::Postfix(base, steps) = &call.kind else { unreachable!("the parser asked for a call") };
         let Some((Step { kind: StepKind::Call(args), line }, steps)) = steps.split_last() else {
             unreachable!("the parser asked for a call")
@@ -642,22 +716,31 @@ impl<'p> Renderer<'p> {
             return failed("multiple values for keyword argument 'caller'");
         }
         given.kwargs.push(("caller".into(), caller));
-        self.call(&callee, given).map_err(|fault| fault.at(*line))
+        let value = self.call(&callee, given).map_err(|fault| fault.at(*line))?;
+        self.write(&str_of(&value)?, out)?;
+        Ok(Flow::Next)
     }
 
-    fn macro_value(&mut self, index: usize, name: Option<Arc<str>>, scope: &Rc<Scope>) -> Value {
+    fn macro_value(&mut self, index: usize, name: Option<Arc<str>>, scope: &Rc<Scope>) -> Rc<MacroValue> {
         let mut outward = Some(scope);
         while let Some(it) = outward.filter(|it| !it.is_captured.replace(true)) {
             self.captured.push(Rc::clone(it));
             outward = it.parent.as_ref();
         }
-        Value::Macro(Rc::new(MacroValue { index, name, scope: Rc::clone(scope) }))
+        Rc::new(MacroValue { index, name, scope: Rc::clone(scope) })
     }
 
     /// Arguments go to parameters as jinja2's `Macro.__call__` hands them out.
-    fn call_macro(&mut self, value: &MacroValue, mut given: Given) -> Result<Value> {
+    fn call_macro(&mut self, value: &MacroValue, given: Given) -> Result<Value> {
         let it = &self.program.macros[value.index];
         let scope = Scope::new(it.slots, Some(Rc::clone(&value.scope)));
+        self.bind_macro(it, given, &scope)?;
+        let mut out = String::new();
+        self.block(&it.body, &scope, &mut out)?;
+        Ok(Value::from(out))
+    }
+
+    fn bind_macro(&mut self, it: &'p Macro, mut given: Given, scope: &Rc<Scope>) -> Result<()> {
         let count = it.parameters.len();
         let take = |given: &mut Given, name: &str| {
             let place = given.kwargs.iter().position(|(known, _)| &**known == name);
@@ -674,12 +757,12 @@ impl<'p> Renderer<'p> {
         if let Some(slot) = it.caller {
             let caller = take(&mut given, "caller").filter(|caller| !matches!(caller, Value::None));
             let caller = caller.unwrap_or_else(|| Value::undefined("no caller is defined"));
-            Self::put(&scope, slot, Some(caller));
+            Self::put(scope, slot, Some(caller));
         }
         match it.kwargs {
             Some(slot) => {
                 let pairs = given.kwargs.drain(..).map(|(name, value)| (Value::from(&*name), value));
-                Self::put(&scope, slot, Some(Value::dict(pairs)?));
+                Self::put(scope, slot, Some(Value::dict(pairs)?));
             }
             None => {
                 // their names may come from a message, through **
@@ -694,7 +777,7 @@ impl<'p> Renderer<'p> {
         match it.varargs {
             Some(slot) => {
                 let rest = given.args.get(count..).unwrap_or_default().to_vec();
-                Self::put(&scope, slot, Some(Value::tuple(rest)?));
+                Self::put(scope, slot, Some(Value::tuple(rest)?));
             }
             None if given.args.len() > count => {
                 return failed(format!("macro {:?} takes not more than {count} arguments", it.name));
@@ -702,21 +785,19 @@ impl<'p> Renderer<'p> {
             None => {}
         }
         for (parameter, value) in it.parameters.iter().zip(&given_values) {
-            Self::put(&scope, parameter.slot, value.clone());
+            Self::put(scope, parameter.slot, value.clone());
         }
-        self.enter(&it.frame, &scope);
+        self.enter(&it.frame, scope);
         for (parameter, value) in it.parameters.iter().zip(given_values) {
             if value.is_none() {
                 let value = match &parameter.default {
-                    Some(default) => self.eval(default, &scope)?,
+                    Some(default) => self.eval(default, scope)?,
                     None => Value::undefined("a parameter that was not provided is undefined"),
                 };
-                Self::put(&scope, parameter.slot, Some(value));
+                Self::put(scope, parameter.slot, Some(value));
             }
         }
-        let mut out = String::new();
-        self.block(&it.body, &scope, &mut out)?;
-        Ok(Value::from(out))
+        Ok(())
     }
 
     fn call_function(&mut self, name: &str, given: Given) -> Result<Value> {

@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 
+use super::access;
 use super::chars;
 use super::given::{Given, int_or, is_given, some, text};
 use super::json::tojson;
@@ -13,63 +14,6 @@ use super::printf::printf;
 use super::show::str_of;
 use super::value::{Dict, Key, Missing, Seq, Str, Value};
 use crate::text::whitespace::is_whitespace;
-
-/// Those we have.
-pub(super) const NAMES: &[&str] = &[
-    "abs",
-    "attr",
-    "batch",
-    "capitalize",
-    "center",
-    "count",
-    "d",
-    "default",
-    "dictsort",
-    "e",
-    "escape",
-    "filesizeformat",
-    "first",
-    "float",
-    "forceescape",
-    "format",
-    "groupby",
-    "indent",
-    "int",
-    "items",
-    "join",
-    "last",
-    "length",
-    "list",
-    "lower",
-    "map",
-    "max",
-    "min",
-    "reject",
-    "rejectattr",
-    "replace",
-    "reverse",
-    "round",
-    "safe",
-    "select",
-    "selectattr",
-    "slice",
-    "sort",
-    "string",
-    "striptags",
-    "sum",
-    "title",
-    "tojson",
-    "trim",
-    "truncate",
-    "unique",
-    "upper",
-    "urlencode",
-    "wordcount",
-    "xmlattr",
-];
-
-/// Those that jinja2 has beside.
-pub(super) const UNSUPPORTED: &[&str] = &["pprint", "random", "urlize", "wordwrap"];
 
 #[expect(clippy::too_many_lines, reason = "a list of short cases")]
 pub(super) fn call(name: &str, value: &Value, given: &Given) -> Result<Value> {
@@ -90,7 +34,7 @@ pub(super) fn call(name: &str, value: &Value, given: &Given) -> Result<Value> {
             let [attribute] = given.bind(name, ["name"], 1)?;
             value.check_defined()?;
             let attribute = text(attribute.as_ref().expect("required"))?.clone();
-            methods::attribute(value, &attribute)?
+            access::own_attribute(value, &attribute)?
                 .unwrap_or_else(|| Value::undefined("the attribute is undefined"))
         }
         "batch" => batch(value, given)?,
@@ -338,7 +282,7 @@ fn path(attribute: Option<&Value>) -> Result<Vec<Value>> {
 fn follow(item: &Value, path: &[Value], default: Option<&Value>) -> Result<Value> {
     let mut found = item.clone();
     for part in path {
-        found = ops::item(&found, part)?;
+        found = access::item(&found, part)?;
         if let (Value::Undefined(_), Some(default)) = (&found, default) {
             found = default.clone();
         }
@@ -576,7 +520,6 @@ fn indent(value: &Value, given: &Given) -> Result<Value> {
 fn truncate(value: &Value, given: &Given) -> Result<Value> {
     let [length, kill_words, end, leeway] =
         given.bind("truncate", ["length", "killwords", "end", "leeway"], 0)?;
-    let it = text(value)?;
     let length = int_or(length.as_ref(), 255)?;
     let end = end.as_ref().map_or(Ok("..."), |end| text(end).map(Str::as_str))?;
     let leeway = int_or(some(leeway).as_ref(), 5)?;
@@ -584,9 +527,11 @@ fn truncate(value: &Value, given: &Given) -> Result<Value> {
     if length < end_length || leeway < 0 {
         return failed("truncate needs a length that its end fits in, and a leeway of 0 or more");
     }
-    if it.chars().count() as i128 <= length + leeway {
+    // whatever has a length, and an undefined value has none
+    if value.len().is_some_and(|len| len as i128 <= length.saturating_add(leeway)) {
         return Ok(value.clone());
     }
+    let it = text(value)?;
     let kept: String = it.chars().take((length - end_length) as usize).collect();
     let kept =
         if is_given(kill_words.as_ref()) { &*kept } else { kept.rsplit_once(' ').map_or(&*kept, |it| it.0) };

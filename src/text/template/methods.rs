@@ -1,9 +1,5 @@
-//! Methods and attributes of Python's types.
-//!
-//! What would change a list or a mapping is undefined, as in the sandbox that `transformers` uses; what
-//! Python has and we do not is in [`UNSUPPORTED`], and a template that calls it is refused when it is loaded.
+//! Methods of Python's types, called.
 
-use std::rc::Rc;
 use std::sync::Arc;
 
 use super::chars;
@@ -13,151 +9,6 @@ use super::ops::{self, like};
 use super::printf::format_method;
 use super::value::{Dict, Str, Value, View};
 use crate::text::whitespace::is_whitespace;
-
-const STR: &[&str] = &[
-    "capitalize",
-    "casefold",
-    "center",
-    "count",
-    "endswith",
-    "expandtabs",
-    "find",
-    "format",
-    "format_map",
-    "index",
-    "isalnum",
-    "isalpha",
-    "isascii",
-    "isdecimal",
-    "isdigit",
-    "isidentifier",
-    "islower",
-    "isnumeric",
-    "isprintable",
-    "isspace",
-    "istitle",
-    "isupper",
-    "join",
-    "ljust",
-    "lower",
-    "lstrip",
-    "partition",
-    "removeprefix",
-    "removesuffix",
-    "replace",
-    "rfind",
-    "rindex",
-    "rjust",
-    "rpartition",
-    "rsplit",
-    "rstrip",
-    "split",
-    "splitlines",
-    "startswith",
-    "strip",
-    "swapcase",
-    "title",
-    "upper",
-    "zfill",
-    "encode",
-    "maketrans",
-    "translate",
-];
-const DICT: &[&str] = &["copy", "fromkeys", "get", "items", "keys", "values"];
-const LIST: &[&str] = &["copy", "count", "index"];
-const TUPLE: &[&str] = &["count", "index"];
-const INT: &[&str] = &["bit_count", "bit_length", "conjugate", "as_integer_ratio", "from_bytes", "to_bytes"];
-const FLOAT: &[&str] = &["conjugate", "is_integer", "as_integer_ratio", "fromhex", "hex"];
-const VIEW: &[&str] = &["isdisjoint", "mapping"];
-const GENERATOR: &[&str] = &["close", "send", "throw"];
-const CYCLER: &[&str] = &["next", "reset"];
-
-/// Python's methods that we do not have.
-pub(super) const UNSUPPORTED: &[&str] = &[
-    "encode",
-    "maketrans",
-    "translate",
-    "as_integer_ratio",
-    "from_bytes",
-    "to_bytes",
-    "fromhex",
-    "hex",
-    "isdisjoint",
-    "mapping",
-    "close",
-    "send",
-    "throw",
-];
-
-/// What changes a list or a mapping.
-pub(super) const FORBIDDEN: &[&str] = &[
-    "append",
-    "clear",
-    "extend",
-    "insert",
-    "pop",
-    "popitem",
-    "remove",
-    "reverse",
-    "setdefault",
-    "sort",
-    "update",
-];
-
-/// Whether some type has a method of that name that we have too.
-pub(super) fn is_method(name: &str) -> bool {
-    [STR, DICT, LIST, INT, FLOAT, CYCLER].iter().any(|methods| methods.contains(&name))
-        && !UNSUPPORTED.contains(&name)
-}
-
-/// An attribute of Python's type; `None` if it has none of that name.
-pub(super) fn attribute(value: &Value, name: &str) -> Result<Option<Value>> {
-    let methods = match value {
-        Value::Str(_) => STR,
-        Value::Dict(_) => DICT,
-        Value::List(_) => LIST,
-        Value::Tuple(_) | Value::Group(_) | Value::Range(_) => TUPLE,
-        Value::Int(_) | Value::Bool(_) => INT,
-        Value::Float(_) => FLOAT,
-        Value::View(..) => VIEW,
-        Value::Iter(..) => GENERATOR,
-        Value::Cycler(_) => CYCLER,
-        Value::Function("dict") => &["fromkeys"],
-        _ => &[],
-    };
-    if let Some(method) = methods.iter().find(|method| **method == name) {
-        return Ok(Some(Value::Method(Rc::new((value.clone(), method)))));
-    }
-    Ok(match (value, name) {
-        (Value::Dict(_), "clear" | "pop" | "popitem" | "setdefault" | "update")
-        | (
-            Value::List(_),
-            "append" | "clear" | "extend" | "insert" | "pop" | "remove" | "reverse" | "sort",
-        ) => Some(Value::undefined("what would change a list or a mapping is not allowed in a template")),
-        (Value::Group(items), "grouper") => items.first().cloned(),
-        (Value::Group(items), "list") => items.get(1).cloned(),
-        (Value::Range(range), "start") => Some(Value::Int(range.start)),
-        (Value::Range(range), "stop") => Some(Value::Int(range.stop)),
-        (Value::Range(range), "step") => Some(Value::Int(range.step)),
-        (Value::Int(_) | Value::Bool(_), "real" | "numerator") => Some(Value::Int(ops::int(value)?)),
-        (Value::Int(_) | Value::Bool(_), "imag") => Some(Value::Int(0)),
-        (Value::Int(_) | Value::Bool(_), "denominator") => Some(Value::Int(1)),
-        (Value::Float(float), "real") => Some(Value::Float(*float)),
-        (Value::Float(_), "imag") => Some(Value::Float(0.0)),
-        (Value::Namespace(attributes), name) => attributes.borrow().get_str(name).cloned(),
-        (Value::Cycler(it), "current") => it.items.get(it.place.get()).cloned(),
-        (Value::Cycler(it), "pos") => Some(Value::from(it.place.get())),
-        (Value::Cycler(it), "items") => Some(Value::Tuple(it.items.clone())),
-        (Value::Joiner(it), "used") => Some(Value::Bool(it.used.get())),
-        (Value::Joiner(it), "sep") => Some(it.separator.clone()),
-        (Value::Macro(it), "name") => Some(it.name.as_deref().map_or(Value::None, Value::from)),
-        (Value::Macro(_), "arguments" | "catch_kwargs" | "catch_varargs" | "caller" | "explicit_caller") => {
-            return failed("what a macro tells of its parameters is not supported");
-        }
-        (Value::Loop(_), _) => return failed("attributes of `loop` are not supported through a filter"),
-        _ => None,
-    })
-}
 
 /// Calls a bound method.
 pub(super) fn call(value: &Value, method: &'static str, given: &Given) -> Result<Value> {
@@ -245,7 +96,8 @@ fn from_keys(given: &Given) -> Result<Value> {
 fn items_method(items: &[Value], method: &'static str, given: &Given) -> Result<Value> {
     let [wanted, start, stop] = given.bind(method, ["*value", "*start", "*stop"], 1)?;
     let wanted = wanted.expect("required");
-    let is_wanted = |item: &Value| -> Result<bool> { Ok(ops::same(item, &wanted) || ops::equal(item, &wanted)?) };
+    let is_wanted =
+        |item: &Value| -> Result<bool> { Ok(ops::same(item, &wanted) || ops::equal(item, &wanted)?) };
     if method == "count" {
         let mut count = 0_usize;
         for item in items {

@@ -1,20 +1,16 @@
-//! Operators, comparisons, attributes and subscripts, as Python and jinja2's sandbox have them.
+//! Operators, comparisons and slices, as Python has them.
 
 use std::cmp::Ordering;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use super::meter::{Result, failed, fault, reserve, spend};
-use super::methods;
-use super::printf::printf;
 use super::show::str_of;
-use super::value::{Key, Missing, Seq, Str, Value, View};
+use super::value::{Seq, Str, Value, View};
 
+/// Arithmetic; the `%` of a text is `printf`'s.
 pub(super) fn binary(operator: &'static str, left: &Value, right: &Value) -> Result<Value> {
     left.check_defined()?;
-    if let (Value::Str(format), "%") = (left, operator) {
-        return Ok(Value::from(printf(format, right)?));
-    }
     right.check_defined()?;
     match (number(left), number(right)) {
         (Some(Number::Int(a)), Some(Number::Int(b))) => return integers(operator, a, b),
@@ -383,65 +379,6 @@ pub(super) fn contains(container: &Value, item: &Value) -> Result<bool> {
             Ok(false)
         }
     }
-}
-
-/// `value.name`: a method or another attribute of Python's type, else the item of that name.
-pub(super) fn attribute(value: &Value, name: &Arc<str>) -> Result<Value> {
-    if let Value::Undefined(missing) = value {
-        return failed(missing.to_string());
-    }
-    if let Some(found) = methods::attribute(value, name)? {
-        return Ok(found);
-    }
-    if let Value::Dict(dict) = value
-        && let Some(item) = dict.get_str(name)
-    {
-        return Ok(item.clone());
-    }
-    Ok(Value::Undefined(Missing::Attribute(Arc::clone(name))))
-}
-
-/// `value[index]`: an item, else the attribute of that name.
-pub(super) fn item(value: &Value, index: &Value) -> Result<Value> {
-    if let Value::Undefined(missing) = value {
-        return failed(missing.to_string());
-    }
-    let found = match value {
-        Value::Dict(dict) => match Key::of(index) {
-            Ok(_) => dict.get(index)?.cloned(),
-            Err(_) => None,
-        },
-        Value::Str(text) => match place(index, || text.chars().count()) {
-            Some(place) => text.chars().nth(place).map(|c| like(text, c.encode_utf8(&mut [0; 4]))),
-            None => None,
-        },
-        Value::List(items) | Value::Tuple(items) | Value::Group(items) => {
-            place(index, || items.len()).and_then(|place| items.get(place).cloned())
-        }
-        Value::Range(range) => place(index, || range.len()).map(|place| range.get(place)),
-        _ => None,
-    };
-    if let Some(found) = found {
-        return Ok(found);
-    }
-    if let Value::Str(name) = index
-        && let Some(found) = methods::attribute(value, name)?
-    {
-        return Ok(found);
-    }
-    // the index may be a message's text: it is not named
-    Ok(Value::undefined("an item or attribute that is not there is undefined"))
-}
-
-fn place(index: &Value, len: impl FnOnce() -> usize) -> Option<usize> {
-    let index = match index {
-        Value::Int(int) => *int,
-        Value::Bool(bool) => i128::from(*bool),
-        _ => return None,
-    };
-    let len = len() as i128;
-    let index = if index < 0 { index + len } else { index };
-    (0..len).contains(&index).then_some(index as usize)
 }
 
 /// Text of the same kind: a part of safe text is safe.

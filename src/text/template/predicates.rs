@@ -1,54 +1,12 @@
 //! jinja2's tests: what may stand after `is`.
 
 use super::chars;
-use super::filters;
 use super::given::Given;
 use super::meter::{Result, failed, spend};
+use super::names::{FILTERS, FILTERS_MISSING, TESTS};
 use super::ops;
 use super::show::str_of;
-use super::value::Value;
-
-pub(super) const NAMES: &[&str] = &[
-    "!=",
-    "<",
-    "<=",
-    "==",
-    ">",
-    ">=",
-    "boolean",
-    "callable",
-    "defined",
-    "divisibleby",
-    "eq",
-    "equalto",
-    "escaped",
-    "even",
-    "false",
-    "filter",
-    "float",
-    "ge",
-    "greaterthan",
-    "gt",
-    "in",
-    "integer",
-    "iterable",
-    "le",
-    "lessthan",
-    "lower",
-    "lt",
-    "mapping",
-    "ne",
-    "none",
-    "number",
-    "odd",
-    "sameas",
-    "sequence",
-    "string",
-    "test",
-    "true",
-    "undefined",
-    "upper",
-];
+use super::value::{Key, Value};
 
 pub(super) fn call(name: &str, value: &Value, given: &Given) -> Result<bool> {
     spend(1)?;
@@ -112,14 +70,15 @@ pub(super) fn call(name: &str, value: &Value, given: &Given) -> Result<bool> {
                 | Value::Method(_)
                 | Value::Function(_)
         ),
-        "filter" => is_known(value, filters::NAMES) || is_known(value, filters::UNSUPPORTED),
-        "test" => is_known(value, NAMES),
+        "filter" => is_known(value, FILTERS)? || is_known(value, FILTERS_MISSING)?,
+        "test" => is_known(value, TESTS)?,
         _ => return failed(format!("no test named {name:?}")),
     })
 }
 
-fn is_known(value: &Value, names: &[&str]) -> bool {
-    matches!(value, Value::Str(name) if names.contains(&name.as_str()))
+fn is_known(value: &Value, names: &[&str]) -> Result<bool> {
+    Key::of(value)?;
+    Ok(matches!(value, Value::Str(name) if names.contains(&name.as_str())))
 }
 
 /// `value is other`.

@@ -4,8 +4,9 @@ use std::iter::Peekable;
 use std::str::Chars;
 use std::sync::Arc;
 
+use super::access;
 use super::meter::{Result, failed, fault, reserve, spend};
-use super::ops::{self, Number, number};
+use super::ops::{Number, number};
 use super::show::{float_repr, repr, str_of};
 use super::value::Value;
 
@@ -20,6 +21,8 @@ struct Spec {
     align: Option<char>,
     sign: Option<char>,
     alternate: bool,
+    /// A zero before the width set fill and alignment.
+    is_zero: bool,
     width: usize,
     grouping: Option<char>,
     precision: Option<usize>,
@@ -396,7 +399,7 @@ impl Fields<'_> {
         while !rest.is_empty() {
             if let Some(attribute) = rest.strip_prefix('.') {
                 let end = attribute.find(['.', '[']).unwrap_or(attribute.len());
-                value = ops::attribute(&value, &attribute[..end].into())?;
+                value = access::attribute(&value, &attribute[..end].into())?;
                 rest = &attribute[end..];
             } else if let Some(item) = rest.strip_prefix('[') {
                 let Some(end) = item.find(']') else { return failed("missing ']' in format string") };
@@ -404,7 +407,7 @@ impl Fields<'_> {
                     Ok(index) => Value::Int(index.into()),
                     Err(_) => Value::from(&item[..end]),
                 };
-                value = ops::item(&value, &index)?;
+                value = access::item(&value, &index)?;
                 rest = &item[end + 1..];
             } else {
                 return failed("only '.' or '[' may follow ']' in format field specifier");
@@ -425,10 +428,17 @@ fn write_format(out: &mut String, value: &Value, spec: &str) -> Result<()> {
     let mut spec = parse_spec(spec)?;
     let (prefix, body) = match (value, number(value)) {
         (Value::Str(text), _) => {
-            if !matches!(spec.kind, None | Some('s')) || spec.sign.is_some() || spec.align == Some('=') {
+            let is_filled = spec.is_zero && spec.align == Some('=');
+            if !matches!(spec.kind, None | Some('s'))
+                || spec.sign.is_some()
+                || spec.grouping.is_some()
+                || spec.align == Some('=') && !is_filled
+            {
                 return failed("unknown format code for object of type 'str'");
             }
-            spec.align = spec.align.or(Some('<'));
+            if is_filled || spec.align.is_none() {
+                spec.align = Some('<');
+            }
             (String::new(), cut(text.to_string(), spec.precision))
         }
         (_, Some(Number::Int(int)))
@@ -508,6 +518,7 @@ fn parse_spec(text: &str) -> Result<Spec> {
     spec.sign = chars.next_if(|c| "+- ".contains(*c));
     spec.alternate = chars.next_if_eq(&'#').is_some();
     if chars.next_if_eq(&'0').is_some() {
+        spec.is_zero = spec.align.is_none();
         spec.fill = spec.fill.or(Some('0'));
         spec.align = spec.align.or(Some('='));
     }
