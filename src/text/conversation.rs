@@ -120,8 +120,22 @@ impl Message {
     }
 
     /// The message as the template sees it.
-    pub(super) fn for_template(&self) -> impl Serialize {
-        TemplateMessage(self)
+    ///
+    /// `{"thinking": reasoning, **message, "reasoning_content": reasoning}` without nulls, in Python's order: a key
+    /// stays where it was first.
+    pub(super) fn for_template(&self) -> Vec<(&str, &Value)> {
+        let given = |key: &str| self.0.get(key).filter(|value| !value.is_null());
+        let reasoning = REASONING.iter().find_map(|&key| given(key));
+        // `thinking` comes first, and only once
+        let first = reasoning.map(|reasoning| ("thinking", given("thinking").unwrap_or(reasoning)));
+        let mut fields = Vec::with_capacity(self.0.len() + 2);
+        fields.extend(first);
+        let rest = self.0.iter().filter(|(key, value)| !value.is_null() && *key != "thinking");
+        fields.extend(rest.map(|(key, value)| (key.as_str(), value)));
+        if given("reasoning_content").is_none() {
+            fields.extend(reasoning.map(|reasoning| ("reasoning_content", reasoning)));
+        }
+        fields
     }
 }
 
@@ -238,34 +252,6 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-struct TemplateMessage<'a>(&'a Message);
-
-impl Serialize for TemplateMessage<'_> {
-    /// `{"thinking": reasoning, **message, "reasoning_content": reasoning}` without nulls, in Python's order: a key
-    /// stays where it was first.
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Message(fields) = self.0;
-        let given = |key: &str| fields.get(key).filter(|value| !value.is_null());
-        let reasoning = REASONING.iter().find_map(|&key| given(key));
-        let mut map = serializer.serialize_map(None)?;
-        if let Some(reasoning) = reasoning {
-            map.serialize_entry("thinking", given("thinking").unwrap_or(reasoning))?;
-        }
-        for (key, value) in fields.iter().filter(|(_, value)| !value.is_null()) {
-            match key.as_str() {
-                "thinking" => {} // it came first
-                _ => map.serialize_entry(key, value)?,
-            }
-        }
-        if let Some(reasoning) = reasoning
-            && given("reasoning_content").is_none()
-        {
-            map.serialize_entry("reasoning_content", reasoning)?;
-        }
-        map.end()
-    }
-}
-
 impl<'de> Deserialize<'de> for Message {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Self::read(Value::deserialize(deserializer)?, "the message").map_err(D::Error::custom)
@@ -352,7 +338,10 @@ mod tests {
             ),
         ] {
             let message: Message = serde_json::from_str(message).unwrap();
-            assert_eq!(serde_json::to_string(&message.for_template()).unwrap(), expected);
+            let fields = message.for_template().into_iter();
+            let seen: Map<String, Value> =
+                fields.map(|(key, value)| (key.to_owned(), value.clone())).collect();
+            assert_eq!(serde_json::to_string(&seen).unwrap(), expected);
         }
     }
 

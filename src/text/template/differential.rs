@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use serde::Deserialize;
 use serde_json::{Map, Value as Json};
 
+use super::value::Value;
 use super::{ChatTemplate, TextError};
 
 /// The first line of a file.
@@ -81,8 +82,11 @@ fn compare(path: &Path) -> Counts {
         // 26 Jul 2024, 12:00
         let template = template.with_clock(|| SystemTime::UNIX_EPOCH + Duration::from_secs(1_721_995_200));
         for (case, outcome) in cases.iter().zip(&row.results) {
-            let given: Vec<_> = case.variables.iter().map(|(name, value)| (name.as_str(), value)).collect();
-            let difference = match (template.render_with(&given), &outcome.rendered) {
+            let variables = || {
+                let given = case.variables.iter();
+                given.map(|(name, value)| Ok((name.as_str(), Value::from_json(value)?))).collect()
+            };
+            let difference = match (template.run(1 << 16, variables), &outcome.rendered) {
                 (Ok(rendered), Some(expected)) if rendered == *expected => {
                     counts.equal += 1;
                     continue;

@@ -29,12 +29,12 @@ const MOST_NESTED: usize = 300;
 /// As the sandbox has it.
 const MOST_IN_RANGE: usize = 100_000;
 
-pub(super) type Variables = HashMap<Arc<str>, Value>;
+pub(super) type Variables<'v> = HashMap<&'v str, Value>;
 
 /// Renders; `most_output` bounds the bytes that all writing, to the result and to variables, takes together.
-pub(super) fn render(
-    program: &Program,
-    variables: &Variables,
+pub(super) fn render<'p>(
+    program: &'p Program,
+    variables: &'p Variables<'p>,
     now: fn() -> SystemTime,
     most_output: usize,
 ) -> Result<String> {
@@ -63,7 +63,7 @@ enum Flow {
 
 struct Renderer<'p> {
     program: &'p Program,
-    variables: &'p Variables,
+    variables: &'p Variables<'p>,
     now: fn() -> SystemTime,
     output_left: usize,
     depth: usize,

@@ -15,7 +15,6 @@ use super::show::str_of;
 use super::value::{Dict, Key, Missing, Seq, Str, Value};
 use crate::text::whitespace::is_whitespace;
 
-#[expect(clippy::too_many_lines, reason = "a list of short cases")]
 pub(super) fn call(name: &str, value: &Value, given: &Given) -> Result<Value> {
     spend(1)?;
     Ok(match name {
@@ -454,7 +453,7 @@ fn slice(value: &Value, given: &Given) -> Result<Value> {
 
 fn join(value: &Value, separator: Option<&Value>, attribute: Option<&Value>) -> Result<Value> {
     let path = path(attribute)?;
-    let separator = separator.map_or(Ok("".into()), |separator| str_of(separator))?;
+    let separator = separator.map_or(Ok("".into()), str_of)?;
     let mut out = String::new();
     let mut items = value.iter()?;
     let mut is_first = true;

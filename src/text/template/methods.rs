@@ -1,5 +1,6 @@
 //! Methods of Python's types, called.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use super::chars;
@@ -72,16 +73,16 @@ fn as_markup(value: Value) -> Result<Value> {
     })
 }
 
-fn dict_method(value: &Value, dict: &Arc<Dict>, method: &'static str, given: &Given) -> Result<Value> {
+fn dict_method(value: &Value, dict: &Rc<Dict>, method: &'static str, given: &Given) -> Result<Value> {
     match method {
         "get" => {
             let [key, default] = given.bind("get", ["*key", "*default"], 1)?;
             let key = key.expect("required");
             Ok(dict.get(&key)?.cloned().unwrap_or(default.unwrap_or(Value::None)))
         }
-        "items" => given.none(method).map(|()| Value::View(View::Items, Arc::clone(dict))),
-        "keys" => given.none(method).map(|()| Value::View(View::Keys, Arc::clone(dict))),
-        "values" => given.none(method).map(|()| Value::View(View::Values, Arc::clone(dict))),
+        "items" => given.none(method).map(|()| Value::View(View::Items, Rc::clone(dict))),
+        "keys" => given.none(method).map(|()| Value::View(View::Keys, Rc::clone(dict))),
+        "values" => given.none(method).map(|()| Value::View(View::Values, Rc::clone(dict))),
         "copy" => given.none(method).map(|()| value.clone()),
         _ => from_keys(given),
     }
@@ -129,7 +130,6 @@ fn bounds(len: usize, start: Option<&Value>, stop: Option<&Value>) -> Result<(us
     Ok((clip(start, 0)?, clip(stop, len)?.min(len)))
 }
 
-#[expect(clippy::too_many_lines, reason = "a list of short cases")]
 fn str_method(it: &Str, method: &'static str, given: &Given) -> Result<Value> {
     let text_of = |value: &Option<Value>| text(value.as_ref().expect("required")).cloned();
     spend(it.len() as u64 / 64)?;

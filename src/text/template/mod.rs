@@ -55,7 +55,6 @@ mod show;
 mod value;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde_json::Value as Json;
@@ -123,24 +122,51 @@ impl ChatTemplate {
     ) -> Result<String, TextError> {
         let Conversation { messages, tools, arguments } = conversation;
         let messages: Vec<_> = messages.iter().map(Message::for_template).collect();
-        let messages = serde_json::to_value(messages).expect("a message is JSON");
-        let tools = tools.clone().map_or(Json::Null, Json::Array);
-        let prompt = Json::Bool(add_generation_prompt);
-        let mut given = vec![("documents", &Json::Null), ("add_generation_prompt", &prompt)];
-        given.extend(arguments.iter().map(|(name, value)| (name.as_str(), value)));
-        given.extend([("messages", &messages), ("tools", &tools)]);
-        self.render_with(&given)
+        let fields = messages.iter().flatten();
+        let tools = tools.as_deref().unwrap_or_default();
+        let input_bytes = fields.map(|(_, value)| bytes_of(value)).sum::<usize>()
+            + tools.iter().chain(arguments.values()).map(bytes_of).sum::<usize>();
+        self.run(input_bytes, || {
+            let mut variables = self.variables()?;
+            variables.insert("documents", Value::None);
+            variables.insert("add_generation_prompt", Value::Bool(add_generation_prompt));
+            for (name, value) in arguments {
+                variables.insert(name, Value::from_json(value)?);
+            }
+            let fields = |message: &Vec<(&str, &Json)>| -> meter::Result<Value> {
+                let pairs =
+                    message.iter().map(|(key, value)| Ok((Value::from(*key), Value::from_json(value)?)));
+                Value::dict(pairs.collect::<meter::Result<Vec<_>>>()?)
+            };
+            variables
+                .insert("messages", Value::list(messages.iter().map(fields).collect::<meter::Result<_>>()?)?);
+            let tools = match conversation.tools {
+                Some(_) => Value::list(tools.iter().map(Value::from_json).collect::<meter::Result<_>>()?)?,
+                None => Value::None,
+            };
+            variables.insert("tools", tools);
+            Ok(variables)
+        })
     }
 
-    /// Renders with these variables and the special tokens; the last one of a name counts.
-    fn render_with(&self, given: &[(&str, &Json)]) -> Result<String, TextError> {
-        let input_bytes = given.iter().map(|(_, value)| bytes_of(value)).sum();
+    /// The special tokens.
+    fn variables(&self) -> meter::Result<Variables<'_>> {
+        self.special_tokens
+            .iter()
+            .map(|(name, token)| Ok((name.as_str(), Value::from_json(token)?)))
+            .collect()
+    }
+
+    fn run<'v>(
+        &self,
+        input_bytes: usize,
+        variables: impl FnOnce() -> meter::Result<Variables<'v>>,
+    ) -> Result<String, TextError> {
         meter::start(input_bytes);
+        let most_output = MOST_OUTPUT.saturating_add(input_bytes.saturating_mul(16));
         // nothing here is known to panic; if something does, it is this sample's error and not the server's end
         let rendered = catch_unwind(AssertUnwindSafe(|| {
-            let variables = self.variables(given)?;
-            let most_output = MOST_OUTPUT.saturating_add(input_bytes.saturating_mul(16));
-            eval::render(&self.program, &variables, self.now, most_output)
+            eval::render(&self.program, &variables()?, self.now, most_output)
         }));
         match rendered {
             Ok(Ok(text)) => Ok(text),
@@ -157,17 +183,6 @@ impl ChatTemplate {
                 Err(TextError::TemplateFailed { reason: "the renderer has a fault: report it".to_owned() })
             }
         }
-    }
-
-    fn variables(&self, given: &[(&str, &Json)]) -> meter::Result<Variables> {
-        let mut variables = Variables::new();
-        for (name, token) in &self.special_tokens {
-            variables.insert(Arc::from(name.as_str()), Value::from_json(token)?);
-        }
-        for (name, value) in given {
-            variables.insert(Arc::from(*name), Value::from_json(value)?);
-        }
-        Ok(variables)
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::cmp::Ordering;
 use std::rc::Rc;
-use std::sync::Arc;
 
 use super::meter::{Result, failed, fault, reserve, spend};
 use super::show::str_of;
@@ -316,7 +315,7 @@ pub(super) fn same(left: &Value, right: &Value) -> bool {
         (Value::Iter(a, _), Value::Iter(b, _)) => Rc::ptr_eq(a, b),
         (Value::Cycler(a), Value::Cycler(b)) => Rc::ptr_eq(a, b),
         (Value::Joiner(a), Value::Joiner(b)) => Rc::ptr_eq(a, b),
-        (Value::Dict(a), Value::Dict(b)) => Arc::ptr_eq(a, b),
+        (Value::Dict(a), Value::Dict(b)) => Rc::ptr_eq(a, b),
         (Value::Function(a), Value::Function(b)) => a == b,
         _ => false,
     }

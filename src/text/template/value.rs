@@ -29,10 +29,10 @@ pub(super) enum Value {
     Tuple(Seq),
     /// One of `groupby`'s: a tuple whose items have names.
     Group(Seq),
-    Dict(Arc<Dict>),
+    Dict(Rc<Dict>),
     Range(Range),
     /// `dict.keys()`, `dict.values()`, `dict.items()`.
-    View(View, Arc<Dict>),
+    View(View, Rc<Dict>),
     /// A generator: gives its items once.
     Iter(Rc<RefCell<Items>>, u16),
     Namespace(Rc<RefCell<Dict>>),
@@ -95,14 +95,14 @@ impl std::ops::Deref for Str {
 
 /// The items of a list or a tuple.
 #[derive(Clone)]
-pub(super) struct Seq(Arc<(Vec<Value>, u16, Held)>);
+pub(super) struct Seq(Rc<(Vec<Value>, u16, Held)>);
 
 impl Seq {
     pub(super) fn new(items: Vec<Value>) -> Result<Self> {
         reserve(items.len() * size_of::<Value>())?;
         let depth = nested(items.iter())?;
         let held = Held::new(items.len() * size_of::<Value>() + 48);
-        Ok(Self(Arc::new((items, depth, held))))
+        Ok(Self(Rc::new((items, depth, held))))
     }
 }
 
@@ -361,7 +361,7 @@ pub(super) enum Items {
     Seq(Seq, usize),
     Chars(Str, usize),
     Range(Range, usize),
-    View(View, Arc<Dict>, usize),
+    View(View, Rc<Dict>, usize),
     /// What a generator of a filter gives, or where it fails.
     Made(VecDeque<Result<Value>>, #[expect(dead_code, reason = "counts the memory")] Held),
     Shared(Rc<RefCell<Items>>),
@@ -434,7 +434,7 @@ impl Value {
     }
 
     pub(super) fn dict(pairs: impl IntoIterator<Item = (Self, Self)>) -> Result<Self> {
-        Ok(Self::Dict(Arc::new(Dict::from_pairs(pairs)?)))
+        Ok(Self::Dict(Rc::new(Dict::from_pairs(pairs)?)))
     }
 
     /// A generator of these items.
@@ -557,8 +557,8 @@ impl Value {
             Self::Undefined(_) => Items::Range(Range { start: 0, stop: 0, step: 1 }, 0),
             Self::Str(text) => Items::Chars(text.clone(), 0),
             Self::List(items) | Self::Tuple(items) | Self::Group(items) => Items::Seq(items.clone(), 0),
-            Self::Dict(dict) => Items::View(View::Keys, Arc::clone(dict), 0),
-            Self::View(view, dict) => Items::View(*view, Arc::clone(dict), 0),
+            Self::Dict(dict) => Items::View(View::Keys, Rc::clone(dict), 0),
+            Self::View(view, dict) => Items::View(*view, Rc::clone(dict), 0),
             Self::Range(range) => Items::Range(*range, 0),
             Self::Iter(items, _) => Items::Shared(Rc::clone(items)),
             _ => return None,
