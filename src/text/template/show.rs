@@ -91,6 +91,10 @@ fn write_repr(value: &Value, out: &mut String, depth: usize) -> Result<()> {
             }
             None => out.push_str("<Macro anonymous>"),
         },
+        Value::Loop(state) if state.filter.is_none() && state.iterable.len().is_some() => {
+            let length = state.iterable.len().unwrap_or(0);
+            _ = write!(out, "<LoopContext {}/{length}>", state.index0.get() + 1);
+        }
         // Python prints where it lies in memory
         Value::Iter(..)
         | Value::Loop(_)
