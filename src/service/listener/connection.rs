@@ -9,11 +9,15 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 use std::task::Context;
 use std::task::Poll;
+use std::task::Waker;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -178,7 +182,7 @@ impl Life<'_> {
         let mut next_look = Instant::now();
         loop {
             let turn = poll_fn(|context| {
-                self.pulse.turn();
+                self.pulse.turn(self.calls.are_too_many(context));
                 let end = connection.as_mut().poll(context);
                 if self.calls.have_just_begun() {
                     self.ticket.stays();
@@ -205,7 +209,7 @@ impl Life<'_> {
         let mut written = self.pulse.wrote_at();
         loop {
             let turn = poll_fn(|context| {
-                self.pulse.turn();
+                self.pulse.turn(self.calls.are_too_many(context));
                 connection.as_mut().poll(context)
             });
             tokio::select! {
@@ -270,9 +274,13 @@ fn is_head(bytes: &[u8]) -> bool {
 struct Calls {
     have_begun: AtomicBool,
     is_told: AtomicBool,
-    /// Those that began before the server closed.
+    /// Those that are not done with: answered, or dropped after they were reset.
+    live: AtomicUsize,
+    /// Those of them that began before the server closed.
     open: AtomicUsize,
     is_closing: AtomicBool,
+    /// The connection's task, while it waits for some to end.
+    waiting: Mutex<Option<Waker>>,
 }
 
 impl Calls {
@@ -289,29 +297,52 @@ impl Calls {
         self.open.load(Ordering::Relaxed) > 0
     }
 
+    /// Whether there are more than a peer may have open: some were reset, and end without another byte of the
+    /// connection. Then `context` is woken when there are no longer too many.
+    fn are_too_many(&self, context: &Context<'_>) -> bool {
+        let are = || self.live.load(Ordering::SeqCst) > MAX_STREAMS as usize;
+        if !are() {
+            return false;
+        }
+        *self.waiting() = Some(context.waker().clone());
+        // Asked again, since the last may have ended before it could see who waits.
+        are()
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Option<Waker>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn close(&self) {
         self.is_closing.store(true, Ordering::Relaxed);
     }
 }
 
-/// One call, until its answer is handed over; `None` for those that nobody waits for.
-struct Call(Option<Arc<Calls>>);
+/// One call, until its answer is handed over or it is dropped.
+struct Call {
+    calls: Arc<Calls>,
+    /// A stop waits for it.
+    is_open: bool,
+}
 
 impl Call {
     fn begin(calls: &Arc<Calls>) -> Self {
+        let is_open = !calls.is_closing.load(Ordering::Relaxed);
         calls.have_begun.store(true, Ordering::Relaxed);
-        if calls.is_closing.load(Ordering::Relaxed) {
-            return Self(None);
-        }
-        calls.open.fetch_add(1, Ordering::Relaxed);
-        Self(Some(calls.clone()))
+        calls.live.fetch_add(1, Ordering::SeqCst);
+        calls.open.fetch_add(usize::from(is_open), Ordering::Relaxed);
+        Self { calls: calls.clone(), is_open }
     }
 }
 
 impl Drop for Call {
     fn drop(&mut self) {
-        if let Some(calls) = &self.0 {
-            calls.open.fetch_sub(1, Ordering::Relaxed);
+        let Self { calls, is_open } = self;
+        calls.open.fetch_sub(usize::from(*is_open), Ordering::Relaxed);
+        if calls.live.fetch_sub(1, Ordering::SeqCst) == MAX_STREAMS as usize + 1
+            && let Some(waiting) = calls.waiting().take()
+        {
+            waiting.wake();
         }
     }
 }
