@@ -338,9 +338,16 @@ fn absurd_numbers_in_a_config_are_refused_before_anything_is_allocated() {
             let path = entry.unwrap().path();
             std::fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
         }
+        if !dir.path().join("tokenizer.json").exists() {
+            let other =
+                Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/evaluate/member-0/tokenizer.json");
+            std::fs::copy(other, dir.path().join("tokenizer.json")).unwrap();
+            std::fs::write(dir.path().join("rewarm.json"), r#"{"text_rule": "concatenation"}"#).unwrap();
+        }
         let original: serde_json::Value =
             serde_json::from_slice(&std::fs::read(family.join("config.json")).unwrap()).unwrap();
         let config = config(Mode::Warm, vec![dir.path().to_owned()]);
+        assert_eq!(check(&config), Ok(()), "{}, as it is", family.display());
         for place in numbers(&original, "") {
             for value in &absurd {
                 let mut changed = original.clone();
@@ -364,7 +371,7 @@ fn absurd_numbers_in_a_config_are_refused_before_anything_is_allocated() {
     }
     println!("{mutants} mutants, {refused} refused");
     assert!(failures.is_empty(), "{}", failures.join("\n"));
-    assert!(mutants > 1000 && refused > mutants / 4, "{mutants} {refused}");
+    assert!(mutants > 1000 && (mutants / 4..mutants).contains(&refused), "{mutants} {refused}");
 }
 
 /// JSON pointers to all numbers.

@@ -426,8 +426,7 @@ fn a_checkpoint_that_ends_a_process_ends_no_command() {
     let path = |name: &str| folder.path().join(name);
     TinyCheckpoint::llama(1).write(&path("good"));
     let mut spoiled = TinyCheckpoint::llama(2);
-    let double = json!({"type": "Replace", "pattern": {"String": "a"}, "content": "aa"});
-    spoiled.tokenizer["normalizer"] = json!({"type": "Sequence", "normalizers": vec![double; 60]});
+    template(&mut spoiled, &format!("{{{{ {}'a' }}}}", "'a' ~ ".repeat(200_000)));
     spoiled.write(&path("spoiled"));
     serve(&path("rewarm.toml"), &path("spoiled"));
     fs::write(path("pairs.jsonl"), "{\"prompt\": \"w1\", \"chosen\": \"w2\", \"rejected\": \"w3\"}\n")
@@ -483,7 +482,7 @@ fn a_checkpoint_that_ends_a_process_ends_no_command() {
         let error = program::text(&output.stderr);
         println!("{name}: {error}");
         let has_ended_well = output.status.code() == Some(1);
-        if !has_ended_well || !error.contains(&bad) || !error.contains("tokeniz") {
+        if !has_ended_well || !error.contains(&bad) || !error.contains("template") {
             failures.push(format!("{name}: {:?}: {error}", output.status));
         }
     }

@@ -120,7 +120,7 @@ pub(super) fn run(args: EvaluateArgs) -> anyhow::Result<()> {
     let gold = config.best_of_n.as_ref().map(|(_, gold)| gold);
     let dirs = config.members.iter().chain(&config.warm).chain(gold);
     let subjects: Vec<Subject> =
-        dirs.map(|dir| Subject::Checkpoint { dir: dir.clone(), base: None }).collect();
+        dirs.map(|dir| Subject::Checkpoint { dir: dir.clone(), base: config.base.clone() }).collect();
     trial::try_out(&subjects)?;
 
     let mut bar = Bar::default();

@@ -49,11 +49,11 @@ use tracing::field::Visit;
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context as LayerContext;
 use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::disk;
 use crate::disk::Proof;
 use crate::model::trial::Subject;
+use crate::model::trial::Tried;
 
 /// The subcommand that the child runs.
 pub(super) const COMMAND: &str = "trial";
@@ -316,14 +316,17 @@ pub(super) fn run() -> anyhow::Result<()> {
         setrlimit(resource, Rlimit { current, maximum: allowed })
             .with_context(|| format!("limit {resource:?} to {limit}"))?;
     }
-    tracing_subscriber::registry().with(Steps).init();
+    // not `init`, which listens to the crates that log by other means, of which some tell of each letter
+    tracing::subscriber::set_global_default(tracing_subscriber::registry().with(Steps))
+        .context("listen for steps")?;
     let (subjects, work) =
         (task.subjects, thread::Builder::new().name("trial".to_owned()).stack_size(STACK_BYTES));
     let trial = work.spawn(move || {
         disk::noting(|| {
+            let mut tried = Tried::default();
             subjects.iter().enumerate().try_for_each(|(index, subject)| {
                 tell(&Told::Subject(index));
-                subject.try_out().map_err(|error| format!("{:#}", anyhow::Error::from(error)))
+                subject.try_out(&mut tried).map_err(|error| format!("{:#}", anyhow::Error::from(error)))
             })
         })
     });
