@@ -9,6 +9,7 @@
 //! says so: segments that no parameter is called, wherever they are, and `module.` where every name begins with it.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use crate::disk;
@@ -18,8 +19,11 @@ const WRAPPERS: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_w
 /// Of `DataParallel` and `DistributedDataParallel`: may be a module's own name elsewhere than at the start.
 const FIRST_WRAPPER: &str = "module";
 
+/// Names as stored with those that were meant, and the wrappers that were left out.
+type Unwrapped<'n> = (BTreeMap<&'n str, String>, Vec<&'static str>);
+
 /// The names without wrappers, and the wrappers; `None` where there are none, or names would become equal.
-pub(super) fn unwrapped<'n>(names: &[&'n str]) -> Option<(BTreeMap<&'n str, String>, Vec<&'static str>)> {
+pub(super) fn unwrapped<'n>(names: &[&'n str]) -> Option<Unwrapped<'n>> {
     let mut found = Vec::new();
     let mut parts: Vec<Vec<&str>> = names.iter().map(|name| name.split('.').collect()).collect();
     loop {
@@ -43,7 +47,7 @@ pub(super) fn unwrapped<'n>(names: &[&'n str]) -> Option<(BTreeMap<&'n str, Stri
     }
     let renamed: BTreeMap<&str, String> =
         names.iter().copied().zip(parts.iter().map(|parts| parts.join("."))).collect();
-    let different: std::collections::BTreeSet<&String> = renamed.values().collect();
+    let different: BTreeSet<&String> = renamed.values().collect();
     (!found.is_empty() && different.len() == names.len()).then_some((renamed, found))
 }
 

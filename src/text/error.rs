@@ -156,7 +156,7 @@ pub enum TextError {
     /// Texts shall end with a token that the tokenizer does not name.
     #[error(
         "texts shall end with the end-of-sequence token (`text_end` in rewarm.json, or the model's trainer), and {} names \
-         no `eos_token`",
+         no `eos_token`: name it there, or say {{\"text_end\": \"as_is\"}} in rewarm.json",
         dir.join("tokenizer_config.json").display()
     )]
     EndWithoutEos {
