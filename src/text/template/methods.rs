@@ -7,7 +7,7 @@ use super::chars;
 use super::given::{Given, int_or, some, text};
 use super::meter::{Result, failed, reserve, spend};
 use super::ops::{self, like};
-use super::printf::format_method;
+use super::str_format::format_method;
 use super::value::{Dict, Str, Value, View};
 use crate::text::whitespace::is_whitespace;
 

@@ -5,12 +5,17 @@
 //! the end of the stack. Namespaces, loops, iterators and cyclers do change; [`Value::Namespace`] and the
 //! macros' scopes are the only ones that could hold themselves, and the renderer empties them at its end.
 
+mod dict;
+mod items;
+
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
 
+pub(super) use self::dict::{Dict, Key};
+pub(super) use self::items::{Items, Range, View};
 use super::meter::{Fault, Held, Result, failed, reserve, spend};
 
 /// Lists in lists. JSON of serde's is at most 128 deep.
@@ -121,161 +126,6 @@ fn nested<'a>(items: impl Iterator<Item = &'a Value>) -> Result<u16> {
     Ok(depth)
 }
 
-/// A mapping, in the order in which its keys came.
-#[derive(Default)]
-pub(super) struct Dict {
-    entries: Vec<(Value, Value)>,
-    /// Key → place; a small mapping is searched without.
-    index: HashMap<Key, usize>,
-    depth: u16,
-    held: Option<Held>,
-}
-
-/// A hashable value; numbers that are equal are one key.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub(super) enum Key {
-    Undefined,
-    None,
-    Int(i128),
-    Float(u64),
-    Str(Box<str>),
-    Tuple(Vec<Key>),
-    /// Something that equals only itself.
-    Identity(usize),
-}
-
-impl Key {
-    /// Fails for what Python calls unhashable.
-    pub(super) fn of(value: &Value) -> Result<Self> {
-        Ok(match value {
-            Value::Undefined(_) => Self::Undefined,
-            Value::None => Self::None,
-            Value::Bool(bool) => Self::Int(i128::from(*bool)),
-            Value::Int(int) => Self::Int(*int),
-            Value::Float(float) if float.fract() == 0.0 && float.abs() < 1e38 => Self::Int(*float as i128),
-            Value::Float(float) => Self::Float(float.to_bits()),
-            Value::Str(text) => Self::Str(text.as_str().into()),
-            Value::Tuple(items) | Value::Group(items) => {
-                spend(items.len() as u64)?;
-                Self::Tuple(items.iter().map(Self::of).collect::<Result<_>>()?)
-            }
-            Value::Range(range) => {
-                Self::Identity((range.start ^ (range.stop << 20) ^ (range.step << 40)) as usize)
-            }
-            Value::Iter(items, _) => Self::Identity(Rc::as_ptr(items) as usize),
-            Value::Macro(it) => Self::Identity(Rc::as_ptr(it) as usize),
-            Value::Namespace(it) => Self::Identity(Rc::as_ptr(it) as usize),
-            _ => return failed(format!("unhashable type: '{}'", value.type_name())),
-        })
-    }
-}
-
-/// From here on a mapping has an index.
-const SMALL: usize = 12;
-
-impl Dict {
-    pub(super) fn from_pairs(pairs: impl IntoIterator<Item = (Value, Value)>) -> Result<Self> {
-        let mut dict = Self::default();
-        for (key, value) in pairs {
-            dict.insert(key, value)?;
-        }
-        dict.seal()?;
-        Ok(dict)
-    }
-
-    fn seal(&mut self) -> Result<()> {
-        self.depth = nested(self.entries.iter().flat_map(|(key, value)| [key, value]))?;
-        self.held = Some(Held::new(self.entries.len() * 2 * size_of::<Value>() + 96));
-        Ok(())
-    }
-
-    pub(super) fn insert(&mut self, key: Value, value: Value) -> Result<()> {
-        spend(1)?;
-        match self.place(&key)? {
-            Some(place) => self.entries[place].1 = value,
-            None => {
-                if self.entries.len() >= SMALL {
-                    if self.index.is_empty() {
-                        for (place, (key, _)) in self.entries.iter().enumerate() {
-                            self.index.insert(Key::of(key)?, place);
-                        }
-                    }
-                    self.index.insert(Key::of(&key)?, self.entries.len());
-                }
-                self.entries.push((key, value));
-            }
-        }
-        Ok(())
-    }
-
-    fn place(&self, key: &Value) -> Result<Option<usize>> {
-        if let Value::Str(text) = key
-            && self.index.is_empty()
-        {
-            return Ok(self.place_of_str(text));
-        }
-        let wanted = Key::of(key)?;
-        if !self.index.is_empty() {
-            return Ok(self.index.get(&wanted).copied());
-        }
-        Ok(self.entries.iter().position(|(key, _)| Key::of(key).is_ok_and(|key| key == wanted)))
-    }
-
-    fn place_of_str(&self, text: &str) -> Option<usize> {
-        self.entries.iter().position(|(key, _)| matches!(key, Value::Str(key) if key.as_str() == text))
-    }
-
-    /// Fails if the key is unhashable.
-    pub(super) fn get(&self, key: &Value) -> Result<Option<&Value>> {
-        Ok(self.place(key)?.map(|place| &self.entries[place].1))
-    }
-
-    pub(super) fn get_str(&self, key: &str) -> Option<&Value> {
-        let place = match self.index.is_empty() {
-            true => self.place_of_str(key)?,
-            false => *self.index.get(&Key::Str(key.into()))?,
-        };
-        Some(&self.entries[place].1)
-    }
-
-    pub(super) fn entries(&self) -> &[(Value, Value)] {
-        &self.entries
-    }
-
-    pub(super) fn clear(&mut self) {
-        *self = Self::default();
-    }
-}
-
-#[derive(Clone, Copy, PartialEq)]
-pub(super) struct Range {
-    pub(super) start: i128,
-    pub(super) stop: i128,
-    pub(super) step: i128,
-}
-
-impl Range {
-    pub(super) fn len(self) -> usize {
-        let (from, to, step) = if self.step > 0 {
-            (self.start, self.stop, self.step)
-        } else {
-            (self.stop, self.start, -self.step)
-        };
-        if to <= from { 0 } else { ((to - from - 1) / step + 1).min(usize::MAX as i128) as usize }
-    }
-
-    pub(super) fn get(self, index: usize) -> Value {
-        Value::Int(self.start + index as i128 * self.step)
-    }
-}
-
-#[derive(Clone, Copy, PartialEq)]
-pub(super) enum View {
-    Keys,
-    Values,
-    Items,
-}
-
 /// The variables of one call of a macro, of a recursive loop, or of the whole template.
 pub(super) struct Scope {
     /// `None` is a variable that has no value yet.
@@ -354,70 +204,6 @@ pub(super) struct Cycler {
 pub(super) struct Joiner {
     pub(super) separator: Value,
     pub(super) used: Cell<bool>,
-}
-
-/// An iterator over the items of a value.
-pub(super) enum Items {
-    Seq(Seq, usize),
-    Chars(Str, usize),
-    Range(Range, usize),
-    View(View, Rc<Dict>, usize),
-    /// What a generator of a filter gives, or where it fails.
-    Made(VecDeque<Result<Value>>, #[expect(dead_code, reason = "counts the memory")] Held),
-    Shared(Rc<RefCell<Items>>),
-}
-
-impl Items {
-    pub(super) fn next(&mut self) -> Result<Option<Value>> {
-        spend(1)?;
-        Ok(match self {
-            Self::Seq(items, place) => {
-                *place += 1;
-                items.get(*place - 1).cloned()
-            }
-            Self::Chars(text, place) => {
-                let next = text[*place..].chars().next();
-                *place += next.map_or(0, char::len_utf8);
-                next.map(|c| Value::from(c.encode_utf8(&mut [0; 4]) as &str))
-            }
-            Self::Range(range, place) => {
-                *place += 1;
-                (*place <= range.len()).then(|| range.get(*place - 1))
-            }
-            Self::View(view, dict, place) => {
-                *place += 1;
-                let Some((key, value)) = dict.entries.get(*place - 1) else { return Ok(None) };
-                Some(match view {
-                    View::Keys => key.clone(),
-                    View::Values => value.clone(),
-                    View::Items => Value::Tuple(Seq::new(vec![key.clone(), value.clone()])?),
-                })
-            }
-            Self::Made(items, _) => match items.pop_front() {
-                Some(Ok(value)) => Some(value),
-                Some(Err(fault)) => {
-                    items.clear();
-                    return Err(fault);
-                }
-                None => None,
-            },
-            Self::Shared(items) => match items.try_borrow_mut() {
-                Ok(mut items) => return items.next(),
-                Err(_) => return failed("generator already executing"),
-            },
-        })
-    }
-
-    pub(super) fn collect(mut self) -> Result<Vec<Value>> {
-        let mut all = Vec::new();
-        while let Some(item) = self.next()? {
-            all.push(item);
-            if all.len() % 1024 == 0 {
-                reserve(all.len() * size_of::<Value>())?;
-            }
-        }
-        Ok(all)
-    }
 }
 
 impl Value {
