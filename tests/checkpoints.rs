@@ -510,8 +510,12 @@ fn limits_and_calibrations_come_from_the_manifest() {
     assert_eq!(variant.info.members[1].calibration, Some(Calibration { mean: 1.5, std: 2.0 }));
     let mut above = config(Mode::Ens, paths);
     above.max_tokens = Some(1000);
+    // rotary positions have no end, and what the operator says counts before the manifest
+    assert_eq!(load(&above).unwrap().info.max_tokens, 1000);
+    let bert = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models/bert");
+    above.members = vec![bert];
     let error = check(&above).unwrap_err();
-    assert!(error.contains("max_tokens is 1000") && error.contains("512"), "{error}");
+    assert!(error.contains("max_tokens is 1000") && error.contains("64"), "{error}");
 }
 
 #[test]

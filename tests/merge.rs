@@ -379,7 +379,7 @@ fn task_vectors_are_what_members_add_to_the_base() {
 #[test]
 fn what_cannot_be_averaged_is_refused_by_name_and_nothing_is_written() {
     type Change = fn(&mut TinyCheckpoint);
-    let cases: [(&str, Change, &[&str]); 8] = [
+    let cases: [(&str, Change, &[&str]); 9] = [
         ("head", |c| drop(c.tensors.remove("score.weight")), &["`score.weight` is missing in the second"]),
         (
             "labels",
@@ -409,6 +409,14 @@ fn what_cannot_be_averaged_is_refused_by_name_and_nothing_is_written() {
             &["their tokenizers differ"],
         ),
         ("rope", |c| c.config["rope_theta"] = json!(500.0), &["`backbone.rope.theta` is 10000.0", "500.0"]),
+        (
+            "rope_scaling beside rope_parameters",
+            |c| {
+                c.config["rope_parameters"] = json!({"rope_type": "default", "rope_theta": 10000.0});
+                c.config["rope_scaling"] = json!({"rope_type": "linear", "factor": 2.0});
+            },
+            &["`backbone.rope.scaling", "linear"],
+        ),
         ("pad", |c| c.config["pad_token_id"] = json!(2), &["`pad_token_id` is 0", "2"]),
         (
             "architecture",

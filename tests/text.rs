@@ -57,7 +57,13 @@ fn checkpoint(fixtures: &Path, name: &str) -> TempDir {
 
 fn load(dir: &TempDir, rule: Option<TextRule>, max_tokens: usize) -> SampleTokenizer {
     // 2^20: every fixture's tokenizer has fewer tokens
-    let options = TextOptions { vocab_size: 1 << 20, max_tokens, rule, ..TextOptions::default() };
+    let options = TextOptions {
+        vocab_size: 1 << 20,
+        type_vocab_size: Some(2),
+        max_tokens,
+        rule,
+        ..TextOptions::default()
+    };
     SampleTokenizer::load(dir.path(), &options).unwrap()
 }
 
@@ -125,6 +131,10 @@ fn token_ids_are_those_of_python() {
         let single = load(&dir, Some(TextRule::Concatenation), 1 << 20);
         let pair = load(&dir, Some(TextRule::SentencePair), 1 << 20);
         for row in rows.iter().filter(|row| row.tokenizer == name) {
+            let (numbers, of_numbers) = SMOLLM2_NUMBERS;
+            let is_other = name == "smollm2" && row.text == numbers;
+            let expected = if is_other { of_numbers.to_vec() } else { row.ids.clone() };
+            let expected_bare = if is_other { Some(of_numbers.to_vec()) } else { row.ids_no_special.clone() };
             let ids = |tokenized: Result<TokenizedSample, TextError>| match tokenized {
                 Ok(sample) => sample.token_ids,
                 Err(TextError::Empty) => Vec::new(),
@@ -137,18 +147,28 @@ fn token_ids_are_those_of_python() {
             };
             if let Some(response) = &row.pair {
                 let sample = pair.tokenize(&text(&row.text, response), Truncation::Reject).unwrap();
-                check("pair ids", sample.token_ids == row.ids);
-                check("pair type ids", Some(sample.type_ids) == row.type_ids);
+                check("pair ids", sample.token_ids == expected);
+                // of these, only BertTokenizer gives a model token types
+                let types = row.type_ids.clone().filter(|_| name == "minilm-l6-v2");
+                check("pair type ids", sample.type_ids == types.unwrap_or(vec![0; expected.len()]));
             } else {
-                check("ids", ids(single.tokenize(&text(&row.text, ""), Truncation::Reject)) == row.ids);
-                check("ids", ids(single.tokenize(&text("", &row.text), Truncation::Reject)) == row.ids);
+                check("ids", ids(single.tokenize(&text(&row.text, ""), Truncation::Reject)) == expected);
+                check("ids", ids(single.tokenize(&text("", &row.text), Truncation::Reject)) == expected);
                 let formatted = single.tokenize(&Input::Formatted(row.text.clone()), Truncation::Reject);
-                check("ids without special tokens", Some(ids(formatted)) == row.ids_no_special);
+                check("ids without special tokens", Some(ids(formatted)) == expected_bare);
             }
         }
     }
     assert!(failures.is_empty(), "{failures:#?}");
 }
+
+/// Where `AutoTokenizer` of transformers 5.23 makes other tokens of these files than the `tokenizers` library makes of
+/// `tokenizer.json` alone, which the rows were made with: as its class GPT2Tokenizer, SmolLM2's loses the `Digits`
+/// pre-tokenizer, so " ½" and " ①" are no longer cut after the space.
+const SMOLLM2_NUMBERS: (&str, [u32; 18]) = (
+    "١٢٣ ७८९ ½ ①",
+    [164, 111, 164, 112, 164, 113, 216, 9310, 251, 9310, 123, 9310, 124, 3351, 138, 4636, 235, 250],
+);
 
 /// Truncation drops tokens of a sequence; it never tokenizes anew, so what stays is a part of the whole.
 #[test]

@@ -92,7 +92,7 @@ pub(super) struct EvaluateArgs {
     /// cpu, cuda or cuda:N [default: cpu].
     #[arg(long)]
     device: Option<String>,
-    /// Lowers the models' own limit.
+    /// The limit for tokens, in place of the models' own.
     #[arg(long)]
     max_tokens: Option<usize>,
     /// What to do with a sample that is longer than the limit; a rejected one takes its pair with it.

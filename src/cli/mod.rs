@@ -145,7 +145,7 @@ The configuration, with its defaults (unknown keys are errors; paths are relativ
   dtype = \"f32\"                       # f32, bf16, f16, or auto: bf16 where this machine is faster in it (and the
                                       # weights are not f16), else f32; the log and GetServerInfo say which
   device = \"cpu\"                      # cpu, cuda or cuda:N
-  max_tokens = 4096                   # lowers the model's own limit
+  max_tokens = 4096                   # in place of the model's own limit
   pooling = \"last_token\"              # overrides the checkpoint's: cls, mean, last_token,
                                       # last_non_pad, first_eos
 
@@ -189,7 +189,7 @@ struct ScoreArgs {
     /// cpu, cuda or cuda:N [default: cpu].
     #[arg(long, conflicts_with = "server")]
     device: Option<String>,
-    /// Lowers the model's own limit.
+    /// The limit for tokens, in place of the model's own.
     #[arg(long, conflicts_with = "server")]
     max_tokens: Option<usize>,
     /// A batch takes samples up to this many tokens [default: 16384].

@@ -63,7 +63,7 @@ The configuration, with its defaults (unknown keys are errors; paths are relativ
   validation = [\"val.jsonl\"]          # pairs that judge, or else:
   validation_fraction = 0.1           # so much of the pairs is set aside, no prompt on both sides unless all have
                                       # the same; 0: no validation
-  max_tokens = 512                    # lowers the model's own limit
+  max_tokens = 512                    # in place of the model's own limit
   truncation = \"reject\"               # a pair with a side that is too long: reject (left out and counted), or left,
                                       # right: tokens are dropped there, the prompt's first
   corrupt = 0.0                       # so many training labels are turned round; train.json says which

@@ -67,7 +67,7 @@ pub struct TrainOptions {
     /// A step takes at most so many pairs [default: no limit].
     #[arg(long, value_name = "N")]
     batch_pairs: Option<usize>,
-    /// Lowers the model's own limit.
+    /// The limit for tokens, in place of the model's own.
     #[arg(long, value_name = "N")]
     max_tokens: Option<usize>,
     /// The share of training pairs whose label is turned round, to measure memorisation [default: 0].

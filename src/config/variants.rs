@@ -34,7 +34,7 @@ pub struct VariantOptions {
     pub dtype: Option<Dtype>,
     /// "cpu", "cuda" or "cuda:N".
     pub device: Option<String>,
-    /// Lowers the model's own limit.
+    /// The limit for tokens, in place of the model's own.
     pub max_tokens: Option<usize>,
     /// Overrides the checkpoint's.
     pub pooling: Option<Pooling>,

@@ -3,6 +3,13 @@
 //! Reads the form of transformers 4 (`rope_theta`, `rope_scaling`) and of transformers 5
 //! (`rope_parameters`). A setting that changes a reward and that we do not know how to follow is an error
 //! here, before anything is served.
+//!
+//! # One rule
+//!
+//! As for the files of the tokenizer: what transformers 5.23 does with this file, where it is deterministic, is what
+//! counts; where it fails, or where two places say what cannot both be meant, the checkpoint is refused, naming the keys
+//! and the values. **A key that is absent means the default of the class; null means none**, and is
+//! refused where the class needs a value. `tests/reference/sweep.py` takes away and contradicts each key in turn.
 
 use std::path::Path;
 
@@ -87,7 +94,7 @@ pub struct DecoderConfig {
     pub kv_heads: usize,
     /// Width of a head; not always hidden / heads.
     pub head_dim: usize,
-    /// The longest sequence the model was made for.
+    /// `max_position_embeddings`: see `rope` for the longest sequence the model was made for.
     pub max_positions: usize,
     /// Added to the mean square in RMS norms.
     pub norm_eps: f64,
@@ -164,12 +171,17 @@ impl BackboneConfig {
     /// The longest sequence the model was made for.
     pub fn max_tokens(&self) -> usize {
         match self {
-            Self::Decoder(config) => config.max_positions,
+            Self::Decoder(config) => config.rope.max_positions(config.max_positions),
             Self::Encoder(config) => match config.position_padding_id {
                 Some(padding) => config.max_positions.saturating_sub(padding as usize + 1),
                 None => config.max_positions,
             },
         }
+    }
+
+    /// Whether longer sequences than [`Self::max_tokens`] can be computed: no table of positions ends.
+    pub fn has_endless_positions(&self) -> bool {
+        matches!(self, Self::Decoder(_))
     }
 
     /// Rows of the token type embedding, of a model that has one.
@@ -224,6 +236,7 @@ impl CheckpointConfig {
             Some(other) => return Err(format!("`architectures` is {other}: expected one name")),
         };
         check_architecture(&architecture, &model_type)?;
+        check_labels(&fields)?;
         let backbone = match model_type.as_str() {
             "llama" | "mistral" | "qwen2" | "qwen3" | "gemma2" => {
                 BackboneConfig::Decoder(parse_decoder(&fields, &model_type)?)
@@ -245,10 +258,18 @@ impl CheckpointConfig {
         } else {
             None
         };
+        let defaults = Defaults::of(&model_type);
         let eos_token_ids = match fields.0.get("eos_token_id") {
+            None => defaults.eos_token_id.into_iter().collect(),
             Some(Value::Array(ids)) => ids.iter().filter_map(Value::as_u64).map(|id| id as u32).collect(),
             Some(Value::Number(id)) => id.as_u64().map(|id| id as u32).into_iter().collect(),
             _ => Vec::new(),
+        };
+        let pad_token_id = match fields.0.get("pad_token_id") {
+            _ if manifest.pad_token_id.is_some() => manifest.pad_token_id,
+            None => defaults.pad_token_id,
+            // transformers writes -1 for "none" in some families
+            Some(_) => fields.optional::<i64>("pad_token_id")?.and_then(|id| u32::try_from(id).ok()),
         };
         Ok(Self {
             architecture,
@@ -258,11 +279,7 @@ impl CheckpointConfig {
             value_head_prefix: fields.optional("value_head_prefix")?,
             normalization,
             pooling: manifest.pooling,
-            // transformers writes -1 for "none" in some families
-            pad_token_id: match manifest.pad_token_id {
-                Some(id) => Some(id),
-                None => fields.optional::<i64>("pad_token_id")?.and_then(|id| u32::try_from(id).ok()),
-            },
+            pad_token_id,
             eos_token_ids,
             origin: Origin::default(),
         })
@@ -278,6 +295,79 @@ impl CheckpointConfig {
             (HeadKind::Score, BackboneConfig::Decoder(_), Some(_)) => Pooling::LastNonPad,
             (_, BackboneConfig::Decoder(_), _) => Pooling::LastToken,
         })
+    }
+}
+
+/// What a class of transformers takes for a key that is absent.
+struct Defaults {
+    vocab_size: usize,
+    hidden: usize,
+    intermediate: usize,
+    num_layers: usize,
+    heads: usize,
+    /// `None`: as many as heads.
+    kv_heads: Option<usize>,
+    /// `None`: hidden / heads.
+    head_dim: Option<usize>,
+    max_positions: usize,
+    pad_token_id: Option<u32>,
+    eos_token_id: Option<u32>,
+}
+
+impl Defaults {
+    /// From `configuration_*.py` of transformers 5.23.
+    fn of(model_type: &str) -> Self {
+        let llama = Self {
+            vocab_size: 32_000,
+            hidden: 4096,
+            intermediate: 11_008,
+            num_layers: 32,
+            heads: 32,
+            kv_heads: None,
+            head_dim: None,
+            max_positions: 2048,
+            pad_token_id: None,
+            eos_token_id: Some(2),
+        };
+        let qwen2 = Self {
+            vocab_size: 151_936,
+            intermediate: 22_016,
+            kv_heads: Some(32),
+            max_positions: 32_768,
+            eos_token_id: None,
+            ..llama
+        };
+        let bert = Self {
+            vocab_size: 30_522,
+            hidden: 768,
+            intermediate: 3072,
+            num_layers: 12,
+            heads: 12,
+            max_positions: 512,
+            pad_token_id: Some(0),
+            eos_token_id: None,
+            ..llama
+        };
+        match model_type {
+            "mistral" => Self { intermediate: 14_336, kv_heads: Some(8), max_positions: 131_072, ..llama },
+            "qwen2" => qwen2,
+            "qwen3" => Self { head_dim: Some(128), ..qwen2 },
+            "gemma2" => Self {
+                vocab_size: 256_000,
+                hidden: 2304,
+                intermediate: 9216,
+                num_layers: 26,
+                heads: 8,
+                kv_heads: Some(4),
+                head_dim: Some(256),
+                max_positions: 8192,
+                pad_token_id: Some(0),
+                eos_token_id: Some(1),
+            },
+            "bert" => bert,
+            "roberta" => Self { vocab_size: 50_265, pad_token_id: Some(1), eos_token_id: Some(2), ..bert },
+            _ => llama,
+        }
     }
 }
 
@@ -314,20 +404,33 @@ fn check_architecture(architecture: &str, model_type: &str) -> Result<(), String
     ))
 }
 
+/// A reward model has one label. A config that says nothing of labels leaves it to the head that is there.
+fn check_labels(fields: &Fields<'_>) -> Result<(), String> {
+    let said = match (fields.0.get("num_labels"), fields.0.get("id2label")) {
+        (Some(labels), _) if !labels.is_null() => Some(("num_labels", labels, labels == 1)),
+        (_, Some(Value::Object(names))) => Some(("id2label", &fields.0["id2label"], names.len() == 1)),
+        _ => None,
+    };
+    match said {
+        Some((key, value, false)) => Err(format!("`{key}` is {value}: a reward model has one label")),
+        _ => Ok(()),
+    }
+}
+
 fn parse_decoder(fields: &Fields<'_>, model_type: &str) -> Result<DecoderConfig, String> {
-    let hidden = fields.size("hidden_size", at_most::WIDTH)?;
-    let heads = fields.size("num_attention_heads", at_most::HEADS)?;
-    let num_layers = fields.size("num_hidden_layers", at_most::LAYERS)?;
-    let kv_heads = fields.optional_size("num_key_value_heads", at_most::HEADS)?.unwrap_or(match model_type {
-        "gemma2" => 4,
-        "mistral" => 8,
-        _ => heads,
-    });
-    let head_dim = fields.optional_size("head_dim", at_most::HEAD_DIM)?.unwrap_or(match model_type {
-        "gemma2" => 256,
-        "qwen3" => 128,
-        _ => hidden / heads,
-    });
+    let defaults = Defaults::of(model_type);
+    let hidden = fields.size("hidden_size", defaults.hidden, at_most::WIDTH)?;
+    let heads = fields.size("num_attention_heads", defaults.heads, at_most::HEADS)?;
+    let num_layers = fields.size("num_hidden_layers", defaults.num_layers, at_most::LAYERS)?;
+    let kv_heads = match fields.0.get("num_key_value_heads") {
+        Some(Value::Null) if model_type != "gemma2" => heads,
+        _ => fields.size("num_key_value_heads", defaults.kv_heads.unwrap_or(heads), at_most::HEADS)?,
+    };
+    let head_dim = match fields.0.get("head_dim") {
+        Some(Value::Null) if matches!(model_type, "llama" | "mistral") => hidden / heads,
+        None if defaults.head_dim.is_none() => hidden / heads,
+        _ => fields.size("head_dim", defaults.head_dim.unwrap_or(1), at_most::HEAD_DIM)?,
+    };
     if !heads.is_multiple_of(kv_heads) {
         return Err(format!(
             "`num_attention_heads` {heads} is not a multiple of `num_key_value_heads` {kv_heads}"
@@ -344,41 +447,32 @@ fn parse_decoder(fields: &Fields<'_>, model_type: &str) -> Result<DecoderConfig,
         "bidirectional attention in a decoder is not supported",
     )?;
     let is_gemma = model_type == "gemma2";
-    let attention_bias = fields.optional::<bool>("attention_bias")?.unwrap_or(false);
-    let max_positions =
-        fields.optional_size("max_position_embeddings", at_most::POSITIONS)?.unwrap_or(match model_type {
-            "llama" => 2048,
-            "gemma2" => 8192,
-            "mistral" => 131_072,
-            _ => 32_768,
-        });
+    let attention_bias: bool = fields.or_default("attention_bias", false)?;
+    let max_positions = fields.size("max_position_embeddings", defaults.max_positions, at_most::POSITIONS)?;
     let query_scale = match model_type {
-        "gemma2" => fields.number("query_pre_attn_scalar", |scalar| scalar > 0.0)?.unwrap_or(256.0),
+        "gemma2" => fields.number_or("query_pre_attn_scalar", 256.0, |scalar| scalar > 0.0)?,
         _ => head_dim as f64,
     };
     let act_key = if is_gemma { "hidden_activation" } else { "hidden_act" };
-    let act_name = match fields.optional::<String>(act_key)? {
-        Some(name) => name,
-        None if is_gemma => "gelu_pytorch_tanh".to_owned(),
-        None => "silu".to_owned(),
-    };
+    let act_default = if is_gemma { "gelu_pytorch_tanh" } else { "silu" };
+    let act_name: String = fields.or_default(act_key, act_default.to_owned())?;
     Ok(DecoderConfig {
-        vocab_size: fields.size("vocab_size", at_most::VOCABULARY)?,
+        vocab_size: fields.size("vocab_size", defaults.vocab_size, at_most::VOCABULARY)?,
         hidden,
-        intermediate: fields.size("intermediate_size", at_most::WIDTH)?,
+        intermediate: fields.size("intermediate_size", defaults.intermediate, at_most::WIDTH)?,
         num_layers,
         heads,
         kv_heads,
         head_dim,
         max_positions,
-        norm_eps: fields.number("rms_norm_eps", |eps| (0.0..1.0).contains(&eps))?.unwrap_or(1e-6),
+        norm_eps: fields.number_or("rms_norm_eps", 1e-6, |eps| (0.0..1.0).contains(&eps))?,
         norm_unit_offset: is_gemma,
         post_norms: is_gemma,
         qk_norm: model_type == "qwen3",
         activation: parse_activation(act_key, &act_name)?,
         qkv_bias: model_type == "qwen2" || (model_type != "mistral" && attention_bias),
         output_bias: matches!(model_type, "llama" | "qwen3" | "gemma2") && attention_bias,
-        mlp_bias: model_type == "llama" && fields.optional::<bool>("mlp_bias")?.unwrap_or(false),
+        mlp_bias: model_type == "llama" && fields.or_default("mlp_bias", false)?,
         rope: RopeConfig::parse(fields, head_dim, max_positions)?,
         windows: parse_windows(fields, model_type, num_layers)?,
         attention_scale: query_scale.powf(-0.5),
@@ -424,7 +518,7 @@ fn parse_windows(
     let slides: Box<dyn Fn(usize) -> bool> = match model_type {
         "mistral" => Box::new(|_| true),
         "gemma2" => Box::new(|layer| layer % 2 == 0),
-        "qwen2" | "qwen3" if fields.optional::<bool>("use_sliding_window")?.unwrap_or(false) => {
+        "qwen2" | "qwen3" if fields.or_default("use_sliding_window", false)? => {
             let full_layers = fields.optional::<usize>("max_window_layers")?.unwrap_or(28);
             Box::new(move |layer| layer >= full_layers)
         }
@@ -442,27 +536,27 @@ fn parse_encoder(fields: &Fields<'_>, model_type: &str) -> Result<EncoderConfig,
     )?;
     fields.refuse_unless("is_decoder", is_no, "a BERT that is a decoder is not supported")?;
     fields.refuse_unless("add_cross_attention", is_no, "cross attention is not supported")?;
-    let hidden = fields.size("hidden_size", at_most::WIDTH)?;
-    let heads = fields.size("num_attention_heads", at_most::HEADS)?;
+    let defaults = Defaults::of(model_type);
+    let hidden = fields.size("hidden_size", defaults.hidden, at_most::WIDTH)?;
+    let heads = fields.size("num_attention_heads", defaults.heads, at_most::HEADS)?;
     if !hidden.is_multiple_of(heads) {
         return Err(format!("`hidden_size` {hidden} is not a multiple of `num_attention_heads` {heads}"));
     }
-    let act_name = fields.optional::<String>("hidden_act")?.unwrap_or_else(|| "gelu".to_owned());
+    let act_name: String = fields.or_default("hidden_act", "gelu".to_owned())?;
     let is_roberta = model_type == "roberta";
-    let max_positions = fields.size("max_position_embeddings", at_most::POSITIONS)?;
-    let position_padding_id =
-        if is_roberta { Some(fields.optional("pad_token_id")?.unwrap_or(1)) } else { None };
+    let max_positions = fields.size("max_position_embeddings", defaults.max_positions, at_most::POSITIONS)?;
+    let position_padding_id = if is_roberta { Some(fields.or_default("pad_token_id", 1)?) } else { None };
     Ok(EncoderConfig {
         prefix: if is_roberta { "roberta." } else { "bert." },
-        vocab_size: fields.size("vocab_size", at_most::VOCABULARY)?,
-        type_vocab_size: fields.optional_size("type_vocab_size", at_most::TOKEN_TYPES)?.unwrap_or(2),
+        vocab_size: fields.size("vocab_size", defaults.vocab_size, at_most::VOCABULARY)?,
+        type_vocab_size: fields.size("type_vocab_size", 2, at_most::TOKEN_TYPES)?,
         hidden,
-        intermediate: fields.size("intermediate_size", at_most::WIDTH)?,
-        num_layers: fields.size("num_hidden_layers", at_most::LAYERS)?,
+        intermediate: fields.size("intermediate_size", defaults.intermediate, at_most::WIDTH)?,
+        num_layers: fields.size("num_hidden_layers", defaults.num_layers, at_most::LAYERS)?,
         heads,
         max_positions,
         position_padding_id,
-        norm_eps: fields.number("layer_norm_eps", |eps| (0.0..1.0).contains(&eps))?.unwrap_or(1e-12),
+        norm_eps: fields.number_or("layer_norm_eps", 1e-12, |eps| (0.0..1.0).contains(&eps))?,
         activation: parse_activation("hidden_act", &act_name)?,
     })
 }
@@ -500,9 +594,25 @@ impl Fields<'_> {
         }
     }
 
-    /// A size that must be there.
-    fn size(&self, key: &str, limit: usize) -> Result<usize, String> {
-        self.optional_size(key, limit)?.ok_or_else(|| format!("`{key}` is missing"))
+    /// A field that may be absent, and may not be null.
+    pub(super) fn or_default<T: serde::de::DeserializeOwned>(
+        &self,
+        key: &str,
+        default: T,
+    ) -> Result<T, String> {
+        match self.0.get(key) {
+            None => Ok(default),
+            Some(Value::Null) => Err(format!("`{key}` is null: expected a value")),
+            Some(_) => self.required(key),
+        }
+    }
+
+    /// A size from 1 to this limit, or absent.
+    fn size(&self, key: &str, default: usize, limit: usize) -> Result<usize, String> {
+        match self.0.get(key) {
+            Some(Value::Null) => Err(format!("`{key}` is null: expected a number")),
+            _ => Ok(self.optional_size(key, limit)?.unwrap_or(default)),
+        }
     }
 
     /// A size from 1 to this limit, or absent, or null.
@@ -511,6 +621,14 @@ impl Fields<'_> {
             Some(0) => Err(format!("`{key}` is 0: expected a number above zero")),
             Some(value) if value > limit => Err(format!("`{key}` is {value}: the limit is {limit}")),
             value => Ok(value),
+        }
+    }
+
+    /// A finite number that is acceptable, or absent.
+    fn number_or(&self, key: &str, default: f64, accept: impl Fn(f64) -> bool) -> Result<f64, String> {
+        match self.0.get(key) {
+            Some(Value::Null) => Err(format!("`{key}` is null: expected a number")),
+            _ => Ok(self.number(key, accept)?.unwrap_or(default)),
         }
     }
 

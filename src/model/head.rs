@@ -84,7 +84,15 @@ impl<O: Ops> Head<O> {
         }
         let dense =
             dense.map(|name| weights.linear(&name, hidden, hidden, true, Precision::F32)).transpose()?;
-        let has_bias = weights.contains(&format!("{last_layer}.bias"));
+        let bias = format!("{last_layer}.bias");
+        let has_bias = match kind {
+            HeadKind::Score | HeadKind::OpenRlhf => {
+                weights.ignore(&bias, "the class of the model has no bias there");
+                false
+            }
+            HeadKind::TrlValueHead | HeadKind::BertClassifier | HeadKind::RobertaClassifier => true,
+            HeadKind::ValueHead => weights.contains(&bias), // of nobody's class
+        };
         let output = weights.linear(&last_layer, 1, hidden, has_bias, Precision::F32)?;
         Ok(Self {
             kind,

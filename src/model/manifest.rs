@@ -38,7 +38,8 @@ pub struct Manifest {
     pub text_rule: Option<TextRule>,
     /// Overrides what the model's trainer did to the end of texts.
     pub text_end: Option<TextEnd>,
-    /// Lowers the model's own limit.
+    /// The limit for the tokens of a sample, in place of the model's own; `max_tokens` of the user counts before it.
+    /// It may lie beyond the positions that config.json declares if the model has rotary ones.
     pub max_tokens: Option<usize>,
     /// Applied to the member's rewards before an ensemble reduces them.
     pub calibration: Option<Calibration>,

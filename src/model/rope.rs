@@ -2,6 +2,13 @@
 //!
 //! Follows `modeling_rope_utils.py` of transformers in `f32`, since at position 8,000 one unit in the last
 //! place of a frequency is half a thousandth of a radian.
+//!
+//! # How long a text may be
+//!
+//! There is no table of positions that ends: transformers computes texts of any length. What a model was made for is in its
+//! file, in two conventions: `max_position_embeddings` counts the stretched length (Llama 3.1), or it was left
+//! at the length of the pretraining, and the scaling says how much longer (Qwen's YaRN). [`RopeConfig::max_positions`] takes
+//! the larger of the two, and `max_tokens` of the manifest or of the user may go beyond it.
 
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -68,55 +75,85 @@ pub enum RopeScaling {
         /// Length of the pretraining.
         original_max_positions: usize,
     },
+    /// Each wavelength by a factor of its own, of two sets: one for short texts, one for long ones (Ding et al.
+    /// 2024, arXiv:2402.13753).
+    Longrope {
+        /// How much longer.
+        factor: f64,
+        /// Factor on sine and cosine.
+        attention_factor: f64,
+        /// One per pair of dimensions, for texts up to the original length.
+        short: Vec<f64>,
+        /// For longer ones, at all of their positions.
+        long: Vec<f64>,
+        /// Length of the pretraining.
+        original_max_positions: usize,
+    },
 }
 
 impl RopeConfig {
     /// Reads `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (transformers 4).
+    ///
+    /// Where both are there, a `rope_scaling` that is neither null nor empty replaces all of `rope_parameters`, its
+    /// `rope_theta` too. A `rope_theta` inside counts before the one beside, and that before the class's default.
     pub(super) fn parse(fields: &Fields<'_>, head_dim: usize, max_positions: usize) -> Result<Self, String> {
         let empty = Map::new();
-        let parameters = ["rope_parameters", "rope_scaling"]
-            .into_iter()
-            .find_map(|key| fields.0.get(key).and_then(Value::as_object))
-            .unwrap_or(&empty);
+        let mut place = "rope_parameters";
+        let mut parameters = &empty;
+        for key in ["rope_scaling", "rope_parameters"] {
+            match fields.0.get(key) {
+                None | Some(Value::Null) => {}
+                Some(Value::Object(found)) if found.is_empty() => {}
+                Some(Value::Object(found)) => {
+                    (place, parameters) = (key, found);
+                    break;
+                }
+                Some(other) => return Err(format!("`{key}` is {other}: expected an object")),
+            }
+        }
         if let Some((layer_type, _)) = parameters.iter().find(|(_, value)| value.is_object()) {
-            return Err(format!("`rope_parameters` differ by layer (`{layer_type}`): not supported"));
+            return Err(format!("`{place}` differs by layer (`{layer_type}`): not supported"));
         }
         let rope = Fields(parameters);
-        for place in [fields, &rope] {
-            if let Some(share) = place.optional::<f64>("partial_rotary_factor")?
-                && share != 1.0
-            {
-                return Err(format!("`partial_rotary_factor` is {share}: only 1.0 is supported"));
+        let theta: f64 = match parameters.contains_key("rope_theta") {
+            true => rope.required("rope_theta")?,
+            false => fields.or_default("rope_theta", 10_000.0)?, // of all of our classes
+        };
+        let original = || match fields.0.contains_key("original_max_position_embeddings") {
+            true => fields.required::<usize>("original_max_position_embeddings"),
+            false => rope.or_default("original_max_position_embeddings", max_positions),
+        };
+        let kind: String = match parameters.contains_key("rope_type") {
+            true => rope.required("rope_type")?,
+            false => rope.or_default("type", "default".to_owned())?,
+        };
+        if kind != "default" {
+            // "default" ignores it
+            for place in [fields, &rope] {
+                if let Some(share) = place.optional::<f64>("partial_rotary_factor")?
+                    && share != 1.0
+                {
+                    return Err(format!("`partial_rotary_factor` is {share}: only 1.0 is supported"));
+                }
             }
         }
-        let theta: f64 = match rope.optional("rope_theta")? {
-            Some(theta) => theta,
-            None => fields.optional("rope_theta")?.unwrap_or(10_000.0),
-        };
-        let original = || -> Result<usize, String> {
-            match fields.optional("original_max_position_embeddings")? {
-                Some(positions) => Ok(positions),
-                None => Ok(rope.optional("original_max_position_embeddings")?.unwrap_or(max_positions)),
-            }
-        };
-        let kind = match rope.optional::<String>("rope_type")? {
-            Some(kind) => kind,
-            None => rope.optional::<String>("type")?.unwrap_or_else(|| "default".to_owned()),
-        };
+        let factor = || rope.required::<f64>("factor").map_err(|problem| format!("`{place}`: {problem}"));
         let scaling = match kind.as_str() {
             "default" => RopeScaling::None,
-            "linear" => RopeScaling::Linear { factor: rope.required("factor")? },
-            "dynamic" => RopeScaling::Dynamic { factor: rope.required("factor")?, max_positions },
+            "linear" => RopeScaling::Linear { factor: factor()? },
+            "dynamic" => RopeScaling::Dynamic { factor: factor()?, max_positions },
             "llama3" => RopeScaling::Llama3 {
-                factor: rope.required("factor")?,
+                factor: factor()?,
                 low_freq_factor: rope.required("low_freq_factor")?,
                 high_freq_factor: rope.required("high_freq_factor")?,
                 original_max_positions: original()?,
             },
             "yarn" => parse_yarn(&rope, original()?, max_positions)?,
+            "longrope" => parse_longrope(&rope, original()?, max_positions, head_dim)?,
             other => {
                 return Err(format!(
-                    "rope type `{other}` is not supported: supported are default, linear, dynamic, llama3 and yarn"
+                    "rope type `{other}` is not supported: supported are default, linear, dynamic, llama3, yarn and \
+                     longrope"
                 ));
             }
         };
@@ -160,7 +197,16 @@ impl RopeConfig {
                 ],
                 &[("original_max_position_embeddings", original_max_positions)],
             ),
+            RopeScaling::Longrope { factor, attention_factor, original_max_positions, .. } => (
+                &[("factor", factor), ("attention_factor", attention_factor)],
+                &[("original_max_position_embeddings", original_max_positions)],
+            ),
         };
+        if let RopeScaling::Longrope { short, long, .. } = &self.scaling
+            && let Some(value) = short.iter().chain(long).find(|value| !(**value > 0.0 && value.is_finite()))
+        {
+            return Err(format!("a factor of longrope is {value}: expected a finite number above zero"));
+        }
         if let Some((key, value)) = numbers.iter().find(|(_, value)| !(*value > 0.0 && value.is_finite())) {
             return Err(format!("`{key}` of the rope is {value}: expected a finite number above zero"));
         }
@@ -171,6 +217,21 @@ impl RopeConfig {
             return Err(format!("`head_dim` is {}: dynamic rope needs more than 2", self.head_dim));
         }
         Ok(())
+    }
+
+    /// The longest text that the model was made for; `declared` is `max_position_embeddings`.
+    pub fn max_positions(&self, declared: usize) -> usize {
+        let stretched = match self.scaling {
+            RopeScaling::None => 0.0,
+            // these have no original length of their own
+            RopeScaling::Linear { factor } | RopeScaling::Dynamic { factor, .. } => declared as f64 * factor,
+            RopeScaling::Llama3 { factor, original_max_positions, .. }
+            | RopeScaling::Yarn { factor, original_max_positions, .. }
+            | RopeScaling::Longrope { factor, original_max_positions, .. } => {
+                original_max_positions as f64 * factor
+            }
+        };
+        declared.max(stretched as usize)
     }
 
     /// Frequencies `[head_dim / 2]` in radians per position, for a sequence of `tokens`.
@@ -197,10 +258,11 @@ impl RopeConfig {
                     (original / low_freq_factor as f32, original / high_freq_factor as f32);
                 let stretch = |frequency: f32| {
                     let wavelength = std::f32::consts::TAU / frequency;
-                    if wavelength < shortest {
-                        frequency
-                    } else if wavelength > longest {
+                    // in this order: the two may cross
+                    if wavelength > longest {
                         frequency / factor as f32
+                    } else if wavelength < shortest {
+                        frequency
                     } else {
                         let smooth = (original / wavelength - low_freq_factor as f32)
                             / (high_freq_factor - low_freq_factor) as f32;
@@ -231,12 +293,24 @@ impl RopeConfig {
                     })
                     .collect()
             }
+            RopeScaling::Longrope { ref short, ref long, original_max_positions, .. } => {
+                let factors = if tokens > original_max_positions { long } else { short };
+                (0..self.head_dim / 2)
+                    .zip(factors)
+                    .map(|(pair, &factor)| {
+                        let wave = power(self.theta, (2 * pair) as f32 / self.head_dim as f32);
+                        1.0 / (factor as f32 * wave)
+                    })
+                    .collect()
+            }
         }
     }
 
     fn attention_factor(&self) -> f32 {
         match self.scaling {
-            RopeScaling::Yarn { attention_factor, .. } => attention_factor as f32,
+            RopeScaling::Yarn { attention_factor, .. } | RopeScaling::Longrope { attention_factor, .. } => {
+                attention_factor as f32
+            }
             _ => 1.0,
         }
     }
@@ -247,9 +321,9 @@ fn parse_yarn(
     original_max_positions: usize,
     max_positions: usize,
 ) -> Result<RopeScaling, String> {
-    let factor = match rope.optional("factor")? {
-        Some(factor) => factor,
-        None => max_positions as f64 / original_max_positions as f64,
+    let factor = match rope.0.get("factor") {
+        Some(Value::Null) => max_positions as f64 / original_max_positions as f64,
+        _ => rope.required("factor")?,
     };
     let mscale = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * f64::ln(factor) + 1.0 };
     let attention_factor = match rope.optional("attention_factor")? {
@@ -265,6 +339,40 @@ fn parse_yarn(
         beta_fast: rope.optional("beta_fast")?.filter(|&beta| beta != 0.0).unwrap_or(32.0),
         beta_slow: rope.optional("beta_slow")?.filter(|&beta| beta != 0.0).unwrap_or(1.0),
         truncate: rope.optional("truncate")?.unwrap_or(true),
+        original_max_positions,
+    })
+}
+
+fn parse_longrope(
+    rope: &Fields<'_>,
+    original_max_positions: usize,
+    max_positions: usize,
+    head_dim: usize,
+) -> Result<RopeScaling, String> {
+    let factors = |key: &str| -> Result<Vec<f64>, String> {
+        let factors: Vec<f64> = rope.required(key)?;
+        if factors.len() != head_dim / 2 {
+            return Err(format!(
+                "`{key}` has {} factors, `head_dim` {head_dim} needs half as many",
+                factors.len()
+            ));
+        }
+        Ok(factors)
+    };
+    let factor = match rope.optional("factor")? {
+        Some(factor) => factor,
+        None => max_positions as f64 / original_max_positions as f64,
+    };
+    let attention_factor = match rope.optional("attention_factor")? {
+        Some(attention_factor) => attention_factor,
+        None if factor <= 1.0 => 1.0,
+        None => (1.0 + f64::ln(factor) / (original_max_positions as f64).ln()).sqrt(),
+    };
+    Ok(RopeScaling::Longrope {
+        factor,
+        attention_factor,
+        short: factors("short_factor")?,
+        long: factors("long_factor")?,
         original_max_positions,
     })
 }
@@ -314,11 +422,12 @@ impl RopeTable {
         let mut table = self.grown.lock().unwrap_or_else(PoisonError::into_inner);
         for segment in batch.segments() {
             let end = segment.end_position();
-            let own; // a long sequence under dynamic scaling has angles of its own
+            let own; // a long sequence under dynamic scaling and the like has angles of its own
             let angles = if self.depends_on_length(end) {
                 debug_assert_eq!(segment.parent, None, "such a sequence shares no prefix");
                 let mut angles = Angles::default();
-                angles.extend(&self.config.frequencies(end), 1.0, 0..end);
+                let frequencies = self.config.frequencies(end);
+                angles.extend(&frequencies, self.config.attention_factor(), 0..end);
                 own = angles;
                 &own
             } else {
@@ -339,6 +448,10 @@ impl RopeTable {
 
     /// Whether the angles of a sequence of so many tokens are not those of a shorter one.
     pub fn depends_on_length(&self, tokens: usize) -> bool {
-        matches!(self.config.scaling, RopeScaling::Dynamic { max_positions, .. } if tokens > max_positions)
+        match self.config.scaling {
+            RopeScaling::Dynamic { max_positions, .. } => tokens > max_positions,
+            RopeScaling::Longrope { original_max_positions, .. } => tokens > original_max_positions,
+            _ => false,
+        }
     }
 }

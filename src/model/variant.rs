@@ -172,7 +172,7 @@ pub struct VariantConfig {
     pub dtype: Dtype,
     /// "cpu", "cuda" or "cuda:N".
     pub device: String,
-    /// Lowers the model's own limit.
+    /// The limit for tokens, in place of the model's own.
     pub max_tokens: Option<usize>,
     /// Overrides the checkpoint's pooling.
     pub pooling: Option<Pooling>,
@@ -427,7 +427,11 @@ pub fn text_dir(checkpoint: &Checkpoint) -> &Path {
     checkpoint.dir_of("tokenizer.json")
 }
 
-/// What turns samples into token ids for a member, up to its own limit and this one.
+/// What turns samples into token ids for a member, up to its own limit, or to the one that is asked for: `max_tokens`,
+/// else the manifest's.
+///
+/// Fails if the model has no position for the last of so many tokens. Rotary positions have no end, so such a limit
+/// may lie beyond the length that the model was made for.
 pub fn load_tokenizer(
     checkpoint: &Checkpoint,
     manifest: &Manifest,
@@ -435,12 +439,21 @@ pub fn load_tokenizer(
     max_tokens: Option<usize>,
 ) -> Result<SampleTokenizer, ModelError> {
     let model_limit = config.backbone.max_tokens();
-    if let Some(limit) = max_tokens
+    let asked = max_tokens.map(|limit| ("max_tokens", limit));
+    let asked = asked.or(manifest.max_tokens.map(|limit| ("`max_tokens` of rewarm.json", limit)));
+    if let Some((place, limit)) = asked
         && limit > model_limit
     {
-        return Err(ModelError::Unsupported(format!(
-            "max_tokens is {limit}, the model was made for {model_limit} at most"
-        )));
+        if !config.backbone.has_endless_positions() {
+            return Err(ModelError::Unsupported(format!(
+                "{place} is {limit}, the model has positions for {model_limit} tokens"
+            )));
+        }
+        tracing::info!(
+            max_tokens = limit,
+            made_for = model_limit,
+            "the limit is above the length that config.json declares: rotary positions go on"
+        );
     }
     if model_limit == 0 {
         return Err(ModelError::Unsupported(
@@ -448,11 +461,11 @@ pub fn load_tokenizer(
                 .to_owned(),
         ));
     }
-    let limits = [Some(model_limit), manifest.max_tokens, max_tokens];
     let options = TextOptions {
         vocab_size: config.backbone.vocab_size(),
         type_vocab_size: config.backbone.type_vocab_size(),
-        max_tokens: limits.into_iter().flatten().min().unwrap_or(model_limit),
+        max_tokens: model_limit,
+        asked_max_tokens: asked.map(|(_, limit)| limit),
         rule: manifest.text_rule,
         default_rule: config.origin.text_rule.or(config.backbone.default_text_rule()),
         ends: config.origin.ends,

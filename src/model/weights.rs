@@ -684,6 +684,8 @@ pub struct Weights<'a, O> {
     /// Tensors that the checkpoint lacks and somebody else will make.
     lacking: BTreeMap<String, Vec<usize>>,
     used: BTreeSet<String>,
+    /// Tensors that transformers has no place for and leaves out with a warning.
+    ignored: BTreeSet<String>,
     /// The used ones, in the order in which they were asked for.
     order: Vec<String>,
     progress: &'a mut dyn FnMut(u64),
@@ -735,6 +737,7 @@ impl<'a, O: Ops> Weights<'a, O> {
             ahead: None,
             lacking: BTreeMap::new(),
             used: BTreeSet::new(),
+            ignored: BTreeSet::new(),
             order: Vec::new(),
             progress,
             identity: blake3::Hasher::new(),
@@ -786,6 +789,13 @@ impl<'a, O: Ops> Weights<'a, O> {
     /// Whether the checkpoint has such a tensor.
     pub fn contains(&self, name: &str) -> bool {
         self.lacking.contains_key(name) || self.members[0].0.tensors.contains_key(name)
+    }
+
+    /// Leaves a tensor out, if it is there, and says so.
+    pub fn ignore(&mut self, name: &str, why: &str) {
+        if self.contains(name) && self.ignored.insert(name.to_owned()) {
+            tracing::warn!(tensor = name, why, "this tensor is left out, as transformers does");
+        }
     }
 
     /// First dimension of a tensor.
@@ -921,6 +931,7 @@ impl<'a, O: Ops> Weights<'a, O> {
             IGNORED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
                 || IGNORED_SUFFIXES.iter().any(|suffix| name.ends_with(suffix))
                 || name.starts_with(&format!("{}pooler.", self.prefix))
+                || self.ignored.contains(name)
         };
         for (checkpoint, _) in self.members {
             let unused: Vec<&str> =

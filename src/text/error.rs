@@ -52,6 +52,20 @@ pub enum TextError {
         /// Rows of the embedding.
         limit: usize,
     },
+    /// A token type that the model does not have.
+    #[error(
+        "token {token:?} has type {type_id}, the model has {limit} token types (`type_vocab_size` of config.json): the \
+         tokenizer is not this model's. Take \"token_type_ids\" out of `model_input_names` in tokenizer_config.json, or \
+         put the class of the model's tokenizer there, if it was trained without"
+    )]
+    TypeOutOfVocabulary {
+        /// The token's text.
+        token: String,
+        /// Its type.
+        type_id: u32,
+        /// Rows of the embedding of token types.
+        limit: usize,
+    },
     /// A sample that needs a chat template, for a model that has none.
     #[error(
         "the model has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json): \
@@ -128,13 +142,13 @@ pub enum TextError {
         /// Where it fails.
         source: serde_json::Error,
     },
-    /// A `tokenizer.json` that the tokenizers library does not take.
-    #[error("{} is not a tokenizer", path.display())]
-    BadTokenizer {
+    /// A file of the tokenizer that says what cannot be followed.
+    #[error("{}: {problem}", path.display())]
+    BadTextFile {
         /// The file.
         path: PathBuf,
-        /// Why.
-        source: tokenizers::Error,
+        /// Names the key and the value.
+        problem: String,
     },
     /// A chat template that is not Jinja.
     #[error("the chat template in {} does not compile", path.display())]

@@ -1,16 +1,33 @@
 //! The text files of a checkpoint directory, read as `transformers` reads them.
 //!
-//! `tokenizer.json` must be there; the others may be missing. Where two files say the same thing:
+//! # One rule
 //!
-//! - the chat template comes from `chat_template.jinja`, else from `tokenizer_config.json`, else from
-//!   `chat_template.json` (which old processors wrote);
-//! - special tokens come from `tokenizer_config.json`; `special_tokens_map.json` overrides them in
-//!   checkpoints so old that the config has no `added_tokens_decoder`.
+//! Several files may say the same thing, and they may disagree. **What `AutoTokenizer` of transformers 5.23 does with
+//! these files, where it is deterministic, is what counts; where it fails, or would do what nobody can mean, the checkpoint
+//! is refused** with the file, the key and the value, and with the other place where two disagree. A key that is
+//! absent means the default of the class; null means none. So:
+//!
+//! - `tokenizer.json` must be there; the others may be missing;
+//! - the tokenizer's class decides how much of `tokenizer.json` counts (`class`);
+//! - `tokenizer_config.json` decides the special tokens, which tokens were added, `split_special_tokens` and, by
+//!   `model_input_names`, whether a model is given token types: a `PreTrainedTokenizerFast` gives none by default;
+//!   `special_tokens_map.json` and `added_tokens.json` count in checkpoints so old that it has no
+//!   `added_tokens_decoder` (`settings`);
+//! - `add_bos_token` and `add_eos_token` do **not** count there: the post-processor of `tokenizer.json` says it;
+//! - the chat template comes from `chat_template.jinja` and `additional_chat_templates/`, else from
+//!   `tokenizer_config.json`. Of several, the one named "default" is meant. `chat_template.json` belongs to a processor,
+//!   and tokenizers do not read it: alone, it is refused;
+//! - `model_max_length` lowers the limit for tokens, which transformers only warns about;
+//! - truncation, padding and `dropout` of `tokenizer.json` are off: the first two are the caller's, and a reward is
+//!   no matter of chance.
+//!
+//! `tests/reference/sweep.py` holds us to it: it takes away and contradicts each key of each file in turn.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::TextError;
 use crate::disk;
@@ -22,10 +39,14 @@ pub(super) struct TextFiles {
     pub(super) dir: PathBuf,
     /// The bytes of `tokenizer.json`.
     pub(super) tokenizer_json: Vec<u8>,
+    /// `tokenizer_config.json`
+    pub(super) config: Option<Map<String, Value>>,
+    /// `special_tokens_map.json`
+    pub(super) special_tokens_map: Option<Map<String, Value>>,
+    /// `added_tokens.json`
+    pub(super) added_tokens: Option<Map<String, Value>>,
     /// The default chat template, if there is one.
     pub(super) template: Option<TemplateSource>,
-    /// See [`SpecialTokens`].
-    pub(super) special_tokens: SpecialTokens,
     /// The tokenizer's own limit, if it means one.
     pub(super) model_max_length: Option<usize>,
 }
@@ -37,81 +58,105 @@ pub(super) struct TemplateSource {
     pub(super) source: String,
 }
 
-/// `bos_token`, `eos_token` and so on → the token's text; `additional_special_tokens` → a list of them.
+/// `bos_token`, `eos_token` and so on → the token's text.
 pub type SpecialTokens = BTreeMap<String, Value>;
-
-const TOKEN_NAMES: [&str; 7] =
-    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 impl TextFiles {
     pub(super) fn read(dir: &Path) -> Result<Self, TextError> {
         let tokenizer_json = read_if_there(&dir.join("tokenizer.json"))?
             .ok_or_else(|| TextError::NoTokenizer { dir: dir.to_path_buf() })?;
         let config = read_json(&dir.join("tokenizer_config.json"))?;
-
-        let mut special_tokens = special_tokens(&config);
-        if config["added_tokens_decoder"].is_null() {
-            special_tokens
-                .append(&mut self::special_tokens(&read_json(&dir.join("special_tokens_map.json"))?));
-        }
+        let key = |key: &str| config.as_ref().and_then(|config| config.get(key));
+        let model_max_length = match key("model_max_length") {
+            Some(length) => sane_length(length),
+            None => key("max_len").and_then(sane_length),
+        };
         Ok(Self {
             dir: dir.to_path_buf(),
             tokenizer_json,
-            template: read_template(dir, &config)?,
-            special_tokens,
-            model_max_length: sane_length(&config["model_max_length"]),
+            special_tokens_map: read_json(&dir.join("special_tokens_map.json"))?,
+            added_tokens: read_json(&dir.join("added_tokens.json"))?,
+            template: read_template(dir, key("chat_template").unwrap_or(&Value::Null))?,
+            model_max_length,
+            config,
         })
+    }
+
+    /// `tokenizer_class` of `tokenizer_config.json`
+    pub(super) fn tokenizer_class(&self) -> Result<Option<&str>, String> {
+        match self.config.as_ref().and_then(|config| config.get("tokenizer_class")) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(name)) => Ok(Some(name)),
+            Some(other) => Err(format!("`tokenizer_class` is {other}: expected a name")),
+        }
+    }
+
+    /// Whether `tokenizer_config.json` names code of its own for the tokenizer.
+    pub(super) fn has_auto_map(&self) -> bool {
+        match self.config.as_ref().and_then(|config| config.get("auto_map")) {
+            None | Some(Value::Null) => false,
+            Some(Value::Object(classes)) => {
+                classes.get("AutoTokenizer").is_some_and(|class| !class.is_null())
+            }
+            Some(_) => true,
+        }
     }
 }
 
-fn read_template(dir: &Path, config: &Value) -> Result<Option<TemplateSource>, TextError> {
-    let path = dir.join("chat_template.jinja");
-    if let Some(bytes) = read_if_there(&path)? {
-        let source = String::from_utf8(bytes).map_err(|_| TextError::NotUtf8 { path: path.clone() })?;
-        return Ok(Some(TemplateSource { path, source }));
+fn read_template(dir: &Path, in_config: &Value) -> Result<Option<TemplateSource>, TextError> {
+    let read = |path: PathBuf| -> Result<Option<TemplateSource>, TextError> {
+        let Some(bytes) = read_if_there(&path)? else { return Ok(None) };
+        match String::from_utf8(bytes) {
+            Ok(source) => Ok(Some(TemplateSource { path, source })),
+            Err(_) => Err(TextError::NotUtf8 { path }),
+        }
+    };
+    // a file of that name among the additional ones overrides the main one
+    let additional = dir.join("additional_chat_templates");
+    for path in [additional.join("default.jinja"), dir.join("chat_template.jinja")] {
+        if let Some(template) = read(path)? {
+            return Ok(Some(template));
+        }
+    }
+    let is_template =
+        |entry: fs::DirEntry| entry.path().extension().is_some_and(|extension| extension == "jinja");
+    if fs::read_dir(&additional).is_ok_and(|entries| entries.flatten().any(is_template)) {
+        return Err(TextError::NoDefaultTemplate { path: additional });
     }
     let path = dir.join("tokenizer_config.json");
-    if let Some(source) = default_template(&path, &config["chat_template"])? {
+    if let Some(source) = default_template(&path, in_config)? {
         return Ok(Some(TemplateSource { path, source }));
     }
     let path = dir.join("chat_template.json");
-    let source = default_template(&path, &read_json(&path)?["chat_template"])?;
-    Ok(source.map(|source| TemplateSource { path, source }))
+    match path.is_file() {
+        true => Err(TextError::BadTextFile {
+            path,
+            problem:
+                "transformers reads this file for processors, not for tokenizers: put its template into \
+                      chat_template.jinja, or remove it"
+                    .to_owned(),
+        }),
+        false => Ok(None),
+    }
 }
 
-/// A `chat_template` is a string, or a list of named ones, of which "default" is meant.
+/// A `chat_template` is a string, or several by name, of which "default" is meant: a list, or an object.
 fn default_template(path: &Path, value: &Value) -> Result<Option<String>, TextError> {
-    match value {
-        Value::Null => Ok(None),
-        Value::String(source) => Ok(Some(source.clone())),
-        Value::Array(named) => {
-            let default = named.iter().find(|entry| entry["name"] == "default");
-            match default.and_then(|entry| entry["template"].as_str()) {
-                Some(source) => Ok(Some(source.to_owned())),
-                None => Err(TextError::NoDefaultTemplate { path: path.to_path_buf() }),
-            }
-        }
-        _ => Err(TextError::NoDefaultTemplate { path: path.to_path_buf() }),
+    let default = match value {
+        Value::Null => return Ok(None),
+        Value::String(source) => Some(source.as_str()),
+        // the last of that name, as in Python's dict
+        Value::Array(named) => named
+            .iter()
+            .rfind(|entry| entry["name"] == "default")
+            .and_then(|entry| entry["template"].as_str()),
+        Value::Object(named) => named.get("default").and_then(Value::as_str),
+        _ => None,
+    };
+    match default {
+        Some(source) => Ok(Some(source.to_owned())),
+        None => Err(TextError::NoDefaultTemplate { path: path.to_path_buf() }),
     }
-}
-
-fn special_tokens(json: &Value) -> SpecialTokens {
-    let mut tokens = SpecialTokens::new();
-    for name in TOKEN_NAMES {
-        if let Some(text) = token_text(&json[name]) {
-            tokens.insert(name.to_owned(), text.into());
-        }
-    }
-    if let Value::Array(additional) = &json["additional_special_tokens"] {
-        let texts: Vec<&str> = additional.iter().filter_map(token_text).collect();
-        tokens.insert("additional_special_tokens".to_owned(), texts.into());
-    }
-    tokens
-}
-
-/// A special token is its text, or an object with the text in `content`.
-fn token_text(token: &Value) -> Option<&str> {
-    token.as_str().or_else(|| token["content"].as_str())
 }
 
 /// "No limit" is written as 1e30, in full digits.
@@ -119,11 +164,12 @@ fn sane_length(value: &Value) -> Option<usize> {
     value.as_f64().filter(|length| (1.0..1e9).contains(length)).map(|length| length as usize)
 }
 
-/// A missing file reads as `null`.
-fn read_json(path: &Path) -> Result<Value, TextError> {
+/// `None`: there is no such file.
+fn read_json(path: &Path) -> Result<Option<Map<String, Value>>, TextError> {
     match read_if_there(path)? {
-        None => Ok(Value::Null),
+        None => Ok(None),
         Some(bytes) => serde_json::from_slice(&bytes)
+            .map(Some)
             .map_err(|source| TextError::Json { path: path.to_path_buf(), source }),
     }
 }
@@ -135,10 +181,6 @@ fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, TextError> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
-    use serde_json::json;
-
     use super::*;
 
     fn read(files: &[(&str, &str)]) -> Result<TextFiles, TextError> {
@@ -166,16 +208,17 @@ mod tests {
                 [{"name": "rag", "template": "no"}, {"name": "default", "template": "named"}]}"#,
         );
         let jinja = ("chat_template.jinja", "jinja");
-        let json = ("chat_template.json", r#"{"chat_template": "json"}"#);
+        let object = ("tokenizer_config.json", r#"{"chat_template": {"rag": "no", "default": "object"}}"#);
+        let json = ("chat_template.json", r#"{"chat_template": "a processor's"}"#);
         struct Case<'a> {
             files: &'a [(&'a str, &'a str)],
             expected: Option<&'a str>,
         }
         for Case { files, expected } in [
             Case { files: &[], expected: None },
-            Case { files: &[json], expected: Some("json") },
             Case { files: &[config], expected: Some("config") },
             Case { files: &[named], expected: Some("named") },
+            Case { files: &[object], expected: Some("object") },
             Case { files: &[config, json], expected: Some("config") },
             Case { files: &[named, json, jinja], expected: Some("jinja") },
         ] {
@@ -185,29 +228,38 @@ mod tests {
     }
 
     #[test]
-    fn named_templates_without_a_default_are_an_error() {
-        let config = r#"{"chat_template": [{"name": "rag", "template": "no"}]}"#;
-        let error = read(&[("tokenizer_config.json", config)]).unwrap_err();
-        assert!(matches!(error, TextError::NoDefaultTemplate { .. }), "{error}");
+    fn additional_templates_count_before_those_of_the_config() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+        let template = || Ok::<_, TextError>(TextFiles::read(dir.path())?.template.unwrap().source);
+        fs::create_dir(dir.path().join("additional_chat_templates")).unwrap();
+        write("tokenizer.json", "{}");
+        write("tokenizer_config.json", r#"{"chat_template": "config"}"#);
+        assert_eq!(template().unwrap(), "config");
+        write("additional_chat_templates/tool_use.jinja", "tools");
+        assert!(matches!(template(), Err(TextError::NoDefaultTemplate { .. })));
+        write("chat_template.jinja", "main");
+        assert_eq!(template().unwrap(), "main");
+        write("additional_chat_templates/default.jinja", "additional");
+        assert_eq!(template().unwrap(), "additional");
     }
 
     #[test]
-    fn special_tokens_are_strings_objects_or_null() {
-        let config = r#"{"bos_token": "<s>", "eos_token": {"content": "</s>"}, "pad_token": null,
-            "additional_special_tokens": ["<a>", {"content": "<b>"}]}"#;
-        let tokens = read(&[("tokenizer_config.json", config)]).unwrap().special_tokens;
-        let expected =
-            json!({"additional_special_tokens": ["<a>", "<b>"], "bos_token": "<s>", "eos_token": "</s>"});
-        assert_eq!(json!(tokens), expected);
+    fn templates_without_a_default_are_an_error() {
+        for config in [
+            r#"{"chat_template": [{"name": "rag", "template": "no"}]}"#,
+            r#"{"chat_template": {"rag": "no"}}"#,
+            r#"{"chat_template": 3}"#,
+        ] {
+            let error = read(&[("tokenizer_config.json", config)]).unwrap_err();
+            assert!(matches!(error, TextError::NoDefaultTemplate { .. }), "{error}");
+        }
     }
 
     #[test]
-    fn the_special_tokens_map_overrides_only_an_old_config() {
-        let map = ("special_tokens_map.json", r#"{"bos_token": "map"}"#);
-        let old = ("tokenizer_config.json", r#"{"bos_token": "config"}"#);
-        let new = ("tokenizer_config.json", r#"{"bos_token": "config", "added_tokens_decoder": {}}"#);
-        assert_eq!(read(&[old, map]).unwrap().special_tokens["bos_token"], "map");
-        assert_eq!(read(&[new, map]).unwrap().special_tokens["bos_token"], "config");
+    fn a_template_that_only_a_processor_reads_is_refused_by_name() {
+        let error = read(&[("chat_template.json", r#"{"chat_template": "json"}"#)]).unwrap_err();
+        assert!(error.to_string().contains("chat_template.jinja"), "{error}");
     }
 
     #[test]

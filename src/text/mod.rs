@@ -9,18 +9,16 @@
 //! (`spans` finds that out for rendered text), and `truncation` makes the sequence fit. Ids and rendered text
 //! equal those of `transformers` (`tests/text.rs` holds us to that); only truncation is our own.
 //!
-//! # What `tokenizer.json` says is what counts
-//!
-//! transformers 5 rebuilds some tokenizers from vocabulary and merges by their `tokenizer_class`: under
-//! `GPT2Tokenizer` it drops a `Digits` pre-tokenizer that `tokenizer.json` asks for, and SmolLM2's two spaces and
-//! two line feeds before a digit become other tokens than in the `tokenizers` library, which we follow.
+//! Where the files of a checkpoint contradict each other, the rule of `files` holds.
 
 mod backend;
+mod class;
 pub mod conversation;
 pub mod dataset;
 mod ending;
 mod error;
 mod files;
+mod settings;
 mod spans;
 pub mod special;
 pub mod template;
@@ -119,6 +117,8 @@ pub struct TextOptions {
     pub type_vocab_size: Option<usize>,
     /// The longest sequence the model takes; the tokenizer's own `model_max_length` lowers it.
     pub max_tokens: usize,
+    /// The limit that somebody asked for: counts in place of both.
+    pub asked_max_tokens: Option<usize>,
     /// Given by the manifest, or else by the family: see `default_rule`.
     pub rule: Option<TextRule>,
     /// The rule of a model that has neither a chat template nor a manifest; `None`: there is none to go by, and
@@ -139,6 +139,7 @@ impl Default for TextOptions {
             vocab_size: usize::MAX,
             type_vocab_size: None,
             max_tokens: usize::MAX,
+            asked_max_tokens: None,
             rule: None,
             default_rule: None,
             model_type: None,
@@ -179,19 +180,32 @@ impl SampleTokenizer {
             (None, Some(_)) => Some(TextRule::ChatTemplate),
             (None, None) => options.default_rule,
         };
-        let max_tokens = files.model_max_length.unwrap_or(usize::MAX).min(options.max_tokens);
-        let (end, eos) = end(dir, &files, rule, options.ends)?;
-        let digest = digest(&files, rule, end, max_tokens);
+        let own = files.model_max_length.unwrap_or(usize::MAX);
+        let max_tokens = options.asked_max_tokens.unwrap_or_else(|| own.min(options.max_tokens));
+        if max_tokens > own {
+            tracing::info!(
+                max_tokens,
+                model_max_length = own,
+                "the limit is above that of tokenizer_config.json"
+            );
+        }
         disk::step("making the tokenizer", dir);
-        let encoder = Encoder::new(Backend::load(&files)?, options);
+        let backend =
+            Backend::load(&files, options.model_type.as_deref(), options.tokenizer_class.as_deref())?;
+        let (end, eos) = end(dir, &backend, rule, options.ends)?;
+        let digest = digest(&files, &backend, rule, end, max_tokens);
         disk::step("compiling the chat template", dir);
         let template = match files.template {
             None => None,
             Some(template) => Some(
-                ChatTemplate::new(&template.source, &files.special_tokens)
+                ChatTemplate::new(&template.source, &backend.special_tokens)
                     .map_err(|source| TextError::BadTemplate { path: template.path, source })?,
             ),
         };
+        let encoder = Encoder::new(backend, options);
+        if let Some(rule) = rule.filter(|&rule| rule != TextRule::ChatTemplate) {
+            encoder.probe(rule, end, &eos)?;
+        }
         Ok(Self { template, encoder, rule, end, eos, max_tokens, digest })
     }
 
@@ -289,7 +303,7 @@ impl SampleTokenizer {
 /// How texts end under this rule, and the token that they need for it.
 fn end(
     dir: &Path,
-    files: &TextFiles,
+    backend: &Backend,
     rule: Option<TextRule>,
     ends: TextEnds,
 ) -> Result<(TextEnd, String), TextError> {
@@ -298,7 +312,7 @@ fn end(
         Some(TextRule::Concatenation) => ends.joined,
         Some(TextRule::SentencePair) | None => TextEnd::AsIs,
     };
-    match files.special_tokens.get("eos_token").and_then(|token| token.as_str()) {
+    match backend.special_tokens.get("eos_token").and_then(|token| token.as_str()) {
         _ if end == TextEnd::AsIs => Ok((end, String::new())),
         Some(eos) => Ok((end, eos.to_owned())),
         None => Err(TextError::EndWithoutEos { dir: dir.to_path_buf() }),
@@ -306,9 +320,15 @@ fn end(
 }
 
 /// Two parts, the first behind its length: no two different inputs are the same bytes.
-fn digest(files: &TextFiles, rule: Option<TextRule>, end: TextEnd, max_tokens: usize) -> [u8; 32] {
+fn digest(
+    files: &TextFiles,
+    backend: &Backend,
+    rule: Option<TextRule>,
+    end: TextEnd,
+    max_tokens: usize,
+) -> [u8; 32] {
     let template = files.template.as_ref().map(|template| &template.source);
-    let rest = serde_json::to_vec(&(template, &files.special_tokens, rule, end, max_tokens))
+    let rest = serde_json::to_vec(&(template, &backend.identity, rule, end, max_tokens))
         .expect("strings and numbers are JSON");
     let mut hasher = blake3::Hasher::new();
     hasher.update(&(files.tokenizer_json.len() as u64).to_le_bytes());
@@ -426,9 +446,18 @@ mod tests {
             let sample = load(template, rule, 99).tokenize(&text("ab", "c"), Truncation::Reject).unwrap();
             assert_eq!(decode(&sample), expected, "{template:?} {rule:?}");
         }
-        let pair = load(None, Some(TextRule::SentencePair), 99);
-        let sample = pair.tokenize(&text("ab", "c"), Truncation::Reject).unwrap();
-        assert_eq!(sample.type_ids, [0, 0, 0, 0, 1, 1]);
+        // a model is given the types only where the files say so
+        let options = TextOptions { type_vocab_size: Some(2), ..options(Some(TextRule::SentencePair), 99) };
+        for (names, expected) in
+            [(json!(["input_ids"]), [0; 6]), (json!(["token_type_ids"]), [0, 0, 0, 0, 1, 1])]
+        {
+            let dir = checkpoint(None);
+            let config = json!({"bos_token": "<s>", "model_input_names": names});
+            fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+            let pair = SampleTokenizer::load(dir.path(), &options).unwrap();
+            let sample = pair.tokenize(&text("ab", "c"), Truncation::Reject).unwrap();
+            assert_eq!(sample.type_ids, expected);
+        }
     }
 
     #[test]

@@ -6,10 +6,10 @@
 
 use tokenizers::{EncodeInput, Encoding};
 
-use super::backend::Backend;
+use super::backend::{Backend, guarded};
 use super::spans::Span;
 use super::truncation::{Part, Sequence};
-use super::{TextEnd, TextError, TextOptions};
+use super::{TextEnd, TextError, TextOptions, TextRule};
 
 /// The regular expressions of byte-level tokenizers (`\s+(?!\S)`) run on a backtracking engine that keeps an
 /// entry for each letter of a run of white space, and gives up at a million. The tokenizers crate then takes
@@ -21,11 +21,21 @@ const MAX_WHITE_SPACE_RUN: usize = 500_000;
 pub(super) struct Encoder {
     backend: Backend,
     vocab_size: usize,
+    type_vocab_size: Option<usize>,
 }
 
 impl Encoder {
     pub(super) fn new(backend: Backend, options: &TextOptions) -> Self {
-        Self { backend, vocab_size: options.vocab_size }
+        Self { backend, vocab_size: options.vocab_size, type_vocab_size: options.type_vocab_size }
+    }
+
+    /// Fails if every sample of this rule would, for an id or a token type that the model does not have.
+    pub(super) fn probe(&self, rule: TextRule, end: TextEnd, eos: &str) -> Result<(), TextError> {
+        match rule {
+            TextRule::SentencePair => self.pair("", ""),
+            TextRule::ChatTemplate | TextRule::Concatenation => self.concatenation("", "", end, eos),
+        }
+        .map(drop)
     }
 
     /// A token id is below it.
@@ -116,10 +126,11 @@ impl Encoder {
         input: impl Into<EncodeInput<'a>>,
         add_special_tokens: bool,
     ) -> Result<Encoding, TextError> {
-        self.backend
-            .tokenizer
-            .encode(input, add_special_tokens)
-            .map_err(|error| TextError::TokenizerFailed { reason: error.to_string() })
+        guarded(|| {
+            self.backend.tokenizer.encode(input, add_special_tokens).map_err(|error| error.to_string())
+        })
+        .and_then(|encoded| encoded)
+        .map_err(|reason| TextError::TokenizerFailed { reason })
     }
 
     fn sequence(&self, encoding: &Encoding, parts: Vec<Part>) -> Result<Sequence, TextError> {
@@ -129,7 +140,15 @@ impl Encoder {
             let token = encoding.get_tokens()[index].clone();
             return Err(TextError::TokenOutOfVocabulary { token, id: token_ids[index], limit });
         }
-        Ok(Sequence { token_ids, type_ids: encoding.get_type_ids().to_vec(), parts })
+        let mut type_ids = vec![0; token_ids.len()];
+        if let (true, Some(limit)) = (self.backend.gives_token_types, self.type_vocab_size) {
+            type_ids.copy_from_slice(encoding.get_type_ids());
+            if let Some(index) = type_ids.iter().position(|&id| id as usize >= limit) {
+                let token = encoding.get_tokens()[index].clone();
+                return Err(TextError::TypeOutOfVocabulary { token, type_id: type_ids[index], limit });
+            }
+        }
+        Ok(Sequence { token_ids, type_ids, parts })
     }
 
     /// Without a scaffold to tell, a leading BOS is all we know must stay.

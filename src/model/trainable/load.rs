@@ -46,7 +46,7 @@ pub struct LoadOptions {
     pub train_head: bool,
     /// For the layers that a base without a head lacks.
     pub seed: u64,
-    /// Lowers the model's limit.
+    /// The limit for tokens, in place of the model's own.
     pub max_tokens: Option<usize>,
 }
 

@@ -182,7 +182,11 @@ impl Sizes {
             "decoder": null, "pre_tokenizer": {"type": "WhitespaceSplit"}, "added_tokens": [],
             "model": {"type": "WordLevel", "vocab": {"word": 0}, "unk_token": "word"},
         });
-        for (name, value) in [("config.json", self.config()), ("tokenizer.json", tokenizer)] {
+        // as it is, whatever tokenizer the model's family has
+        let class = json!({"tokenizer_class": "PreTrainedTokenizerFast"});
+        let files =
+            [("config.json", self.config()), ("tokenizer.json", tokenizer), ("tokenizer_config.json", class)];
+        for (name, value) in files {
             let path = dir.join(name);
             std::fs::write(&path, value.to_string()).with_context(|| format!("write {}", path.display()))?;
         }

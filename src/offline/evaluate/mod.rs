@@ -75,7 +75,7 @@ pub struct Config {
     pub dtype: Dtype,
     /// "cpu", "cuda" or "cuda:N".
     pub device: String,
-    /// Lowers the models' own limit.
+    /// The limit for tokens, in place of the models' own.
     pub max_tokens: Option<usize>,
     /// What to do with samples that are too long.
     pub truncation: Truncation,

@@ -44,7 +44,7 @@ pub struct DataConfig {
     pub validation: Vec<PathBuf>,
     /// Without such files: the share of the training pairs that is set aside.
     pub validation_fraction: f64,
-    /// Lowers the model's own limit.
+    /// The limit for tokens, in place of the model's own.
     pub max_tokens: Option<usize>,
     /// Of pairs that are too long; `Reject` leaves them out, and counts them.
     pub truncation: Truncation,
