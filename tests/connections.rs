@@ -214,6 +214,25 @@ async fn the_silent_make_room_and_callers_keep_theirs() {
     .await;
 }
 
+/// More than the metrics port takes; each has asked, and keeps its connection for the next time.
+#[tokio::test]
+async fn page_readers_who_stay_keep_nobody_out() {
+    let server = start(&Fake::new(1.0), Connections::default()).await;
+    let before = server.closed("metrics", "displaced").await;
+    let mut readers = Vec::new();
+    for _ in 0..80 {
+        let address = server.running.addresses.metrics;
+        let mut reader = connect(address, b"GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n").await;
+        let mut page = [0; 512];
+        let count = timeout(SOON, reader.read(&mut page)).await.unwrap().unwrap();
+        assert!(page[..count].starts_with(b"HTTP/1.1 200 "));
+        readers.push(reader);
+    }
+    assert_eq!(server.page("/readyz").await.0, 200);
+    eventually("the first made room", async || server.closed("metrics", "displaced").await >= before + 16.0)
+        .await;
+}
+
 #[tokio::test]
 async fn a_peer_has_a_bound_when_it_is_given_one() {
     let server = start(&Fake::new(1.0), Connections { max_per_peer: Some(3), ..Default::default() }).await;

@@ -136,7 +136,7 @@ impl Life<'_> {
             let is_stuck = self.pulse.blocked_since().is_some_and(|since| since.elapsed() >= patience);
             if is_stuck { Err(Closed::KeepAlive) } else { Ok(Instant::now() + keepalive_timeout) }
         };
-        self.drive(pin!(connection), |connection| connection.graceful_shutdown(), look).await
+        self.drive(pin!(connection), |connection| connection.graceful_shutdown(), look, true).await
     }
 
     async fn http1(&self, wire: Wire) -> Closed {
@@ -162,39 +162,47 @@ impl Life<'_> {
             let end = Instant::from_std(self.pulse.still_since()) + idle;
             if Instant::now() >= end { Err(Closed::Idle) } else { Ok(end) }
         };
-        match self.drive(pin!(connection), |connection| connection.graceful_shutdown(), look).await {
+        match self.drive(pin!(connection), |connection| connection.graceful_shutdown(), look, false).await {
             Closed::KeepAlive => Closed::Idle,
             reason => reason,
         }
     }
 
     /// Lets the connection run until it ends, until `look` finds that it must, or until the server has closed.
-    /// `look` says when it wants to look again.
+    /// `look` says when it wants to look again. One that does not `stay` after its first call, since its client
+    /// connects again as easily, makes room whenever it is between two calls.
     async fn drive<C>(
         &self,
         mut connection: Pin<&mut C>,
         close: impl Fn(Pin<&mut C>),
         look: impl Fn() -> Result<Instant, Closed>,
+        stays: bool,
     ) -> Closed
     where
         C: Future<Output = hyper::Result<()>>,
     {
         let mut next_look = Instant::now();
+        let mut may_be_displaced = true;
         loop {
             let turn = poll_fn(|context| {
                 self.pulse.turn(self.calls.are_too_many(context));
                 let end = connection.as_mut().poll(context);
-                if self.calls.have_just_begun() {
+                if stays && self.calls.have_just_begun() {
                     self.ticket.stays();
                 }
                 end
             });
             tokio::select! {
                 end = turn => return reason(end),
-                () = self.ticket.displaced(), if !self.calls.have_begun() => {
-                    // Asked again, since its first call may have come while this waited.
-                    if !self.calls.have_begun() {
+                () = self.ticket.displaced(), if may_be_displaced => {
+                    // Asked now, since its first call may have come while this waited.
+                    let has_its_place = stays && self.calls.have_begun();
+                    if !has_its_place && !self.calls.are_live() {
                         return Closed::Displaced;
+                    }
+                    may_be_displaced = false;
+                    if !stays {
+                        close(connection.as_mut());
                     }
                 }
                 () = sleep_until(next_look) => match look() {
@@ -291,6 +299,10 @@ impl Calls {
     /// True once: when the first call has begun.
     fn have_just_begun(&self) -> bool {
         self.have_begun() && !self.is_told.swap(true, Ordering::Relaxed)
+    }
+
+    fn are_live(&self) -> bool {
+        self.live.load(Ordering::SeqCst) > 0
     }
 
     fn are_open(&self) -> bool {

@@ -2,7 +2,8 @@
 //!
 //! A newcomer has not made a call yet. When there is no room for another connection, the newcomer that came first
 //! makes room, those that have not even begun to speak before the others: so silent connections, however many,
-//! keep nobody out. A connection that has made a call is never closed for another; then who comes is refused.
+//! keep nobody out. A gRPC connection that has made a call is never closed for another: when all have, who comes
+//! is refused. One to the metrics port stays a newcomer, and makes room between two requests.
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
