@@ -57,7 +57,7 @@ pub(super) fn item(value: &Value, index: &Value) -> Result<Value> {
         return Ok(found);
     }
     // the index may be a message's text: it is not named
-    Ok(Value::undefined("an item or attribute that is not there is undefined"))
+    Ok(Value::undefined("a missing item or attribute is undefined"))
 }
 
 fn place(index: &Value, len: impl FnOnce() -> usize) -> Option<usize> {

@@ -28,8 +28,9 @@ impl Given {
         for (name, value) in &self.kwargs {
             match names.iter().position(|known| **known == **name) {
                 Some(place) if bound[place].is_none() => bound[place] = Some(value.clone()),
-                Some(_) => return failed(format!("{function} got two values for {name:?}")),
-                None => return failed(format!("{function} has no keyword argument {name:?}")),
+                Some(_) => return failed(format!("{function} got two values for an argument")),
+                // its name may come from a message, through **
+                None => return failed(format!("{function} was given a keyword argument it does not take")),
             }
         }
         if let Some(place) = bound.iter().take(required).position(Option::is_none) {

@@ -320,6 +320,13 @@ mod tests {
             "{{ 1 + 'a' }}",
             "{{ messages | nosuchfilter }}",
             "{% include 'passwords' %}",
+            "{{ dict(**messages[1]).x.y }}{{ 'x'.center(**{messages[0].content: 1}) }}",
+            "{{ [1] | map(messages[0].content) | list }}",
+            "{{ [1] | select(messages[0].content) | list }}",
+            "{{ [{}] | map(attribute=messages[0].content) | sum }}",
+            "{{ ('{' ~ messages[0].content ~ '}').format(1) }}",
+            "{{ ('{0.' ~ messages[0].content ~ '.x}').format({}) }}",
+            "{{ {}[messages[0].content].x }}",
             "{{ strftime_now('%Q') }}",
         ] {
             let error = render(source).unwrap_err();

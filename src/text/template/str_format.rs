@@ -111,12 +111,18 @@ impl Fields<'_> {
             None => self.kwargs.iter().find(|(known, _)| &**known == first).map(|(_, value)| value),
         };
         let Some(mut value) = found.cloned() else {
-            return failed(format!("no argument {first:?} for a format"));
+            return failed("a format names an argument that was not given");
         };
         while !rest.is_empty() {
             if let Some(attribute) = rest.strip_prefix('.') {
                 let end = attribute.find(['.', '[']).unwrap_or(attribute.len());
-                value = access::attribute(&value, &attribute[..end].into())?;
+                // as `value.name`, but a name from a format may be a message's text
+                value = match access::attribute(&value, &attribute[..end].into())? {
+                    Value::Undefined(_) => {
+                        Value::undefined("an attribute that a format asks for is undefined")
+                    }
+                    found => found,
+                };
                 rest = &attribute[end..];
             } else if let Some(item) = rest.strip_prefix('[') {
                 let Some(end) = item.find(']') else { return failed("missing ']' in format string") };

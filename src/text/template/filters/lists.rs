@@ -6,7 +6,7 @@ use super::super::given::{Given, is_given, some, text};
 use super::super::meter::{Result, failed, fault, reserve};
 use super::super::ops::like;
 use super::super::show::str_of;
-use super::super::value::{Missing, Seq, Value};
+use super::super::value::{Seq, Value};
 use super::super::{access, ops, predicates};
 use super::call;
 
@@ -31,9 +31,6 @@ pub(super) fn follow(item: &Value, path: &[Value], default: Option<&Value>) -> R
         found = access::item(&found, part)?;
         if let (Value::Undefined(_), Some(default)) = (&found, default) {
             found = default.clone();
-        }
-        if let (Value::Undefined(missing), Value::Str(part)) = (&mut found, part) {
-            *missing = Missing::Attribute(part.as_str().into());
         }
     }
     Ok(found)
