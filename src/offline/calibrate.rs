@@ -30,8 +30,8 @@ use crate::offline::score::read_inputs;
 use crate::text::Input;
 use crate::text::TextError;
 use crate::text::Truncation;
-use crate::text::dataset;
 use crate::text::dataset::Dataset;
+use crate::text::lines;
 
 /// With fewer, the standard deviation is a guess: its own standard error is `1 / sqrt(2 (n - 1))`, 7% at 100.
 pub const MIN_SAMPLES: usize = 100;
@@ -50,7 +50,7 @@ pub fn read_references(paths: &[PathBuf]) -> anyhow::Result<Vec<Input>> {
             let pairs = Dataset::read(path)?.pairs;
             inputs.extend(pairs.into_iter().flat_map(|pair| [pair.chosen, pair.rejected]));
         } else {
-            let read = || read_inputs(dataset::open(path)?);
+            let read = || read_inputs(lines::open(path)?);
             inputs.extend(read().with_context(|| format!("read {}", path.display()))?);
         }
     }
@@ -62,7 +62,7 @@ pub fn read_references(paths: &[PathBuf]) -> anyhow::Result<Vec<Input>> {
 
 /// By the first line that is not blank.
 fn holds_pairs(path: &Path) -> std::io::Result<bool> {
-    for line in dataset::open(path)?.split(b'\n') {
+    for line in lines::open(path)?.split(b'\n') {
         let line = line?;
         if !line.trim_ascii().is_empty() {
             let value: Value = serde_json::from_slice(&line).unwrap_or_default();

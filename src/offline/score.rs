@@ -24,10 +24,13 @@ use crate::model::scorer::Reward;
 use crate::model::scorer::Scorer;
 use crate::model::variant::Variant;
 use crate::offline::forward::forward;
+use crate::text::Conversation;
 use crate::text::Input;
-use crate::text::Message;
 use crate::text::SampleTokenizer;
 use crate::text::Truncation;
+use crate::text::conversation::messages;
+use crate::text::lines;
+use crate::text::lines::explain;
 
 /// A batch takes samples up to this many tokens, where nothing else is said.
 pub const DEFAULT_BATCH_TOKENS: u32 = 16_384;
@@ -73,6 +76,7 @@ pub fn run(
     progress: &mut dyn FnMut(u64),
 ) -> anyhow::Result<Summary> {
     let mut summary = Summary::default();
+    lines::begin(&mut input).context("read the input")?;
     let mut lines = Lines { input: &mut input, number: 0, bytes_read: 0 };
     loop {
         let chunk = lines.next_chunk().context("read the input")?;
@@ -111,6 +115,7 @@ pub fn run(
 
 /// All samples of such lines; fails at the first line that has none.
 pub(super) fn read_inputs(mut input: impl BufRead) -> anyhow::Result<Vec<Input>> {
+    lines::begin(&mut input).context("read the lines")?;
     let mut lines = Lines { input: &mut input, number: 0, bytes_read: 0 };
     let mut inputs = Vec::new();
     loop {
@@ -133,7 +138,9 @@ struct InputLine {
     id: Option<Value>,
     prompt: Option<String>,
     response: Option<String>,
-    messages: Option<Vec<Message>>,
+    messages: Option<Value>,
+    tools: Option<Value>,
+    chat_template_kwargs: Option<Value>,
     formatted: Option<String>,
     token_ids: Option<Vec<u32>>,
 }
@@ -153,7 +160,13 @@ impl Line {
         let parsed: Result<InputLine, _> = serde_json::from_slice(text);
         let line = match parsed {
             Ok(line) => line,
-            Err(error) => return Self { id: number.into(), input: Err(error.to_string()) },
+            Err(error) => {
+                let problem = match std::str::from_utf8(text) {
+                    Ok(text) => explain(text, &error),
+                    Err(_) => error.to_string(),
+                };
+                return Self { id: number.into(), input: Err(problem) };
+            }
         };
         let id = match line.id {
             None => number.into(),
@@ -166,8 +179,13 @@ impl Line {
             }
         };
         let input = match (line.prompt, line.response, line.messages, line.formatted, line.token_ids) {
+            (None, None, Some(turns), None, None) => messages(turns, "messages")
+                .and_then(|turns| Conversation::new(turns, line.tools, line.chat_template_kwargs))
+                .map(Input::Conversation),
+            _ if line.tools.is_some() || line.chat_template_kwargs.is_some() => {
+                Err("tools and chat_template_kwargs go with messages".to_owned())
+            }
             (Some(prompt), Some(response), None, None, None) => Ok(Input::Text { prompt, response }),
-            (None, None, Some(messages), None, None) => Ok(Input::Conversation(messages.into())),
             (None, None, None, Some(text), None) => Ok(Input::Formatted(text)),
             (None, None, None, None, Some(ids)) => Ok(Input::TokenIds(ids)),
             _ => Err("give exactly one of prompt with response, messages, formatted, token_ids".to_owned()),
@@ -421,7 +439,7 @@ mod tests {
             Case { line: br#"[1]"#, output: r#"{"id":13,"error":"the line is not"# },
             Case {
                 line: br#"{"messages":[{"role":"user","content":"a\u0000b"}]}"#,
-                output: r#"{"id":14,"error":"Conversation([Message { role: \"user\", content: \"a\\0b\" }])"#,
+                output: r#"{"id":14,"error":"Conversation(Conversation { messages: [Message("#,
             },
         ];
         let input: Vec<u8> = cases.iter().flat_map(|case| [case.line, b"\n"].concat()).collect();

@@ -97,6 +97,12 @@ impl Message {
         if let Some(media) = MEDIA.iter().find(|key| is_given(key)) {
             return Err(format!("{name}.{media}: only text is scored"));
         }
+        if !fields.iter().any(|(key, value)| !value.is_null() && !["role", "name"].contains(&key.as_str())) {
+            return Err(format!(
+                "{name} says nothing: its content is null or missing, and so is all else. Write \"\" for an empty text"
+            ));
+        }
+        exact(&fields, name)?;
         Ok(Self(fields))
     }
 
@@ -119,6 +125,43 @@ impl Message {
         }
     }
 
+    /// Whether both are equal, but for blanks around a text.
+    pub(super) fn says_the_same_as(&self, other: &Self) -> bool {
+        let trimmed = |value: &Value| value.as_str().map(|text| text.trim().to_owned());
+        self.0.len() == other.0.len()
+            && self.0.iter().all(|(key, value)| {
+                let Some(other) = other.0.get(key) else { return false };
+                value == other
+                    || (key == "content" && trimmed(value).is_some() && trimmed(value) == trimmed(other))
+            })
+    }
+
+    /// The message with other texts in place of its own: of its reasoning, then of its content. `replace` is told which
+    /// of the two it is. All else stays, tool calls too.
+    pub(super) fn with_texts(&self, replace: &mut dyn FnMut(TextOf, &str) -> String) -> Self {
+        let mut fields = self.0.clone();
+        let mut replaced: Vec<(String, String)> = Vec::new(); // one reasoning may have several names
+        for name in REASONING {
+            if let Some(Value::String(text)) = fields.get_mut(name) {
+                let known = replaced.iter().find(|(old, _)| old == text).map(|(_, new)| new.clone());
+                let new = known.unwrap_or_else(|| replace(TextOf::Reasoning, text));
+                replaced.push((std::mem::replace(text, new.clone()), new));
+            }
+        }
+        match fields.get_mut("content") {
+            Some(Value::String(text)) => *text = replace(TextOf::Content, text),
+            Some(Value::Array(parts)) => {
+                for part in parts {
+                    if let Some(Value::String(text)) = part.get_mut("text") {
+                        *text = replace(TextOf::Content, text);
+                    }
+                }
+            }
+            _ => {}
+        }
+        Self(fields)
+    }
+
     /// The message as the template sees it.
     ///
     /// `{"thinking": reasoning, **message, "reasoning_content": reasoning}` without nulls, in Python's order: a key
@@ -137,6 +180,14 @@ impl Message {
         }
         fields
     }
+}
+
+/// What a text of a message is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TextOf {
+    /// Many templates leave it out of all turns but the last.
+    Reasoning,
+    Content,
 }
 
 /// Reads a list of messages; `name` is what an error calls it.
@@ -175,7 +226,12 @@ fn read_tools(value: Option<Value>) -> Result<Option<Vec<Value>>, String> {
             Some(index) => {
                 Err(format!("tools[{index}] is {}: expected a function's JSON schema", kind(&tools[index])))
             }
-            None => Ok(Some(tools)),
+            None => {
+                for (index, tool) in tools.iter().enumerate() {
+                    exact_value(tool, &format!("tools[{index}]"))?;
+                }
+                Ok(Some(tools))
+            }
         },
         other => Err(format!("tools is {}: expected a list of JSON schemas", kind(&other))),
     }
@@ -191,6 +247,7 @@ fn read_arguments(value: Option<Value>) -> Result<Map<String, Value>, String> {
         let fix = if *name == "tools" { "give it beside the messages" } else { "leave it out" };
         return Err(format!("chat_template_kwargs.{name} is not the template's own: {fix}"));
     }
+    exact(&arguments, "chat_template_kwargs")?;
     match arguments.get("documents") {
         None | Some(Value::Null) => {}
         Some(Value::Array(documents)) if documents.iter().all(Value::is_object) => {}
@@ -238,6 +295,30 @@ fn check_content(content: &Value, name: &str) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Refuses numbers that are not kept as they were written: beyond 64 bits an integer is read as a double, and a template
+/// prints the digits of that.
+fn exact(fields: &Map<String, Value>, name: &str) -> Result<(), String> {
+    fields.iter().try_for_each(|(key, value)| exact_value(value, &format!("{name}.{key}")))
+}
+
+fn exact_value(value: &Value, name: &str) -> Result<(), String> {
+    match value {
+        Value::Number(number)
+            if number.as_f64().is_some_and(|value| number.is_f64() && value.abs() >= 2_f64.powi(63)) =>
+        {
+            Err(format!(
+                "{name} is {number}: a number beyond 64 bits is not kept digit by digit, write it as a string"
+            ))
+        }
+        Value::Array(values) => values
+            .iter()
+            .enumerate()
+            .try_for_each(|(index, value)| exact_value(value, &format!("{name}[{index}]"))),
+        Value::Object(fields) => exact(fields, name),
+        _ => Ok(()),
+    }
 }
 
 /// What a value is, for an error: texts are not repeated.
@@ -349,7 +430,7 @@ mod tests {
     fn a_conversation_is_a_list_or_an_object_and_is_written_as_it_was() {
         for text in [
             r#"[{"role":"user","content":"a"}]"#,
-            r#"{"messages":[{"content":null,"role":"user"}],"tools":[]}"#,
+            r#"{"messages":[{"content":null,"role":"user","tool_calls":[]}],"tools":[]}"#,
             r#"{"messages":[],"tools":[{"b":1,"a":2.0}],"chat_template_kwargs":{"enable_thinking":false}}"#,
         ] {
             assert_eq!(serde_json::to_string(&read(text).unwrap()).unwrap(), text);
@@ -380,6 +461,12 @@ mod tests {
             ),
             (message(r#""role":"user","content":[{"type":"text"}]"#), "no string `text`"),
             (message(r#""role":"user","content":"a","video":"x.mp4""#), "messages[1].video"),
+            (message(r#""role":"assistant","content":null,"tool_calls":null"#), "messages[1] says nothing"),
+            (message(r#""role":"assistant","name":"a""#), "messages[1] says nothing"),
+            (
+                message(r#""role":"assistant","tool_calls":[{"id":123456789012345678901234567890}]"#),
+                "messages[1].tool_calls[0].id is 1.2",
+            ),
             (r#"["a"]"#.to_owned(), "messages[0] is a string"),
             (r#"{"messages":[],"functions":[]}"#.to_owned(), "unknown field `functions`"),
             (r#"{"messages":[],"tools":{}}"#.to_owned(), "tools is an object"),

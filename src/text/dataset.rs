@@ -6,28 +6,53 @@
 //! {"chosen": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}], "rejected": [...]}
 //! ```
 //!
-//! Three strings become prompt and response, as in a `Score` request. Where one of them is a list of messages, all
-//! become conversations: a string prompt is a user turn, a string response an assistant turn, and a response that begins
-//! with the prompt's messages (or has no prompt) is the whole conversation. Other keys are allowed and ignored.
+//! Three strings become prompt and response, as in a `Score` request. Where one of them is a list of messages, all become
+//! conversations: a string prompt is a user turn, a string response an assistant turn. `tools` (a list of JSON schemas,
+//! or a string that holds one) and `chat_template_kwargs` (an object) go to the chat template with every message, as in
+//! trl. Other keys are allowed and ignored, but for those that look like a part of the conversation.
+//!
+//! # Where the prompt is
+//!
+//! As `maybe_extract_prompt` of trl 1.16 has it: beside a list of messages that begins with the user, a string prompt is
+//! only a copy, and ignored (a blank or a system turn may differ); without a prompt, or with a list of messages in all
+//! three, what is scored is prompt + response. Where trl would lose a part or say it twice, we do not follow: responses
+//! that begin with the assistant answer a string prompt, a response that begins with the listed prompt's messages is the
+//! whole conversation, and what is neither is refused.
 
 use std::io;
 use std::io::BufRead;
-use std::io::BufReader;
 use std::io::Read;
 use std::path::Path;
 use std::path::PathBuf;
 
-use flate2::bufread::MultiGzDecoder;
 use serde::Deserialize;
+use serde_json::Value;
 
-use crate::disk;
+use crate::text::Conversation;
 use crate::text::Input;
 use crate::text::Message;
+use crate::text::conversation::messages;
+use crate::text::lines;
 
 /// A longer line is an error: more than any model's context.
 const MAX_LINE_BYTES: u64 = 32 << 20;
-/// What a gzip file starts with, whatever it is called.
-const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+/// Keys that trl does not read, and that may hold a part of what the model should see.
+const NEAR_MISSES: [(&str, &str); 14] = [
+    ("tool", "the list of tools is called `tools`"),
+    ("functions", "the list of tools is called `tools`"),
+    ("function", "the list of tools is called `tools`"),
+    ("tools_json", "in a file the list of tools is called `tools`"),
+    ("template_kwargs", "the template's arguments are called `chat_template_kwargs`"),
+    ("chat_template_args", "the template's arguments are called `chat_template_kwargs`"),
+    ("chat_template_kwargs_json", "in a file the template's arguments are called `chat_template_kwargs`"),
+    ("image", "only text is scored"),
+    ("images", "only text is scored"),
+    ("audio", "only text is scored"),
+    ("audios", "only text is scored"),
+    ("video", "only text is scored"),
+    ("videos", "only text is scored"),
+    ("system", "write the system turn into the messages: {\"role\": \"system\", \"content\": ..}"),
+];
 
 /// One human judgement: two responses to a prompt, and which is better.
 #[derive(Clone, Debug, PartialEq)]
@@ -88,14 +113,25 @@ pub enum DatasetError {
 
 #[derive(Deserialize)]
 struct Line {
-    prompt: Option<Turns>,
-    chosen: Turns,
-    rejected: Turns,
-    source: Option<String>,
+    prompt: Option<Value>,
+    chosen: Value,
+    rejected: Value,
+    source: Option<Value>,
+    #[serde(flatten)]
+    beside: Beside,
 }
 
-#[derive(Clone, Deserialize)]
-#[serde(untagged, expecting = "expected a string or a list of messages, {\"role\", \"content\"}")]
+/// What may stand beside the texts of a line.
+#[derive(Deserialize)]
+pub struct Beside {
+    tools: Option<Value>,
+    chat_template_kwargs: Option<Value>,
+    #[serde(flatten)]
+    others: serde_json::Map<String, Value>,
+}
+
+/// A prompt or a response.
+#[derive(Clone)]
 enum Turns {
     Text(String),
     Messages(Vec<Message>),
@@ -115,7 +151,8 @@ impl Dataset {
         let mut dataset =
             Self { path: path.to_owned(), pairs: Vec::new(), equal_lines: Vec::new(), digest: [0; 32] };
         dataset.digest = read(&mut |line, text| {
-            let read: Line = serde_json::from_str(text).map_err(|error| format!("not a pair: {error}"))?;
+            let read: Line = serde_json::from_str(text)
+                .map_err(|error| format!("not a pair: {}", lines::explain(text, &error)))?;
             let pair = read.into_pair(line)?;
             if pair.chosen == pair.rejected {
                 dataset.equal_lines.push(line);
@@ -134,22 +171,12 @@ impl Dataset {
     }
 }
 
-/// A file of lines, unpacked if it is gzipped.
-pub fn open(path: &Path) -> io::Result<Box<dyn BufRead>> {
-    let mut file = BufReader::new(disk::open(path)?);
-    if file.fill_buf()?.starts_with(&GZIP_MAGIC) {
-        Ok(Box::new(BufReader::new(MultiGzDecoder::new(file))))
-    } else {
-        Ok(Box::new(file))
-    }
-}
-
 /// Is told a line's number, from 1, and its text; says what is wrong with it.
 pub type EachLine<'a> = dyn FnMut(usize, &str) -> Result<(), String> + 'a;
 
 /// Reads the lines of a file, plain or gzipped, that are not blank. Returns the blake3 of its content, unpacked.
 pub fn read_lines(path: &Path, each: &mut EachLine<'_>) -> Result<[u8; 32], DatasetError> {
-    let input = open(path).map_err(|source| DatasetError::Read { path: path.to_owned(), source })?;
+    let input = lines::open(path).map_err(|source| DatasetError::Read { path: path.to_owned(), source })?;
     lines_of(path, input, each)
 }
 
@@ -177,42 +204,168 @@ fn lines_of(path: &Path, mut input: impl BufRead, each: &mut EachLine<'_>) -> Re
 
 impl Line {
     fn into_pair(self, line: usize) -> Result<PreferencePair, String> {
-        let Self { prompt, chosen, rejected, source } = self;
-        let is_text = |turns: &Turns| matches!(turns, Turns::Text(_));
-        if prompt.is_none() && (is_text(&chosen) || is_text(&rejected)) {
-            return Err(
-                "`prompt` is missing: only lists of messages, as `chosen` and `rejected`, can do without"
-                    .to_owned(),
-            );
-        }
-        let response = |response: Turns| match (&prompt, response) {
-            (Some(Turns::Text(prompt)), Turns::Text(response)) if is_text(&chosen) && is_text(&rejected) => {
-                Ok(Input::Text { prompt: prompt.clone(), response })
-            }
-            (prompt, response) => {
-                conversation(prompt.clone(), response).map(|messages| Input::Conversation(messages.into()))
-            }
+        let Self { prompt, chosen, rejected, source, beside } = self;
+        let responses = vec![("chosen".to_owned(), chosen), ("rejected".to_owned(), rejected)];
+        let mut inputs = inputs(prompt, responses, beside)?.into_iter();
+        let (Some(chosen), Some(rejected)) = (inputs.next(), inputs.next()) else {
+            unreachable!("one for each response")
         };
-        let (chosen, rejected) = (response(chosen.clone())?, response(rejected.clone())?);
+        let source = match source {
+            Some(Value::String(source)) => Some(source),
+            None | Some(Value::Null) => None,
+            Some(other) => return Err(format!("source is {other}: expected a string")),
+        };
         Ok(PreferencePair { chosen, rejected, source, line })
     }
 }
 
-fn conversation(prompt: Option<Turns>, response: Turns) -> Result<Vec<Message>, String> {
-    let mut messages = match prompt {
+/// What is scored of the named responses to one prompt: all strings, or all conversations.
+///
+/// Fails, in words that name the field, where something is not understood.
+pub fn inputs(
+    prompt: Option<Value>,
+    responses: Vec<(String, Value)>,
+    beside: Beside,
+) -> Result<Vec<Input>, String> {
+    let prompt = match prompt {
+        None | Some(Value::Null) => None,
+        Some(prompt) => Some(Turns::read(prompt, "prompt")?),
+    };
+    let named = responses.into_iter().map(|(name, turns)| {
+        let turns = Turns::read(turns, &name)?;
+        Ok((name, turns))
+    });
+    let responses = named.collect::<Result<Vec<_>, String>>()?;
+    let is_text = |turns: &Turns| matches!(turns, Turns::Text(_));
+    if prompt.is_none() && responses.iter().any(|(_, response)| is_text(response)) {
+        let problem =
+            "`prompt` is missing: only lists of messages, as `chosen` and `rejected`, can do without";
+        return Err(problem.to_owned());
+    }
+    if let Some(Turns::Text(prompt)) = &prompt
+        && responses.iter().all(|(_, response)| is_text(response))
+    {
+        beside.none_for_strings()?;
+        let text = |(_, response)| match response {
+            Turns::Text(response) => Input::Text { prompt: prompt.clone(), response },
+            Turns::Messages(_) => unreachable!("all are strings"),
+        };
+        return Ok(responses.into_iter().map(text).collect());
+    }
+    let whole = responses.iter().find(|(_, response)| response.is_whole(prompt.as_ref()));
+    let short = responses.iter().find(|(_, response)| is_text(response));
+    if let (Some((whole, _)), Some((short, _)), Some(Turns::Text(_))) = (whole, short, &prompt) {
+        return Err(format!(
+            "{whole} is a whole conversation, and {short} a string: write both the same way"
+        ));
+    }
+    let joined = responses.into_iter().map(|(name, response)| join(prompt.as_ref(), response, &name));
+    let joined = joined.collect::<Result<Vec<_>, _>>()?;
+    beside.check(joined.iter().flatten().any(|message| message.role() == "system"))?;
+    let Beside { tools, chat_template_kwargs, .. } = beside;
+    let Conversation { tools, arguments, .. } = Conversation::new(Vec::new(), tools, chat_template_kwargs)?;
+    let conversation = |messages| {
+        Input::Conversation(Conversation { messages, tools: tools.clone(), arguments: arguments.clone() })
+    };
+    Ok(joined.into_iter().map(conversation).collect())
+}
+
+impl Beside {
+    /// Strings go to no template by themselves, so that tools beside them would be lost.
+    fn none_for_strings(&self) -> Result<(), String> {
+        for (name, value) in [("tools", &self.tools), ("chat_template_kwargs", &self.chat_template_kwargs)] {
+            if value.as_ref().is_some_and(says_something) {
+                return Err(format!(
+                    "{name} goes with messages: write prompt and responses as lists of those"
+                ));
+            }
+        }
+        self.check(false)
+    }
+
+    /// Refuses what looks like a part of the conversation and is not read.
+    fn check(&self, has_system_turn: bool) -> Result<(), String> {
+        for (name, fix) in NEAR_MISSES {
+            let is_copy = name == "system" && has_system_turn;
+            if !is_copy && self.others.get(name).is_some_and(says_something) {
+                return Err(format!("`{name}` is not read: {fix}, or leave the key out"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An empty column is in many data sets.
+fn says_something(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::String(text) => !matches!(text.trim(), "" | "[]" | "{}" | "null"),
+        Value::Array(values) => !values.is_empty(),
+        Value::Object(fields) => !fields.is_empty(),
+        Value::Bool(_) | Value::Number(_) => true,
+    }
+}
+
+impl Turns {
+    fn read(value: Value, name: &str) -> Result<Self, String> {
+        match value {
+            Value::String(text) => Ok(Self::Text(text)),
+            Value::Array(_) => messages(value, name).map(Self::Messages),
+            Value::Null => Err(format!("{name} is null: expected a string or a list of messages")),
+            _ => Err(format!("{name} is neither a string nor a list of messages")),
+        }
+    }
+
+    /// Whether this response has the prompt within it.
+    fn is_whole(&self, prompt: Option<&Self>) -> bool {
+        match (self, prompt) {
+            (Self::Text(_), _) => false,
+            (Self::Messages(_), None) => true,
+            (Self::Messages(response), Some(Self::Text(_))) => first_role(response) == Some("user"),
+            (Self::Messages(response), Some(Self::Messages(prompt))) => begins_with(response, prompt),
+        }
+    }
+}
+
+fn join(prompt: Option<&Turns>, response: Turns, name: &str) -> Result<Vec<Message>, String> {
+    let is_whole = response.is_whole(prompt);
+    let response = match response {
+        Turns::Text(response) => vec![Message::new("assistant", response)],
+        Turns::Messages(response) if response.is_empty() => return Err(format!("{name} has no messages")),
+        Turns::Messages(response) if is_whole => return Ok(response),
+        Turns::Messages(response) => response,
+    };
+    let mut joined = match prompt {
         None => Vec::new(),
         Some(Turns::Text(prompt)) => vec![Message::new("user", prompt)],
-        Some(Turns::Messages(messages)) => messages,
+        Some(Turns::Messages(prompt)) => prompt.clone(),
     };
-    match response {
-        Turns::Text(response) => messages.push(Message::new("assistant", response)),
-        Turns::Messages(response) if response.is_empty() => {
-            return Err("a response has no messages".to_owned());
-        }
-        Turns::Messages(response) if response.starts_with(&messages) => messages = response,
-        Turns::Messages(response) => messages.extend(response),
+    let begins_with_system = response[0].role() == "system" && !joined.is_empty();
+    let asks_twice =
+        joined.last().is_some_and(|last| last.role() == "user") && first_role(&response) == Some("user");
+    if begins_with_system || asks_twice {
+        return Err(format!(
+            "{name} begins with the {}, and not with the messages of `prompt`: should it go on from there, or is it the \
+             whole conversation? Leave `prompt` out if it is",
+            response[0].role()
+        ));
     }
-    Ok(messages)
+    joined.extend(response);
+    Ok(joined)
+}
+
+/// Of the first turn that is not the system's.
+fn first_role(messages: &[Message]) -> Option<&str> {
+    messages.iter().map(Message::role).find(|role| *role != "system")
+}
+
+/// Whether a response has a prompt's messages at its beginning, but for blanks, and for a system turn that the prompt
+/// lacks.
+fn begins_with(response: &[Message], prompt: &[Message]) -> bool {
+    let has_system = |messages: &[Message]| messages.first().is_some_and(|first| first.role() == "system");
+    let start = usize::from(has_system(response) && !has_system(prompt));
+    let rest = &response[start..];
+    prompt.len() < rest.len() && prompt.iter().zip(rest).all(|(one, other)| one.says_the_same_as(other))
 }
 
 #[cfg(test)]
@@ -279,13 +432,118 @@ mod tests {
         for (bad, reason) in [
             ("{", "not a pair"),
             (r#"{"prompt":"p","chosen":"a"}"#, "missing field `rejected`"),
-            (r#"{"prompt":"p","chosen":"a","rejected":7}"#, "list of messages"),
+            (
+                r#"{"prompt":"p","chosen":"a","rejected":7}"#,
+                "rejected is neither a string nor a list of messages",
+            ),
+            (r#"{"prompt":"p","chosen":null,"rejected":"b"}"#, "chosen is null"),
+            (r#"{"prompt":"p","chosen":"a","rejected":"b","score":NaN}"#, "NaN is no JSON"),
+            (r#"{"prompt":"p","chosen":"a","rejected":"b","source":7}"#, "source is 7"),
+            (r#"{"prompt":"p","chosen":"a","rejected":"b","system":"Be kind."}"#, "`system` is not read"),
+            (r#"{"prompt":"p","chosen":"a","rejected":"b","images":["x.png"]}"#, "`images` is not read"),
+            (
+                r#"{"prompt":"p","chosen":"a","rejected":"b","tools":[{"type":"function"}]}"#,
+                "tools goes with messages",
+            ),
+            (
+                r#"{"prompt":[{"role":"user","content":"p"}],"chosen":"a","rejected":"b","functions":[{}]}"#,
+                "`functions` is not read",
+            ),
+            (
+                r#"{"prompt":[{"role":"user","content":"p"}],"chosen":"a","rejected":[{"role":"assistant","content":null}]}"#,
+                "rejected[0] says nothing",
+            ),
+            (
+                r#"{"prompt":"p","chosen":[{"role":"user","content":"p"},{"role":"assistant","content":"a"}],"rejected":"b"}"#,
+                "chosen is a whole conversation, and rejected a string",
+            ),
+            (
+                r#"{"prompt":[{"role":"user","content":"q"}],"chosen":"a","rejected":[{"role":"user","content":"p"},{"role":"assistant","content":"a"}]}"#,
+                "rejected begins with the user",
+            ),
+            (
+                r#"{"prompt":"p","chosen":[{"role":"system","content":"s"},{"role":"assistant","content":"a"}],"rejected":"b"}"#,
+                "chosen begins with the system",
+            ),
             (r#"{"chosen":"a","rejected":"b"}"#, "`prompt` is missing"),
             (r#"{"prompt":"p","chosen":"a","rejected":[]}"#, "no messages"),
         ] {
             let error = error(&format!("{good}\n\n{bad}\n"));
             assert!(error.starts_with("pairs.jsonl:3: ") && error.contains(reason), "{error}");
         }
+    }
+
+    /// `tests/reference/pairs.py` compares with trl itself, on random pairs.
+    #[test]
+    fn a_prompt_is_never_said_twice_and_never_lost() {
+        let (s, u, p) = (
+            r#"{"role":"system","content":"s"}"#,
+            r#"{"role":"user","content":"p"}"#,
+            r#"{"role":"user","content":"p "}"#,
+        );
+        let (a, b, again) = (
+            r#"{"role":"assistant","content":"a"}"#,
+            r#"{"role":"assistant","content":"b"}"#,
+            r#"{"role":"user","content":"q"}"#,
+        );
+        let roles = |input: &Input| match input {
+            Input::Conversation(conversation) => {
+                conversation.messages.iter().map(|message| message.role()[..1].to_owned()).collect::<String>()
+            }
+            other => panic!("{other:?}"),
+        };
+        for (prompt, before, expected) in [
+            (r#""p""#.to_owned(), u.to_owned() + ",", "ua"),
+            (r#""p""#.to_owned(), format!("{s},{u},"), "sua"),
+            (r#""p ""#.to_owned(), format!("{u},"), "ua"),
+            (r#""p""#.to_owned(), String::new(), "ua"),
+            ("null".to_owned(), format!("{u},"), "ua"),
+            (format!("[{u}]"), String::new(), "ua"),
+            (format!("[{u}]"), format!("{s},{u},"), "sua"),
+            (format!("[{p}]"), format!("{u},"), "ua"),
+            (format!("[{s},{u}]"), format!("{s},{u},"), "sua"),
+            (format!("[{u},{a}]"), format!("{again},"), "uaua"),
+            (format!("[{u},{a},{again}]"), String::new(), "uaua"),
+        ] {
+            let line = format!(r#"{{"prompt":{prompt},"chosen":[{before}{a}],"rejected":[{before}{b}]}}"#);
+            let data = read(&line).unwrap();
+            assert_eq!(
+                (roles(&data.pairs[0].chosen), roles(&data.pairs[0].rejected)),
+                (expected.to_owned(), expected.to_owned()),
+                "{line}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_the_template_reads_is_kept() {
+        let call = |place: &str| {
+            format!(
+                r#"{{"role":"assistant","content":null,"tool_calls":[{{"function":{{"name":"tide","arguments":{{"place":"{place}"}}}}}}]}}"#
+            )
+        };
+        let user = r#"{"role":"user","content":[{"type":"text","text":"Tide?"}]}"#;
+        let tools = r#"[{"b":1,"a":2.0}]"#;
+        let line = format!(
+            r#"{{"prompt":[{user}],"chosen":[{}],"rejected":[{}],"tools":{tools},"chat_template_kwargs":{{"x":1}},"system":""}}"#,
+            call("Porto"),
+            call("Paris")
+        );
+        let data = read(&line).unwrap();
+        let (Input::Conversation(chosen), Input::Conversation(rejected)) =
+            (&data.pairs[0].chosen, &data.pairs[0].rejected)
+        else {
+            panic!("{data:?}")
+        };
+        assert_eq!(serde_json::to_string(&chosen.messages).unwrap(), format!("[{user},{}]", call("Porto")));
+        assert_eq!(serde_json::to_string(&rejected.messages).unwrap(), format!("[{user},{}]", call("Paris")));
+        for conversation in [chosen, rejected] {
+            assert_eq!(serde_json::to_string(&conversation.tools).unwrap(), tools);
+            assert_eq!(serde_json::to_string(&conversation.arguments).unwrap(), r#"{"x":1}"#);
+        }
+        // as a column of one type has it
+        let quoted = line.replace(tools, &format!("{tools:?}"));
+        assert_eq!(read(&quoted).unwrap().pairs[0].chosen, data.pairs[0].chosen);
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub mod dataset;
 mod ending;
 mod error;
 mod files;
+pub mod lines;
 mod settings;
 mod spans;
 pub mod special;
@@ -281,18 +282,9 @@ impl SampleTokenizer {
         let spans = match truncation {
             Truncation::Reject => Vec::new(), // nothing will be dropped
             Truncation::Left | Truncation::Right => {
-                let contents: Vec<&str> = conversation
-                    .messages
-                    .iter()
-                    .map(|message| message.content().and_then(|content| content.as_str()).unwrap_or_default())
-                    .collect();
-                let marked = conversation
-                    .messages
-                    .iter()
-                    .map(|message| Message::new(message.role(), spans::MARK))
-                    .collect::<Vec<_>>();
-                let scaffold = template.render(&marked.into(), false).ok();
-                spans::spans(&text, scaffold.as_deref(), &contents)
+                let (marked, texts) = spans::marked(conversation);
+                let scaffold = marked.and_then(|marked| template.render(&marked, false).ok());
+                spans::spans(&text, scaffold.as_deref(), &texts)
             }
         };
         self.end.finish(&mut text, &self.eos);

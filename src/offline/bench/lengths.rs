@@ -19,6 +19,7 @@ use anyhow::ensure;
 use crate::offline::bench::noise::Noise;
 use crate::offline::score;
 use crate::text::Input;
+use crate::text::lines;
 
 /// More than fit into memory as samples of any length is a slip of the finger.
 const MAX_SAMPLES: usize = 1_000_000;
@@ -131,7 +132,8 @@ fn log_uniform(noise: &mut Noise, shortest: usize, longest: usize) -> usize {
     length.clamp(shortest, longest)
 }
 
-fn parse_file(bytes: &[u8]) -> anyhow::Result<Lengths> {
+fn parse_file(mut bytes: &[u8]) -> anyhow::Result<Lengths> {
+    lines::begin(&mut bytes)?;
     let lengths = if bytes.trim_ascii_start().first() == Some(&b'{') {
         Lengths::Recorded(score::read_inputs(BufReader::new(bytes))?)
     } else {

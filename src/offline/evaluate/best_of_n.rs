@@ -10,10 +10,13 @@ use std::path::Path;
 
 use anyhow::ensure;
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::text::Input;
-use crate::text::Message;
+use crate::text::dataset::Beside;
+use crate::text::dataset::inputs;
 use crate::text::dataset::read_lines;
+use crate::text::lines;
 
 /// A prompt with its responses.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,34 +29,25 @@ pub(super) struct Candidates {
 
 #[derive(Deserialize)]
 struct Line {
-    prompt: Prompt,
-    responses: Vec<String>,
+    prompt: Option<Value>,
+    responses: Vec<Value>,
+    #[serde(flatten)]
+    beside: Beside,
 }
 
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "expected a string or a list of messages, {\"role\", \"content\"}")]
-enum Prompt {
-    Text(String),
-    Messages(Vec<Message>),
-}
-
-/// Reads `{"prompt": .., "responses": [..]}` lines, plain or gzipped; other keys are allowed and ignored.
+/// Reads `{"prompt": .., "responses": [..]}` lines, plain or gzipped; prompt, responses and what is beside them are read
+/// as those of pairs are.
 pub(super) fn read_candidates(path: &Path) -> anyhow::Result<Vec<Candidates>> {
     let mut candidates = Vec::new();
     read_lines(path, &mut |line, text| {
-        let Line { prompt, responses } =
-            serde_json::from_str(text).map_err(|error| format!("not a prompt with responses: {error}"))?;
+        let Line { prompt, responses, beside } = serde_json::from_str(text)
+            .map_err(|error| format!("not a prompt with responses: {}", lines::explain(text, &error)))?;
         if responses.len() < 2 {
             return Err(format!("`responses` has {}, choosing takes at least 2", responses.len()));
         }
-        let input = |response: String| match &prompt {
-            Prompt::Text(prompt) => Input::Text { prompt: prompt.clone(), response },
-            Prompt::Messages(messages) => {
-                let answer = Message::new("assistant", response);
-                Input::Conversation(messages.iter().cloned().chain([answer]).collect::<Vec<_>>().into())
-            }
-        };
-        candidates.push(Candidates { line, responses: responses.into_iter().map(input).collect() });
+        let named = |(index, response)| (format!("responses[{index}]"), response);
+        let responses = inputs(prompt, responses.into_iter().enumerate().map(named).collect(), beside)?;
+        candidates.push(Candidates { line, responses });
         Ok(())
     })?;
     ensure!(!candidates.is_empty(), "{} holds no prompts", path.display());

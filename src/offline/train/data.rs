@@ -384,7 +384,14 @@ pub(super) fn write_lines(pairs: &[&Pair], path: &Path) -> anyhow::Result<()> {
                 json!({"prompt": prompt, "chosen": chosen, "rejected": rejected})
             }
             (Input::Conversation(chosen), Input::Conversation(rejected)) => {
-                json!({"chosen": chosen, "rejected": rejected})
+                let mut line = json!({"chosen": chosen.messages, "rejected": rejected.messages});
+                if let Some(tools) = &chosen.tools {
+                    line["tools"] = json!(tools);
+                }
+                if !chosen.arguments.is_empty() {
+                    line["chat_template_kwargs"] = json!(chosen.arguments);
+                }
+                line
             }
             (chosen, rejected) => unreachable!("a data set has no such pair: {chosen:?}, {rejected:?}"),
         };
