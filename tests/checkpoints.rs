@@ -102,14 +102,18 @@ fn a_spoiled_checkpoint_is_refused_by_name() {
         },
         Case {
             name: "unknown rope",
-            spoil: |c| c.config["rope_scaling"] = json!({"rope_type": "longrope", "factor": 2.0}),
+            spoil: |c| c.config["rope_scaling"] = json!({"rope_type": "proportional", "factor": 2.0}),
             then: NOTHING_MORE,
-            says: &["`longrope`", "yarn"],
+            says: &["`proportional`", "yarn"],
             by_check: true,
         },
         Case {
             name: "partial rotary",
-            spoil: |c| c.config["partial_rotary_factor"] = json!(0.5),
+            // without a scaling, transformers ignores it, and so do we
+            spoil: |c| {
+                c.config["partial_rotary_factor"] = json!(0.5);
+                c.config["rope_scaling"] = json!({"rope_type": "linear", "factor": 2.0});
+            },
             then: NOTHING_MORE,
             says: &["`partial_rotary_factor` is 0.5"],
             by_check: true,
@@ -270,7 +274,7 @@ fn a_spoiled_checkpoint_is_refused_by_name() {
         },
         Case {
             name: "first_eos without an eos",
-            spoil: NOTHING,
+            spoil: |c| c.config["eos_token_id"] = json!(null),
             then: |dir| std::fs::write(dir.join("rewarm.json"), r#"{"pooling": "first_eos"}"#).unwrap(),
             says: &["first_eos", "eos_token_id"],
             by_check: true,
@@ -339,9 +343,10 @@ fn absurd_numbers_in_a_config_are_refused_before_anything_is_allocated() {
             std::fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
         }
         if !dir.path().join("tokenizer.json").exists() {
-            let other =
-                Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/evaluate/member-0/tokenizer.json");
-            std::fs::copy(other, dir.path().join("tokenizer.json")).unwrap();
+            let other = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/evaluate/member-0");
+            for name in ["tokenizer.json", "tokenizer_config.json"] {
+                std::fs::copy(other.join(name), dir.path().join(name)).unwrap();
+            }
             std::fs::write(dir.path().join("rewarm.json"), r#"{"text_rule": "concatenation"}"#).unwrap();
         }
         let original: serde_json::Value =

@@ -60,8 +60,10 @@ fn copy(source: &str) -> tempfile::TempDir {
         }
     }
     if !dir.path().join("tokenizer.json").exists() {
-        let other = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/evaluate/member-0/tokenizer.json");
-        fs::copy(other, dir.path().join("tokenizer.json")).unwrap();
+        let other = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/evaluate/member-0");
+        for name in ["tokenizer.json", "tokenizer_config.json"] {
+            fs::copy(other.join(name), dir.path().join(name)).unwrap();
+        }
         fs::write(dir.path().join("rewarm.json"), r#"{"text_rule": "concatenation"}"#).unwrap();
     }
     dir
