@@ -20,6 +20,10 @@ use crate::text::Truncation;
 /// The longest name that a request may give or ask for, in bytes: `request_id`, `routing_key`, `variant`,
 /// `expected_fingerprint` and `Sample.id`. They are echoed.
 pub(super) const MAX_NAME_BYTES: usize = 256;
+/// Of `tools_json` and `chat_template_kwargs_json`, which are read anew for each sample that they hold for.
+const MAX_TEMPLATE_JSON_BYTES: usize = 256 << 10;
+/// Of one JSON text.
+const MAX_JSON_VALUES: usize = 64 << 10;
 /// A thousand bad samples are usually one mistake.
 const MAX_VIOLATIONS: usize = 16;
 
@@ -193,6 +197,9 @@ fn read_conversation(
     let messages = conversation.messages.iter().enumerate().map(message).collect::<Result<_, _>>()?;
     let given = |own: &String, default: &String, name| {
         let json = if own.is_empty() { default } else { own };
+        if json.len() > MAX_TEMPLATE_JSON_BYTES {
+            return Err(format!("{name} has {} bytes, the limit is {MAX_TEMPLATE_JSON_BYTES}", json.len()));
+        }
         if json.is_empty() { Ok(None) } else { parse(json, name).map(Some) }
     };
     let tools = given(&conversation.tools_json, &defaults.tools_json, "tools_json")?;
@@ -205,7 +212,26 @@ fn read_conversation(
 }
 
 fn parse(json: &str, name: &str) -> Result<Value, String> {
+    let values = json_values(json);
+    if values > MAX_JSON_VALUES {
+        return Err(format!("{name} has about {values} values, the limit is {MAX_JSON_VALUES}"));
+    }
     serde_json::from_str(json).map_err(|error| format!("{name} is not JSON: {error}"))
+}
+
+/// About how many values JSON has: each takes memory of its own, however short it is.
+fn json_values(json: &str) -> usize {
+    let (mut values, mut is_string, mut is_escaped) = (0, false, false);
+    for byte in json.bytes() {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = is_string,
+            b'"' => is_string = !is_string,
+            b',' | b'[' | b'{' if !is_string => values += 1,
+            _ => {}
+        }
+    }
+    values
 }
 
 fn priority(value: i32, violations: &mut Violations) -> Priority {
@@ -250,5 +276,24 @@ impl Violations {
 
     fn none(self) -> Result<(), ServiceError> {
         if self.0.is_empty() { Ok(()) } else { Err(ServiceError::BadRequest(self.0)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_that_is_small_and_holds_much_is_refused() {
+        assert_eq!(json_values(r#"{"a": [1, 2, "x, \", [y]"], "b": {}}"#), 6);
+        let zeros = format!("[{}0]", "0,".repeat(MAX_JSON_VALUES));
+        let error = parse(&zeros, "tools_json").unwrap_err();
+        assert_eq!(error, "tools_json has about 65537 values, the limit is 65536");
+        assert!(parse(&format!("[\"{}\"]", "a, [".repeat(MAX_JSON_VALUES)), "x").is_ok(), "text is no value");
+
+        let large = format!("[\"{}\"]", "x".repeat(MAX_TEMPLATE_JSON_BYTES));
+        let defaults = TemplateDefaults { tools_json: large, ..Default::default() };
+        let error = read_conversation(&proto::Conversation::default(), &defaults).unwrap_err();
+        assert_eq!(error, "tools_json has 262148 bytes, the limit is 262144");
     }
 }

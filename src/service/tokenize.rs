@@ -1,8 +1,12 @@
 //! The threads that render and tokenize, so that the async ones never wait for a long text.
 //!
-//! Requests take turns, one sample at a time: a thread takes the request at the front, puts it back at the
-//! end if it has more samples, and tokenizes one. So a single sample that arrives behind a request of a
-//! thousand waits for a few of them, not for all. A request whose caller has gone is dropped at its next turn.
+//! Requests take turns, one step of one sample at a time: a thread takes the request at the front, puts it back
+//! at the end if it has more to do, and tokenizes for some milliseconds. So a single sample that arrives behind a
+//! request of a thousand, or behind texts of megabytes, waits for a few steps of them, not for all. A request
+//! whose caller has gone is dropped at its next turn.
+//!
+//! A text without a place to cut it makes long steps. Half of the threads take those, one at a time each; the
+//! others never do, so that there is always one for the rest.
 //!
 //! # Why not rayon?
 //!
@@ -21,6 +25,7 @@ use std::sync::PoisonError;
 use tokio::sync::mpsc;
 
 use crate::service::request::Received;
+use crate::text::Progress;
 use crate::text::SampleTokenizer;
 use crate::text::TextError;
 use crate::text::TokenizedSample;
@@ -51,9 +56,27 @@ struct Turns {
 
 #[derive(Default)]
 struct Waiting {
-    /// Requests, each with the index of its next sample, in the order of their turns.
-    requests: VecDeque<(Arc<Request>, usize)>,
+    /// In the order of their turns.
+    requests: VecDeque<Turn>,
+    /// Samples whose next step is long.
+    long: VecDeque<Work>,
     is_closed: bool,
+}
+
+/// A request that waits for its turn.
+struct Turn {
+    request: Arc<Request>,
+    /// Samples between two steps: they go first, so that there are never more of them than threads.
+    begun: Vec<Work>,
+    /// The first sample that was not begun.
+    next: usize,
+}
+
+/// One sample, before its first step or between two.
+struct Work {
+    request: Arc<Request>,
+    index: usize,
+    progress: Option<Progress>,
 }
 
 struct Request {
@@ -70,7 +93,9 @@ impl TokenizerThreads {
         let num_threads = std::thread::available_parallelism().map_or(2, |cores| cores.get().max(2));
         for index in 0..num_threads {
             let turns = turns.clone();
-            std::thread::Builder::new().name(format!("tokenize-{index}")).spawn(move || turns.work())?;
+            let takes_long = index % 2 == 1;
+            let work = move || turns.work(takes_long);
+            std::thread::Builder::new().name(format!("tokenize-{index}")).spawn(work)?;
         }
         Ok(Self { turns })
     }
@@ -86,7 +111,7 @@ impl TokenizerThreads {
         let (answers, mut answered) = mpsc::unbounded_channel();
         if !inputs.is_empty() {
             let request = Arc::new(Request { tokenizer, inputs, truncation, answers });
-            self.turns.lock().requests.push_back((request, 0));
+            self.turns.lock().requests.push_back(Turn { request, begun: Vec::new(), next: 0 });
             self.turns.changed.notify_all();
         }
         while let Some((index, outcome)) = answered.recv().await {
@@ -105,42 +130,94 @@ impl Drop for TokenizerThreads {
 }
 
 impl Turns {
-    fn work(&self) {
-        while let Some((request, index)) = self.next_sample() {
-            let outcome = catch_unwind(AssertUnwindSafe(|| {
-                let input = request.inputs[index].read()?;
-                request.tokenizer.tokenize(&input, request.truncation)
-            }));
-            let outcome = outcome.map_err(|_| TokenizeError::Panicked).and_then(|outcome| Ok(outcome?));
-            // The caller may have gone.
-            let _ = request.answers.send((index, outcome));
+    fn work(&self, takes_long: bool) {
+        while let Some(work) = self.next(takes_long) {
+            let (request, index) = (work.request.clone(), work.index);
+            match catch_unwind(AssertUnwindSafe(|| step(work))) {
+                Ok(Ok(Step::More(work))) => self.put_back(work),
+                Ok(Ok(Step::Done(sample))) => request.answer(index, Ok(sample)),
+                Ok(Err(error)) => request.answer(index, Err(error.into())),
+                Err(_) => request.answer(index, Err(TokenizeError::Panicked)),
+            }
         }
     }
 
-    /// Waits for a sample; none once the threads shall end.
-    fn next_sample(&self) -> Option<(Arc<Request>, usize)> {
+    /// Waits for something to do; none once the threads shall end.
+    fn next(&self, takes_long: bool) -> Option<Work> {
         let mut waiting = self.lock();
         loop {
             if waiting.is_closed {
                 return None;
             }
-            match waiting.requests.pop_front() {
-                Some((request, _)) if request.answers.is_closed() => {}
-                Some((request, index)) => {
-                    if index + 1 < request.inputs.len() {
-                        waiting.requests.push_back((request.clone(), index + 1));
-                    }
-                    return Some((request, index));
+            if takes_long && let Some(work) = waiting.long.pop_front() {
+                if !work.request.answers.is_closed() {
+                    return Some(work);
                 }
-                None => waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner),
+            } else if let Some(mut turn) = waiting.requests.pop_front() {
+                if turn.request.answers.is_closed() {
+                    continue;
+                }
+                let work = turn.begun.pop().unwrap_or_else(|| {
+                    turn.next += 1;
+                    Work { request: turn.request.clone(), index: turn.next - 1, progress: None }
+                });
+                if turn.next < turn.request.inputs.len() || !turn.begun.is_empty() {
+                    waiting.requests.push_back(turn);
+                }
+                return Some(work);
+            } else {
+                waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
             }
         }
+    }
+
+    /// A sample that needs more steps waits for its request's next turn.
+    fn put_back(&self, work: Work) {
+        let mut waiting = self.lock();
+        let is_long = work.progress.as_ref().is_some_and(Progress::is_long);
+        if is_long {
+            waiting.long.push_back(work);
+        } else if let Some(turn) =
+            waiting.requests.iter_mut().find(|turn| Arc::ptr_eq(&turn.request, &work.request))
+        {
+            turn.begun.push(work);
+        } else {
+            let request = work.request.clone();
+            let next = request.inputs.len();
+            waiting.requests.push_back(Turn { request, begun: vec![work], next });
+        }
+        drop(waiting);
+        self.changed.notify_all();
     }
 
     /// Nothing under the lock can panic half-way.
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl Request {
+    fn answer(&self, index: usize, outcome: Tokenized) {
+        // The caller may have gone.
+        let _ = self.answers.send((index, outcome));
+    }
+}
+
+enum Step {
+    Done(TokenizedSample),
+    More(Work),
+}
+
+fn step(mut work: Work) -> Result<Step, TextError> {
+    let Request { tokenizer, inputs, truncation, .. } = &*work.request;
+    let mut progress = match work.progress.take() {
+        Some(progress) => progress,
+        None => tokenizer.begin(&*inputs[work.index].read()?, *truncation)?,
+    };
+    Ok(match tokenizer.step(&mut progress)? {
+        Some(sample) => Step::Done(sample),
+        None => Step::More(Work { progress: Some(progress), ..work }),
+    })
 }
 
 #[cfg(test)]
@@ -151,11 +228,17 @@ mod tests {
     use crate::text::Input;
     use crate::text::TextOptions;
 
-    fn request(samples: usize) -> (Arc<Request>, mpsc::UnboundedReceiver<(usize, Tokenized)>) {
+    type Answers = mpsc::UnboundedReceiver<(usize, Tokenized)>;
+
+    fn request(samples: usize) -> (Arc<Request>, Answers) {
+        request_of(vec![Input::TokenIds(vec![1]); samples])
+    }
+
+    fn request_of(inputs: Vec<Input>) -> (Arc<Request>, Answers) {
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models/llama");
-        let options = TextOptions { vocab_size: 100, max_tokens: 8, ..TextOptions::default() };
+        let options = TextOptions { vocab_size: 1 << 20, max_tokens: 8, ..TextOptions::default() };
         let tokenizer = Arc::new(SampleTokenizer::load(&model, &options).unwrap());
-        let inputs = (0..samples).map(|_| Received::Input(Input::TokenIds(vec![1]))).collect();
+        let inputs = inputs.into_iter().map(Received::Input).collect();
         let (answers, answered) = mpsc::unbounded_channel();
         (Arc::new(Request { tokenizer, inputs, truncation: Truncation::Reject, answers }), answered)
     }
@@ -167,15 +250,62 @@ mod tests {
         let (gone, gone_answers) = request(1000);
         let (short, _short_answers) = request(1);
         for request in [&long, &gone, &short] {
-            turns.lock().requests.push_back((request.clone(), 0));
+            turns.lock().requests.push_back(Turn { request: request.clone(), begun: Vec::new(), next: 0 });
         }
         drop(gone_answers);
         let mut order = Vec::new();
         while !turns.lock().requests.is_empty() {
-            let (request, index) = turns.next_sample().unwrap();
-            order.push((request.inputs.len(), index));
+            let work = turns.next(true).unwrap();
+            order.push((work.request.inputs.len(), work.index));
         }
         assert_eq!(order, [(3, 0), (1, 0), (3, 1), (3, 2)]);
+    }
+
+    #[test]
+    fn a_text_of_many_steps_waits_for_its_next_turn_between_them() {
+        let turns = Turns::default();
+        let (long, mut long_answers) = request_of(vec![Input::Formatted("ab ".repeat(30 << 10)); 2]);
+        let (short, _short_answers) = request(1);
+        for request in [&long, &short] {
+            turns.lock().requests.push_back(Turn { request: request.clone(), begun: Vec::new(), next: 0 });
+        }
+        let mut order = Vec::new();
+        while !turns.lock().requests.is_empty() {
+            let work = turns.next(false).unwrap();
+            order.push((work.request.inputs.len(), work.index));
+            let (request, index) = (work.request.clone(), work.index);
+            match step(work) {
+                Ok(Step::More(work)) => turns.put_back(work),
+                Ok(Step::Done(sample)) => request.answer(index, Ok(sample)),
+                Err(error) => request.answer(index, Err(error.into())),
+            }
+        }
+        // begun samples go first, and the short request waits for one step only
+        assert_eq!(order[..3], [(2, 0), (1, 0), (2, 0)]);
+        assert!(order.iter().filter(|turn| **turn == (2, 0)).count() > 2, "{order:?}");
+        let mut answered = Vec::new();
+        while let Ok((index, outcome)) = long_answers.try_recv() {
+            assert!(matches!(outcome, Err(TokenizeError::Text(TextError::TooLong { .. }))), "{outcome:?}");
+            answered.push(index);
+        }
+        assert_eq!(answered, [0, 1]);
+    }
+
+    #[test]
+    fn one_thread_never_takes_long_steps() {
+        let turns = Turns::default();
+        let (giant, _giant_answers) = request_of(vec![Input::Formatted("a".repeat(300 << 10))]);
+        let (short, _short_answers) = request(1);
+        turns.lock().requests.push_back(Turn { request: giant.clone(), begun: Vec::new(), next: 0 });
+        while turns.lock().long.is_empty() {
+            match step(turns.next(false).unwrap()) {
+                Ok(Step::More(work)) => turns.put_back(work),
+                _ => panic!("there is no place to cut it"),
+            }
+        }
+        turns.lock().requests.push_back(Turn { request: short.clone(), begun: Vec::new(), next: 0 });
+        assert!(Arc::ptr_eq(&turns.next(false).unwrap().request, &short));
+        assert!(Arc::ptr_eq(&turns.next(true).unwrap().request, &giant));
     }
 
     #[tokio::test]

@@ -15,10 +15,15 @@ pub enum TextError {
     #[error("the sample is empty: it has no tokens")]
     Empty,
     /// Too long, and truncation was not asked for.
-    #[error("the sample has {tokens} tokens, the limit is {limit}: shorten it or set `truncation`")]
+    #[error(
+        "the sample has {}{tokens} tokens, the limit is {limit}: shorten it or set `truncation`",
+        if *is_more { "more than " } else { "" }
+    )]
     TooLong {
         /// The sample's length.
         tokens: usize,
+        /// There is more, which was not tokenized any more.
+        is_more: bool,
         /// The model's limit.
         limit: usize,
     },
@@ -96,6 +101,14 @@ pub enum TextError {
     TemplateFailed {
         /// What, and in which line of the template.
         reason: String,
+    },
+    /// One word, or one run of alike letters, that is too long to be tokenized.
+    #[error("the text has more than {bytes} bytes without white space or punctuation, the limit is {limit}")]
+    Unbroken {
+        /// What was looked at.
+        bytes: usize,
+        /// The longest run allowed.
+        limit: usize,
     },
     /// More white space in a row than the tokenizer can split correctly.
     #[error("the text has {run} white-space characters in a row, the limit is {limit}")]

@@ -22,6 +22,7 @@ pub mod lines;
 mod settings;
 mod spans;
 pub mod special;
+mod steps;
 pub mod template;
 mod tokenizer;
 mod truncation;
@@ -38,7 +39,7 @@ pub use self::error::TextError;
 use self::files::TextFiles;
 use self::spans::Span;
 use self::template::ChatTemplate;
-use self::tokenizer::Encoder;
+use self::tokenizer::{Encoder, Encoding};
 use self::truncation::Sequence;
 use crate::disk;
 
@@ -203,7 +204,7 @@ impl SampleTokenizer {
                     .map_err(|source| TextError::BadTemplate { path: template.path, source })?,
             ),
         };
-        let encoder = Encoder::new(backend, options);
+        let encoder = Encoder::new(backend, options)?;
         if let Some(rule) = rule.filter(|&rule| rule != TextRule::ChatTemplate) {
             encoder.probe(rule, end, &eos)?;
         }
@@ -214,7 +215,18 @@ impl SampleTokenizer {
     ///
     /// Fails if nothing is left to score, if it is too long, or if the template or the model cannot take it.
     pub fn tokenize(&self, input: &Input, truncation: Truncation) -> Result<TokenizedSample, TextError> {
-        let sequence = match input {
+        let mut progress = self.begin(input, truncation)?;
+        loop {
+            if let Some(sample) = self.step(&mut progress)? {
+                return Ok(sample);
+            }
+        }
+    }
+
+    /// Renders a sample, to be tokenized by [`Self::step`]: as [`Self::tokenize`], for threads that have others
+    /// to care for.
+    pub fn begin(&self, input: &Input, truncation: Truncation) -> Result<Progress, TextError> {
+        let encoding = match input {
             Input::Text { prompt, response } => match self.rule {
                 None => Err(TextError::NoTextRule),
                 Some(TextRule::ChatTemplate) => {
@@ -227,9 +239,30 @@ impl SampleTokenizer {
                 Some(TextRule::SentencePair) => self.encoder.pair(prompt, response),
             },
             Input::Conversation(conversation) => self.conversation(conversation, truncation),
-            Input::Formatted(text) => self.encoder.rendered(text, &[Span::whole(text)]),
-            Input::TokenIds(ids) => self.encoder.token_ids(ids),
+            Input::Formatted(text) => self.encoder.rendered(text.clone(), vec![Span::whole(text)]),
+            Input::TokenIds(ids) => {
+                let sequence = self.encoder.token_ids(ids)?;
+                return Ok(Progress { truncation, state: ProgressState::Sequence(sequence) });
+            }
         }?;
+        Ok(Progress { truncation, state: ProgressState::Encoding(encoding) })
+    }
+
+    /// Goes on with a sample for some milliseconds; the sample, once it is done. Fails as [`Self::tokenize`].
+    pub fn step(&self, progress: &mut Progress) -> Result<Option<TokenizedSample>, TextError> {
+        let sequence = match &mut progress.state {
+            ProgressState::Sequence(sequence) => std::mem::take(sequence),
+            ProgressState::Encoding(encoding) => {
+                match self.encoder.step(encoding, self.max_tokens, progress.truncation)? {
+                    Some(sequence) => sequence,
+                    None => return Ok(None),
+                }
+            }
+        };
+        self.fit(sequence, progress.truncation).map(Some)
+    }
+
+    fn fit(&self, sequence: Sequence, truncation: Truncation) -> Result<TokenizedSample, TextError> {
         let (sequence, truncated_tokens) = sequence.fit(self.max_tokens, truncation)?;
         if sequence.token_ids.is_empty() {
             return Err(TextError::Empty);
@@ -276,7 +309,7 @@ impl SampleTokenizer {
         &self,
         conversation: &Conversation,
         truncation: Truncation,
-    ) -> Result<Sequence, TextError> {
+    ) -> Result<Encoding, TextError> {
         let template = self.template.as_ref().ok_or(TextError::NoTemplate)?;
         let mut text = template.render(conversation, false)?;
         let spans = match truncation {
@@ -288,7 +321,27 @@ impl SampleTokenizer {
             }
         };
         self.end.finish(&mut text, &self.eos);
-        self.encoder.rendered(&text, &spans)
+        self.encoder.rendered(text, spans)
+    }
+}
+
+/// A sample between [`SampleTokenizer::begin`] and its tokens.
+#[derive(Debug)]
+pub struct Progress {
+    truncation: Truncation,
+    state: ProgressState,
+}
+
+#[derive(Debug)]
+enum ProgressState {
+    Encoding(Encoding),
+    Sequence(Sequence),
+}
+
+impl Progress {
+    /// Whether the next step takes longer than milliseconds: the text has no place to cut it.
+    pub fn is_long(&self) -> bool {
+        matches!(&self.state, ProgressState::Encoding(encoding) if encoding.is_long())
     }
 }
 

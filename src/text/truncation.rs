@@ -19,7 +19,7 @@ pub(super) enum Part {
 }
 
 /// A tokenized sample before it is fitted: three vectors of one length.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Sequence {
     pub(super) token_ids: Vec<u32>,
     pub(super) type_ids: Vec<u32>,
@@ -27,6 +27,22 @@ pub(super) struct Sequence {
 }
 
 impl Sequence {
+    pub(super) fn with_capacity(tokens: usize) -> Self {
+        let (token_ids, type_ids) = (Vec::with_capacity(tokens), Vec::with_capacity(tokens));
+        Self { token_ids, type_ids, parts: Vec::with_capacity(tokens) }
+    }
+
+    pub(super) fn push(&mut self, token_id: u32, type_id: u32, part: Part) {
+        self.extend(&[token_id], type_id, &[part]);
+    }
+
+    /// Appends tokens of one type.
+    pub(super) fn extend(&mut self, token_ids: &[u32], type_id: u32, parts: &[Part]) {
+        self.token_ids.extend_from_slice(token_ids);
+        self.parts.extend_from_slice(parts);
+        self.type_ids.resize(self.token_ids.len(), type_id);
+    }
+
     /// Drops what exceeds `limit`, and says how many tokens that was.
     ///
     /// Fails if nothing may be dropped, or if the scaffold alone exceeds the limit.
@@ -37,7 +53,7 @@ impl Sequence {
             return Ok((self, 0));
         }
         if truncation == Truncation::Reject {
-            return Err(TextError::TooLong { tokens, limit });
+            return Err(TextError::TooLong { tokens, is_more: false, limit });
         }
         let scaffold = self.parts.iter().filter(|&&part| part == Part::Scaffold).count();
         if scaffold > limit {
@@ -122,7 +138,7 @@ mod tests {
     #[test]
     fn reject_names_both_lengths() {
         let error = sequence("[pprr]").fit(4, Truncation::Reject).unwrap_err();
-        assert!(matches!(error, TextError::TooLong { tokens: 6, limit: 4 }), "{error}");
+        assert!(matches!(error, TextError::TooLong { tokens: 6, is_more: false, limit: 4 }), "{error}");
     }
 
     #[test]

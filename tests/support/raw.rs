@@ -19,8 +19,6 @@ use tonic::body::Body;
 use tonic::transport::Channel;
 use tower_service::Service;
 
-use crate::support::TestServer;
-
 /// A message as it goes over the wire.
 pub(crate) fn framed(message: &[u8], is_compressed: bool) -> Vec<u8> {
     let length = u32::try_from(message.len()).unwrap().to_be_bytes();
@@ -62,18 +60,18 @@ impl Call {
     }
 
     /// A `Score` of these bytes, which is not told that they are all.
-    pub(crate) async fn score(server: &TestServer, bytes: Vec<u8>) -> Self {
-        let mut call = Self::begin(server.channel().await, "Score", "gzip").await;
+    pub(crate) async fn score(channel: Channel, bytes: Vec<u8>) -> Self {
+        let mut call = Self::begin(channel, "Score", "gzip").await;
         call.send(bytes).await;
         call
     }
 
-    pub(crate) async fn stream(server: &TestServer) -> Self {
-        Self::begin(server.channel().await, "ScoreStream", "gzip").await
+    pub(crate) async fn stream(channel: Channel) -> Self {
+        Self::begin(channel, "ScoreStream", "gzip").await
     }
 
-    pub(crate) async fn compressed_with(server: &TestServer, encoding: &str) -> Self {
-        Self::begin(server.channel().await, "Score", encoding).await
+    pub(crate) async fn compressed_with(channel: Channel, encoding: &str) -> Self {
+        Self::begin(channel, "Score", encoding).await
     }
 
     /// Hands over some bytes; waits while the one before is not taken.
