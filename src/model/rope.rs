@@ -167,7 +167,8 @@ impl RopeConfig {
 
     /// Refuses numbers that no angle can be computed with.
     fn check(&self) -> Result<(), String> {
-        let (numbers, lengths): (&[(&str, f64)], &[(&str, usize)]) = match self.scaling {
+        type Named<'a, T> = &'a [(&'static str, T)];
+        let (numbers, lengths): (Named<'_, f64>, Named<'_, usize>) = match self.scaling {
             RopeScaling::None => (&[], &[]),
             RopeScaling::Linear { factor } => (&[("factor", factor)], &[]),
             RopeScaling::Dynamic { factor, max_positions } => {
