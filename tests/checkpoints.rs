@@ -585,7 +585,8 @@ fn wrappers_in_the_names_of_tensors_are_left_out_and_told() {
     let fsdp = |name: &str| {
         format!("_fsdp_wrapped_module.{}", name.replace(".self_attn.", "._fsdp_wrapped_module.self_attn."))
     };
-    let wrapped: [(&str, &dyn Fn(&str) -> String); 5] = [
+    type Rename<'a> = &'a dyn Fn(&str) -> String;
+    let wrapped: [(&str, Rename<'_>); 5] = [
         ("_orig_mod", &|name| format!("_orig_mod.{name}")),
         ("module", &|name| format!("module.{name}")),
         ("_orig_mod, module", &|name| format!("module._orig_mod.{name}")),
