@@ -308,10 +308,16 @@ fn rebuilt(class: Class, plan: &Plan, model: ModelWrapper) -> Result<Tokenizer, 
                 ModelWrapper::WordLevel(_) => "WordLevel",
                 ModelWrapper::Unigram(_) => "Unigram",
             };
+            let way_out = match class {
+                Class::Qwen2 => "models of type qwen2 have no other: the tokenizer is not this model's",
+                _ => {
+                    "to take tokenizer.json as it is, say \"tokenizer_class\": \"PreTrainedTokenizerFast\" in \
+                     tokenizer_config.json"
+                }
+            };
             return Err(format!(
                 "`model.type` is {found}, and the tokenizer's class (by tokenizer_config.json, or else by the model's \
-                 type) is {}, which is {wanted}: to take tokenizer.json as it is, say \"tokenizer_class\": \
-                 \"PreTrainedTokenizerFast\" in tokenizer_config.json",
+                 type) is {}, which is {wanted}: {way_out}",
                 class.name()
             ));
         }

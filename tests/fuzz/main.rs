@@ -53,18 +53,21 @@ fn copy(source: &str) -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
     let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
-    for entry in fs::read_dir(source).unwrap() {
+    for entry in fs::read_dir(&source).unwrap() {
         let path = entry.unwrap().path();
         if path.is_file() {
             fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
         }
     }
     if !dir.path().join("tokenizer.json").exists() {
-        let other = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/evaluate/member-0");
+        // the tokenizer of a qwen2 model is a BPE, whatever class the files name
+        let other = if source.ends_with("qwen2") { "rules/qwen2" } else { "evaluate/member-0" };
+        let other = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(other);
         for name in ["tokenizer.json", "tokenizer_config.json"] {
             fs::copy(other.join(name), dir.path().join(name)).unwrap();
         }
-        fs::write(dir.path().join("rewarm.json"), r#"{"text_rule": "concatenation"}"#).unwrap();
+        fs::write(dir.path().join("rewarm.json"), r#"{"text_rule": "concatenation", "text_end": "as_is"}"#)
+            .unwrap();
     }
     dir
 }
