@@ -368,7 +368,10 @@ mod tests {
             (&with_reward("[]"), "`samples[0]`: invalid type: sequence"),
             (&with_reward("1e999"), "number out of range"),
             (&with_reward("-1e39"), "`samples[0].reward` is -inf in f32"),
-            (&format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000)), "recursion limit"),
+            (
+                &format!(r#"{{"samples": {}1{}}}"#, "[".repeat(100_000), "]".repeat(100_000)),
+                "recursion limit",
+            ),
         ] {
             std::fs::write(dir.path().join(FILE_NAME), text).unwrap();
             let error = GoldenRewards::load(dir.path()).unwrap_err().to_string();
