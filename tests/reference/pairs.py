@@ -148,7 +148,7 @@ def main():
     command = [options.rewarm, "evaluate", "--members", checkpoint, "--pairs", f"a={folder}/pairs.jsonl"]
     subprocess.run([*command, "--output", folder / "report"], check=True, stdout=subprocess.DEVNULL)
     told = [json.loads(line) for line in (folder / "report/rewards.jsonl").read_text().splitlines()]
-    told = {row["line"]: row for row in told}
+    told = {row["line"]: row for row in told if "error" not in row}
     worst, wrong, refused, lines, references = 0.0, 0, 0, [], []
     for line, row in enumerate(rows, 1):
         try:
