@@ -1,201 +1,233 @@
-//! Mutants of checkpoint files, in process: none may panic, take longer than [`MAX_SECONDS`] or more memory than
-//! [`MAX_MEMORY_BYTES`], and an error names the file or its folder.
+//! Mutation fuzzing: whatever is in a file or a message, the answer is a value or an error.
 //!
 //! ```text
-//! REWARM_FUZZ_INPUTS=100000 REWARM_FUZZ_SEED=7 cargo test --test fuzz -- --nocapture
+//! fuzz (the test) ─▶ a child process per target ─▶ one mutated input after the other, in process
+//!        ▲                     │ input by input: its number, in a file
+//!        └── ended by a signal, panicked, over 10 s or over 1 GiB: the input's number, and the child goes on behind it
 //! ```
 //!
-//! A mutant is a file of a tiny checkpoint with some bytes flipped, cut, doubled or swapped, or with a number, a key or
-//! a string of its JSON replaced; the same for a seed everywhere. It goes through `Loader::check`, and where that
-//! accepts it, through `Loader::load`, and its golden samples are tokenized. What ends a process by a signal ends the test: the last mutant
-//! is then in the folder that the test names when it begins.
+//! An input is a function of target, seed and number, so each can be had again. By hand:
+//!
+//! ```sh
+//! cargo test --test fuzz -- --ignored --nocapture                             # two minutes over all targets
+//! REWARM_FUZZ_INPUTS=200000 cargo test --test fuzz -- --ignored --nocapture   # so many inputs for each target
+//! REWARM_FUZZ_ONLY=tokenizer:0:4711 cargo test --test fuzz -- --ignored --nocapture   # this one again
+//! ```
+//!
+//! `mutate` spoils bytes, JSON and texts; `targets` are the readers, each with a corpus that is in the tree already: the
+//! tiny checkpoints and files of the other tests.
+//!
+//! # Why not cargo-fuzz?
+//!
+//! It needs a nightly compiler and a second build of all dependencies. What it brings, coverage as a guide, matters
+//! less here than mutations that know JSON: most bytes of a `tokenizer.json` are equal to the parser.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
-mod mutate;
+#[path = "../support/mod.rs"]
+#[expect(dead_code, reason = "shared with tests that use more of it")]
+mod support;
 
-use std::fs;
+mod mutate;
+mod targets;
+
+use std::io::BufRead;
+use std::io::BufReader;
+use std::os::unix::fs::FileExt;
+use std::os::unix::process::ExitStatusExt;
 use std::panic::AssertUnwindSafe;
 use std::panic::catch_unwind;
 use std::path::Path;
-use std::path::PathBuf;
+use std::process::Command;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 
-use mutate::Mutator;
-use rewarm::model::golden::GoldenRewards;
-use rewarm::model::variant::Loader;
-use rewarm::model::variant::Mode;
-use rewarm::model::variant::VariantConfig;
+use targets::TARGETS;
+use targets::Verdict;
 
-/// Of one mutant.
+/// No input may take longer.
 const MAX_SECONDS: u64 = 10;
-/// Of each file, when nobody says how many.
-const INPUTS: usize = 300;
-/// Of the whole test: who asks for more is ended, and the test with it.
-const MAX_MEMORY_BYTES: u64 = 2 << 30;
+/// Nor more memory than this above what the process had before.
+const MAX_BYTES: u64 = 1 << 30;
+/// After so many failures of a target its other inputs are not tried.
+const MAX_FAILURES: usize = 20;
+/// Where a child is told what to do, as `target:seed:first:last:milliseconds`.
+const CHILD: &str = "REWARM_FUZZ_CHILD";
 
-fn setting(name: &str, default: usize) -> usize {
-    std::env::var(name).ok().map_or(default, |value| value.parse().expect(name))
+/// What came of a target's inputs.
+#[derive(Default)]
+struct Report {
+    inputs: u64,
+    accepted: u64,
+    slowest_ms: u64,
+    failures: Vec<String>,
 }
 
-/// What became of the mutants of one file.
-#[derive(Debug, Default)]
-struct Counts {
-    inputs: usize,
-    refused: usize,
-    accepted: usize,
-    slowest: Duration,
-}
-
-/// A copy of a checkpoint in memory, where there is a folder for that.
-fn copy(source: &str) -> tempfile::TempDir {
-    let memory = Path::new("/dev/shm");
-    let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
-    for entry in fs::read_dir(&source).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_file() {
-            fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
+#[test]
+#[ignore = "takes two minutes"]
+fn no_input_ends_the_process() {
+    let variable = |name: &str| std::env::var(name).ok();
+    let seed: u64 = variable("REWARM_FUZZ_SEED").map_or(0, |seed| seed.parse().unwrap());
+    let only = variable("REWARM_FUZZ_ONLY");
+    let inputs: Option<u64> = variable("REWARM_FUZZ_INPUTS").map(|inputs| inputs.parse().unwrap());
+    let seconds: u64 = variable("REWARM_FUZZ_SECONDS").map_or(120, |seconds| seconds.parse().unwrap());
+    const AT_A_TIME: u64 = 2;
+    let each = Duration::from_millis(seconds * 1000 * AT_A_TIME / TARGETS.len() as u64);
+    let mut jobs: Vec<(&str, u64, u64, u64, Duration)> = match &only {
+        Some(only) => {
+            let parts: Vec<&str> = only.split(':').collect();
+            let [name, seed, number] = parts[..] else { panic!("REWARM_FUZZ_ONLY: target:seed:number") };
+            let number: u64 = number.parse().unwrap();
+            vec![(name, seed.parse().unwrap(), number, number + 1, Duration::MAX)]
         }
-    }
-    if !dir.path().join("tokenizer.json").exists() {
-        // the tokenizer of a qwen2 model is a BPE, whatever class the files name
-        let other = if source.ends_with("qwen2") { "rules/qwen2" } else { "evaluate/member-0" };
-        let other = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(other);
-        for name in ["tokenizer.json", "tokenizer_config.json"] {
-            fs::copy(other.join(name), dir.path().join(name)).unwrap();
+        None => {
+            let (last, time) = inputs.map_or((u64::MAX, each), |inputs| (inputs, Duration::MAX));
+            TARGETS.iter().map(|target| (target.name, seed, 0, last, time)).collect()
         }
-        fs::write(dir.path().join("rewarm.json"), r#"{"text_rule": "concatenation", "text_end": "as_is"}"#)
-            .unwrap();
-    }
-    dir
-}
-
-/// Runs mutants of the part of a file that `range` finds.
-fn run(source: &str, file: &str, range: fn(&[u8]) -> std::ops::Range<usize>) {
-    // the whole test process: what asks for more is a mutant that must be refused
-    let limit = rustix::process::Rlimit { current: Some(MAX_MEMORY_BYTES), maximum: None };
-    let _ = rustix::process::setrlimit(rustix::process::Resource::Data, limit);
-    let dir = copy(source);
-    let path = dir.path().join(file);
-    let original = fs::read(&path).unwrap();
-    println!("{source}/{file}: mutants are written to {}", path.display());
-    let config = VariantConfig::new("fuzz", Mode::Warm, vec![dir.path().to_owned()]);
-    assert_eq!(try_one(&config), Ok(()), "as it is");
-    let (inputs, seed) = (setting("REWARM_FUZZ_INPUTS", INPUTS), setting("REWARM_FUZZ_SEED", 1));
-    let mut mutator = Mutator::new(seed as u64, &format!("{source}/{file}"));
-    let mut counts = Counts::default();
-    for number in 0..inputs {
-        let range = range(&original);
-        let mut mutant = original[..range.start].to_vec();
-        mutant.extend(mutator.mutate(&original[range.clone()], file.ends_with(".json")));
-        // a header's length is right in half of the mutants, so that what is behind it is reached
-        if range.start == 8 && number % 2 == 0 {
-            let length = (mutant.len() - 8) as u64;
-            mutant[..8].copy_from_slice(&length.to_le_bytes());
-        }
-        mutant.extend(&original[range.end..]);
-        fs::write(&path, &mutant).unwrap();
-        let started = Instant::now();
-        let outcome = catch_unwind(AssertUnwindSafe(|| try_one(&config)));
-        let took = started.elapsed();
-        counts.inputs += 1;
-        counts.slowest = counts.slowest.max(took);
-        let keep = || {
-            let kept: PathBuf = std::env::temp_dir().join(format!("rewarm-fuzz-{seed}-{number}-{file}"));
-            fs::write(&kept, &mutant).unwrap();
-            kept
-        };
-        assert!(
-            took.as_secs() < MAX_SECONDS,
-            "{source}/{file} {number}: took {took:?}: {}",
-            keep().display()
-        );
-        match outcome {
-            Ok(Ok(())) => counts.accepted += 1,
-            Ok(Err(error)) => {
-                counts.refused += 1;
-                assert!(
-                    error.contains(&dir.path().display().to_string()),
-                    "{source}/{file} {number}: names no file: {error}: {}",
-                    keep().display()
-                );
-            }
-            Err(_) => panic!("{source}/{file} {number}: panicked: {}", keep().display()),
-        }
-    }
-    println!("{source}/{file}: {counts:?}");
-    assert!(
-        counts.refused > counts.inputs / 10 && (counts.accepted > 0 || counts.inputs < 100),
-        "{source}/{file}: {counts:?}"
-    );
-}
-
-fn try_one(config: &VariantConfig) -> Result<(), String> {
-    let chain = |error: rewarm::model::ModelError| {
-        let mut text = error.to_string();
-        let mut source = std::error::Error::source(&error);
-        while let Some(error) = source {
-            text = format!("{text}: {error}");
-            source = error.source();
-        }
-        text
     };
-    Loader::default().check(config).map_err(chain)?;
-    let golden = GoldenRewards::of_models(config).map_err(chain)?;
-    let variant = Loader::default().load(config, &mut |_, _| ()).map_err(chain)?;
-    for golden in golden.iter().flatten() {
-        let _ = golden.sequences(&variant.tokenizer);
+    jobs.reverse();
+    let jobs = Mutex::new(jobs);
+    let reports = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..AT_A_TIME {
+            scope.spawn(|| {
+                loop {
+                    let Some(job) = jobs.lock().unwrap().pop() else { return };
+                    let report = run_target(job);
+                    let Report { inputs, accepted, slowest_ms, failures } = &report;
+                    println!(
+                        "{:12} {inputs:9} inputs, {accepted:9} accepted, slowest {slowest_ms:6} ms, {} failures",
+                        job.0,
+                        failures.len()
+                    );
+                    reports.lock().unwrap().push(report);
+                }
+            });
+        }
+    });
+    let reports = reports.into_inner().unwrap();
+    println!("{} inputs in all", reports.iter().map(|report| report.inputs).sum::<u64>());
+    let failures: Vec<String> = reports.into_iter().flat_map(|report| report.failures).collect();
+    assert!(failures.is_empty(), "\n{}", failures.join("\n"));
+}
+
+/// Runs children until the target's inputs, or its time, are used up.
+fn run_target((name, seed, first, last, time): (&str, u64, u64, u64, Duration)) -> Report {
+    let mut report = Report::default();
+    let (mut next, begun) = (first, Instant::now());
+    while next < last && begun.elapsed() < time && report.failures.len() < MAX_FAILURES {
+        let folder = tempfile::tempdir().unwrap();
+        let number_file = folder.path().join("number");
+        std::fs::write(&number_file, next.to_le_bytes()).unwrap();
+        let left = u64::try_from(time.saturating_sub(begun.elapsed()).as_millis()).unwrap_or(u64::MAX);
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child", "--ignored", "--nocapture"])
+            .env(CHILD, format!("{name}:{seed}:{next}:{last}:{left}"))
+            .env("REWARM_FUZZ_FOLDER", folder.path())
+            .env("RAYON_NUM_THREADS", "1")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        for line in BufReader::new(child.stdout.take().unwrap()).lines() {
+            let line = line.unwrap_or_default();
+            if let Some(failure) = line.strip_prefix("FAILURE ") {
+                report.failures.push(failure.to_owned());
+            } else if let Some(counts) = line.strip_prefix("COUNTS ") {
+                let counts: Vec<u64> = counts.split(' ').map(|count| count.parse().unwrap()).collect();
+                report.accepted += counts[0];
+                report.slowest_ms = report.slowest_ms.max(counts[1]);
+            }
+        }
+        let status = child.wait().unwrap();
+        let number = u64::from_le_bytes(std::fs::read(&number_file).unwrap().try_into().unwrap());
+        if let Some(signal) = status.signal() {
+            report.failures.push(format!("{name}:{seed}:{number}: ended by signal {signal}"));
+        }
+        report.inputs += number + 1 - next;
+        next = number + 1;
     }
-    Ok(())
+    report
 }
 
-fn whole(bytes: &[u8]) -> std::ops::Range<usize> {
-    0..bytes.len()
-}
-
-/// The JSON of a safetensors header.
-fn header(bytes: &[u8]) -> std::ops::Range<usize> {
-    8..8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize
-}
-
+/// Not a test of its own: what [`run_target`] starts.
 #[test]
-fn mutants_of_a_safetensors_header() {
-    run("tests/data/models/llama", "model.safetensors", header);
+#[ignore = "started by the other one"]
+fn child() {
+    let Ok(job) = std::env::var(CHILD) else { return };
+    let parts: Vec<&str> = job.split(':').collect();
+    let [name, seed, first, last, milliseconds] = parts[..] else { panic!("{CHILD}={job}") };
+    let number = |text: &str| text.parse::<u64>().unwrap();
+    let (seed, first, last) = (number(seed), number(first), number(last));
+    let until = Instant::now().checked_add(Duration::from_millis(number(milliseconds)));
+    let target = TARGETS.iter().find(|target| target.name == name).expect("a target's name");
+    let folder = std::env::var("REWARM_FUZZ_FOLDER").unwrap();
+    let folder = Path::new(&folder);
+    let number_file = std::fs::OpenOptions::new().write(true).open(folder.join("number")).unwrap();
+
+    let panic_message = Arc::new(Mutex::new(String::new()));
+    let told = panic_message.clone();
+    std::panic::set_hook(Box::new(move |info| {
+        *told.lock().unwrap() = info.to_string().replace('\n', " ");
+    }));
+    let mut run = (target.prepare)(&folder.join("scratch"));
+    let watched = watch(format!("{name}:{seed}"));
+    let (mut accepted, mut slowest_ms) = (0, 0);
+    for number in first..last {
+        if until.is_some_and(|until| Instant::now() > until) {
+            break;
+        }
+        number_file.write_all_at(&number.to_le_bytes(), 0).unwrap();
+        watched.store(number + 1, Ordering::Relaxed);
+        let begun = Instant::now();
+        let mut random = mutate::Random::new(seed, number);
+        match catch_unwind(AssertUnwindSafe(|| run(&mut random))) {
+            Ok(Verdict::Accepted) => accepted += 1,
+            Ok(Verdict::Refused) => {}
+            Ok(Verdict::Wrong(problem)) => println!("FAILURE {name}:{seed}:{number}: {problem}"),
+            Err(_) => {
+                println!("FAILURE {name}:{seed}:{number}: {}", panic_message.lock().unwrap());
+            }
+        }
+        slowest_ms = slowest_ms.max(begun.elapsed().as_millis() as u64);
+    }
+    println!("COUNTS {accepted} {slowest_ms}");
 }
 
-#[test]
-fn mutants_of_a_safetensors_file_and_its_length() {
-    run("tests/data/models/bert", "model.safetensors", |_| 0..64);
+/// A thread that ends the process when an input, whose number + 1 it is told, takes too long or too much memory.
+fn watch(name: String) -> Arc<AtomicU64> {
+    let watched = Arc::new(AtomicU64::new(0));
+    let numbers = watched.clone();
+    let at_first = resident_bytes();
+    std::thread::spawn(move || {
+        let (mut last, mut since) = (0, Instant::now());
+        loop {
+            std::thread::sleep(Duration::from_millis(20));
+            let number = numbers.load(Ordering::Relaxed);
+            if number != last {
+                (last, since) = (number, Instant::now());
+            }
+            let bytes = resident_bytes().saturating_sub(at_first);
+            let problem = if since.elapsed() > Duration::from_secs(MAX_SECONDS) {
+                format!("takes longer than {MAX_SECONDS} s")
+            } else if bytes > MAX_BYTES {
+                format!("takes {} MiB", bytes >> 20)
+            } else {
+                continue;
+            };
+            println!("FAILURE {name}:{}: {problem}", number.saturating_sub(1));
+            std::process::exit(1);
+        }
+    });
+    watched
 }
 
-#[test]
-fn mutants_of_an_index() {
-    run("tests/data/models/llama-sharded", "model.safetensors.index.json", whole);
-}
-
-#[test]
-fn mutants_of_a_decoders_config() {
-    run("tests/data/models/gemma2", "config.json", whole);
-}
-
-#[test]
-fn mutants_of_a_rope() {
-    run("tests/data/models/llama-rope-yarn", "config.json", whole);
-}
-
-#[test]
-fn mutants_of_an_encoders_config() {
-    run("tests/data/models/roberta", "config.json", whole);
-}
-
-#[test]
-fn mutants_of_a_manifest() {
-    run("deploy/demo/member-0", "rewarm.json", whole);
-}
-
-#[test]
-fn mutants_of_golden_rewards() {
-    run("deploy/demo/member-0", "rewarm.golden.json", whole);
+fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/statm").unwrap();
+    status.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
 }

@@ -1,4 +1,4 @@
-//! Makes mutants of bytes, and of the JSON in them, from a seed.
+//! Spoils bytes, JSON and texts, the same for a seed and a number everywhere.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::Rng;
@@ -6,123 +6,212 @@ use rand_chacha::rand_core::SeedableRng;
 use serde_json::Value;
 use serde_json::json;
 
-/// Draws mutants, the same for a seed and a name everywhere.
-pub(crate) struct Mutator(ChaCha8Rng);
+/// Random numbers.
+pub(crate) struct Random(ChaCha8Rng);
 
-impl Mutator {
-    /// `name` tells the mutators of one seed apart.
-    pub(crate) fn new(seed: u64, name: &str) -> Self {
-        let mut bytes = [0; 32];
-        bytes[..8].copy_from_slice(&seed.to_le_bytes());
-        for (index, byte) in name.bytes().enumerate() {
-            bytes[8 + index % 24] = bytes[8 + index % 24].wrapping_mul(31).wrapping_add(byte);
-        }
-        Self(ChaCha8Rng::from_seed(bytes))
+impl Random {
+    pub(crate) fn new(seed: u64, number: u64) -> Self {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        random.set_stream(number);
+        Self(random)
     }
 
-    fn below(&mut self, limit: usize) -> usize {
-        (self.0.next_u64() % limit.max(1) as u64) as usize
+    /// A whole number below `end`; 0 if that is 0.
+    pub(crate) fn below(&mut self, end: usize) -> usize {
+        ((u128::from(self.0.next_u64()) * end as u128) >> 64) as usize
     }
 
-    /// One mutant; of JSON mostly one that is JSON still.
-    pub(crate) fn mutate(&mut self, original: &[u8], is_json: bool) -> Vec<u8> {
-        let parsed = serde_json::from_slice::<Value>(original).ok();
-        match parsed {
-            Some(mut document) if is_json && self.below(4) > 0 || self.below(2) > 0 => {
-                for _ in 0..=self.below(3) {
-                    self.mutate_value(&mut document);
-                }
-                document.to_string().into_bytes()
+    /// One of them.
+    pub(crate) fn pick<'a, T>(&mut self, of: &'a [T]) -> &'a T {
+        &of[self.below(of.len())]
+    }
+
+    /// Mostly 1, sometimes some more.
+    fn few(&mut self) -> usize {
+        1 + self.0.next_u64().trailing_zeros().min(6) as usize
+    }
+}
+
+/// Numbers at which something ends.
+const EDGES: [u64; 12] =
+    [0, 1, 2, 127, 255, 65_535, 1 << 20, (1 << 31) - 1, u32::MAX as u64, 1 << 32, 1 << 62, u64::MAX];
+
+/// Bytes with some bits, bytes or ranges changed, moved, doubled or lost.
+pub(crate) fn bytes(original: &[u8], random: &mut Random) -> Vec<u8> {
+    let mut bytes = original.to_vec();
+    for _ in 0..random.few() {
+        let at = random.below(bytes.len());
+        let end = (at + 1 + random.below(16)).min(bytes.len());
+        match random.below(8) {
+            _ if bytes.is_empty() => bytes.push(random.below(256) as u8),
+            0 => bytes[at] ^= 1 << random.below(8),
+            1 => bytes[at] = random.below(256) as u8,
+            2 => drop(bytes.drain(at..end)),
+            3 => bytes.truncate(at),
+            4 => {
+                let again = bytes[at..end].to_vec();
+                bytes.splice(at..at, again);
             }
-            _ => self.mutate_bytes(original),
-        }
-    }
-
-    fn mutate_bytes(&mut self, original: &[u8]) -> Vec<u8> {
-        let mut bytes = original.to_vec();
-        for _ in 0..=self.below(4) {
-            let length = bytes.len();
-            let (from, to) = (self.below(length), self.below(length + 1));
-            let (start, end) = (from.min(to), from.max(to));
-            match self.below(7) {
-                0 if length > 0 => bytes[from] ^= 1 << self.below(8),
-                1 if length > 0 => bytes[from] = self.below(256) as u8,
-                2 => bytes.truncate(end),
-                3 => drop(bytes.drain(start..end)),
-                4 => {
-                    let copied = bytes[start..end].to_vec();
-                    let at = self.below(length + 1);
-                    bytes.splice(at..at, copied);
-                }
-                5 => {
-                    let byte = b"[]{}\",:09-eE\\ \0\xff"[self.below(16)];
-                    let many = [1, 1, 2, 200, 20_000][self.below(5)];
-                    bytes.splice(start..start, vec![byte; many]);
-                }
-                _ if length > 1 => bytes.swap(from, to.min(length - 1)),
-                _ => {}
+            5 => {
+                let other = random.below(bytes.len());
+                let moved = original[other.min(original.len())..].iter().copied().take(8).collect::<Vec<_>>();
+                bytes.splice(at..end, moved);
             }
-        }
-        bytes
-    }
-
-    /// Replaces, removes, doubles or renames something somewhere.
-    fn mutate_value(&mut self, value: &mut Value) {
-        let goes_deeper = self.below(5) > 0;
-        match value {
-            Value::Object(fields) if goes_deeper && !fields.is_empty() => {
-                let key = fields.keys().nth(self.below(fields.len())).cloned().unwrap_or_default();
-                match self.below(10) {
-                    0 => drop(fields.remove(&key)),
-                    1 => {
-                        let moved = fields.remove(&key).unwrap_or_default();
-                        let other = fields.keys().nth(self.below(fields.len())).cloned();
-                        fields.insert(other.unwrap_or_else(|| format!("{key}x")), moved);
-                    }
-                    2 => {
-                        let copied = fields[&key].clone();
-                        fields.insert(format!("{key}.1"), copied);
-                    }
-                    _ => self.mutate_value(&mut fields[&key]),
-                }
+            6 => {
+                let edge = random.pick(&EDGES).to_le_bytes();
+                let width = (end - at).min(*random.pick(&[1, 2, 4, 8]));
+                bytes[at..at + width].copy_from_slice(&edge[..width]);
             }
-            Value::Array(values) if goes_deeper && !values.is_empty() => {
-                let at = self.below(values.len());
-                match self.below(8) {
-                    0 => drop(values.remove(at)),
-                    1 => values.insert(at, values[at].clone()),
-                    _ => self.mutate_value(&mut values[at]),
-                }
-            }
-            other => *other = self.odd(other),
+            _ => bytes.insert(at, random.below(256) as u8),
         }
     }
+    bytes
+}
 
-    /// Something that somebody may write in the place of `value`.
-    fn odd(&mut self, value: &Value) -> Value {
-        let near = value.as_i64().unwrap_or(0);
-        let text = value.as_str().unwrap_or("x").to_owned();
-        match self.below(20) {
-            0 => Value::Null,
-            1 => json!(true),
-            2 => json!(false),
-            3 => json!(0),
-            4 => json!(-1),
-            5 => json!(near.wrapping_add(1)),
-            6 => json!(near.wrapping_sub(1)),
-            7 => json!(near.wrapping_mul(2)),
-            8 => json!(u64::MAX),
-            9 => json!(1_u64 << self.below(64)),
-            10 => json!(i64::MAX),
-            11 => json!(1e308),
-            12 => json!(-1e-308),
-            13 => json!(0.5),
-            14 => json!(""),
-            15 => json!([]),
-            16 => json!({}),
-            17 => json!([value, value]),
-            18 => json!(format!("{text}{text}")),
-            _ => json!(text.chars().rev().collect::<String>()),
+/// JSON with some of its values replaced, lost, doubled or swapped.
+pub(crate) fn json(original: &Value, random: &mut Random) -> Value {
+    let mut value = original.clone();
+    for _ in 0..random.few() {
+        let places = count(&value);
+        let donor = nth(&value, random.below(places)).clone();
+        let at = random.below(places);
+        change(nth_mut(&mut value, at), donor, random);
+    }
+    value
+}
+
+fn change(value: &mut Value, donor: Value, random: &mut Random) {
+    match (random.below(8), &mut *value) {
+        (0 | 1, Value::Object(fields)) if !fields.is_empty() => {
+            let key = fields.keys().nth(random.below(fields.len())).unwrap().clone();
+            fields.shift_remove(&key);
+        }
+        (2, Value::Object(fields)) if !fields.is_empty() => {
+            let key = fields.keys().nth(random.below(fields.len())).unwrap().clone();
+            let moved = fields.shift_remove(&key).unwrap();
+            fields.insert(text(&key, random), moved);
+        }
+        (0 | 1, Value::Array(items)) if !items.is_empty() => drop(items.remove(random.below(items.len()))),
+        (2, Value::Array(items)) if !items.is_empty() => {
+            let again = random.pick(items).clone();
+            items.insert(random.below(items.len()), again);
+        }
+        (0..=3, Value::String(string)) => *string = text(string, random),
+        (0..=3, Value::Number(number)) => {
+            let number = number.as_f64().unwrap_or(0.0);
+            *value = match random.below(6) {
+                0 => json!(number as i64 + 1),
+                1 => json!(number as i64 - 1),
+                2 => json!(-number),
+                3 => json!(number * 1e9),
+                4 => json!(number + 0.5),
+                _ => json!(random.pick(&EDGES)),
+            };
+        }
+        (4, _) => *value = donor,
+        _ => *value = edge(random),
+    }
+}
+
+fn edge(random: &mut Random) -> Value {
+    match random.below(14) {
+        0 => Value::Null,
+        1 => json!(true),
+        2 => json!(false),
+        3 => json!(""),
+        4 => json!([]),
+        5 => json!({}),
+        6 => json!(-1),
+        7 => json!(1e308),
+        8 => json!(1e-320),
+        9 => json!("x".repeat(1 << random.below(14))),
+        10 => (0..random.below(120)).fold(json!(0), |inner, _| json!([inner])),
+        11 => json!(vec![0; random.below(200)]),
+        _ => json!(random.pick(&EDGES)),
+    }
+}
+
+fn count(value: &Value) -> usize {
+    1 + match value {
+        Value::Array(items) => items.iter().map(count).sum(),
+        Value::Object(fields) => fields.values().map(count).sum(),
+        _ => 0,
+    }
+}
+
+fn children(value: &Value) -> Vec<&Value> {
+    match value {
+        Value::Array(items) => items.iter().collect(),
+        Value::Object(fields) => fields.values().collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// Counted in the order in which they are written.
+fn nth(value: &Value, index: usize) -> &Value {
+    let Some(mut index) = index.checked_sub(1) else { return value };
+    for child in children(value) {
+        let inside = count(child);
+        if index < inside {
+            return nth(child, index);
+        }
+        index -= inside;
+    }
+    value
+}
+
+fn nth_mut(value: &mut Value, index: usize) -> &mut Value {
+    let Some(mut index) = index.checked_sub(1) else { return value };
+    let place = children(value).into_iter().position(|child| {
+        let inside = count(child);
+        let is_here = index < inside;
+        if !is_here {
+            index -= inside;
+        }
+        is_here
+    });
+    match (value, place) {
+        (Value::Array(items), Some(place)) => nth_mut(&mut items[place], index),
+        (Value::Object(fields), Some(place)) => nth_mut(fields.values_mut().nth(place).unwrap(), index),
+        (value, _) => value,
+    }
+}
+
+/// A text, changed as [`bytes`] does, that is still UTF-8.
+pub(crate) fn text(original: &str, random: &mut Random) -> String {
+    match random.below(6) {
+        0 => format!("{original}\u{0}\u{feff}é\u{1f600}"),
+        1 => original.repeat(2 + random.below(30)),
+        _ => String::from_utf8_lossy(&bytes(original.as_bytes(), random)).into_owned(),
+    }
+}
+
+/// A program text: lines, and words between blanks and brackets, are lost, doubled, moved, or replaced by one of `words`.
+pub(crate) fn program(original: &str, words: &[&str], random: &mut Random) -> String {
+    let mut parts: Vec<&str> =
+        original.split_inclusive([' ', '\n', '(', ')', '[', ']', '}', '|', '.']).collect();
+    for _ in 0..random.few() {
+        let at = random.below(parts.len());
+        match random.below(7) {
+            _ if parts.is_empty() => parts.push(*random.pick(words)),
+            0 => drop(parts.remove(at)),
+            1 => parts.insert(at, *random.pick(words)),
+            2 => parts[at] = *random.pick(words),
+            3 => {
+                let other = random.below(parts.len());
+                parts.swap(at, other);
+            }
+            4 => {
+                let end = (at + 1 + random.below(12)).min(parts.len());
+                let again = parts[at..end].to_vec();
+                parts.splice(at..at, again);
+            }
+            5 => {
+                let word = *random.pick(words);
+                parts.splice(at..at, std::iter::repeat_n(word, 1 << random.below(12)));
+            }
+            _ => return text(&parts.concat(), random),
         }
     }
+    parts.concat()
 }
