@@ -182,10 +182,17 @@ fn load_and_score(dir: &Path, base: Option<&Path>) -> Verdict {
     let mut config = VariantConfig::new("fuzz", Mode::Warm, vec![dir.to_path_buf()]);
     config.base = base.map(Path::to_path_buf);
     let mut loader = Loader::default();
-    if loader.check(&config).is_err() {
-        return Verdict::Refused;
-    }
-    let Ok(variant) = loader.load(&config, &mut |_, _| ()) else { return Verdict::Refused };
+    let loaded = loader.check(&config).and_then(|_| loader.load(&config, &mut |_, _| ()));
+    let variant = match loaded {
+        Ok(variant) => variant,
+        Err(error) => {
+            let error = format!("{:#}", anyhow::Error::from(error));
+            return match error.contains(dir.to_str().unwrap()) {
+                true => Verdict::Refused,
+                false => Verdict::Wrong(format!("an error that does not say where: {error}")),
+            };
+        }
+    };
     let text =
         |prompt: &str, response: &str| Input::Text { prompt: prompt.into(), response: response.into() };
     let inputs = [
