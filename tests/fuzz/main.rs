@@ -149,6 +149,7 @@ fn run_target((name, seed, first, last, time): (&str, u64, u64, u64, Duration)) 
         if let Some(signal) = status.signal() {
             report.failures.push(format!("{name}:{seed}:{number}: ended by signal {signal}"));
         }
+        assert_ne!(status.code(), Some(101), "{name}: a child failed by itself: run it by hand, {CHILD}");
         report.inputs += number + 1 - next;
         next = number + 1;
     }
@@ -188,7 +189,7 @@ fn child() {
         let mut random = mutate::Random::new(seed, number);
         match catch_unwind(AssertUnwindSafe(|| run(&mut random))) {
             Ok(Verdict::Accepted) => accepted += 1,
-            Ok(Verdict::Refused) => {}
+            Ok(Verdict::Refused(_)) => {}
             Ok(Verdict::Wrong(problem)) => println!("FAILURE {name}:{seed}:{number}: {problem}"),
             Err(_) => {
                 println!("FAILURE {name}:{seed}:{number}: {}", panic_message.lock().unwrap());

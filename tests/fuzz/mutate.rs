@@ -100,8 +100,8 @@ fn change(value: &mut Value, donor: Value, random: &mut Random) {
         (0..=3, Value::Number(number)) => {
             let number = number.as_f64().unwrap_or(0.0);
             *value = match random.below(6) {
-                0 => json!(number as i64 + 1),
-                1 => json!(number as i64 - 1),
+                0 => json!((number as i64).saturating_add(1)),
+                1 => json!((number as i64).saturating_sub(1)),
                 2 => json!(-number),
                 3 => json!(number * 1e9),
                 4 => json!(number + 0.5),

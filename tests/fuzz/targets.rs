@@ -2,6 +2,7 @@
 //!
 //! A checkpoint that is accepted goes on: texts are tokenized, and scored if that is cheap.
 
+use std::fmt::Display;
 use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
@@ -38,16 +39,17 @@ use crate::support;
 /// What became of an input.
 pub(crate) enum Verdict {
     Accepted,
-    Refused,
+    /// And why.
+    Refused(String),
     /// An answer that must not be.
     Wrong(String),
 }
 
-impl<T, E> From<Result<T, E>> for Verdict {
+impl<T, E: Display> From<Result<T, E>> for Verdict {
     fn from(result: Result<T, E>) -> Self {
         match result {
             Ok(_) => Self::Accepted,
-            Err(_) => Self::Refused,
+            Err(error) => Self::Refused(error.to_string()),
         }
     }
 }
@@ -100,7 +102,16 @@ const MODELS: [&str; 10] = [
     "models/roberta",
     "models/trl-v-head-file",
 ];
-const TOKENIZERS: [&str; 4] = ["models/bert", "models/llama", "models/roberta", "models/qwen2"];
+const TOKENIZERS: [&str; 8] = [
+    "rules/bert",
+    "rules/bert-deberta",
+    "rules/bert-xlmr",
+    "rules/gemma2",
+    "rules/llama",
+    "rules/llama-spm",
+    "rules/qwen2",
+    "rules/roberta",
+];
 const ADAPTERS: [&str; 4] =
     ["lora/llama/adapter-0", "lora/llama/adapter-1", "lora/bert/adapter-0", "lora/bert/adapter-1"];
 
@@ -134,10 +145,16 @@ impl Spoiled {
         copy_files(&data(path), &dir);
         let adapted = dir.join("adapter_config.json").exists();
         let base = adapted.then(|| data(path).parent().unwrap().join("base"));
-        let manifest = r#"{"pooling": "last_token", "text_rule": "concatenation", "max_tokens": 64,
-            "calibration": {"mean": 0.5, "std": 2.0}}"#;
-        if suffix == "rewarm.json" {
-            fs::write(dir.join(suffix), manifest).unwrap();
+        if !adapted && !dir.join("tokenizer.json").exists() {
+            // the tokenizer of a qwen2 model is a BPE, whatever class the files name
+            let other = data(if path.ends_with("qwen2") { "rules/qwen2" } else { "evaluate/member-0" });
+            for name in ["tokenizer.json", "tokenizer_config.json"] {
+                fs::copy(other.join(name), dir.join(name)).unwrap();
+            }
+        }
+        if !adapted {
+            let manifest = r#"{"text_rule": "concatenation", "text_end": "as_is", "max_tokens": 32}"#;
+            fs::write(dir.join("rewarm.json"), manifest).unwrap();
         }
         let names = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path());
         let file = names
@@ -145,7 +162,11 @@ impl Spoiled {
             .min()
             .unwrap_or_else(|| panic!("{path} has a file that ends in {suffix}"));
         let original = fs::read(&file).unwrap();
-        Self { dir, base, file, original }
+        let spoiled = Self { dir, base, file, original };
+        match spoiled.try_with(&spoiled.original) {
+            Verdict::Accepted => spoiled,
+            Verdict::Refused(why) | Verdict::Wrong(why) => panic!("{path} is not good to begin with: {why}"),
+        }
     }
 
     fn try_with(&self, bytes: &[u8]) -> Verdict {
@@ -188,7 +209,7 @@ fn load_and_score(dir: &Path, base: Option<&Path>) -> Verdict {
         Err(error) => {
             let error = format!("{:#}", anyhow::Error::from(error));
             return match error.contains(dir.to_str().unwrap()) {
-                true => Verdict::Refused,
+                true => Verdict::Refused(error),
                 false => Verdict::Wrong(format!("an error that does not say where: {error}")),
             };
         }
@@ -233,8 +254,8 @@ fn golden(scratch: &Path) -> Run {
     let tokenizer = support::tokenizer();
     Box::new(move |random| {
         fs::write(scratch.join(GOLDEN), mutate::json(&original, random).to_string()).unwrap();
-        let Ok(Some(golden)) = GoldenRewards::load(&scratch) else { return Verdict::Refused };
-        let Ok(sequences) = golden.sequences(&tokenizer) else { return Verdict::Refused };
+        let Ok(Some(golden)) = GoldenRewards::load(&scratch) else { return Verdict::Refused(String::new()) };
+        let Ok(sequences) = golden.sequences(&tokenizer) else { return Verdict::Refused(String::new()) };
         golden.compare(&vec![Some(0.5); sequences.len()], "f32").into()
     })
 }
