@@ -88,8 +88,7 @@ async fn samples_are_counted_before_they_are_decoded() {
     assert_eq!(violations[0].field, "samples");
     assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
 
-    let mut turns = proto::Conversation::default();
-    turns.messages = vec![Default::default(); 200_000];
+    let turns = proto::Conversation { messages: vec![Default::default(); 200_000], ..Default::default() };
     let sample =
         proto::Sample { input: Some(proto::sample::Input::Conversation(turns)), ..Default::default() };
     let status = server

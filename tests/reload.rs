@@ -313,8 +313,7 @@ fn serve(config: &Path, dir: &Path) {
 }
 
 fn request() -> proto::ScoreRequest {
-    let text =
-        proto::Text { prompt: "w1 w2 w3".to_owned(), response: "w4 w5".to_owned(), ..Default::default() };
+    let text = proto::Text { prompt: "w1 w2 w3".to_owned(), response: "w4 w5".to_owned() };
     let sample = proto::Sample { input: Some(proto::sample::Input::Text(text)), ..Default::default() };
     proto::ScoreRequest { samples: vec![sample; 3], ..Default::default() }
 }
