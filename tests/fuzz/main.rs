@@ -131,7 +131,6 @@ fn run_target((name, seed, first, last, time): (&str, u64, u64, u64, Duration)) 
             .env("REWARM_FUZZ_FOLDER", folder.path())
             .env("RAYON_NUM_THREADS", "1")
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
             .spawn()
             .unwrap();
         for line in BufReader::new(child.stdout.take().unwrap()).lines() {
@@ -171,12 +170,12 @@ fn child() {
     let folder = Path::new(&folder);
     let number_file = std::fs::OpenOptions::new().write(true).open(folder.join("number")).unwrap();
 
+    let mut run = (target.prepare)(&folder.join("scratch"));
     let panic_message = Arc::new(Mutex::new(String::new()));
     let told = panic_message.clone();
     std::panic::set_hook(Box::new(move |info| {
         *told.lock().unwrap() = info.to_string().replace('\n', " ");
     }));
-    let mut run = (target.prepare)(&folder.join("scratch"));
     let watched = watch(format!("{name}:{seed}"));
     let (mut accepted, mut slowest_ms) = (0, 0);
     for number in first..last {
