@@ -53,6 +53,35 @@ pub(super) struct Backend {
     pub(super) identity: Value,
 }
 
+/// Of a string that begins a list, as the pieces of a Unigram do: the library keeps a node per byte, each inside of the
+/// one before, and to drop some thousands of them ends a thread's stack. Real pieces have some dozen bytes.
+const MAX_PIECE_BYTES: usize = 1000;
+
+/// The bytes of the longest JSON string that is the first of a list.
+fn longest_in_lists(json: &[u8]) -> usize {
+    let (mut longest, mut before) = (0, 0);
+    let mut rest = json.iter();
+    while let Some(&byte) = rest.next() {
+        if byte == b'"' {
+            let (mut length, mut is_escaped) = (0, false);
+            for &byte in rest.by_ref() {
+                match byte {
+                    b'"' if !is_escaped => break,
+                    _ => is_escaped = byte == b'\\' && !is_escaped,
+                }
+                length += 1;
+            }
+            if before == b'[' {
+                longest = longest.max(length);
+            }
+        }
+        if !byte.is_ascii_whitespace() {
+            before = byte;
+        }
+    }
+    longest
+}
+
 /// `tokenizer.json`, but for what is set per call: truncation and padding.
 #[derive(Deserialize)]
 struct Parts {
@@ -101,6 +130,12 @@ impl Backend {
                 .is_ok_and(|json| json.contains("\"ByteLevel\"")),
         };
         let class = Class::pick(&hints).map_err(|problem| in_file("tokenizer_config.json", problem))?;
+        let longest = longest_in_lists(&files.tokenizer_json);
+        if longest > MAX_PIECE_BYTES {
+            let problem =
+                format!("a piece of its vocabulary has {longest} bytes, the limit is {MAX_PIECE_BYTES}");
+            return Err(in_file("tokenizer.json", problem));
+        }
         let parts = guarded(|| serde_json::from_slice::<Parts>(&files.tokenizer_json))
             .and_then(|parsed| parsed.map_err(|error| readable(&error.to_string())))
             .map_err(|problem| in_file("tokenizer.json", problem))?;

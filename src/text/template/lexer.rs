@@ -239,7 +239,7 @@ impl<'s> Lexer<'s> {
             self.advance(length);
             return Ok(());
         }
-        let lower = rest[..rest.len().min(2)].to_ascii_lowercase();
+        let lower = rest.get(..2).unwrap_or_default().to_ascii_lowercase(); // none within a letter
         let radix = match lower.as_str() {
             "0b" => 2,
             "0o" => 8,
