@@ -388,39 +388,28 @@ fn evaluate_and_calibrate_take_adapters_over_a_base() {
 
     let members = format!("{first},{second}");
     let report = path("report");
-    let evaluated = run(&[
-        "evaluate",
-        "--members",
-        &members,
-        "--base",
-        base,
-        "--pairs",
-        &path("pairs.jsonl"),
-        "--output",
-        &report,
-        "--best-of-n",
-        &path("candidates.jsonl"),
-        "--gold",
-        &second,
-    ]);
+    let evaluate = || {
+        run(&[
+            "evaluate",
+            "--members",
+            &members,
+            "--base",
+            base,
+            "--pairs",
+            &path("pairs.jsonl"),
+            "--output",
+            &report,
+            "--best-of-n",
+            &path("candidates.jsonl"),
+            "--gold",
+            &second,
+        ])
+    };
+    let evaluated = evaluate();
     assert!(text(&evaluated.stderr).contains("candidates.jsonl"), "{}", text(&evaluated.stderr));
     let candidates = json!({"prompt": "1?", "responses": ["a", "b", "c"]}).to_string();
     std::fs::write(path("candidates.jsonl"), candidates).unwrap();
-    let evaluated = run(&[
-        "evaluate",
-        "--members",
-        &members,
-        "--base",
-        base,
-        "--pairs",
-        &path("pairs.jsonl"),
-        "--output",
-        &report,
-        "--best-of-n",
-        &path("candidates.jsonl"),
-        "--gold",
-        &second,
-    ]);
+    let evaluated = evaluate();
     assert!(evaluated.status.success(), "{}", text(&evaluated.stderr));
     let evaluation = read_json(&Path::new(&report).join("evaluation.json"));
     let names: Vec<&str> = evaluation["models"]
