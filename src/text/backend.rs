@@ -460,3 +460,19 @@ fn check_post_processor(post_processor: &PostProcessorWrapper) -> Result<(), Pro
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_string_that_begins_a_list_is_measured() {
+        let measure = |json: &str| longest_in_lists(json.as_bytes());
+        assert_eq!(
+            measure(r#"{"charsmap": "aaaaaaaa", "vocab": [["abc", -1.5], [ "a\"]b\\", "cccccccc"]]}"#),
+            7
+        );
+        assert_eq!(measure("[]"), 0);
+        assert_eq!(measure("[\"never closed"), 12);
+    }
+}

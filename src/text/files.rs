@@ -27,6 +27,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::TextError;
@@ -65,7 +66,7 @@ impl TextFiles {
     pub(super) fn read(dir: &Path) -> Result<Self, TextError> {
         let tokenizer_json = read_if_there(&dir.join("tokenizer.json"))?
             .ok_or_else(|| TextError::NoTokenizer { dir: dir.to_path_buf() })?;
-        let config = read_json(&dir.join("tokenizer_config.json"))?;
+        let config: Option<Map<String, Value>> = read_json(&dir.join("tokenizer_config.json"))?;
         let key = |key: &str| config.as_ref().and_then(|config| config.get(key));
         let model_max_length = match key("model_max_length") {
             Some(length) => sane_length(length),
@@ -165,7 +166,7 @@ fn sane_length(value: &Value) -> Option<usize> {
 }
 
 /// `None`: there is no such file.
-fn read_json(path: &Path) -> Result<Option<Map<String, Value>>, TextError> {
+pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, TextError> {
     match read_if_there(path)? {
         None => Ok(None),
         Some(bytes) => serde_json::from_slice(&bytes)

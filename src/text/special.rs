@@ -5,11 +5,10 @@
 use std::path::Path;
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::TextError;
-use crate::disk;
+use super::files::read_json;
 
 /// The two tokens, where they are named.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -84,17 +83,6 @@ fn token_id(dir: &Path, text: &str) -> Result<Option<u32>, TextError> {
         _ => None,
     };
     Ok(id.and_then(|id| u32::try_from(id).ok()))
-}
-
-/// None where there is no such file.
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, TextError> {
-    let read = disk::read_if_there(path, disk::VOCABULARY_BYTES);
-    let Some(bytes) = read.map_err(|source| TextError::Read { path: path.to_path_buf(), source })? else {
-        return Ok(None);
-    };
-    serde_json::from_slice(&bytes)
-        .map(Some)
-        .map_err(|source| TextError::Json { path: path.to_path_buf(), source })
 }
 
 #[cfg(test)]
