@@ -26,6 +26,7 @@ use rewarm::model::batch::Sequence;
 use rewarm::model::scorer::Forward;
 use rewarm::model::scorer::Reduction;
 use rewarm::model::scorer::Scorer;
+use rewarm::model::steps::Steps;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -56,7 +57,8 @@ fn expected(token_ids: &[u32]) -> Result<f32, &'static str> {
 /// Closed, it stops every forward at its door.
 #[derive(Default)]
 struct Gate {
-    is_open: Mutex<bool>,
+    /// So many may pass.
+    room: Mutex<usize>,
     changed: Condvar,
 }
 
@@ -68,13 +70,22 @@ impl Gate {
     }
 
     fn set(&self, is_open: bool) {
-        *self.is_open.lock().expect(UNPOISONED) = is_open;
+        *self.room.lock().expect(UNPOISONED) = if is_open { usize::MAX } else { 0 };
+        self.changed.notify_all();
+    }
+
+    /// Lets one more pass.
+    fn admit(&self) {
+        *self.room.lock().expect(UNPOISONED) += 1;
         self.changed.notify_all();
     }
 
     fn pass(&self) {
-        let is_open = self.is_open.lock().expect(UNPOISONED);
-        drop(self.changed.wait_while(is_open, |is_open| !*is_open).expect(UNPOISONED));
+        let room = self.room.lock().expect(UNPOISONED);
+        let mut room = self.changed.wait_while(room, |room| *room == 0).expect(UNPOISONED);
+        if *room != usize::MAX {
+            *room -= 1;
+        }
     }
 }
 
@@ -87,10 +98,36 @@ struct Fake {
     arrivals: mpsc::Sender<Batch>,
 }
 
+/// Of a forward in steps. At each it stops at the gate.
+const PAUSES: usize = 3;
+
 impl Forward for Fake {
     fn forward(&self, batch: &PackedBatch) -> Result<Vec<f32>, ModelError> {
         let _ = self.arrivals.send(batch.sequences().map(Cow::into_owned).collect());
         self.gate.pass();
+        self.answer(batch)
+    }
+
+    fn forward_in_steps(&self, batch: &PackedBatch, steps: &mut Steps<'_>) -> Result<Vec<f32>, ModelError> {
+        if steps.max_tokens().is_none() {
+            return self.forward(batch);
+        }
+        let _ = self.arrivals.send(batch.sequences().map(Cow::into_owned).collect());
+        for _ in 0..PAUSES {
+            self.gate.pass();
+            steps.pause()?;
+        }
+        self.gate.pass();
+        self.answer(batch)
+    }
+
+    fn takes_steps(&self) -> bool {
+        true
+    }
+}
+
+impl Fake {
+    fn answer(&self, batch: &PackedBatch) -> Result<Vec<f32>, ModelError> {
         let has = |token| batch.token_ids().contains(&token);
         assert!(!has(PANIC), "on demand");
         if has(FAIL) {
@@ -139,7 +176,8 @@ fn open_model() -> Arc<Fake> {
     model
 }
 
-const CONFIG: Config = Config { max_batch_tokens: 8, max_queue_tokens: 1000, share_prefixes: true };
+const CONFIG: Config =
+    Config { max_batch_tokens: 8, max_step_tokens: 100, max_queue_tokens: 1000, share_prefixes: true };
 
 fn sequences(samples: &[&[u32]]) -> Vec<Sequence> {
     let sequence =
@@ -278,7 +316,12 @@ async fn a_deadline_is_kept_while_the_device_is_busy() {
 #[tokio::test]
 async fn the_work_of_callers_who_leave_never_reaches_the_model() {
     let (model, gate, asked) = gated_model();
-    let engine = Engine::start(Config { max_batch_tokens: 8, max_queue_tokens: 100, share_prefixes: true });
+    let engine = Engine::start(Config {
+        max_batch_tokens: 8,
+        max_step_tokens: 100,
+        max_queue_tokens: 100,
+        share_prefixes: true,
+    });
     let lane = engine.add_lane("warm", Scorer::warm(model));
     let running = submit(&lane, &[&[1; 8], &[2; 8]], Call::default()).await;
     assert_eq!(asked.next().unwrap(), [[1; 8]]);
@@ -333,7 +376,12 @@ async fn what_queues_while_the_device_is_busy_goes_together() {
 #[tokio::test]
 async fn ten_times_what_fits_is_refused_and_the_rest_is_answered() {
     let (model, gate, asked) = gated_model();
-    let engine = Engine::start(Config { max_batch_tokens: 16, max_queue_tokens: 100, share_prefixes: true });
+    let engine = Engine::start(Config {
+        max_batch_tokens: 16,
+        max_step_tokens: 100,
+        max_queue_tokens: 100,
+        share_prefixes: true,
+    });
     let lane = engine.add_lane("warm", Scorer::warm(model));
     let running = submit(&lane, &[&[1; 10]], Call::default()).await;
     asked.next().unwrap();
@@ -360,6 +408,138 @@ async fn ten_times_what_fits_is_refused_and_the_rest_is_answered() {
     assert_eq!((admitted, refused), (10, 90));
     let seen: usize = asked.so_far().iter().map(Vec::len).sum();
     assert_eq!(seen, 2 * admitted, "what was refused never reached the model");
+}
+
+// ---- steps ----
+
+/// More than a step.
+const LONG: &[u32] = &[7; 101];
+
+#[tokio::test]
+async fn others_run_between_the_steps_of_a_long_sample_but_no_other_long_one() {
+    let (model, gate, asked) = gated_model();
+    let (other, other_gate, other_asked) = gated_model();
+    let engine = Engine::start(CONFIG);
+    let lane = engine.add_lane("warm", Scorer::warm(model));
+    let other_lane = engine.add_lane("other", Scorer::warm(other));
+    let long = submit(&lane, &[LONG], Call::default()).await;
+    assert_eq!(asked.next().unwrap(), [LONG]);
+    let second = submit(&lane, &[LONG, &[1]], Call::default()).await;
+    let short = submit(&lane, &[&[2], &[3]], Call::default()).await;
+    gate.admit();
+    assert_eq!(asked.next().unwrap(), [[2], [3]], "past the other long one");
+    gate.admit();
+    assert_scored(&short.await.unwrap().unwrap(), &[&[2], &[3]]);
+    // whose turn it is among equals, a clock decides: the queue's own tests tell
+    let elsewhere = submit(&other_lane, &[&[4]], with_priority(Priority::Interactive)).await;
+    other_gate.open();
+    gate.admit();
+    assert_eq!(other_asked.next().unwrap(), [[4]]);
+    assert_scored(&elsewhere.await.unwrap().unwrap(), &[&[4]]);
+    assert!(!long.is_finished() && asked.so_far().is_empty());
+    gate.open();
+    let scored = long.await.unwrap().unwrap();
+    assert_scored(&scored, &[LONG]);
+    assert_scored(&second.await.unwrap().unwrap(), &[LONG, &[1]]);
+    assert_eq!(asked.next().unwrap(), [LONG]);
+}
+
+#[tokio::test]
+async fn what_is_more_urgent_goes_between_the_steps_of_any_batch_even_if_it_is_long() {
+    let (model, gate, asked) = gated_model();
+    let config = Config { max_batch_tokens: 200, ..CONFIG };
+    let lane = Engine::start(config).add_lane("warm", Scorer::warm(model));
+    let background = with_priority(Priority::Background);
+    let mut tasks = vec![submit(&lane, &[&[1; 60], &[2; 60]], background).await];
+    assert_eq!(asked.next().unwrap().len(), 2);
+    tasks.push(submit(&lane, &[&[3]], background).await);
+    tasks.push(submit(&lane, &[LONG], Call::default()).await);
+    gate.admit();
+    assert_eq!(asked.next().unwrap(), [LONG]);
+    tasks.push(submit(&lane, &[&[4]], Call::default()).await);
+    tasks.push(submit(&lane, &[&[5; 101]], with_priority(Priority::Interactive)).await);
+    gate.admit();
+    assert_eq!(asked.next().unwrap(), [[5; 101]]);
+    gate.open();
+    for task in tasks {
+        assert!(task.await.unwrap().is_ok());
+    }
+    assert_eq!(asked.next().unwrap(), [[4]]);
+    assert_eq!(asked.next().unwrap(), [[3]], "background work waits for the batch");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_sample_that_nobody_waits_for_stops_at_its_next_step() {
+    let (model, gate, asked) = gated_model();
+    let engine = Engine::start(CONFIG);
+    let lane = engine.add_lane("warm", Scorer::warm(model));
+    let health = lane.health();
+    let in_a_minute = Call { deadline: Some(Instant::now() + Duration::from_secs(60)), ..Call::default() };
+    for call in [Call::default(), in_a_minute, Call::default(), Call::default()] {
+        let long = submit(&lane, &[LONG], call).await;
+        assert_eq!(asked.next().unwrap(), [LONG]);
+        match call.deadline {
+            None => leave(long).await,
+            Some(_) => assert_eq!(long.await.unwrap().unwrap_err(), EngineError::DeadlineExceeded),
+        }
+        let short = submit(&lane, &[&[1]], Call::default()).await;
+        gate.admit(); // up to the pause
+        gate.admit(); // and the short one
+        assert_scored(&short.await.unwrap().unwrap(), &[&[1]]);
+        assert_eq!(asked.next().unwrap(), [[1]]);
+    }
+    engine.drain().await;
+    assert!(asked.so_far().is_empty(), "none is tried again");
+    assert!(*health.borrow(), "nothing has failed");
+}
+
+#[tokio::test]
+async fn a_long_sample_fails_alone_and_its_neighbours_between_the_steps_too() {
+    let (model, gate, asked) = gated_model();
+    let config = Config { max_batch_tokens: 400, ..CONFIG };
+    let lane = Engine::start(config).add_lane("warm", Scorer::warm(model));
+    for bad in [FAIL, PANIC, TOO_FEW, NAN] {
+        gate.set(false);
+        let mut long = LONG.to_vec();
+        long.push(bad);
+        let task = submit(&lane, &[LONG, &long, &[1]], Call::default()).await;
+        assert_eq!(asked.next().unwrap().len(), 3);
+        let neighbour = submit(&lane, &[&[2], &[bad]], Call::default()).await;
+        gate.open();
+        assert_scored(&task.await.unwrap().unwrap(), &[LONG, &long, &[1]]);
+        assert_scored(&neighbour.await.unwrap().unwrap(), &[&[2], &[bad]]);
+        asked.so_far();
+    }
+}
+
+#[tokio::test]
+async fn a_long_sample_under_way_is_finished_by_a_drain_and_by_a_closed_lane() {
+    let (model, gate, asked) = gated_model();
+    let engine = Engine::start(CONFIG);
+    let lane = engine.add_lane("warm", Scorer::warm(model));
+    let long = submit(&lane, &[LONG], Call::default()).await;
+    asked.next().unwrap();
+    lane.close();
+    let (replaced, replaced_gate, replaced_asked) = gated_model();
+    replaced_gate.open();
+    let new = engine.add_lane("warm", Scorer::warm(replaced));
+    let short = submit(&new, &[&[1]], Call::default()).await;
+    gate.admit();
+    assert!(short.await.unwrap().is_ok());
+    assert_eq!(replaced_asked.next().unwrap(), [[1]]);
+    new.close();
+    gate.admit();
+    assert_eq!(replaced_asked.next(), None, "a lane that is done is dropped at a pause");
+    let draining = tokio::spawn({
+        let engine = engine.clone();
+        async move { engine.drain().await }
+    });
+    tokio::task::yield_now().await;
+    assert!(!draining.is_finished());
+    gate.open();
+    draining.await.unwrap();
+    assert_scored(&long.await.unwrap().unwrap(), &[LONG]);
+    assert_eq!(asked.next(), None, "the model is dropped");
 }
 
 // ---- the end ----
@@ -452,8 +632,12 @@ async fn dropping_the_last_handles_closes_the_lane_and_stops_the_thread() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn thousands_of_callers_get_their_own_rewards() {
-    let engine =
-        Engine::start(Config { max_batch_tokens: 512, max_queue_tokens: 1_000_000, share_prefixes: true });
+    let engine = Engine::start(Config {
+        max_batch_tokens: 512,
+        max_step_tokens: 100,
+        max_queue_tokens: 1_000_000,
+        share_prefixes: true,
+    });
     let lanes = [(); 2].map(|()| engine.add_lane("warm", Scorer::warm(open_model())));
     let tasks: Vec<_> = (0..5000)
         .map(|token| {
@@ -508,7 +692,7 @@ proptest! {
     fn every_admitted_sample_is_answered_exactly_once(steps in prop::collection::vec(step(), 1..60)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
-            let engine = Engine::start(Config { max_batch_tokens: 16, max_queue_tokens: 120, share_prefixes: true });
+            let engine = Engine::start(Config { max_batch_tokens: 16, max_step_tokens: 6, max_queue_tokens: 120, share_prefixes: true });
             let gate = Arc::new(Gate::default());
             let model = || Arc::new(Fake { gate: gate.clone(), arrivals: mpsc::channel().0 }) as Arc<dyn Forward>;
             let add_lane = |index: usize| match index {

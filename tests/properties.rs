@@ -5,6 +5,7 @@
 #[path = "support/checkpoints.rs"]
 mod checkpoints;
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +24,7 @@ use rewarm::model::family::Family;
 use rewarm::model::manifest::Manifest;
 use rewarm::model::ops::composed::Composed;
 use rewarm::model::scorer::Scorer;
+use rewarm::model::steps::Steps;
 use rewarm::model::variant::Dtype;
 use rewarm::model::variant::Loader;
 use rewarm::model::variant::Mode;
@@ -156,6 +158,41 @@ proptest! {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(4))] // each loads dozens of models
+
+    /// Bit for bit, whatever the members have in common and the sequences begin with, in steps of any size.
+    #[test]
+    fn a_forward_in_steps_is_the_forward(
+        lengths in prop::collection::vec(1usize..1300, 1..4), common in 0usize..600, max_tokens in 1usize..2000,
+        trained in prop::sample::select(vec!["score.", "model.layers.1.", "model.layers.0.", ""]), seed in 0u64..100,
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let start = TinyCheckpoint::llama(seed);
+        let paths: Vec<PathBuf> = (0..2)
+            .map(|member| {
+                let path = dir.path().join(member.to_string());
+                start.perturbed(member, 0.3, trained).write(&path);
+                path
+            })
+            .collect();
+        let scorer = load(Mode::Ens, paths);
+        prop_assert!(scorer.takes_steps());
+        let token = |sample: usize, at: usize| ((at * at + if at < common { 0 } else { sample }) % VOCAB) as u32;
+        let sequences: Vec<Sequence> = (1..)
+            .zip(&lengths)
+            .map(|(sample, &length)| (0..length).map(|at| token(sample, at)).collect::<Vec<_>>())
+            .map(|token_ids| Sequence { type_ids: vec![0; token_ids.len()], token_ids })
+            .collect();
+        let batch = scorer.pack_shared(&sequences.iter().collect::<Vec<_>>());
+        let whole = raw_rewards(&scorer, &batch);
+        let (mut pauses, mut spent) = (0, vec![Duration::ZERO; 2]);
+        let mut pause = || {
+            pauses += 1;
+            ControlFlow::Continue(())
+        };
+        let mut steps = Steps::new(max_tokens, &mut pause);
+        prop_assert_eq!(scorer.forward_in_steps(&batch, &mut spent, &mut steps).unwrap(), whole);
+        prop_assert!(pauses >= 3, "{} pauses", pauses);
+    }
 
     /// From a frozen trunk or embedding, with all layers of their own, or with nothing in common but the start.
     #[test]

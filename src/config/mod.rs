@@ -118,6 +118,7 @@ fn assemble(name: &str, text: &str, base: &Path, overrides: &Overrides) -> Resul
         },
         engine: engine::Config {
             max_batch_tokens: batching.positive("max_batch_tokens", 16_384, &mut problems),
+            max_step_tokens: batching.positive("max_step_tokens", 1024, &mut problems),
             max_queue_tokens: batching.positive("max_queue_tokens", 1 << 20, &mut problems),
             share_prefixes: batching.take("share_prefixes", &mut problems).unwrap_or(true),
         },
@@ -293,6 +294,7 @@ mod tests {
         assert_eq!(config.limits.max_message_bytes, 32 << 20);
         assert_eq!((config.connections.max, config.connections.max_per_peer), (8192, None));
         assert_eq!(config.engine.max_batch_tokens, 16_384);
+        assert_eq!(config.engine.max_step_tokens, 1024);
         assert!(config.engine.share_prefixes);
         assert_eq!(config.models.weights, BTreeMap::from([("one".to_owned(), 1.0)]));
         assert!(config.models.variants[0].members[0].ends_with("a"));

@@ -14,12 +14,55 @@
 //! that of one model: taking turns would give ENS four fifths of the device, and counting tokens would too. A
 //! lane's `device_time` rises by what its batches take, and the lane with the least goes first. A lane that does
 //! not contend is lifted to the time of the one that is served: whoever slept has no credit.
+//!
+//! # Who goes between the steps of a batch?
+//!
+//! A request with a sample above `max_step_tokens` is *long*. Batches hold long requests or short ones, and one of
+//! long requests is computed in [`steps`](crate::model::steps); between them go
+//!
+//! - whatever is more urgent, as long as any waits: long requests too, so that at most one batch of each priority
+//!   is under way;
+//! - short requests of any lane, in turns: for two seconds of theirs the long one gets [one](LONG_SHARE). So it
+//!   cannot starve, and beside it they take half as long again, and wait for one step at first. Background work
+//!   goes only between the steps of background work.
+//!
+//! A long request that is no more urgent waits until the one before it is done: keys, values and hidden states of a
+//! layer are held for one at a time. Between the layers of a batch of short requests, if it is larger than a step,
+//! goes only what is more urgent: in turns they would all be done later, and none earlier than the last now.
+
+use super::Priority;
+
+/// What a long request gets of the device, by what others have had between two of its steps.
+pub(super) const LONG_SHARE: f64 = 0.5;
+
+/// Who may go now.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Turn {
+    /// Nothing runs.
+    Anybody,
+    /// Between the steps of a batch of this priority.
+    MoreUrgent(Priority),
+    /// Between the steps of a long request of this priority.
+    Short(Priority),
+}
+
+impl Turn {
+    pub(super) fn allows(self, priority: Priority, is_long: bool) -> bool {
+        match self {
+            Self::Anybody => true,
+            Self::MoreUrgent(than) => priority < than,
+            Self::Short(beside) => !is_long && priority <= beside.max(Priority::Normal),
+        }
+    }
+}
 
 /// What a lane has waiting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Waiting {
     /// Nothing.
     Nothing,
+    /// Only what may not go now.
+    Blocked,
     /// Only background work, which yields to anything else in any lane.
     Background,
     /// Something that a caller wants soon.
@@ -35,7 +78,7 @@ pub(super) struct Contender {
 }
 
 /// The lane whose turn it is: the least served of those with urgent work, else of those with background work.
-/// Lifts all that do not contend to the chosen one's device time.
+/// Lifts all that do not contend to the chosen one's device time, but for those that would if they were let.
 pub(super) fn choose_lane(lanes: &mut [Contender]) -> Option<usize> {
     let contending = [Waiting::Urgent, Waiting::Background]
         .into_iter()
@@ -44,7 +87,8 @@ pub(super) fn choose_lane(lanes: &mut [Contender]) -> Option<usize> {
         .filter(|&lane| lanes[lane].waiting == contending)
         .min_by(|&a, &b| lanes[a].device_time.total_cmp(&lanes[b].device_time))?;
     let now = lanes[chosen].device_time;
-    for lane in lanes.iter_mut().filter(|lane| lane.waiting != contending) {
+    let sleeps = |lane: &&mut Contender| lane.waiting != contending && lane.waiting != Waiting::Blocked;
+    for lane in lanes.iter_mut().filter(sleeps) {
         lane.device_time = lane.device_time.max(now);
     }
     Some(chosen)
@@ -129,7 +173,7 @@ mod tests {
 
     #[test]
     fn the_least_served_lane_goes_first_and_sleepers_get_no_credit() {
-        use Waiting::{Background, Nothing, Urgent};
+        use Waiting::{Background, Blocked, Nothing, Urgent};
         struct Case {
             name: &'static str,
             lanes: &'static [(Waiting, f64)],
@@ -162,6 +206,12 @@ mod tests {
                 lanes: &[(Background, 1.0), (Urgent, 7.0)],
                 chosen: Some(1),
                 device_times: &[7.0, 7.0],
+            },
+            Case {
+                name: "who may not go now keeps its place",
+                lanes: &[(Blocked, 1.0), (Urgent, 7.0), (Nothing, 1.0)],
+                chosen: Some(1),
+                device_times: &[1.0, 7.0, 7.0],
             },
             Case {
                 name: "background is shared fairly too",

@@ -18,15 +18,17 @@
 //! - A request is admitted whole or refused at once; an admitted one gets exactly one outcome for each sample,
 //!   whatever the model does, and at its deadline at the latest it gets [`EngineError::DeadlineExceeded`].
 //! - Within a lane: [`Priority`] first, then first come first served, and no batch mixes priorities.
+//! - A sample above `max_step_tokens` holds the device for a step at a time: others go between its steps, in turns.
 //! - Between lanes: equal shares of the device's time while they contend, except that background work yields to
 //!   anything else in any lane.
-//! - What a caller no longer waits for never reaches the model. Its room in the queue is free at once; that of a
-//!   request of which a part runs, after the batch.
+//! - What a caller no longer waits for never reaches the model, or stops at its next step. Its room in the queue is
+//!   free at once; that of a request of which a part runs, after the batch.
 //!
 //! # Why one thread?
 //!
 //! There is one device, and two forwards at a time on it take turns anyway, with twice the memory for
-//! activations. On a CPU a forward uses all cores by itself.
+//! activations. On a CPU a forward uses all cores by itself. What runs between the steps of a batch does need the
+//! memory for both: that of the largest batch of each priority at most.
 //!
 //! # Why one lock?
 //!
@@ -73,6 +75,8 @@ mod worker;
 pub struct Config {
     /// A batch takes samples up to this many tokens; a longer sample goes alone.
     pub max_batch_tokens: usize,
+    /// A longer sample is computed in steps, each of the work of an eighth of so many tokens, where the model can.
+    pub max_step_tokens: usize,
     /// What waits for one variant, at most.
     pub max_queue_tokens: usize,
     /// Whether tokens that samples of a batch begin with alike are computed once, where the model allows it.
@@ -105,7 +109,7 @@ pub struct Call {
 pub struct Scored {
     /// One outcome for each sequence, in their order.
     pub outcomes: Vec<Outcome>,
-    /// From admission until the last batch that held one of the sequences started.
+    /// From admission until the last batch that held one of the sequences started, and its pauses for others.
     pub queue: Duration,
     /// The model's time for the batches that held the sequences.
     pub compute: Duration,
@@ -392,6 +396,16 @@ impl Shared {
             self.idle.notify_waiters();
             state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// What the device thread does at a pause of the batch that runs, which ran for so long since the last.
+    fn work_between_steps(&self, ran: Duration) -> Option<Work> {
+        let mut state = self.lock();
+        state.queue.step_ended(ran);
+        if let Some(served) = state.queue.take_retired() {
+            return Some(Work::Retire(served));
+        }
+        state.queue.next_between_steps(Instant::now()).map(Work::Score)
     }
 
     fn batch_ended(&self, ended: Ended) {

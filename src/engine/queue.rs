@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -11,7 +12,9 @@ use super::Config;
 use super::EngineError;
 use super::Priority;
 use super::batcher::Contender;
+use super::batcher::LONG_SHARE;
 use super::batcher::Room;
+use super::batcher::Turn;
 use super::batcher::Waiting;
 use super::batcher::choose_lane;
 use super::estimate::Throughput;
@@ -28,32 +31,96 @@ use super::request::Ticket;
 use super::request::tokens_of;
 use super::worker::Served;
 
-/// What runs now.
+/// What runs, or waits at a pause for what was taken after it.
 struct Running {
     lane: LaneId,
     num_tokens: usize,
     started: Instant,
+    priority: Priority,
+    is_long: bool,
+    takes_steps: bool,
+    /// Device time until the last pause.
+    ran: Duration,
+    /// Device time that it must have before short requests go again.
+    owed: Duration,
 }
 
-struct Lane {
-    served: Arc<Served>,
+impl Running {
+    /// Whether a request can go before this has ended.
+    fn lets_go(&self, priority: Priority, is_long: bool) -> bool {
+        let short = self.is_long && Turn::Short(self.priority).allows(priority, is_long);
+        self.takes_steps && (short || Turn::MoreUrgent(self.priority).allows(priority, is_long))
+    }
+}
+
+/// Requests of a lane that batches take together: the short ones, or the long.
+#[derive(Default)]
+struct Kind {
     waiting: BTreeMap<Ticket, Request>,
     /// By priority, and including what is left of a request that runs.
     waiting_tokens: [usize; 3],
     throughput: Throughput,
+}
+
+impl Kind {
+    /// Tokens that wait with this priority or a more urgent one.
+    fn tokens_up_to(&self, priority: Priority) -> usize {
+        self.waiting_tokens[..=priority as usize].iter().sum()
+    }
+}
+
+/// In so many steps at least is a long sample computed: one is then what 128 tokens take, by default, and a
+/// neighbour of so many waits for one at most as long as for its own.
+const STEPS_AT_LEAST: usize = 8;
+
+const SHORT: usize = 0;
+const LONG: usize = 1;
+
+struct Lane {
+    served: Arc<Served>,
+    /// A request with a longer sample is long.
+    max_step_tokens: usize,
+    kinds: [Kind; 2],
     device_time: f64,
     is_closed: bool,
 }
 
 impl Lane {
-    /// Tokens that wait with this priority or a more urgent one.
-    fn tokens_up_to(&self, priority: Priority) -> usize {
-        self.waiting_tokens[..=priority as usize].iter().sum()
+    fn kind_of(&self, request: &Request) -> usize {
+        if request.longest > self.max_step_tokens { LONG } else { SHORT }
     }
 
-    fn contender(&self) -> Contender {
-        let waiting = match self.waiting.first_key_value() {
-            None => Waiting::Nothing,
+    fn is_empty(&self) -> bool {
+        self.kinds.iter().all(|kind| kind.waiting.is_empty())
+    }
+
+    /// Tokens of both kinds that wait with this priority or a more urgent one.
+    fn tokens_up_to(&self, priority: Priority) -> usize {
+        self.kinds.iter().map(|kind| kind.tokens_up_to(priority)).sum()
+    }
+
+    /// Seconds of the device for so many tokens of a kind; by the other kind's, before its own were measured.
+    fn seconds_for(&self, kind: usize, tokens: usize) -> Option<f64> {
+        let seconds = |kind: usize| self.kinds[kind].throughput.seconds_for(tokens);
+        seconds(kind).or_else(|| seconds(1 - kind))
+    }
+
+    /// Seconds of the device for what waits of a kind, with this priority or a more urgent one.
+    fn backlog(&self, kind: usize, priority: Priority) -> f64 {
+        self.seconds_for(kind, self.kinds[kind].tokens_up_to(priority)).unwrap_or(0.0)
+    }
+
+    /// The request that goes first of those whose turn it is, and its kind.
+    fn head(&self, turn: Turn) -> Option<(Ticket, usize)> {
+        let heads = self.kinds.iter().zip([SHORT, LONG]);
+        let heads = heads.filter_map(|(kind, index)| Some((*kind.waiting.first_key_value()?.0, index)));
+        heads.filter(|&(ticket, kind)| turn.allows(ticket.priority, kind == LONG)).min()
+    }
+
+    fn contender(&self, turn: Turn) -> Contender {
+        let waiting = match self.head(turn) {
+            None if self.is_empty() => Waiting::Nothing,
+            None => Waiting::Blocked,
             Some((Ticket { priority: Priority::Background, .. }, _)) => Waiting::Background,
             Some(_) => Waiting::Urgent,
         };
@@ -63,7 +130,8 @@ impl Lane {
     /// Books `request` out of the queue's room.
     fn release(&mut self, request: &Request, departure: Departure) {
         let num_samples = request.waiting().len();
-        self.waiting_tokens[request.priority as usize] -= request.tokens_left;
+        let kind = self.kind_of(request);
+        self.kinds[kind].waiting_tokens[request.priority as usize] -= request.tokens_left;
         self.served.metrics.queue_left(num_samples, request.tokens_left);
         match departure {
             Departure::Expired => self.served.metrics.samples_expired(num_samples),
@@ -71,15 +139,16 @@ impl Lane {
         }
     }
 
-    /// Takes the head of the queue, up to `max_tokens` and of one priority. Whoever is dead on arrival leaves.
+    /// Takes the head of the queue of a kind, up to `max_tokens` and of one priority. Whoever is dead on arrival
+    /// leaves.
     ///
     /// Priorities do not mix, since everyone in a batch waits for all of it: a person who waits for one sample
     /// would wait for 16,384 tokens of a trainer's.
-    fn take(&mut self, max_tokens: usize, now: Instant) -> (Vec<Portion>, usize) {
+    fn take(&mut self, kind: usize, max_tokens: usize, now: Instant) -> (Vec<Portion>, usize) {
         let mut room = Room::new(max_tokens);
         let mut portions = Vec::new();
-        let priority = self.waiting.first_key_value().map(|(ticket, _)| ticket.priority);
-        while let Some(head) = self.waiting.first_entry() {
+        let priority = self.kinds[kind].waiting.first_key_value().map(|(ticket, _)| ticket.priority);
+        while let Some(head) = self.kinds[kind].waiting.first_entry() {
             let ticket = *head.key();
             if Some(ticket.priority) != priority {
                 break;
@@ -98,7 +167,7 @@ impl Lane {
             let mut request = head.remove();
             let num_tokens = room.tokens() - tokens_before;
             request.tokens_left -= num_tokens;
-            self.waiting_tokens[ticket.priority as usize] -= num_tokens;
+            self.kinds[kind].waiting_tokens[ticket.priority as usize] -= num_tokens;
             self.served.metrics.queue_left(num_samples, num_tokens);
             let is_cut = num_samples < request.waiting().len();
             portions.push(Portion { ticket, request, num_samples });
@@ -116,7 +185,8 @@ pub(super) struct Queue {
     lanes: BTreeMap<LaneId, Lane>,
     next_lane: LaneId,
     next_ticket: u64,
-    running: Option<Running>,
+    /// The one that runs is the last; those before it are at a pause.
+    running: Vec<Running>,
     /// Of the lane that was chosen last, when it was.
     device_time: f64,
     is_draining: bool,
@@ -129,7 +199,7 @@ impl Queue {
             lanes: BTreeMap::new(),
             next_lane: 0,
             next_ticket: 0,
-            running: None,
+            running: Vec::new(),
             device_time: 0.0,
             is_draining: false,
         }
@@ -138,11 +208,11 @@ impl Queue {
     pub(super) fn add_lane(&mut self, served: Served) -> LaneId {
         let id = self.next_lane;
         self.next_lane += 1;
+        let max_step_tokens = if served.takes_steps() { self.config.max_step_tokens } else { usize::MAX };
         let lane = Lane {
             served: Arc::new(served),
-            waiting: BTreeMap::new(),
-            waiting_tokens: [0; 3],
-            throughput: Throughput::default(),
+            max_step_tokens,
+            kinds: Default::default(),
             device_time: self.device_time, // no credit for the time before it existed
             is_closed: false,
         };
@@ -164,7 +234,7 @@ impl Queue {
 
     /// Whether everything that was admitted is answered.
     pub(super) fn is_idle(&self) -> bool {
-        self.running.is_none() && self.lanes.values().all(|lane| lane.waiting.is_empty())
+        self.running.is_empty() && self.lanes.values().all(Lane::is_empty)
     }
 
     /// Why a request is not admitted, if so.
@@ -179,7 +249,10 @@ impl Queue {
         }
         let waiting = lane.tokens_up_to(Priority::Background);
         if waiting + tokens > limit {
-            let seconds = self.seconds_until_served(lane_id, waiting + tokens - limit, Priority::Normal, now);
+            let kind =
+                if lane.kinds[LONG].tokens_up_to(Priority::Background) * 2 > waiting { LONG } else { SHORT };
+            let until = waiting + tokens - limit;
+            let seconds = self.seconds_until_served(lane_id, kind, until, Priority::Normal, now);
             return Err(EngineError::QueueFull { waiting, limit, retry_after: retry_after(seconds) });
         }
         let Some(left) = request.deadline.map(|deadline| deadline.saturating_duration_since(now)) else {
@@ -190,9 +263,10 @@ impl Queue {
             return Err(EngineError::DeadlineExceeded);
         }
         // A lane with nothing to do always tries, or a bad estimate could never be refuted.
-        let has_work = waiting > 0 || self.running.as_ref().is_some_and(|batch| batch.lane == lane_id);
-        let until = lane.tokens_up_to(request.priority) + tokens;
-        let seconds = self.seconds_until_served(lane_id, until, request.priority, now);
+        let has_work = waiting > 0 || self.running.iter().any(|batch| batch.lane == lane_id);
+        let kind = lane.kind_of(request);
+        let until = lane.kinds[kind].tokens_up_to(request.priority) + tokens;
+        let seconds = self.seconds_until_served(lane_id, kind, until, request.priority, now);
         match seconds.map(duration) {
             Some(wait) if has_work && wait > left => Err(EngineError::WouldExpire { wait, left }),
             _ => Ok(()),
@@ -204,108 +278,163 @@ impl Queue {
         let ticket = Ticket { priority: request.priority, number: self.next_ticket };
         self.next_ticket += 1;
         let lane = self.lanes.get_mut(&lane).expect("a lane that was checked is there");
-        lane.waiting_tokens[ticket.priority as usize] += request.tokens_left;
         lane.served.metrics.queue_entered(request.waiting().len(), request.tokens_left);
-        lane.waiting.insert(ticket, request);
+        let kind = lane.kind_of(&request);
+        lane.kinds[kind].waiting_tokens[ticket.priority as usize] += request.tokens_left;
+        lane.kinds[kind].waiting.insert(ticket, request);
         ticket
     }
 
-    /// Estimates the seconds until a lane has served its next `tokens`; `None` before it was measured.
+    /// Estimates the seconds until a lane has served its next `tokens` of a kind; `None` before it was measured.
     fn seconds_until_served(
         &self,
         lane_id: LaneId,
+        kind: usize,
         tokens: usize,
         priority: Priority,
         now: Instant,
     ) -> Option<f64> {
-        let own = self.lanes.get(&lane_id)?.throughput.seconds_for(tokens)?;
+        let own = self.lanes.get(&lane_id)?.seconds_for(kind, tokens)?;
         // others' background work goes before ours only if ours is background as well
         let rivals = priority.max(Priority::Normal);
-        let others = self.lanes.iter().filter(|&(&id, _)| id != lane_id);
-        let others = others.filter_map(|(_, lane)| lane.throughput.seconds_for(lane.tokens_up_to(rivals)));
-        let running = self.running.as_ref().and_then(|batch| {
-            let seconds = self.lanes.get(&batch.lane)?.throughput.seconds_for(batch.num_tokens)?;
+        let backlogs = self
+            .lanes
+            .iter()
+            .flat_map(|(&id, lane)| [SHORT, LONG].map(|kind| (id, kind, lane.backlog(kind, rivals))));
+        // short ones wait for no long ones of any lane but in turns
+        let others = backlogs.filter_map(|(id, of_kind, seconds)| {
+            ((id, of_kind) != (lane_id, kind) && (kind == LONG || of_kind == SHORT)).then_some(seconds)
+        });
+        let running = self.running.iter().filter(|batch| !batch.lets_go(priority, kind == LONG));
+        let running = running.filter_map(|batch| {
+            let kind = if batch.is_long { LONG } else { SHORT };
+            let seconds = self.lanes.get(&batch.lane)?.seconds_for(kind, batch.num_tokens)?;
             Some((seconds - now.saturating_duration_since(batch.started).as_secs_f64()).max(0.0))
         });
         let is_background = priority == Priority::Background;
-        Some(running.unwrap_or(0.0) + seconds_until_served(own, others, is_background))
+        let seconds = running.sum::<f64>() + seconds_until_served(own, others, is_background);
+        let is_beside = |batch: &Running| batch.is_long && batch.priority <= rivals;
+        let beside_long = self.running.iter().any(is_beside)
+            || self.lanes.values().any(|lane| lane.kinds[LONG].tokens_up_to(rivals) > 0);
+        Some(if kind == SHORT && beside_long { seconds * (1.0 + LONG_SHARE) } else { seconds })
     }
 
     /// Removes a request that still waits, and frees its room. One that runs is left to
     /// [`Self::batch_ended`], which sees that its caller has left.
     pub(super) fn withdraw(&mut self, lane: LaneId, ticket: Ticket, departure: Departure) -> Option<Request> {
         let lane = self.lanes.get_mut(&lane)?;
-        let request = lane.waiting.remove(&ticket)?;
+        let request = lane.kinds.iter_mut().find_map(|kind| kind.waiting.remove(&ticket))?;
         lane.release(&request, departure);
         Some(request)
     }
 
     /// What the device should do next, if anything waits.
     pub(super) fn next_batch(&mut self, now: Instant) -> Option<Batch> {
-        debug_assert!(self.running.is_none(), "one device, one batch");
+        debug_assert!(self.running.is_empty(), "one device, one batch");
+        self.batch_of(Turn::Anybody, now)
+    }
+
+    /// The batch that runs is at a pause, and ran for so long since the last one.
+    pub(super) fn step_ended(&mut self, ran: Duration) {
+        let Some(batch) = self.running.last_mut() else { return };
+        batch.ran += ran;
+        batch.owed = batch.owed.saturating_sub(ran);
+        if let Some(lane) = self.lanes.get_mut(&batch.lane) {
+            lane.device_time += ran.as_secs_f64();
+        }
+    }
+
+    /// What the device should do before the batch that is at a pause goes on, if anything.
+    pub(super) fn next_between_steps(&mut self, now: Instant) -> Option<Batch> {
+        let &Running { priority, is_long, owed, .. } = self.running.last()?;
+        let urgent = self.batch_of(Turn::MoreUrgent(priority), now);
+        urgent.or_else(|| (is_long && owed.is_zero()).then(|| self.batch_of(Turn::Short(priority), now))?)
+    }
+
+    fn batch_of(&mut self, turn: Turn, now: Instant) -> Option<Batch> {
         loop {
-            let mut contenders: Vec<Contender> = self.lanes.values().map(Lane::contender).collect();
+            let mut contenders: Vec<Contender> =
+                self.lanes.values().map(|lane| lane.contender(turn)).collect();
             let chosen = choose_lane(&mut contenders)?;
             for (lane, contender) in self.lanes.values_mut().zip(&contenders) {
                 lane.device_time = contender.device_time;
             }
             self.device_time = contenders[chosen].device_time;
             let (&id, lane) = self.lanes.iter_mut().nth(chosen).expect("chosen among them");
-            let (portions, num_tokens) = lane.take(self.config.max_batch_tokens, now);
+            let (Ticket { priority, .. }, kind) = lane.head(turn).expect("it contends");
+            let (portions, num_tokens) = lane.take(kind, self.config.max_batch_tokens, now);
             if !portions.is_empty() {
-                self.running = Some(Running { lane: id, num_tokens, started: now });
+                let takes_steps = num_tokens > lane.max_step_tokens;
+                let is_long = kind == LONG;
+                // a batch of short ones pauses where that costs nothing
+                let step_tokens =
+                    if is_long { lane.max_step_tokens.div_ceil(STEPS_AT_LEAST) } else { usize::MAX };
+                let (ran, owed) = (Duration::ZERO, Duration::ZERO);
+                let running =
+                    Running { lane: id, num_tokens, started: now, priority, is_long, takes_steps, ran, owed };
+                self.running.push(running);
                 return Some(Batch {
-                    lane: id,
                     served: lane.served.clone(),
                     portions,
                     num_tokens,
                     started: now,
+                    step_tokens: takes_steps.then_some(step_tokens),
                 });
             }
             // all that was looked at had expired or left: look again
         }
     }
 
-    /// Accounts for a batch, and lets a request that was cut wait on, at its old place.
+    /// Accounts for the batch that was taken last, and lets a request that was cut wait on, at its old place.
     pub(super) fn batch_ended(&mut self, ended: Ended) {
-        let Ended { lane, num_tokens, elapsed, unfinished } = ended;
-        self.running = None;
-        let Some(lane) = self.lanes.get_mut(&lane) else { return };
-        lane.device_time += elapsed.as_secs_f64();
-        lane.throughput.observe(num_tokens, elapsed);
+        let Ended { num_tokens, elapsed, unfinished } = ended;
+        let Some(batch) = self.running.pop() else { return };
+        if let Some(outer) = self.running.last_mut()
+            && batch.priority >= outer.priority
+        {
+            outer.owed = elapsed.mul_f64(LONG_SHARE);
+        }
+        let Some(lane) = self.lanes.get_mut(&batch.lane) else { return };
+        lane.device_time += elapsed.saturating_sub(batch.ran).as_secs_f64();
+        if num_tokens > 0 {
+            let kind = if batch.is_long { LONG } else { SHORT };
+            lane.kinds[kind].throughput.observe(num_tokens, elapsed);
+        }
         if let Some((ticket, request)) = unfinished {
             if request.caller_has_left() {
                 lane.release(&request, Departure::Withdrawn);
             } else {
-                lane.waiting.insert(ticket, request);
+                let kind = lane.kind_of(&request);
+                lane.kinds[kind].waiting.insert(ticket, request);
             }
         }
     }
 
     /// Removes a lane that is closed and has served all it admitted.
     pub(super) fn take_retired(&mut self) -> Option<Arc<Served>> {
-        let (&id, _) = self.lanes.iter().find(|(_, lane)| lane.is_closed && lane.waiting.is_empty())?;
+        let runs = |id: LaneId| self.running.iter().any(|batch| batch.lane == id);
+        let (&id, _) =
+            self.lanes.iter().find(|&(&id, lane)| lane.is_closed && lane.is_empty() && !runs(id))?;
         self.lanes.remove(&id).map(|lane| lane.served)
     }
 
     /// Removes everything, whatever state it is in.
     pub(super) fn take_all(&mut self) -> impl Sized + use<> {
         self.is_draining = true;
-        self.running = None;
+        self.running.clear();
         std::mem::take(&mut self.lanes)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::sync::oneshot;
     use tokio::sync::watch;
 
     use super::*;
     use crate::engine::Outcome;
     use crate::engine::Scored;
+    use crate::engine::request::Times;
     use crate::metrics::VariantMetrics;
     use crate::model::ModelError;
     use crate::model::batch::PackedBatch;
@@ -313,6 +442,8 @@ mod tests {
     use crate::model::scorer::Forward;
     use crate::model::scorer::Reward;
     use crate::model::scorer::Scorer;
+
+    const STEP: usize = 20;
 
     type Answered = oneshot::Receiver<Result<Scored, EngineError>>;
 
@@ -326,7 +457,12 @@ mod tests {
     }
 
     fn queue(max_batch_tokens: usize, max_queue_tokens: usize, num_lanes: usize) -> (Queue, Vec<LaneId>) {
-        let mut queue = Queue::new(Config { max_batch_tokens, max_queue_tokens, share_prefixes: true });
+        let mut queue = Queue::new(Config {
+            max_batch_tokens,
+            max_step_tokens: STEP,
+            max_queue_tokens,
+            share_prefixes: true,
+        });
         let lanes = (0..num_lanes).map(|_| add_lane(&mut queue)).collect();
         (queue, lanes)
     }
@@ -366,7 +502,8 @@ mod tests {
         let reward =
             |token| Ok(Reward { reward: token as f32, member_rewards: vec![token as f32], reward_std: None });
         let outcomes: Vec<Outcome> = tokens(&batch).into_iter().map(reward).collect();
-        queue.batch_ended(batch.answer(outcomes, elapsed, Duration::ZERO));
+        let times = Times { compute: elapsed, ..Times::default() };
+        queue.batch_ended(batch.answer(outcomes, times));
     }
 
     fn run_all(queue: &mut Queue) -> Vec<Vec<u32>> {
@@ -554,5 +691,163 @@ mod tests {
         let closed = queue.check(lanes[0], &request(1, &[1], Priority::Normal, None).0);
         assert_eq!(closed, Err(EngineError::Draining));
         assert!(queue.take_retired().is_none(), "90 tokens are still to be scored");
+    }
+
+    // ---- steps ----
+
+    /// Computed in steps above 20 tokens.
+    struct Stepping;
+
+    impl Forward for Stepping {
+        fn forward(&self, batch: &PackedBatch) -> Result<Vec<f32>, ModelError> {
+            Ok(vec![0.0; batch.len()])
+        }
+
+        fn takes_steps(&self) -> bool {
+            true
+        }
+    }
+
+    fn stepping_queue(num_lanes: usize) -> (Queue, Vec<LaneId>) {
+        let (mut queue, _) = queue(100, 10_000, 0);
+        let mut add = || {
+            let metrics = VariantMetrics::new("test", 1);
+            let scorer = Scorer::warm(Arc::new(Stepping));
+            queue.add_lane(Served::new("test", scorer, true, metrics, watch::channel(true).0))
+        };
+        let lanes = (0..num_lanes).map(|_| add()).collect();
+        (queue, lanes)
+    }
+
+    /// The first token of each sample that goes before the batch goes on, which ran for so many seconds.
+    fn between(queue: &mut Queue, ran: u64, elapsed: u64) -> Vec<u32> {
+        queue.step_ended(Duration::from_secs(ran));
+        let Some(batch) = queue.next_between_steps(Instant::now()) else { return Vec::new() };
+        let first = tokens(&batch);
+        run(queue, batch, Duration::from_secs(elapsed));
+        first
+    }
+
+    const NOBODY: [u32; 0] = [];
+
+    #[test]
+    fn short_requests_go_between_the_steps_of_a_long_one_in_turns() {
+        let (mut queue, lanes) = stepping_queue(2);
+        let [own, other] = [lanes[0], lanes[1]];
+        let mut long = admit(&mut queue, own, 1, &[50], Priority::Normal);
+        let batch = queue.next_batch(Instant::now()).expect("work");
+        assert_eq!((batch.step_tokens, tokens(&batch)), (Some(3), vec![1]));
+        let mut waits = vec![
+            admit(&mut queue, own, 2, &[50], Priority::Interactive), // more urgent
+            admit(&mut queue, own, 3, &[5, 50], Priority::Normal),
+            admit(&mut queue, other, 4, &[50], Priority::Normal),
+            admit(&mut queue, own, 5, &[5], Priority::Background),
+            admit(&mut queue, own, 6, &[5, 5], Priority::Normal),
+            admit(&mut queue, other, 7, &[90], Priority::Interactive),
+        ];
+        queue.step_ended(Duration::from_secs(1));
+        let urgent = queue.next_between_steps(Instant::now()).expect("the person's");
+        let first = tokens(&urgent);
+        assert_eq!(first, [7], "the other lane has had less of the device");
+        run(&mut queue, urgent, Duration::from_secs(3));
+        assert_eq!(between(&mut queue, 0, 1), [2]);
+        assert_eq!(between(&mut queue, 0, 4), [6, 6], "nothing is owed for what is more urgent");
+        waits.push(admit(&mut queue, own, 8, &[5], Priority::Normal));
+        assert_eq!(between(&mut queue, 0, 1), NOBODY);
+        assert_eq!(between(&mut queue, 1, 1), NOBODY, "half of four seconds is owed");
+        waits.push(admit(&mut queue, own, 9, &[5], Priority::Interactive));
+        assert_eq!(between(&mut queue, 0, 1), [9]);
+        assert_eq!(between(&mut queue, 1, 1), [8]);
+        assert_eq!(between(&mut queue, 100, 1), NOBODY, "long ones and background work wait");
+        run(&mut queue, batch, Duration::from_secs(103));
+        assert!(long.try_recv().expect("answered").is_ok());
+        let mut rest = run_all(&mut queue);
+        rest.sort();
+        assert_eq!(rest, [vec![3, 3], vec![4], vec![5]], "a request is long as a whole");
+        for mut answered in waits {
+            assert!(answered.try_recv().expect("answered").is_ok());
+        }
+        assert!(queue.is_idle());
+    }
+
+    #[test]
+    fn between_the_steps_of_background_work_all_else_goes_and_background_work_in_turns() {
+        let (mut queue, lanes) = stepping_queue(1);
+        let _long = admit(&mut queue, lanes[0], 1, &[50], Priority::Background);
+        let batch = queue.next_batch(Instant::now()).expect("work");
+        let waits = [(2, Priority::Background), (3, Priority::Normal), (4, Priority::Normal)]
+            .map(|(token, priority)| admit(&mut queue, lanes[0], token, &[95], priority));
+        assert!(waits.len() == 3);
+        assert_eq!(between(&mut queue, 0, 1), [3]);
+        assert_eq!(between(&mut queue, 0, 1), [4], "nothing is owed");
+        assert_eq!(between(&mut queue, 0, 1), NOBODY, "95 tokens are long as well");
+        let _short = admit(&mut queue, lanes[0], 5, &[5], Priority::Background);
+        let _again = admit(&mut queue, lanes[0], 6, &[5; 20], Priority::Background);
+        assert_eq!(between(&mut queue, 0, 2), vec![5; 1].into_iter().chain(vec![6; 19]).collect::<Vec<_>>());
+        assert_eq!(between(&mut queue, 0, 1), NOBODY, "one second is owed");
+        assert_eq!(between(&mut queue, 1, 1), [6]);
+        run(&mut queue, batch, Duration::from_secs(3));
+    }
+
+    #[test]
+    fn only_what_is_more_urgent_goes_between_the_layers_of_short_requests() {
+        let (mut queue, lanes) = stepping_queue(1);
+        let _many = admit(&mut queue, lanes[0], 1, &[10; 4], Priority::Normal);
+        let batch = queue.next_batch(Instant::now()).expect("work");
+        assert_eq!(batch.step_tokens, Some(usize::MAX));
+        let _normal = admit(&mut queue, lanes[0], 2, &[1], Priority::Normal);
+        let _background = admit(&mut queue, lanes[0], 3, &[1], Priority::Background);
+        assert_eq!(between(&mut queue, 9, 1), NOBODY);
+        let _person = admit(&mut queue, lanes[0], 4, &[1], Priority::Interactive);
+        assert_eq!(between(&mut queue, 9, 1), [4]);
+        run(&mut queue, batch, Duration::from_secs(18));
+        let batch = queue.next_batch(Instant::now()).expect("work");
+        assert_eq!((tokens(&batch), batch.step_tokens), (vec![2], None), "no larger than a step");
+    }
+
+    #[test]
+    fn a_long_batch_counts_against_its_lane_while_it_is_under_way() {
+        let (mut queue, lanes) = stepping_queue(2);
+        let _long = admit(&mut queue, lanes[0], 1, &[50], Priority::Normal);
+        let batch = queue.next_batch(Instant::now()).expect("work");
+        let _own = admit(&mut queue, lanes[0], 2, &[20; 100], Priority::Normal);
+        let _other = admit(&mut queue, lanes[1], 3, &[20; 100], Priority::Normal);
+        let mut seconds = [0_u64, 0];
+        for _ in 0..24 {
+            // one second of the long one for two of others
+            match between(&mut queue, 1, 2).first() {
+                Some(2) => seconds[0] += 2,
+                Some(_) => seconds[1] += 2,
+                None => {}
+            }
+            seconds[0] += 1;
+            assert!(seconds[0].abs_diff(seconds[1]) <= 5, "{seconds:?}");
+        }
+        run(&mut queue, batch, Duration::from_secs(24));
+        assert!(queue.lanes.values().all(|lane| (32.0..=40.0).contains(&lane.device_time)));
+    }
+
+    #[test]
+    fn a_short_request_is_not_refused_for_the_long_ones_before_it() {
+        let (mut queue, lanes) = stepping_queue(1);
+        let in_seconds = |tokens, seconds| {
+            request(1, &[tokens], Priority::Normal, Some(Instant::now() + Duration::from_secs(seconds))).0
+        };
+        for length in [10, 50] {
+            let _measured = admit(&mut queue, lanes[0], 1, &[length], Priority::Normal);
+            assert_eq!(run_all(&mut queue).len(), 1); // ten short tokens per second, and fifty of long ones
+        }
+        let _longs = admit(&mut queue, lanes[0], 1, &[50; 20], Priority::Normal);
+        let batch = queue.next_batch(Instant::now()).expect("work");
+        assert_eq!(queue.check(lanes[0], &in_seconds(10, 2)), Ok(()), "1.5 s beside a long one");
+        let refused = queue.check(lanes[0], &in_seconds(20, 2));
+        assert!(
+            matches!(refused, Err(EngineError::WouldExpire { wait, .. }) if wait == Duration::from_secs(3)),
+            "{refused:?}"
+        );
+        assert!(queue.check(lanes[0], &in_seconds(50, 15)).is_err(), "900 tokens and 100 that run: 20 s");
+        assert_eq!(queue.check(lanes[0], &in_seconds(50, 30)), Ok(()));
+        queue.batch_ended(batch.give_up(Times::default()));
+        assert_eq!(queue.lanes[&lanes[0]].kinds[LONG].throughput.seconds_for(50), Some(1.0), "not measured");
     }
 }

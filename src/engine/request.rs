@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::EngineError;
 use super::Outcome;
 use super::Priority;
+use super::SampleError;
 use super::Scored;
 use super::worker::Served;
 use crate::model::batch::Sequence;
@@ -45,6 +46,8 @@ pub(super) struct Request {
     sequences: Vec<Sequence>,
     /// Tokens of the sequences that still wait.
     pub(super) tokens_left: usize,
+    /// Tokens of the longest sequence of all.
+    pub(super) longest: usize,
     /// Of the first sequences, in order; the others still wait or run.
     outcomes: Vec<Outcome>,
     queue: Duration,
@@ -65,6 +68,7 @@ impl Request {
             deadline,
             admitted: Instant::now(),
             tokens_left: sequences.iter().map(tokens_of).sum(),
+            longest: sequences.iter().map(tokens_of).max().unwrap_or(0),
             outcomes: Vec::with_capacity(sequences.len()),
             sequences,
             queue: Duration::ZERO,
@@ -132,27 +136,34 @@ impl Portion {
 
 /// Samples of one lane and priority that go through the model together.
 pub(super) struct Batch {
-    pub(super) lane: LaneId,
     pub(super) served: Arc<Served>,
     pub(super) portions: Vec<Portion>,
     pub(super) num_tokens: usize,
     pub(super) started: Instant,
+    /// Tokens of a [step](crate::model::steps::Steps::new), if it is computed in steps.
+    pub(super) step_tokens: Option<usize>,
+}
+
+/// Where the time of a batch went.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Times {
+    /// The model's.
+    pub(super) compute: Duration,
+    pub(super) reduce: Duration,
+    /// When others ran between its steps.
+    pub(super) paused: Duration,
 }
 
 impl Batch {
     /// Hands out one outcome per sample, in their order, and answers the requests that have all of theirs.
     /// Returns what the queue must be told.
-    pub(super) fn answer(
-        self,
-        outcomes: impl IntoIterator<Item = Outcome>,
-        compute: Duration,
-        reduce: Duration,
-    ) -> Ended {
+    pub(super) fn answer(self, outcomes: impl IntoIterator<Item = Outcome>, times: Times) -> Ended {
+        let Times { compute, reduce, paused } = times;
         let mut outcomes = outcomes.into_iter();
         let mut unfinished = None;
         for Portion { ticket, mut request, num_samples } in self.portions {
             request.outcomes.extend(outcomes.by_ref().take(num_samples));
-            request.queue = self.started.saturating_duration_since(request.admitted);
+            request.queue = self.started.saturating_duration_since(request.admitted) + paused;
             request.compute += compute;
             request.reduce += reduce;
             if request.waiting().is_empty() {
@@ -163,13 +174,21 @@ impl Batch {
             }
         }
         debug_assert!(outcomes.next().is_none(), "one outcome per sample");
-        Ended { lane: self.lane, num_tokens: self.num_tokens, elapsed: compute + reduce, unfinished }
+        Ended { num_tokens: self.num_tokens, elapsed: compute + reduce, unfinished }
+    }
+
+    /// Ends it without rewards: nobody waits for any.
+    pub(super) fn give_up(self, times: Times) -> Ended {
+        let num_samples = self.portions.iter().map(|portion| portion.num_samples).sum();
+        self.served.metrics.samples_withdrawn(num_samples);
+        let outcomes = vec![Err(SampleError::ForwardFailed); num_samples];
+        Ended { num_tokens: 0, ..self.answer(outcomes, times) }
     }
 }
 
-/// A batch that was answered.
+/// The batch that was taken last has ended.
 pub(super) struct Ended {
-    pub(super) lane: LaneId,
+    /// None if it was given up.
     pub(super) num_tokens: usize,
     pub(super) elapsed: Duration,
     /// What was cut, to wait on.

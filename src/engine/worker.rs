@@ -8,8 +8,15 @@
 //! fails, panics, or answers with too few rewards, each sample of the batch is tried again alone: so a bad sample
 //! fails, and its neighbours do not. An ensemble whose member fails has failed: it never averages fewer members
 //! than it names.
+//!
+//! # Between the steps of a batch
+//!
+//! A batch that is larger than a step is computed in [`steps`](crate::model::steps). At each pause the thread asks the queue
+//! who may go now (`batcher` tells), runs that to its end, and goes on: the batch under way waits on the stack, and
+//! is the same code as any. Once all of its callers have left, or their deadlines have passed, it is given up.
 
 use std::any::Any;
+use std::ops::ControlFlow;
 use std::panic::AssertUnwindSafe;
 use std::panic::catch_unwind;
 use std::sync::Arc;
@@ -26,12 +33,14 @@ use super::Shared;
 use super::request::Batch;
 use super::request::Ended;
 use super::request::Portion;
+use super::request::Times;
 use crate::metrics::VariantMetrics;
 use crate::model::ModelError;
 use crate::model::batch::PackedBatch;
 use crate::model::batch::Sequence;
 use crate::model::scorer::Reward;
 use crate::model::scorer::Scorer;
+use crate::model::steps::Steps;
 
 /// So many batches in a row without a single reward, and a lane is not healthy.
 const UNHEALTHY_AFTER: u32 = 3;
@@ -51,10 +60,56 @@ pub(super) fn run(shared: Arc<Shared>) {
     let _last_act = LastAct(&shared);
     loop {
         match shared.wait_for_work() {
-            Work::Score(batch) => shared.batch_ended(score(batch)),
-            Work::Retire(served) => drop(served),
             Work::Stop => return,
+            work => perform(&shared, work),
         }
+    }
+}
+
+fn perform(shared: &Shared, work: Work) {
+    match work {
+        Work::Score(batch) => shared.batch_ended(score(shared, batch)),
+        Work::Retire(served) => drop(served),
+        Work::Stop => {}
+    }
+}
+
+/// The pauses of a batch, and where its time goes.
+struct Pauses<'a> {
+    shared: &'a Shared,
+    batch: &'a Batch,
+    begun: Instant,
+    /// When it began to run, or went on.
+    running_since: Instant,
+    times: Times,
+    is_given_up: bool,
+}
+
+impl<'a> Pauses<'a> {
+    fn new(shared: &'a Shared, batch: &'a Batch) -> Self {
+        let now = Instant::now();
+        Self { shared, batch, begun: now, running_since: now, times: Times::default(), is_given_up: false }
+    }
+
+    /// Runs whatever may go now, and tells whether the batch goes on.
+    fn pause(&mut self) -> ControlFlow<()> {
+        if self.batch.portions.iter().all(Portion::caller_has_left) {
+            self.is_given_up = true;
+            return ControlFlow::Break(());
+        }
+        let begun = Instant::now();
+        let mut ran = begun - self.running_since;
+        while let Some(work) = self.shared.work_between_steps(std::mem::take(&mut ran)) {
+            perform(self.shared, work);
+        }
+        self.running_since = Instant::now();
+        self.times.paused += self.running_since - begun;
+        ControlFlow::Continue(())
+    }
+
+    fn times(&self) -> Times {
+        let Times { reduce, paused, .. } = self.times;
+        Times { compute: self.begun.elapsed().saturating_sub(reduce + paused), ..self.times }
     }
 }
 
@@ -108,15 +163,20 @@ impl Served {
         }
     }
 
-    /// One outcome per sequence. Adds what reducing took to `reduce`.
-    fn score(&self, sequences: &[&Sequence], reduce: &mut Duration) -> Result<Vec<Outcome>, Failure> {
+    /// Whether a forward can pause.
+    pub(super) fn takes_steps(&self) -> bool {
+        self.scorer.takes_steps()
+    }
+
+    /// One outcome per sequence.
+    fn score(&self, sequences: &[&Sequence], pauses: &mut Pauses<'_>) -> Result<Vec<Outcome>, Failure> {
         // Nothing that a panic leaves half done is used again: the batch is packed anew, and a model has no state.
         catch_unwind(AssertUnwindSafe(|| {
             let batch = match self.share_prefixes {
                 true => self.scorer.pack_shared(sequences),
                 false => PackedBatch::pack(sequences.iter().copied()),
             };
-            let raw_rewards = self.forward(&batch)?; // [members][batch]
+            let raw_rewards = self.forward(&batch, pauses)?; // [members][batch]
             self.metrics.prefix_tokens_shared(batch.shared_tokens());
             let begun = Instant::now();
             let mut of_sample = Vec::with_capacity(raw_rewards.len()); // [members]
@@ -127,16 +187,23 @@ impl Served {
                     finite(self.scorer.reduce(&of_sample))
                 })
                 .collect();
-            *reduce += begun.elapsed();
+            pauses.times.reduce += begun.elapsed();
             Ok(outcomes)
         }))
         .unwrap_or_else(|panic| Err(Failure::Panicked(panic_message(&*panic))))
     }
 
     /// Raw rewards of every member, `[members][batch]`.
-    fn forward(&self, batch: &PackedBatch) -> Result<Vec<Vec<f32>>, Failure> {
+    fn forward(&self, batch: &PackedBatch, pauses: &mut Pauses<'_>) -> Result<Vec<Vec<f32>>, Failure> {
         let mut spent = vec![Duration::ZERO; self.scorer.num_members()];
-        let result = self.scorer.forward(batch, &mut spent);
+        let result = match pauses.batch.step_tokens {
+            None => self.scorer.forward(batch, &mut spent),
+            Some(max_tokens) => {
+                let mut pause = || pauses.pause();
+                let mut steps = Steps::new(max_tokens, &mut pause);
+                self.scorer.forward_in_steps(batch, &mut spent, &mut steps)
+            }
+        };
         for (member, &spent) in spent.iter().enumerate() {
             self.metrics.member_ran(member, spent);
         }
@@ -175,15 +242,15 @@ impl Served {
 }
 
 /// Scores a batch and answers every request that is complete with it.
-fn score(batch: Batch) -> Ended {
-    let begun = Instant::now();
-    let mut reduce = Duration::ZERO;
+fn score(shared: &Shared, batch: Batch) -> Ended {
+    let mut pauses = Pauses::new(shared, &batch);
     let served = &batch.served;
     let sequences: Vec<&Sequence> = batch.portions.iter().flat_map(Portion::sequences).collect();
-    let outcomes = served.score(&sequences, &mut reduce).unwrap_or_else(|failure| {
+    let outcomes = served.score(&sequences, &mut pauses).or_else(|failure| {
         let outcomes = match sequences.len() {
+            _ if pauses.is_given_up => return Err(()),
             1 => vec![Err(SampleError::ForwardFailed)],
-            _ => score_each_alone(&batch, &mut reduce),
+            _ => score_each_alone(&batch, &mut pauses),
         };
         let failed = outcomes.iter().filter(|outcome| outcome.is_err()).count();
         tracing::error!(
@@ -194,19 +261,24 @@ fn score(batch: Batch) -> Ended {
             failed,
             "forward failed, each sample was tried alone"
         );
-        outcomes
+        Ok(outcomes)
     });
-    served.record(&outcomes, batch.num_tokens);
-    let compute = begun.elapsed().saturating_sub(reduce);
-    batch.answer(outcomes, compute, reduce)
+    let times = pauses.times();
+    match outcomes {
+        Ok(outcomes) => {
+            served.record(&outcomes, batch.num_tokens);
+            batch.answer(outcomes, times)
+        }
+        Err(()) => batch.give_up(times),
+    }
 }
 
-fn score_each_alone(batch: &Batch, reduce: &mut Duration) -> Vec<Outcome> {
+fn score_each_alone(batch: &Batch, pauses: &mut Pauses<'_>) -> Vec<Outcome> {
     let mut outcomes = Vec::new();
     for portion in &batch.portions {
         for sequence in portion.sequences() {
             // nobody waits for the others of a caller who has left
-            let alone = (!portion.caller_has_left()).then(|| batch.served.score(&[sequence], reduce));
+            let alone = (!portion.caller_has_left()).then(|| batch.served.score(&[sequence], pauses));
             let outcome = alone.and_then(Result::ok).and_then(|mut outcomes| outcomes.pop());
             outcomes.push(outcome.unwrap_or(Err(SampleError::ForwardFailed)));
         }

@@ -58,7 +58,9 @@ impl<'a> Blocks<'a> {
     }
 }
 
-/// One call of attention.
+/// One call of attention: first all keys and values are [remembered](Attention::remember), then blocks of queries
+/// [attend](Remembered::attend) to them.
+#[derive(Clone, Copy)]
 pub struct Attention<'a> {
     /// What computes.
     pub isa: Isa,
@@ -67,14 +69,14 @@ pub struct Attention<'a> {
     pub number: Number,
     /// All of the batch: parents before their children.
     pub segments: &'a [Segment],
-    /// Keys of all rows, `[rows, kv_heads · head_dim]`
-    pub keys: Blocks<'a>,
-    /// Values of all rows, `[rows, kv_heads · head_dim]`
-    pub values: Blocks<'a>,
     /// What to compute.
     pub spec: &'a AttentionSpec,
-    /// Whether the work is worth several threads: those of the pool that this runs in.
-    pub in_parallel: bool,
+}
+
+/// Keys and values of all rows of a batch, laid out for the products.
+pub struct Remembered<'a> {
+    attention: Attention<'a>,
+    cache: Cache,
 }
 
 /// Keys and values of all segments and heads, in panels: for each segment and head its panels, end to end.
@@ -147,7 +149,7 @@ impl Cache {
     }
 }
 
-impl Attention<'_> {
+impl<'a> Attention<'a> {
     fn sizes(&self) -> Sizes {
         let width = self.isa.panel_width();
         let head_dim = self.spec.head_dim;
@@ -164,24 +166,9 @@ impl Attention<'_> {
         segment.first_position / width..segment.end_position().div_ceil(width)
     }
 
-    /// Attention of blocks of queries, `[rows, heads · head_dim]`; `place(block, query)` is the segment and the
-    /// position of a query. Returns blocks like them.
-    pub fn forward(
-        &self,
-        queries: &[Rows],
-        place: &(impl Fn(usize, usize) -> (usize, usize) + Sync),
-    ) -> Vec<Rows> {
-        let cache = self.pack();
-        let attend =
-            |(index, queries): (usize, &Rows)| self.attend(&cache, queries, &|query| place(index, query));
-        if self.in_parallel {
-            queries.par_iter().enumerate().map(attend).collect()
-        } else {
-            queries.iter().enumerate().map(attend).collect()
-        }
-    }
-
-    fn pack(&self) -> Cache {
+    /// Lays out the keys and values of all rows of the batch, each `[rows, kv_heads · head_dim]`; `in_parallel` if
+    /// that is worth several threads, those of the pool that this runs in.
+    pub fn remember(self, keys: Blocks<'_>, values: Blocks<'_>, in_parallel: bool) -> Remembered<'a> {
         let sizes @ Sizes { width, depth, columns } = self.sizes();
         let mut starts = Vec::with_capacity(self.segments.len());
         let mut panels = 0;
@@ -196,10 +183,11 @@ impl Attention<'_> {
         };
         let (key_words, value_words) = (width * depth / pair, width * columns / pair); // of one panel
         let kv_heads = self.spec.kv_heads;
-        let mut keys = Buffer::for_numbers::<u32>(panels * kv_heads * key_words);
-        let mut values = Buffer::for_numbers::<u32>(panels * kv_heads * value_words);
+        let mut key_panels = Buffer::for_numbers::<u32>(panels * kv_heads * key_words);
+        let mut value_panels = Buffer::for_numbers::<u32>(panels * kv_heads * value_words);
         let mut parts = Vec::with_capacity(self.segments.len() * kv_heads);
-        let (mut keys_left, mut values_left) = (keys.numbers_mut::<u32>(), values.numbers_mut::<u32>());
+        let (mut keys_left, mut values_left) =
+            (key_panels.numbers_mut::<u32>(), value_panels.numbers_mut::<u32>());
         for (index, segment) in self.segments.iter().enumerate() {
             let panels = self.own_panels(segment).len();
             for head in 0..kv_heads {
@@ -209,15 +197,17 @@ impl Attention<'_> {
                 parts.push((index, head, of_keys, of_values));
             }
         }
-        let pack = |(segment, head, keys, values): (usize, usize, &mut [u32], &mut [u32])| {
-            self.pack_head(segment, head, keys, values);
+        let pack = |(segment, head, to_keys, to_values): (usize, usize, &mut [u32], &mut [u32])| {
+            self.pack_head([keys, values], segment, head, [to_keys, to_values]);
         };
-        if self.in_parallel {
+        if in_parallel {
             parts.into_par_iter().for_each(pack);
         } else {
             parts.into_iter().for_each(pack);
         }
-        Cache { number: self.number, sizes, kv_heads, keys, values, starts }
+        let cache =
+            Cache { number: self.number, sizes, kv_heads, keys: key_panels, values: value_panels, starts };
+        Remembered { attention: self, cache }
     }
 
     /// The row of each position of a panel; fewer at the end of a sequence.
@@ -240,41 +230,25 @@ impl Attention<'_> {
         }
     }
 
-    fn pack_head(&self, segment: usize, head: usize, keys: &mut [u32], values: &mut [u32]) {
+    fn pack_head(
+        &self,
+        [keys, values]: [Blocks<'_>; 2],
+        segment: usize,
+        head: usize,
+        [to_keys, to_values]: [&mut [u32]; 2],
+    ) {
         let panels = self.own_panels(&self.segments[segment]);
         let Sizes { width, .. } = self.sizes();
-        let key_panels = keys.chunks_exact_mut(keys.len() / panels.len());
+        let key_panels = to_keys.chunks_exact_mut(to_keys.len() / panels.len());
         let of_head = head * self.spec.head_dim..(head + 1) * self.spec.head_dim;
-        let mut rows = Vec::with_capacity(width);
+        let (mut rows, number) = (Vec::with_capacity(width), self.number);
         let num_panels = panels.len();
-        for ((index, panel), keys) in panels.enumerate().zip(key_panels) {
+        for ((index, panel), to) in panels.enumerate().zip(key_panels) {
             self.rows_of_panel(segment, panel, &mut rows);
-            let of_head = of_head.clone();
-            self.isa.run(PackKeys { attention: self, rows: &rows, of_head: of_head.clone(), to: keys });
-            self.isa.run(PackValues { attention: self, rows: &rows, of_head, index, num_panels, to: values });
+            let (rows, of_head) = (&rows[..], of_head.clone());
+            self.isa.run(PackKeys { keys, number, rows, of_head: of_head.clone(), to });
+            self.isa.run(PackValues { values, number, rows, of_head, index, num_panels, to: to_values });
         }
-    }
-
-    /// Attention of one block of queries, all heads.
-    fn attend(&self, cache: &Cache, queries: &Rows, place: &dyn Fn(usize) -> (usize, usize)) -> Rows {
-        let mut output = Rows::new(self.number, queries.len(), self.spec.heads * self.spec.head_dim);
-        let mut work = Work::new(self);
-        let mut first = 0;
-        while first < queries.len() {
-            let (segment, first_position) = place(first);
-            let follows = |&query: &usize| place(query) == (segment, first_position + query - first);
-            let last = queries.len().min(first + MAX_QUERIES);
-            let end = (first + 1..last).take_while(follows).last().unwrap_or(first) + 1;
-            let end_position = self.segments[segment].end_position();
-            let path = self.path(segment);
-            let tile = Tile { queries, rows: first..end, first_position, end_position, path };
-            for head in 0..self.spec.heads {
-                work.attend(self, cache, &tile, head);
-                work.write(self, &mut output, &tile, head);
-            }
-            first = end;
-        }
-        output
     }
 
     /// The segments that hold a segment's sequence, each with the panels that it gives.
@@ -293,6 +267,33 @@ impl Attention<'_> {
         }
         path.reverse();
         path
+    }
+}
+
+impl Remembered<'_> {
+    /// Attention of a block of queries, `[rows, heads · head_dim]`; `place(query)` is the segment and the position
+    /// of a query. Returns a block like it.
+    pub fn attend(&self, queries: &Rows, place: &dyn Fn(usize) -> (usize, usize)) -> Rows {
+        let Self { attention, cache } = self;
+        let Attention { number, segments, spec, .. } = *attention;
+        let mut output = Rows::new(number, queries.len(), spec.heads * spec.head_dim);
+        let mut work = Work::new(attention);
+        let mut first = 0;
+        while first < queries.len() {
+            let (segment, first_position) = place(first);
+            let follows = |&query: &usize| place(query) == (segment, first_position + query - first);
+            let last = queries.len().min(first + MAX_QUERIES);
+            let end = (first + 1..last).take_while(follows).last().unwrap_or(first) + 1;
+            let end_position = segments[segment].end_position();
+            let path = attention.path(segment);
+            let tile = Tile { queries, rows: first..end, first_position, end_position, path };
+            for head in 0..spec.heads {
+                work.attend(attention, cache, &tile, head);
+                work.write(attention, &mut output, &tile, head);
+            }
+            first = end;
+        }
+        output
     }
 }
 
@@ -453,7 +454,8 @@ impl Work {
 
 /// Keys of one panel of positions: `[depth, width]`, or pairs of bfloat16 `[depth / 2, width]`.
 struct PackKeys<'a> {
-    attention: &'a Attention<'a>,
+    keys: Blocks<'a>,
+    number: Number,
     rows: &'a [usize],
     of_head: Range<usize>,
     to: &'a mut [u32],
@@ -474,8 +476,8 @@ impl Kernel for PackKeys<'_> {
                         *to = [0; 16];
                         continue;
                     };
-                    let row = &self.attention.keys.row(row)[self.of_head.clone()];
-                    match self.attention.number {
+                    let row = &self.keys.row(row)[self.of_head.clone()];
+                    match self.number {
                         Number::F32 => {
                             let from = &row[first_word..row.len().min(first_word + 16)];
                             let to: &mut [f32; 16] = bytemuck::cast_mut(to);
@@ -513,7 +515,8 @@ impl Kernel for PackKeys<'_> {
 /// Values of one panel of positions, in panels of columns: `[columns / width, positions, width]`, or pairs of
 /// positions in bfloat16 `[columns / width, positions / 2, width]`.
 struct PackValues<'a> {
-    attention: &'a Attention<'a>,
+    values: Blocks<'a>,
+    number: Number,
     rows: &'a [usize],
     of_head: Range<usize>,
     /// Of the panel, and how many there are.
@@ -527,14 +530,13 @@ impl Kernel for PackValues<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let width = 2 * S::LANES;
-        let (is_f32, of_head) = (self.attention.number == Number::F32, self.of_head);
+        let (values, is_f32, of_head) = (self.values, self.number == Number::F32, self.of_head);
         let words = if is_f32 { width * width } else { width * width / 2 };
         for (of_columns, to) in self.to.chunks_exact_mut(self.num_panels * words).enumerate() {
             let to = &mut to[self.index * words..][..words];
             let first = of_head.start + of_columns * width;
             let columns = first..(first + width).min(of_head.end);
             for (at, to) in to.chunks_exact_mut(width).enumerate() {
-                let values = self.attention.values;
                 if is_f32 {
                     let from = self.rows.get(at).map_or(&[][..], |&row| &values.row(row)[columns.clone()]);
                     let to: &mut [f32] = bytemuck::cast_slice_mut(to);

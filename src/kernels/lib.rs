@@ -87,6 +87,7 @@ use serde::Serialize;
 
 pub use attention::Attention;
 pub use attention::Blocks;
+pub use attention::Remembered;
 pub use isa::Isa;
 pub use product::Number;
 pub use product::Weights;

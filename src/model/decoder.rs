@@ -41,6 +41,7 @@ struct Layer<O: Ops> {
     value: Arc<O::Linear>,
     qk_norms: Option<[Norm<O>; 2]>,
     spec: AttentionSpec,
+    products: usize,
     output: Arc<O::Linear>,
     attention_post_norm: Option<Norm<O>>,
     mlp_norm: Norm<O>,
@@ -126,6 +127,7 @@ impl<O: Ops> Layer<O> {
                 scale: config.attention_scale,
                 softcap: config.attention_softcap,
             },
+            products: hidden * (2 * query_width + 2 * kv_width + 3 * inside),
             output: weights.linear(&o, hidden, query_width, config.output_bias, Working)?,
             attention_post_norm,
             mlp_norm,
@@ -150,6 +152,10 @@ impl<O: Ops> transformer::Embedding<O> for Embedding<O> {
 impl<O: Ops> transformer::Layer<O> for Layer<O> {
     fn spec(&self) -> &AttentionSpec {
         &self.spec
+    }
+
+    fn products(&self) -> usize {
+        self.products
     }
 
     fn input<'a>(&self, ops: &O, x: &'a O::Rows) -> Result<Cow<'a, O::Rows>> {

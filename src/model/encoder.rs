@@ -40,6 +40,7 @@ struct Layer<O: Ops> {
     key: Arc<O::Linear>,
     value: Arc<O::Linear>,
     spec: AttentionSpec,
+    products: usize,
     output: Arc<O::Linear>,
     attention_norm: Norm<O>,
     up: Arc<O::Linear>,
@@ -94,6 +95,7 @@ impl<O: Ops> Layer<O> {
                 scale: (head_dim as f64).powf(-0.5),
                 softcap: None,
             },
+            products: hidden * (4 * hidden + 2 * inside),
             output: linear("attention.output.dense", hidden, hidden)?,
             up: linear("intermediate.dense", inside, hidden)?,
             activation: config.activation,
@@ -142,6 +144,10 @@ fn position_ids(batch: &PackedBatch, padding: Option<u32>) -> Vec<u32> {
 impl<O: Ops> transformer::Layer<O> for Layer<O> {
     fn spec(&self) -> &AttentionSpec {
         &self.spec
+    }
+
+    fn products(&self) -> usize {
+        self.products
     }
 
     fn input<'a>(&self, ops: &O, x: &'a O::Rows) -> Result<Cow<'a, O::Rows>> {

@@ -8,6 +8,7 @@ use crate::model::RewardModel;
 use crate::model::batch::PackedBatch;
 use crate::model::ops::Ops;
 use crate::model::scorer::Members;
+use crate::model::steps::Steps;
 use crate::model::together;
 use crate::model::together::Traveller;
 
@@ -36,8 +37,17 @@ impl<O: Ops> Members for Family<O> {
         self.models.len()
     }
 
-    fn forward(&self, batch: &PackedBatch, spent: &mut [Duration]) -> Result<Vec<Vec<f32>>, ModelError> {
-        forward_together(&*self.ops, &self.models, batch, spent)
+    fn forward(
+        &self,
+        batch: &PackedBatch,
+        spent: &mut [Duration],
+        steps: &mut Steps<'_>,
+    ) -> Result<Vec<Vec<f32>>, ModelError> {
+        forward_together(&*self.ops, &self.models, batch, spent, steps)
+    }
+
+    fn takes_steps(&self) -> bool {
+        self.ops.at_once().is_some()
     }
 
     fn shares_prefixes(&self, longest: usize) -> bool {
@@ -52,6 +62,7 @@ pub(super) fn forward_together<O: Ops>(
     models: &[RewardModel<O>],
     batch: &PackedBatch,
     spent: &mut [Duration],
+    steps: &mut Steps<'_>,
 ) -> Result<Vec<Vec<f32>>, ModelError> {
     let travellers: Vec<_> = models
         .iter()
@@ -59,7 +70,7 @@ pub(super) fn forward_together<O: Ops>(
         .collect();
     ops.run(|| {
         let mut rewards = vec![Vec::new(); models.len()];
-        together::forward_together(ops, &travellers, batch, spent, |index, hidden| {
+        together::forward_together(ops, &travellers, batch, spent, steps, |index, hidden| {
             rewards[index] = models[index].head.forward(ops, hidden, batch)?;
             Ok(())
         })?;

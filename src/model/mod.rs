@@ -38,6 +38,7 @@ pub mod origin;
 pub mod rope;
 pub mod save;
 pub mod scorer;
+pub mod steps;
 pub mod together;
 pub mod trainable;
 pub mod transformer;
@@ -56,6 +57,7 @@ use crate::model::config::CheckpointConfig;
 use crate::model::head::Head;
 use crate::model::ops::Ops;
 use crate::model::scorer::Forward;
+use crate::model::steps::Steps;
 use crate::model::transformer::Transformer;
 use crate::model::weights::Weights;
 use crate::text::TextError;
@@ -87,10 +89,17 @@ impl<O: Ops> RewardModel<O> {
 
 impl<O: Ops> Forward for RewardModel<O> {
     fn forward(&self, batch: &PackedBatch) -> Result<Vec<f32>, ModelError> {
-        let mut spent = [Duration::ZERO];
-        let mut rewards =
-            family::forward_together(&*self.ops, std::slice::from_ref(self), batch, &mut spent)?;
+        self.forward_in_steps(batch, &mut Steps::whole())
+    }
+
+    fn forward_in_steps(&self, batch: &PackedBatch, steps: &mut Steps<'_>) -> Result<Vec<f32>, ModelError> {
+        let (model, mut spent) = (std::slice::from_ref(self), [Duration::ZERO]);
+        let mut rewards = family::forward_together(&*self.ops, model, batch, &mut spent, steps)?;
         Ok(rewards.remove(0))
+    }
+
+    fn takes_steps(&self) -> bool {
+        self.ops.at_once().is_some()
     }
 
     fn shares_prefixes(&self, longest: usize) -> bool {

@@ -6,7 +6,6 @@
 
 use std::sync::Arc;
 use std::time::Duration;
-use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +13,7 @@ use crate::model::ModelError;
 use crate::model::batch::MIN_SHARED_PREFIX;
 use crate::model::batch::PackedBatch;
 use crate::model::batch::Sequence;
+use crate::model::steps::Steps;
 
 /// A model that gives each sequence of a batch a raw reward.
 ///
@@ -21,6 +21,17 @@ use crate::model::batch::Sequence;
 pub trait Forward: Send + Sync {
     /// One raw reward for each sequence, `[batch]`. A reward may be NaN or infinite: the caller checks.
     fn forward(&self, batch: &PackedBatch) -> Result<Vec<f32>, ModelError>;
+
+    /// The same to the last bit, with pauses between `steps`, if the model [takes them](Self::takes_steps).
+    fn forward_in_steps(&self, batch: &PackedBatch, steps: &mut Steps<'_>) -> Result<Vec<f32>, ModelError> {
+        let _ = steps;
+        self.forward(batch)
+    }
+
+    /// Whether a forward can pause.
+    fn takes_steps(&self) -> bool {
+        false
+    }
 
     /// Whether sequences of up to `longest` tokens may be packed with their common prefixes shared.
     fn shares_prefixes(&self, longest: usize) -> bool {
@@ -35,8 +46,16 @@ pub trait Members: Send + Sync {
     fn num_members(&self) -> usize;
 
     /// Raw rewards of each, `[members][batch]`. Adds to `spent[member]` what each took, also when one fails; what
-    /// several share is divided among them.
-    fn forward(&self, batch: &PackedBatch, spent: &mut [Duration]) -> Result<Vec<Vec<f32>>, ModelError>;
+    /// several share is divided among them, and pauses between `steps` are left out.
+    fn forward(
+        &self,
+        batch: &PackedBatch,
+        spent: &mut [Duration],
+        steps: &mut Steps<'_>,
+    ) -> Result<Vec<Vec<f32>>, ModelError>;
+
+    /// Whether all can pause, see [`Forward::takes_steps`].
+    fn takes_steps(&self) -> bool;
 
     /// Whether all may read a batch with shared prefixes, see [`Forward::shares_prefixes`].
     fn shares_prefixes(&self, longest: usize) -> bool;
@@ -48,14 +67,23 @@ impl Members for Vec<Arc<dyn Forward>> {
         self.len()
     }
 
-    fn forward(&self, batch: &PackedBatch, spent: &mut [Duration]) -> Result<Vec<Vec<f32>>, ModelError> {
+    fn forward(
+        &self,
+        batch: &PackedBatch,
+        spent: &mut [Duration],
+        steps: &mut Steps<'_>,
+    ) -> Result<Vec<Vec<f32>>, ModelError> {
         let forward = |(model, spent): (&Arc<dyn Forward>, &mut Duration)| {
-            let begun = Instant::now();
-            let rewards = model.forward(batch);
-            *spent += begun.elapsed();
+            let begun = steps.begin();
+            let rewards = model.forward_in_steps(batch, steps);
+            *spent += steps.since(begun);
             rewards
         };
         self.iter().zip(spent).map(forward).collect()
+    }
+
+    fn takes_steps(&self) -> bool {
+        self.iter().all(|model| model.takes_steps())
     }
 
     fn shares_prefixes(&self, longest: usize) -> bool {
@@ -183,7 +211,23 @@ impl Scorer {
 
     /// Raw rewards of all members for a batch, `[members][batch]`. Adds to `spent[member]` what each took.
     pub fn forward(&self, batch: &PackedBatch, spent: &mut [Duration]) -> Result<Vec<Vec<f32>>, ModelError> {
-        self.members.forward(batch, spent)
+        self.forward_in_steps(batch, spent, &mut Steps::whole())
+    }
+
+    /// The same to the last bit, with pauses between `steps`, if the members [take them](Self::takes_steps).
+    pub fn forward_in_steps(
+        &self,
+        batch: &PackedBatch,
+        spent: &mut [Duration],
+        steps: &mut Steps<'_>,
+    ) -> Result<Vec<Vec<f32>>, ModelError> {
+        self.members.forward(batch, spent, steps)
+    }
+
+    /// Whether a forward can pause. Those in the composed form cannot: they take a layer's rows at once, and on
+    /// another device they are done long after they were called.
+    pub fn takes_steps(&self) -> bool {
+        self.members.takes_steps()
     }
 
     /// Packs sequences for [`Self::forward`]: with their common prefixes shared, if all members may read them so.

@@ -10,12 +10,14 @@
 //! ```
 
 use std::time::Duration;
-use std::time::Instant;
 
 use candle_core::Result;
 
 use crate::model::batch::PackedBatch;
 use crate::model::ops::Ops;
+use crate::model::steps::Begun;
+use crate::model::steps::Steps;
+use crate::model::transformer;
 use crate::model::transformer::Start;
 use crate::model::transformer::Transformer;
 use crate::model::transformer::Wanted;
@@ -34,25 +36,28 @@ pub struct Traveller<'a, O: Ops> {
 /// hidden states of the rows it wants, in blocks.
 ///
 /// What a model takes, its `arrive` included, is added to its place in `spent`; what several have in common is
-/// divided equally among them.
+/// divided equally among them. Pauses between `steps` are nobody's.
 pub fn forward_together<O: Ops>(
     ops: &O,
     models: &[Traveller<'_, O>],
     batch: &PackedBatch,
     spent: &mut [Duration],
+    steps: &mut Steps<'_>,
     mut arrive: impl FnMut(usize, &[O::Rows]) -> Result<()>,
 ) -> Result<()> {
     let everyone: Vec<usize> = (0..models.len()).collect();
     for group in
         partition(&everyone, |a, b| models[a].model.embedding.identity == models[b].model.embedding.identity)
     {
-        let begun = Instant::now();
-        let Transformer { embedding, rope, .. } = models[group[0]].model;
+        let begun = steps.begin();
+        let model @ Transformer { embedding, rope, .. } = models[group[0]].model;
         let packing = ops.packing(batch, rope.as_ref().map(|rope| rope.packed(batch)))?;
         let ids = embedding.it.ids(batch);
-        let way = Way { ops, packing: &packing, ids: &ids, blocks: ops.blocks(batch.num_rows()) };
-        charge(&group, begun, spent);
-        Journey { way, models, spent, arrive: &mut arrive }.travel(&group, 0, Start::Tokens)?;
+        let blocks = transformer::blocks(ops, model, batch, steps);
+        let way = Way { ops, batch, packing: &packing, ids: &ids, blocks };
+        let mut journey = Journey { way, models, spent, steps: &mut *steps, arrive: &mut arrive };
+        journey.charge(&group, begun);
+        journey.travel(&group, 0, Start::Tokens)?;
     }
     Ok(())
 }
@@ -94,32 +99,33 @@ fn partition(indices: &[usize], same: impl Fn(usize, usize) -> bool) -> Vec<Vec<
     parts
 }
 
-/// Divides the time since then among the models of a group.
-fn charge(group: &[usize], since: Instant, spent: &mut [Duration]) {
-    let share = since.elapsed() / group.len() as u32;
-    group.iter().for_each(|&index| spent[index] += share);
-}
-
 /// Takes a model's index and its hidden states, in blocks.
 type Arrive<'a, R> = dyn FnMut(usize, &[R]) -> Result<()> + 'a;
 
 /// A group of models on the way of a batch.
-struct Journey<'a, 'p, 'f, O: Ops> {
+struct Journey<'a, 'p, 'f, 's, O: Ops> {
     way: Way<'a, 'p, O>,
     models: &'a [Traveller<'a, O>],
     spent: &'a mut [Duration],
+    steps: &'a mut Steps<'s>,
     arrive: &'a mut Arrive<'f, O::Rows>,
 }
 
-impl<O: Ops> Journey<'_, '_, '_, O> {
+impl<O: Ops> Journey<'_, '_, '_, '_, O> {
+    /// Divides the time since then among the models of a group.
+    fn charge(&mut self, group: &[usize], since: Begun) {
+        let share = self.steps.since(since) / group.len() as u32;
+        group.iter().for_each(|&index| self.spent[index] += share);
+    }
+
     /// Takes a group through the layers from `depth` on, together as far as these are the same.
     fn travel(&mut self, group: &[usize], depth: usize, mut start: Start<O::Rows>) -> Result<()> {
         let parts = partition(group, |a, b| same_layer(&self.models[a], &self.models[b], depth));
         if let (Start::Tokens, [_, _, ..]) = (&start, parts.as_slice()) {
-            let begun = Instant::now();
+            let begun = self.steps.begin();
             let embedded = self.way.embed(self.models[group[0]].model)?;
             start = Start::Hidden(embedded);
-            charge(group, begun, self.spent);
+            self.charge(group, begun);
         }
         let mut remaining = parts.len();
         for part in parts {
@@ -131,17 +137,17 @@ impl<O: Ops> Journey<'_, '_, '_, O> {
                 |depth: usize| part.iter().all(|&index| same_layer(first, &self.models[index], depth));
             let num_layers = first.model.layers.len();
             let end = (depth + 1..num_layers).find(|&depth| !together(depth)).unwrap_or(num_layers);
-            let begun = Instant::now();
-            let x = self.way.run(first.model, &first.wanted, depth..end, start)?;
-            charge(&part, begun, self.spent);
+            let begun = self.steps.begin();
+            let x = self.way.run(first.model, &first.wanted, depth..end, start, self.steps)?;
+            self.charge(&part, begun);
             if end < num_layers {
                 self.travel(&part, end, Start::Hidden(x))?;
                 continue;
             }
             for index in part {
-                let begun = Instant::now();
+                let begun = self.steps.begin();
                 (self.arrive)(index, &x)?;
-                charge(&[index], begun, self.spent);
+                self.charge(&[index], begun);
             }
         }
         Ok(())
@@ -202,6 +208,10 @@ mod tests {
             }
         }
 
+        fn products(&self) -> usize {
+            1
+        }
+
         fn input<'a>(&self, _: &Composed, x: &'a Tensor) -> Result<Cow<'a, Tensor>> {
             Ok(Cow::Borrowed(x))
         }
@@ -251,7 +261,7 @@ mod tests {
         let sequence = |token_ids: Vec<u32>| Sequence { type_ids: vec![0; token_ids.len()], token_ids };
         let batch = PackedBatch::pack(&[sequence(vec![1, 2]), sequence(vec![3, 1, 2])]);
         let mut arrived = vec![Vec::new(); models.len()];
-        forward_together(&OPS, &travellers, &batch, spent, |index, hidden| {
+        forward_together(&OPS, &travellers, &batch, spent, &mut Steps::whole(), |index, hidden| {
             assert!(arrived[index].is_empty(), "model {index} arrived twice");
             arrived[index] = OPS.to_vec(hidden)?;
             Ok(())

@@ -2,12 +2,13 @@
 //! [`encoder`](crate::model::encoder) only says what happens to rows.
 //!
 //! ```text
-//! blocks of rows   embed → project ┐   ┌ finish → project ┐   ┌ finish → norm → hidden states
-//! all rows                         └ attention            └ attention
+//! blocks of rows   embed → project ┐         ┌ attend → finish → project ┐         ┌ attend → finish → norm →
+//! all rows                         └ remember                            └ remember
 //! ```
 //!
-//! From one attention to the next a block of rows is on its own, so that is one [`Ops::each`]: the next layer's
-//! projections read what is still in the cache.
+//! Once the keys and values of all rows are laid out, a block of rows is on its own up to those of the next layer,
+//! so that is one [`Ops::each`]: each operation reads what is still in the cache. Between two blocks a forward can
+//! pause ([`steps`](crate::model::steps)).
 //!
 //! # Only what pooling reads
 //!
@@ -26,6 +27,7 @@ use crate::model::ops::AttentionSpec;
 use crate::model::ops::Ops;
 use crate::model::ops::Which;
 use crate::model::rope::RopeTable;
+use crate::model::steps::Steps;
 use crate::model::weights::Part;
 
 /// Tokens → hidden states.
@@ -40,6 +42,8 @@ pub trait Embedding<O: Ops>: Debug + Send + Sync {
 pub trait Layer<O: Ops>: Debug + Send + Sync {
     /// What attention does.
     fn spec(&self) -> &AttentionSpec;
+    /// Multiplications for one row, but for those of attention.
+    fn products(&self) -> usize;
     /// What the projections read.
     fn input<'a>(&self, ops: &O, x: &'a O::Rows) -> Result<Cow<'a, O::Rows>>;
     /// `[rows, heads · head_dim]`
@@ -85,6 +89,11 @@ pub struct Transformer<O: Ops> {
 }
 
 impl<O: Ops> Transformer<O> {
+    /// Multiplications for one row in all layers, but for those of attention.
+    fn products(&self) -> usize {
+        self.layers.iter().map(|layer| layer.it.products()).sum::<usize>().max(1)
+    }
+
     /// Whether a token's hidden state depends on the tokens before it alone, in sequences of up to `longest` tokens.
     pub fn shares_prefixes(&self, longest: usize) -> bool {
         let is_causal = self.layers.iter().all(|layer| layer.it.spec().causal);
@@ -96,12 +105,48 @@ impl<O: Ops> Transformer<O> {
 pub struct Way<'a, 'p, O: Ops> {
     /// The form of the operations.
     pub ops: &'a O,
+    /// What is on its way.
+    pub batch: &'a PackedBatch,
     /// Of the batch.
     pub packing: &'a O::Packing<'p>,
     /// As the embedding says, `[tables][rows]`.
     pub ids: &'a [Cow<'a, [u32]>],
     /// How the rows of the batch are cut.
     pub blocks: Vec<Range<usize>>,
+}
+
+/// How the rows of a batch are cut, such that each block is a small part of a step.
+pub fn blocks<O: Ops>(
+    ops: &O,
+    model: &Transformer<O>,
+    batch: &PackedBatch,
+    steps: &Steps<'_>,
+) -> Vec<Range<usize>> {
+    /// Of a block, however much attention weighs: fewer waste the vector units.
+    const MIN_ROWS: usize = 16;
+    /// Of a block without attention, however many threads there are.
+    const ENOUGH_ROWS: usize = 64;
+    let (Some(max_tokens), Some(at_once)) = (steps.max_tokens(), ops.at_once()) else {
+        return ops.blocks(batch.num_rows());
+    };
+    let longest = (0..batch.len()).map(|sequence| batch.length(sequence)).max().unwrap_or(0);
+    // of the last row, in the layer where that is most
+    let work = |layer: &Part<Box<dyn Layer<O>>>| {
+        let products = layer.it.products().max(1);
+        (products + attention_work(layer.it.spec(), longest), products)
+    };
+    let (work, products) = model.layers.iter().map(work).max().unwrap_or((1, 1));
+    let of_block = (max_tokens.saturating_mul(model.products()) / at_once).max(ENOUGH_ROWS * products);
+    let max_rows = of_block / work / MIN_ROWS * MIN_ROWS;
+    ops.small_blocks(batch.num_rows(), max_rows.max(MIN_ROWS))
+}
+
+/// Multiplications of a query with so many keys before it, itself included.
+fn attention_work(spec: &AttentionSpec, keys: usize) -> usize {
+    /// What a softmax weight takes, in multiplications of a product.
+    const SOFTMAX: usize = 32;
+    let keys = spec.window.map_or(keys, |window| window.min(keys));
+    spec.heads * (2 * spec.head_dim + SOFTMAX) * keys
 }
 
 /// What the layers of a run begin with.
@@ -121,7 +166,56 @@ struct Projected<R> {
     value: R,
 }
 
+/// Rows on their way from one attention to the next.
+struct Going<R> {
+    x: R,
+    /// Absent where only some rows ask.
+    query: Option<R>,
+    /// Where they are among those that ask.
+    places: Range<usize>,
+}
+
 impl<O: Ops> Way<'_, '_, O> {
+    /// [`Ops::each`] in steps. `work` counts multiplications.
+    fn each<A: Send, B: Send>(
+        &self,
+        steps: &mut Steps<'_>,
+        max_work: usize,
+        items: Vec<A>,
+        work: impl Fn(&A) -> usize,
+        f: impl Fn(A) -> Result<B> + Sync,
+    ) -> Result<Vec<B>> {
+        if steps.max_tokens().is_none() {
+            return self.ops.each(items, f);
+        }
+        let at_once = self.ops.at_once().unwrap_or(1);
+        let mut results = Vec::with_capacity(items.len());
+        let mut items = items.into_iter().peekable();
+        while items.peek().is_some() {
+            let (mut step, mut of_step) = (Vec::new(), 0);
+            while let Some(item) =
+                items.next_if(|item| step.len() < at_once || of_step + work(item) <= max_work)
+            {
+                of_step += work(&item);
+                step.push(item);
+            }
+            results.extend(self.ops.each(step, &f)?);
+            steps.pause()?;
+        }
+        Ok(results)
+    }
+
+    /// Multiplications of a layer for some rows.
+    fn work(&self, layer: &dyn Layer<O>, rows: usize, first: usize, last: usize) -> usize {
+        let spec = layer.spec();
+        let of_row = |row: usize| {
+            let segment = &self.batch.segments()[self.batch.segment_of(row)];
+            let keys = if spec.causal { segment.position(row) + 1 } else { segment.end_position() };
+            attention_work(spec, keys)
+        };
+        rows * (layer.products() + of_row(first).max(of_row(last)))
+    }
+
     /// Hidden states of all rows before the first layer, in blocks.
     pub fn embed(&self, model: &Transformer<O>) -> Result<Vec<O::Rows>> {
         self.ops.each(self.blocks.clone(), |rows| self.embed_block(model, rows))
@@ -159,55 +253,70 @@ impl<O: Ops> Way<'_, '_, O> {
         wanted: &Wanted,
         layers: Range<usize>,
         start: Start<O::Rows>,
+        steps: &mut Steps<'_>,
     ) -> Result<Vec<O::Rows>> {
         let ops = self.ops;
+        let max_work = steps.max_tokens().unwrap_or(usize::MAX).saturating_mul(model.products());
         let begin = |x: O::Rows, rows: &Range<usize>| {
             let projected = self.project(model, wanted, layers.start, &x, rows)?;
             Ok((x, Some(projected)))
         };
         let blocks = self.blocks.clone();
+        let work = |rows: &Range<usize>| rows.len() * model.layers[layers.start].it.products();
         let mut states = match start {
-            Start::Tokens => ops.each(blocks, |rows| begin(self.embed_block(model, rows.clone())?, &rows))?,
-            Start::Hidden(x) => ops.each(x.into_iter().zip(blocks).collect(), |(x, rows)| begin(x, &rows))?,
+            Start::Tokens => {
+                let begin = |rows: Range<usize>| begin(self.embed_block(model, rows.clone())?, &rows);
+                self.each(steps, max_work, blocks, work, begin)?
+            }
+            Start::Hidden(x) => {
+                let blocks = x.into_iter().zip(blocks).collect();
+                let work = |(_, rows): &(O::Rows, Range<usize>)| work(rows);
+                self.each(steps, max_work, blocks, work, |(x, rows)| begin(x, &rows))?
+            }
         };
         for depth in layers.clone() {
             let layer = &model.layers[depth].it;
             let is_last = depth + 1 == model.layers.len();
-            let (mut x, mut queries, mut keys, mut values) = (vec![], vec![], vec![], vec![]);
-            for (of_block, projected) in states {
+            let (mut going, mut keys, mut values) = (vec![], vec![], vec![]);
+            for ((x, projected), places) in states.into_iter().zip(self.blocks.iter().cloned()) {
                 let Projected { query, key, value } = projected.expect("projected for each of the layers");
-                x.push(of_block);
-                queries.extend(query);
+                going.push(Going { x, query, places });
                 keys.push(key);
                 values.push(value);
             }
-            let which = match wanted {
+            let asking = match wanted {
                 Wanted::Rows(rows) if is_last => {
-                    x = ops.gather(&x, rows)?;
-                    let places = ops.blocks(rows.len());
-                    queries = ops.each(x.iter().zip(places).collect(), |(x, places)| {
-                        let input = layer.input(ops, x)?;
-                        layer.queries(ops, &input, self.packing, Which::Listed(&rows[places]))
-                    })?;
+                    let x: Vec<O::Rows> = going.into_iter().map(|going| going.x).collect();
+                    let x = ops.gather(&x, rows)?.into_iter().zip(ops.blocks(rows.len()));
+                    going = x.map(|(x, places)| Going { x, query: None, places }).collect();
                     Which::Listed(rows)
                 }
-                _ => Which::Run(0..self.blocks.last().map_or(0, |last| last.end)),
+                _ => Which::Run(0..self.batch.num_rows()),
             };
-            let attended = ops.attention(&queries, which, &keys, &values, self.packing, layer.spec())?;
-            drop((queries, keys, values));
-            states =
-                ops.each(x.into_iter().zip(attended).zip(0usize..).collect(), |((x, attended), block)| {
-                    let x = layer.finish(ops, x, &attended)?;
-                    match &model.norm.it {
-                        Some(norm) if is_last => Ok((norm.forward(ops, &x)?, None)),
-                        _ if depth + 1 == layers.end => Ok((x, None)),
-                        _ => {
-                            let projected =
-                                self.project(model, wanted, depth + 1, &x, &self.blocks[block])?;
-                            Ok((x, Some(projected)))
-                        }
+            let memory = ops.remember(keys, values, self.packing, layer.spec())?;
+            let work = |going: &Going<O::Rows>| {
+                let Range { start, end } = going.places;
+                self.work(&**layer, end - start, asking.row(start), asking.row(end - 1))
+            };
+            states = self.each(steps, max_work, going, work, |Going { x, query, places }| {
+                let which = asking.part(places.clone());
+                let query = match query {
+                    Some(query) => query,
+                    None => layer.queries(ops, &*layer.input(ops, &x)?, self.packing, which.clone())?,
+                };
+                let attended = ops.attend(&query, which, &memory)?;
+                drop(query);
+                let x = layer.finish(ops, x, &attended)?;
+                drop(attended);
+                match &model.norm.it {
+                    Some(norm) if is_last => Ok((norm.forward(ops, &x)?, None)),
+                    _ if depth + 1 == layers.end => Ok((x, None)),
+                    _ => {
+                        let projected = self.project(model, wanted, depth + 1, &x, &places)?;
+                        Ok((x, Some(projected)))
                     }
-                })?;
+                }
+            })?;
         }
         Ok(states.into_iter().map(|(x, _)| x).collect())
     }

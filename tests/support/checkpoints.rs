@@ -51,6 +51,11 @@ impl TinyCheckpoint {
             kv_heads: 2,
             max_tokens: 512,
         };
+        Self::of(sizes, seed)
+    }
+
+    /// Random weights of these sizes. The vocabulary must be [`VOCAB`].
+    pub(crate) fn of(sizes: Sizes, seed: u64) -> Self {
         Self::random(sizes.config(), sizes.tensors(), seed)
     }
 
@@ -83,6 +88,7 @@ impl TinyCheckpoint {
             "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "[UNK]"},
         });
         let tokenizer_config = json!({
+            "tokenizer_class": "PreTrainedTokenizerFast", // which takes tokenizer.json as it is
             "bos_token": "[BOS]", "eos_token": "[EOS]", "pad_token": "[PAD]",
             "chat_template": "{{ bos_token }}{% for message in messages %} {{ message.content }} [SEP]{% endfor %}",
         });

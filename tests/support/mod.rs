@@ -233,7 +233,12 @@ pub(crate) fn config(models: Models) -> service::Config {
             max_samples_per_request: 1024,
             max_in_flight_bytes: 64 << 20,
         },
-        engine: engine::Config { max_batch_tokens: 1024, max_queue_tokens: 8192, share_prefixes: true },
+        engine: engine::Config {
+            max_batch_tokens: 1024,
+            max_step_tokens: 1024,
+            max_queue_tokens: 8192,
+            share_prefixes: true,
+        },
         connections: service::Connections { max: 256, ..Default::default() },
         drain_grace: Duration::ZERO,
         drain_limit: Duration::from_secs(10),

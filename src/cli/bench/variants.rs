@@ -238,7 +238,12 @@ fn service_of(variants: Vec<VariantConfig>) -> service::Config {
             max_samples_per_request: 1024,
             max_in_flight_bytes: 512 << 20,
         },
-        engine: engine::Config { max_batch_tokens: 16_384, max_queue_tokens: 1 << 20, share_prefixes: true },
+        engine: engine::Config {
+            max_batch_tokens: 16_384,
+            max_step_tokens: 1024,
+            max_queue_tokens: 1 << 20,
+            share_prefixes: true,
+        },
         connections: service::Connections::default(),
         drain_grace: Duration::ZERO,
         drain_limit: Duration::ZERO,

@@ -26,6 +26,7 @@ use rewarm_kernels::Blocks;
 pub use rewarm_kernels::Isa;
 use rewarm_kernels::Linear;
 use rewarm_kernels::Number;
+use rewarm_kernels::Remembered as Panels;
 use rewarm_kernels::Rows;
 use rewarm_kernels::Then;
 use rewarm_kernels::Weights;
@@ -65,6 +66,12 @@ pub struct Packing<'a> {
     batch: &'a PackedBatch,
     cos: Vec<f32>,
     sin: Vec<f32>,
+}
+
+/// Keys and values of a batch.
+pub struct Remembered<'a> {
+    batch: &'a PackedBatch,
+    panels: Panels<'a>,
 }
 
 impl Cpu {
@@ -148,6 +155,7 @@ impl Ops for Cpu {
     type Vector = Vec<f32>;
     type Table = Table;
     type Packing<'a> = Packing<'a>;
+    type Remembered<'a> = Remembered<'a>;
 
     fn name(&self) -> String {
         format!("cpu {:?} {:?}", self.isa, self.dtype)
@@ -208,14 +216,22 @@ impl Ops for Cpu {
     }
 
     fn blocks(&self, rows: usize) -> Vec<Range<usize>> {
+        self.small_blocks(rows, MAX_BLOCK_ROWS)
+    }
+
+    fn small_blocks(&self, rows: usize, max_rows: usize) -> Vec<Range<usize>> {
         let unit = self.isa.tile_rows(self.operand_number()).min(16);
         let threads = self.pool.current_num_threads();
-        let count = rows.div_ceil(MAX_BLOCK_ROWS).next_multiple_of(threads);
+        let count = rows.div_ceil(max_rows.clamp(1, MAX_BLOCK_ROWS)).next_multiple_of(threads);
         let mut size = rows.div_ceil(count);
         if size > unit || self.operand_number() == Number::Bf16 {
             size = size.next_multiple_of(unit);
         }
         (0..rows).step_by(size.max(1)).map(|start| start..(start + size).min(rows)).collect()
+    }
+
+    fn at_once(&self) -> Option<usize> {
+        Some(self.pool.current_num_threads())
     }
 
     fn each<A: Send, B: Send>(&self, blocks: Vec<A>, f: impl Fn(A) -> Result<B> + Sync) -> Result<Vec<B>> {
@@ -301,32 +317,27 @@ impl Ops for Cpu {
         Ok(x.rotary(self.isa, head_dim, angles))
     }
 
-    fn attention(
+    fn remember<'a>(
         &self,
-        queries: &[Rows],
-        which: Which<'_>,
-        keys: &[Rows],
-        values: &[Rows],
-        packing: &Packing<'_>,
-        spec: &AttentionSpec,
-    ) -> Result<Vec<Rows>> {
-        let segments = packing.batch.segments();
-        let attention = Attention {
-            isa: self.isa,
-            number: self.operand_number(),
-            segments,
-            keys: Blocks::new(keys),
-            values: Blocks::new(values),
-            spec,
-            in_parallel: keys.len() > 1,
+        keys: Vec<Rows>,
+        values: Vec<Rows>,
+        packing: &'a Packing<'_>,
+        spec: &'a AttentionSpec,
+    ) -> Result<Remembered<'a>> {
+        let batch = packing.batch;
+        let (isa, number) = (self.isa, self.operand_number());
+        let attention = Attention { isa, number, segments: batch.segments(), spec };
+        let panels = attention.remember(Blocks::new(&keys), Blocks::new(&values), keys.len() > 1);
+        Ok(Remembered { batch, panels })
+    }
+
+    fn attend(&self, queries: &Rows, which: Which<'_>, to: &Remembered<'_>) -> Result<Rows> {
+        let place = |query: usize| {
+            let row = which.row(query);
+            let segment = to.batch.segment_of(row);
+            (segment, to.batch.segments()[segment].position(row))
         };
-        let block_size = queries.first().map_or(1, Rows::len);
-        let place = |block: usize, query: usize| {
-            let row = which.row(block * block_size + query);
-            let segment = packing.batch.segment_of(row);
-            (segment, segments[segment].position(row))
-        };
-        Ok(attention.forward(queries, &place))
+        Ok(to.panels.attend(queries, &place))
     }
 
     fn gather(&self, blocks: &[Rows], rows: &[usize]) -> Result<Vec<Rows>> {

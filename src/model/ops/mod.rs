@@ -52,6 +52,14 @@ impl Which<'_> {
             Self::Listed(rows) => rows[place],
         }
     }
+
+    /// Those at some of the places.
+    pub fn part(&self, places: Range<usize>) -> Self {
+        match self {
+            Self::Run(rows) => Self::Run(rows.start + places.start..rows.start + places.end),
+            Self::Listed(rows) => Self::Listed(&rows[places]),
+        }
+    }
 }
 
 /// In what a layer's weights are kept and its products are made.
@@ -94,6 +102,8 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
     type Table: Debug + Send + Sync + 'static;
     /// What the attentions of all layers, and rotary, know of a batch.
     type Packing<'a>: Sync;
+    /// Keys and values of all rows of a batch, in one layer.
+    type Remembered<'a>: Sync;
 
     /// Names the form, where it keeps weights, and in what: weights that are equal are held once for each.
     fn name(&self) -> String;
@@ -123,6 +133,16 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
     }
     /// How `rows` rows are cut. Every row is in one block, in order.
     fn blocks(&self, rows: usize) -> Vec<Range<usize>>;
+    /// The same, with blocks of at most `max_rows` where the form cuts at all.
+    fn small_blocks(&self, rows: usize, max_rows: usize) -> Vec<Range<usize>> {
+        let _ = max_rows;
+        self.blocks(rows)
+    }
+    /// How many blocks run at the same time; `None` for a form that takes all rows at once, and so no
+    /// [steps](crate::model::steps).
+    fn at_once(&self) -> Option<usize> {
+        None
+    }
     /// Runs `f` on every block, in parallel where that pays. Results are in the order of the blocks.
     fn each<A: Send, B: Send>(&self, blocks: Vec<A>, f: impl Fn(A) -> Result<B> + Sync) -> Result<Vec<B>>;
 
@@ -164,19 +184,19 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
         packing: &Self::Packing<'_>,
         which: Which<'_>,
     ) -> Result<Self::Rows>;
-    /// Attention of each sequence to itself. `queries` are the rows that `which` says, cut as [`Ops::blocks`] cuts
-    /// so many; `keys` and `values` are all rows of the batch. Returns blocks like `queries`,
-    /// `[rows, heads · head_dim]`.
-    fn attention(
+    /// Lays out the keys and values of all rows of a batch, in blocks, for attention.
+    fn remember<'a>(
         &self,
-        queries: &[Self::Rows],
-        which: Which<'_>,
-        keys: &[Self::Rows],
-        values: &[Self::Rows],
-        packing: &Self::Packing<'_>,
-        spec: &AttentionSpec,
-    ) -> Result<Vec<Self::Rows>>;
-    /// Picks rows out of the blocks of a batch, and cuts them into blocks again.
+        keys: Vec<Self::Rows>,
+        values: Vec<Self::Rows>,
+        packing: &'a Self::Packing<'_>,
+        spec: &'a AttentionSpec,
+    ) -> Result<Self::Remembered<'a>>;
+    /// Attention of one block of queries, the rows that `which` says, each to its own sequence:
+    /// `[rows, heads · head_dim]`.
+    fn attend(&self, queries: &Self::Rows, which: Which<'_>, to: &Self::Remembered<'_>)
+    -> Result<Self::Rows>;
+    /// Picks rows out of the blocks of a batch, and cuts them as [`Ops::blocks`] does.
     fn gather(&self, blocks: &[Self::Rows], rows: &[usize]) -> Result<Vec<Self::Rows>>;
     /// For each list of rows their mean in `f32`, summed in the order of the list: `[lists, width]`, in blocks.
     fn mean(&self, blocks: &[Self::Rows], lists: &[Vec<usize>]) -> Result<Vec<Self::Rows>>;

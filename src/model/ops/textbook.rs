@@ -162,14 +162,12 @@ impl Case {
         let [q, k, v] = std::array::from_fn(|i| blocks(ops, &qkv[i], widths[i]));
         let packing = ops.packing(&batch, None).unwrap();
         let asking = self.asking(rows);
+        let memory = ops.remember(k, v, &packing, &self.spec).unwrap();
         let attended = match &self.asking {
-            None => ops.attention(&q, Which::Run(0..rows), &k, &v, &packing, &self.spec),
-            Some(_) => {
-                let q = ops.gather(&q, &asking).unwrap();
-                ops.attention(&q, Which::Listed(&asking), &k, &v, &packing, &self.spec)
-            }
+            None => attend(ops, &q, Which::Run(0..rows), &memory),
+            Some(_) => attend(ops, &ops.gather(&q, &asking).unwrap(), Which::Listed(&asking), &memory),
         };
-        let attended = read(ops, &attended.unwrap(), widths[0]);
+        let attended = read(ops, &attended, widths[0]);
         prop_assert_eq!(attended.len(), asking.len() * widths[0]);
         prop_assert_eq!(expected.len(), asking.len().div_ceil(self.every));
         for (place, expected) in (0..asking.len()).step_by(self.every).zip(expected) {
@@ -180,6 +178,21 @@ impl Case {
         }
         Ok(())
     }
+}
+
+/// Attention of all blocks.
+pub(super) fn attend<O: Ops>(
+    ops: &O,
+    queries: &[O::Rows],
+    which: Which<'_>,
+    memory: &O::Remembered<'_>,
+) -> Vec<O::Rows> {
+    let rows = match &which {
+        Which::Run(rows) => rows.len(),
+        Which::Listed(rows) => rows.len(),
+    };
+    let blocks = queries.iter().zip(ops.blocks(rows));
+    blocks.map(|(queries, places)| ops.attend(queries, which.part(places), memory).unwrap()).collect()
 }
 
 /// Values as rows in blocks: an embedding whose ids are its rows.

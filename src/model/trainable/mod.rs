@@ -40,6 +40,7 @@ use crate::model::batch::Sequence;
 use crate::model::ops::Ops;
 use crate::model::ops::training::Parameters;
 use crate::model::ops::training::Training;
+use crate::model::steps::Steps;
 use crate::model::together;
 use crate::model::together::Traveller;
 use crate::text::SampleTokenizer;
@@ -158,10 +159,17 @@ impl Trainable {
     ) -> Result<T, ModelError> {
         let model = Traveller { model: &self.model.backbone, wanted: self.model.head.wanted(batch) };
         let mut result = None;
-        together::forward_together(ops, &[model], batch, &mut [Duration::ZERO], |_, hidden| {
-            result = Some(read(hidden)?);
-            Ok(())
-        })?;
+        together::forward_together(
+            ops,
+            &[model],
+            batch,
+            &mut [Duration::ZERO],
+            &mut Steps::whole(),
+            |_, hidden| {
+                result = Some(read(hidden)?);
+                Ok(())
+            },
+        )?;
         Ok(result.expect("the one model arrives"))
     }
 }

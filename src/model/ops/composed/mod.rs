@@ -54,6 +54,14 @@ pub struct Gated {
     pub up: Linear,
 }
 
+/// Keys and values of a batch, `[rows, kv_heads, head_dim]`.
+pub struct Remembered<'a> {
+    key: Tensor,
+    value: Tensor,
+    packing: &'a Packing<'a>,
+    spec: &'a AttentionSpec,
+}
+
 impl Composed {
     /// An average without values stands for weights that are not read: a placeholder of the shape, without memory.
     fn tensor(&self, values: &Averaged, shape: &[usize]) -> Result<Tensor> {
@@ -71,6 +79,7 @@ impl Ops for Composed {
     type Vector = Tensor;
     type Table = Tensor;
     type Packing<'a> = Packing<'a>;
+    type Remembered<'a> = Remembered<'a>;
 
     fn name(&self) -> String {
         format!("composed {:?} {:?}", self.device.location(), self.dtype)
@@ -206,19 +215,21 @@ impl Ops for Composed {
         turned.reshape(x.shape())
     }
 
-    fn attention(
+    fn remember<'a>(
         &self,
-        queries: &[Tensor],
-        which: Which<'_>,
-        keys: &[Tensor],
-        values: &[Tensor],
-        packing: &Packing<'_>,
-        spec: &AttentionSpec,
-    ) -> Result<Vec<Tensor>> {
-        let heads = |x: &[Tensor]| whole(x)?.reshape((x[0].dim(0)?, (), spec.head_dim)); // [rows, heads, head_dim]
-        let attended =
-            attention::attention([&heads(queries)?, &heads(keys)?, &heads(values)?], which, packing, spec)?;
-        Ok(vec![attended.flatten_from(1)?])
+        keys: Vec<Tensor>,
+        values: Vec<Tensor>,
+        packing: &'a Packing<'_>,
+        spec: &'a AttentionSpec,
+    ) -> Result<Remembered<'a>> {
+        let [key, value] = [&keys, &values].map(|x| by_head(whole(x)?, spec));
+        Ok(Remembered { key: key?, value: value?, packing, spec })
+    }
+
+    fn attend(&self, queries: &Tensor, which: Which<'_>, to: &Remembered<'_>) -> Result<Tensor> {
+        let Remembered { key, value, packing, spec } = to;
+        let query = by_head(queries, spec)?;
+        attention::attention([&query, key, value], which, packing, spec)?.flatten_from(1)
     }
 
     fn gather(&self, blocks: &[Tensor], rows: &[usize]) -> Result<Vec<Tensor>> {
@@ -234,6 +245,11 @@ impl Ops for Composed {
     fn to_vec(&self, blocks: &[Tensor]) -> Result<Vec<f32>> {
         whole(blocks)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
     }
+}
+
+/// `[rows, heads, head_dim]`
+fn by_head(x: &Tensor, spec: &AttentionSpec) -> Result<Tensor> {
+    x.reshape((x.dim(0)?, (), spec.head_dim))
 }
 
 /// The one block that all rows are in.
@@ -365,9 +381,10 @@ mod tests {
         let wanted = [1, 3, 4];
         let q = OPS.gather(&[q], &wanted).unwrap().swap_remove(0);
         let q = OPS.rotary(q, 8, &packing, Which::Listed(&wanted)).unwrap();
-        let attended = OPS.attention(&[q], Which::Listed(&wanted), &[k], &[v], &packing, &spec).unwrap();
+        let memory = OPS.remember(vec![k], vec![v], &packing, &spec).unwrap();
+        let attended = OPS.attend(&q, Which::Listed(&wanted), &memory).unwrap();
         let x = OPS.gather(&[x], &wanted).unwrap().swap_remove(0);
-        let x = OPS.linear_add(&attended[0], &output, x).unwrap();
+        let x = OPS.linear_add(&attended, &output, x).unwrap();
         let mut inside = OPS.gated(&x, &gated, Activation::GeluErf).unwrap();
         for activation in [Activation::GeluTanh, Activation::Silu, Activation::Tanh, Activation::Relu] {
             inside = OPS.add(activate(&inside, activation).unwrap(), &inside).unwrap();

@@ -4,6 +4,7 @@
 //! write is found by its result.
 
 mod laws;
+mod steps;
 
 use proptest::prelude::*;
 

@@ -79,6 +79,14 @@ pub struct Vector {
     offset: f64,
 }
 
+/// Keys and values of a batch.
+pub struct Remembered<'a> {
+    key: Tensor,
+    value: Tensor,
+    batch: &'a PackedBatch,
+    spec: &'a AttentionSpec,
+}
+
 /// What a forward looked up in tables: the sum of one row of each, times `scale`.
 #[derive(Debug)]
 pub struct Embedded {
@@ -149,6 +157,7 @@ impl Ops for Training {
     type Vector = Vector;
     type Table = String;
     type Packing<'a> = Packing<'a>;
+    type Remembered<'a> = Remembered<'a>;
 
     fn name(&self) -> String {
         "training".to_owned()
@@ -266,17 +275,19 @@ impl Ops for Training {
         fused::rotary(&x, head_dim, &cos, &sin)
     }
 
-    fn attention(
+    fn remember<'a>(
         &self,
-        queries: &[Tensor],
-        which: Which<'_>,
-        keys: &[Tensor],
-        values: &[Tensor],
-        packing: &Packing<'_>,
-        spec: &AttentionSpec,
-    ) -> Result<Vec<Tensor>> {
-        let [query, key, value] = [queries, keys, values].map(composed::whole);
-        Ok(vec![fused::attention([query?, key?, value?], which, packing.batch(), spec)?])
+        keys: Vec<Tensor>,
+        values: Vec<Tensor>,
+        packing: &'a Packing<'_>,
+        spec: &'a AttentionSpec,
+    ) -> Result<Remembered<'a>> {
+        let [key, value] = [&keys, &values].map(|x| composed::whole(x).cloned());
+        Ok(Remembered { key: key?, value: value?, batch: packing.batch(), spec })
+    }
+
+    fn attend(&self, queries: &Tensor, which: Which<'_>, to: &Remembered<'_>) -> Result<Tensor> {
+        fused::attention([queries, &to.key, &to.value], which, to.batch, to.spec)
     }
 
     fn gather(&self, blocks: &[Tensor], rows: &[usize]) -> Result<Vec<Tensor>> {

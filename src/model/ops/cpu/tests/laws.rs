@@ -100,15 +100,16 @@ impl<O: Ops> Tiny<O> {
                 k.push(of_block.1);
                 v.push(of_block.2);
             }
-            let attended = ops.attention(&q, Which::Run(0..rows), &k, &v, &packing, &self.spec)?;
-            let finish = |(x, attended): (O::Rows, &O::Rows)| {
-                let x = ops.linear_add(attended, &self.output, x)?;
+            let memory = ops.remember(k, v, &packing, &self.spec)?;
+            let finish = |((x, query), rows): ((O::Rows, O::Rows), Range<usize>)| {
+                let attended = ops.attend(&query, Which::Run(rows), &memory)?;
+                let x = ops.linear_add(&attended, &self.output, x)?;
                 let normed = ops.layer_norm(&x, &self.norm[1], &self.norm[2], 1e-5)?;
                 let normed = ops.operand(Cow::Owned(normed))?;
                 let inner = ops.gated(&normed, &self.gated, Activation::Silu)?;
                 ops.linear_add(&inner, &self.down, x)
             };
-            x = ops.each(x.into_iter().zip(&attended).collect(), finish)?;
+            x = ops.each(x.into_iter().zip(q).zip(ops.blocks(rows)).collect(), finish)?;
         }
         let all = |sequence: usize| batch.runs(sequence).into_iter().flatten().collect::<Vec<_>>();
         let lists: Vec<Vec<usize>> = (0..batch.len()).map(all).collect();
@@ -285,8 +286,9 @@ fn attend(cpu: &Cpu, [q, k, v]: [&[f32]; 3], spec: &AttentionSpec) -> Vec<f32> {
     let batch = PackedBatch::pack(&[sequence(&vec![0; q.len() / spec.head_dim])]);
     let packing = cpu.packing(&batch, None).unwrap();
     let [q, k, v] = [q, k, v].map(|x| [rows_of(x, spec.head_dim)]);
-    let attended = cpu.attention(&q, Which::Run(0..batch.num_rows()), &k, &v, &packing, spec).unwrap();
-    attended.iter().flat_map(values_of).collect()
+    let [k, v] = [k, v].map(Vec::from);
+    let memory = cpu.remember(k, v, &packing, spec).unwrap();
+    values_of(&cpu.attend(&q[0], Which::Run(0..batch.num_rows()), &memory).unwrap())
 }
 
 fn spec(head_dim: usize, causal: bool) -> AttentionSpec {
