@@ -35,6 +35,8 @@ pub fn step(doing: &str, path: &Path) {
     tracing::trace!(target: STEP, doing, path = %path.display());
 }
 
+/// Of a file that people write, such as `rewarm.toml`.
+pub const HAND_WRITTEN_BYTES: u64 = 1 << 20;
 /// Of a file of settings, such as `config.json`: some kilobytes, where each token has a name some megabytes.
 pub const SETTINGS_BYTES: u64 = 32 << 20;
 /// Of a `tokenizer.json` and other vocabularies. The largest that is known to us has 35 MB.

@@ -4,6 +4,7 @@
 //! took is unknown.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use serde::Deserialize;
 use serde::de::IntoDeserializer;
@@ -30,31 +31,34 @@ pub(super) struct Section<'i> {
     source: Source<'i>,
 }
 
+/// Of what is not TOML, so many are named: a file of brackets has one mistake, not a million.
+const MAX_NAMED: usize = 20;
+
 /// The file, for line numbers.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Source<'i> {
     name: &'i str,
-    text: &'i str,
+    /// Where lines end.
+    ends: Rc<[usize]>,
 }
 
 impl Source<'_> {
     fn at(&self, offset: usize) -> String {
-        let line = 1 + self.text.as_bytes()[..offset.min(self.text.len())]
-            .iter()
-            .filter(|byte| **byte == b'\n')
-            .count();
-        format!("{}:{line}", self.name)
+        format!("{}:{}", self.name, 1 + self.ends.partition_point(|&end| end < offset))
     }
 }
 
 impl<'i> Section<'i> {
     /// The file as a whole. What is not TOML is named, all of it, and what could be read goes on.
     pub(super) fn parse(name: &'i str, text: &'i str, problems: &mut Problems) -> Self {
-        let source = Source { name, text };
+        let source = Source { name, ends: text.match_indices('\n').map(|(end, _)| end).collect() };
         let (table, errors) = DeTable::parse_recoverable(text);
-        for error in errors {
+        for error in errors.iter().take(MAX_NAMED) {
             let place = source.at(error.span().map_or(0, |span| span.start));
             problems.add(format!("{place}: {}", error.message()));
+        }
+        if errors.len() > MAX_NAMED {
+            problems.add(format!("{name}: and {} more of this kind", errors.len() - MAX_NAMED));
         }
         Self::new(String::new(), table.into_inner(), source)
     }
@@ -96,7 +100,7 @@ impl<'i> Section<'i> {
                 }
             },
         };
-        Section::new(path, table, self.source)
+        Section::new(path, table, self.source.clone())
     }
 
     /// The tables of the list below `key`, `[[key]]`; none when it is absent.
@@ -111,7 +115,7 @@ impl<'i> Section<'i> {
         for (index, value) in values.into_iter().enumerate() {
             let (path, place) = (format!("{path}[{index}]"), self.source.at(value.span().start));
             match value.into_inner() {
-                DeValue::Table(table) => sections.push(Section::new(path, table, self.source)),
+                DeValue::Table(table) => sections.push(Section::new(path, table, self.source.clone())),
                 other => {
                     problems.add(format!("{place}: {path}: expected a table, found {}", other.type_str()));
                 }

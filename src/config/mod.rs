@@ -65,7 +65,7 @@ pub fn load(overrides: &Overrides) -> Result<ServeConfig, ConfigError> {
     match &overrides.config {
         Some(path) => {
             let name = path.display().to_string();
-            let text = disk::read_to_string(path, disk::SETTINGS_BYTES)
+            let text = disk::read_to_string(path, disk::HAND_WRITTEN_BYTES)
                 .map_err(|error| ConfigError(vec![format!("read {name}: {error}")]))?;
             // Model paths in a file are relative to the file.
             let base = path.parent().unwrap_or(Path::new(""));
@@ -442,5 +442,29 @@ shadow = { variant = 'e', fraction = 0.1 }
         let names: Vec<&str> =
             config.service.models.variants.iter().map(|variant| variant.name.as_str()).collect();
         assert_eq!(names, ["ens", "warm"]);
+    }
+
+    /// Each bracket is a mistake to the parser, and each mistake has a line; and nesting is bounded where it is parsed.
+    #[test]
+    fn a_file_of_brackets_is_refused_in_good_time_and_on_a_small_stack() {
+        let refuse = || {
+            for text in [
+                format!("[variants.warm]\nmembers = {}", "]".repeat(100_000)),
+                format!("[variants.warm]\nmembers = {}", "[".repeat(100_000)),
+                format!("members = {}{}", "[".repeat(50_000), "]".repeat(50_000)),
+                format!("members = {}1{}", "{a = ".repeat(50_000), "}".repeat(50_000)),
+                format!("[{}a]", "a.".repeat(50_000)),
+                format!("{}a = 1", "a.".repeat(50_000)),
+                "[a]\n".repeat(100_000),
+            ] {
+                let begun = std::time::Instant::now();
+                let ConfigError(problems) = load_text(&text, Overrides::default()).unwrap_err();
+                let (start, seconds) = (&text[..30], begun.elapsed().as_secs());
+                assert!(problems.len() < 30, "{start}: {} problems", problems.len());
+                assert!(problems[0].starts_with("rewarm.toml:"), "{start}: {}", problems[0]);
+                assert!(seconds < 10, "{start}: {seconds} s");
+            }
+        };
+        std::thread::Builder::new().stack_size(1 << 20).spawn(refuse).unwrap().join().unwrap();
     }
 }

@@ -119,7 +119,7 @@ impl TrainOptions {
     pub fn load(&self) -> Result<Config, ConfigError> {
         let Some(path) = &self.config else { return self.assemble("the command line", "", Path::new("")) };
         let name = path.display().to_string();
-        let text = disk::read_to_string(path, disk::SETTINGS_BYTES)
+        let text = disk::read_to_string(path, disk::HAND_WRITTEN_BYTES)
             .map_err(|error| ConfigError(vec![format!("read {name}: {error}")]))?;
         // Paths in a file are relative to the file.
         self.assemble(&name, &text, path.parent().unwrap_or(Path::new("")))

@@ -11,6 +11,7 @@
 //! ```sh
 //! cargo test --test fuzz -- --ignored --nocapture                             # two minutes over all targets
 //! REWARM_FUZZ_INPUTS=200000 cargo test --test fuzz -- --ignored --nocapture   # so many inputs for each target
+//! REWARM_FUZZ_SEED=7 REWARM_FUZZ_ONLY=tokenizer cargo test --test fuzz -- --ignored --nocapture      # others, of one target
 //! REWARM_FUZZ_ONLY=tokenizer:0:4711 cargo test --test fuzz -- --ignored --nocapture   # this one again
 //! ```
 //!
@@ -81,17 +82,19 @@ fn no_input_ends_the_process() {
     const AT_A_TIME: u64 = 2;
     let each = Duration::from_millis(seconds * 1000 * AT_A_TIME / TARGETS.len() as u64);
     let mut jobs: Vec<(&str, u64, u64, u64, Duration)> = match &only {
-        Some(only) => {
+        Some(only) if only.contains(':') => {
             let parts: Vec<&str> = only.split(':').collect();
             let [name, seed, number] = parts[..] else { panic!("REWARM_FUZZ_ONLY: target:seed:number") };
             let number: u64 = number.parse().unwrap();
             vec![(name, seed.parse().unwrap(), number, number + 1, Duration::MAX)]
         }
-        None => {
+        only => {
             // The same inputs in every run of CI: a machine that is faster must not be the first to try others.
             let usual = if variable("REWARM_FUZZ_SECONDS").is_some() { u64::MAX } else { USUAL_INPUTS };
             let (last, time) = inputs.map_or((usual, each), |inputs| (inputs, Duration::MAX));
-            TARGETS.iter().map(|target| (target.name, seed, 0, last, time)).collect()
+            let is_meant = |name: &str| only.as_ref().is_none_or(|only| only == name);
+            let targets = TARGETS.iter().filter(|target| is_meant(target.name));
+            targets.map(|target| (target.name, seed, 0, last, time)).collect()
         }
     };
     jobs.reverse();
@@ -105,8 +108,9 @@ fn no_input_ends_the_process() {
                     let report = run_target(job);
                     let Report { inputs, accepted, slowest_ms, failures } = &report;
                     println!(
-                        "{:12} {inputs:9} inputs, {accepted:9} accepted, slowest {slowest_ms:6} ms, {} failures",
+                        "{:16} {inputs:9} inputs, {accepted:9} accepted, {:9} refused, slowest {slowest_ms:6} ms, {} failures",
                         job.0,
+                        inputs.saturating_sub(*accepted + failures.len() as u64),
                         failures.len()
                     );
                     reports.lock().unwrap().push(report);

@@ -8,11 +8,14 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::Parser as _;
 use prost::Message as _;
 use rewarm::config;
+use rewarm::config::train::TrainOptions;
 use rewarm::model::batch::PackedBatch;
 use rewarm::model::batch::Sequence;
 use rewarm::model::golden::GoldenRewards;
+use rewarm::model::golden::token_digest;
 use rewarm::model::variant::Loader;
 use rewarm::model::variant::Mode;
 use rewarm::model::variant::VariantConfig;
@@ -21,6 +24,7 @@ use rewarm::offline::score::Backend;
 use rewarm::offline::score::Scored;
 use rewarm::proto;
 use rewarm::text::Input;
+use rewarm::text::SampleTokenizer;
 use rewarm::text::Truncation;
 use rewarm::text::dataset::Dataset;
 use serde_json::Value;
@@ -50,6 +54,16 @@ impl<T, E: Display> From<Result<T, E>> for Verdict {
         match result {
             Ok(_) => Self::Accepted,
             Err(error) => Self::Refused(error.to_string()),
+        }
+    }
+}
+
+impl Verdict {
+    /// Mutants of what is refused itself would try the first reader only.
+    fn expect_accepted(self, what: &str) {
+        match self {
+            Self::Accepted => {}
+            Self::Refused(why) | Self::Wrong(why) => panic!("{what} is not good to begin with: {why}"),
         }
     }
 }
@@ -170,10 +184,8 @@ impl Spoiled {
             .unwrap_or_else(|| panic!("{path} has a file that ends in {suffix}"));
         let original = fs::read(&file).unwrap();
         let spoiled = Self { dir, base, file, original };
-        match spoiled.try_with(&spoiled.original) {
-            Verdict::Accepted => spoiled,
-            Verdict::Refused(why) | Verdict::Wrong(why) => panic!("{path} is not good to begin with: {why}"),
-        }
+        spoiled.try_with(&spoiled.original).expect_accepted(path);
+        spoiled
     }
 
     fn try_with(&self, bytes: &[u8]) -> Verdict {
@@ -259,12 +271,53 @@ fn golden(scratch: &Path) -> Run {
     fs::create_dir_all(scratch).unwrap();
     let scratch = scratch.to_owned();
     let tokenizer = support::tokenizer();
+    let try_with = move |file: &Value, disturbance: f32| {
+        fs::write(scratch.join(GOLDEN), file.to_string()).unwrap();
+        let golden = match GoldenRewards::load(&scratch) {
+            Ok(Some(golden)) => golden,
+            Ok(None) => return Verdict::Wrong("the file is there and was not read".to_owned()),
+            Err(error) => return Verdict::Refused(error.to_string()),
+        };
+        let sequences = match golden.sequences(&tokenizer) {
+            Ok(sequences) => sequences,
+            Err(error) => return Verdict::Refused(error.to_string()),
+        };
+        let rewards: Vec<Option<f32>> = (golden.samples.iter().zip(&sequences))
+            .map(|(sample, sequence)| sequence.as_ref().map(|_| sample.reward + disturbance))
+            .collect();
+        match golden.compare(&rewards, "f32") {
+            Ok(_) if !disturbance.is_finite() => {
+                Verdict::Wrong("a reward that is not finite agrees".to_owned())
+            }
+            outcome => outcome.into(),
+        }
+    };
+    let mut good = original.clone();
+    fit_tokens(&mut good, &support::tokenizer());
+    try_with(&good, 0.0).expect_accepted("the golden file");
+    let tokenizer = support::tokenizer();
     Box::new(move |random| {
-        fs::write(scratch.join(GOLDEN), mutate::json(&original, random).to_string()).unwrap();
-        let Ok(Some(golden)) = GoldenRewards::load(&scratch) else { return Verdict::Refused(String::new()) };
-        let Ok(sequences) = golden.sequences(&tokenizer) else { return Verdict::Refused(String::new()) };
-        golden.compare(&vec![Some(0.5); sequences.len()], "f32").into()
+        let mut file = mutate::json(&original, random);
+        // a text that changed has other tokens: what is behind their digest is reached with one that fits
+        if random.below(8) > 0 {
+            fit_tokens(&mut file, &tokenizer);
+        }
+        let disturbance = *random.pick(&[0.0, 0.0, 0.0, 1e-5, -1e-3, 1.0, 1e38, f32::INFINITY, f32::NAN]);
+        try_with(&file, disturbance)
     })
+}
+
+/// Gives each sample, if it still is one, the count and the digest of the tokens that it has.
+fn fit_tokens(file: &mut Value, tokenizer: &SampleTokenizer) {
+    for sample in file.get_mut("samples").and_then(Value::as_array_mut).into_iter().flatten() {
+        let Some(fields) = sample.as_object_mut() else { continue };
+        let input = fields.get("input").cloned().unwrap_or_default();
+        let Ok(input) = serde_json::from_value::<Input>(input) else { continue };
+        let Ok(sample) = tokenizer.tokenize(&input, Truncation::Reject) else { continue };
+        let sequence = Sequence { token_ids: sample.token_ids, type_ids: sample.type_ids };
+        fields.insert("tokens".to_owned(), sequence.token_ids.len().into());
+        fields.insert("token_digest".to_owned(), token_digest(&sequence).into());
+    }
 }
 
 // ---- templates ----
@@ -543,6 +596,24 @@ reduction = { uwo = { lambda = 0.5 } }
 weights = { warm = 1, ens = 0.5 }
 "#;
 
+const TRAIN: &str = r#"
+base = "a"
+pairs = ["pairs.jsonl"]
+output = "out"
+num_members = 3
+learning_rate = [1e-5, 2e-5]
+dropout = [0.0, 0.1]
+epochs = 2
+seed = 7
+"#;
+
+/// `rewarm train` as far as its flags.
+#[derive(clap::Parser)]
+struct Train {
+    #[command(flatten)]
+    options: TrainOptions,
+}
+
 fn toml(scratch: &Path) -> Run {
     const WORDS: [&str; 22] = [
         "[",
@@ -568,10 +639,27 @@ fn toml(scratch: &Path) -> Run {
         "[server]\n",
         "a.b.c.d = 1\n",
     ];
-    fs::create_dir_all(scratch).unwrap();
+    for member in ["a", "b"] {
+        fs::create_dir_all(scratch.join(member)).unwrap();
+    }
+    fs::write(scratch.join("pairs.jsonl"), PAIRS[0]).unwrap();
     let file = scratch.join("rewarm.toml");
-    Box::new(move |random| {
-        fs::write(&file, mutate::program(SERVE, &WORDS, random)).unwrap();
-        config::load(&config::Overrides { config: Some(file.clone()), ..Default::default() }).into()
+    let serve = {
+        let file = file.clone();
+        move |text: &str| -> Verdict {
+            fs::write(&file, text).unwrap();
+            config::load(&config::Overrides { config: Some(file.clone()), ..Default::default() }).into()
+        }
+    };
+    let train = move |text: &str| -> Verdict {
+        fs::write(&file, text).unwrap();
+        let flags = ["train".as_ref(), "--config".as_ref(), file.as_os_str()];
+        Train::try_parse_from(flags).unwrap().options.load().into()
+    };
+    serve(SERVE).expect_accepted("SERVE");
+    train(TRAIN).expect_accepted("TRAIN");
+    Box::new(move |random| match random.below(3) {
+        0 => train(&mutate::program(TRAIN, &WORDS, random)),
+        _ => serve(&mutate::program(SERVE, &WORDS, random)),
     })
 }
