@@ -102,7 +102,7 @@ fn tokenizer(dir: &Path, rule: TextRule) -> Result<SampleTokenizer, TextError> {
 #[test]
 fn tokens_are_those_of_the_tokenizer_that_transformers_makes_of_the_files() {
     let Cases { chat, pair, text, cases } = read(&data("rules/cases.json"));
-    assert_eq!(cases.len(), 45);
+    assert_eq!(cases.len(), 46);
     let mut failures = Vec::new();
     for Case { base, what, files, expected } in cases {
         let dir = variant(&data("rules").join(&base), &files);
@@ -274,7 +274,7 @@ struct ConfigSample {
 fn rewards_are_those_that_transformers_makes_of_the_config() {
     const ATOL: f64 = 2e-4; // of rewards around 1, in f32, at positions up to 300
     let cases: Vec<ConfigCase> = read(&data("rules/config_cases.json"));
-    assert_eq!(cases.len(), 26);
+    assert_eq!(cases.len(), 28);
     let mut failures = Vec::new();
     for case in cases {
         let base = data("models").join(&case.model);

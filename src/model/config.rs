@@ -499,7 +499,8 @@ fn parse_windows(
         _ => fields.optional_size("sliding_window", at_most::POSITIONS)?,
     };
     let layer_types: Option<Vec<String>> = fields.optional("layer_types")?;
-    if let (Some(types), "qwen2" | "qwen3" | "gemma2") = (&layer_types, model_type) {
+    // a mistral that says it is read as the class ministral, which is mistral with layers of both kinds
+    if let (Some(types), "mistral" | "qwen2" | "qwen3" | "gemma2") = (&layer_types, model_type) {
         if types.len() != num_layers {
             return Err(format!("`layer_types` has {} entries for {num_layers} layers", types.len()));
         }

@@ -61,10 +61,19 @@ pub(super) fn settle(
 ) -> Result<(), ModelError> {
     config.origin.notes.extend(checkpoint.notes().iter().cloned());
     grow_vocabulary(checkpoint, config);
-    if let Some(id) = manifest.pad_token_id.filter(|id| *id as usize >= config.backbone.vocab_size()) {
-        let vocab_size = config.backbone.vocab_size();
+    let vocab_size = config.backbone.vocab_size();
+    if let Some(id) = config.pad_token_id.filter(|id| *id as usize >= vocab_size) {
+        let (place, cure) = match manifest.pad_token_id {
+            Some(_) => ("rewarm.json", "it is an id below that"),
+            // transformers does not load it: the embedding of such an id is out of range
+            None => (
+                "config.json",
+                "transformers does not load that; say with what texts were padded in training, `pad_token_id`, there or in \
+                 rewarm.json",
+            ),
+        };
         return Err(ModelError::Unsupported(format!(
-            "rewarm.json says pad_token_id {id}, the vocabulary has {vocab_size} entries: it is an id below that"
+            "{place} says pad_token_id {id}, the vocabulary has {vocab_size} entries: {cure}"
         )));
     }
     if let Some(end) = manifest.text_end {

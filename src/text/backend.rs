@@ -29,8 +29,8 @@ use tokenizers::models::unigram::Unigram;
 use tokenizers::processors::roberta::RobertaProcessing;
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{
-    AddedToken, ModelWrapper, NormalizerWrapper, PaddingParams, PostProcessorWrapper, PreTokenizerWrapper,
-    Tokenizer,
+    AddedToken, DecoderWrapper, ModelWrapper, NormalizerWrapper, PaddingParams, PostProcessorWrapper,
+    PreTokenizerWrapper, Tokenizer,
 };
 
 use super::TextError;
@@ -97,6 +97,9 @@ struct Parts {
     pre_tokenizer: Option<PreTokenizerWrapper>,
     #[serde(default)]
     post_processor: Option<PostProcessorWrapper>,
+    /// Makes text of ids, which nothing here does.
+    #[serde(default)]
+    decoder: Value,
     model: ModelWrapper,
 }
 
@@ -176,6 +179,9 @@ impl Backend {
             parts.added_tokens.unwrap_or_default().into_iter().map(|stored| stored.token).collect();
         let (mut tokenizer, post_plan) = match plan {
             None => {
+                // the library reads the whole file or nothing of it
+                serde_json::from_value::<Option<DecoderWrapper>>(parts.decoder)
+                    .map_err(|error| format!("`decoder`: {error}"))?;
                 (whole(parts.model, &parts.normalizer, parts.pre_tokenizer, added_tokens)?, PostPlan::Own)
             }
             Some(plan) => {

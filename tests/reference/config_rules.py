@@ -51,6 +51,8 @@ def cases():
     yield "llama", "linear in the words of transformers 4", {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}, "rope_theta": 77.0, "max_position_embeddings": 32}, [], {}, 64, None, (32, 64, 65)
     yield "llama", "a theta that is nowhere", {"rope_parameters": None}, [], {}, 999, None, (40,)
     yield "llama", "score.bias", {}, [], {"score.bias": [5.0]}, 999, None, (7, 40)
+    yield "mistral", "layers of both kinds", {"layer_types": ["full_attention", "sliding_attention"]}, [], {}, 999, None, (7, 40)
+    yield "mistral", "layer_types that say nothing", {}, ["layer_types"], {}, 999, None, (40,)
     yield "gemma2", "no pad_token_id", {"pad_token_id": None}, [], {}, 999, None, (7, 40)
     yield "gemma2", "pad_token_id null", {"pad_token_id": None}, ["pad_token_id"], {}, 999, None, (7, 40)
     yield "roberta", "no pad_token_id", {"pad_token_id": None}, [], {}, 999, None, (7, 40)

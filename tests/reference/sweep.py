@@ -487,6 +487,7 @@ EXPORTED = {  # checkpoint → variants by the end of their descriptions
               "special_tokens_map.json {\"add_bos_token\": true}", "tokenizer_config.json add_eos_token = true"],
     "llama-digits": ["as it is", "tokenizer_config.json tokenizer_class = \"PreTrainedTokenizerFast\"", "tokenizer_config.json without bos_token"],
     "llama-spm": ["as it is", "tokenizer_config.json legacy = true", "tokenizer_config.json add_prefix_space = false",
+                  "tokenizer.json decoder = {\"type\": \"ByteLevel\"}",
                   "tokenizer_config.json tokenizer_class = \"PreTrainedTokenizerFast\""],
     "qwen2": ["as it is", "tokenizer_config.json tokenizer_class = \"PreTrainedTokenizerFast\"", "without added_tokens_decoder",
               "tokenizer.json normalizer = {\"type\": \"Lowercase\"}"],
