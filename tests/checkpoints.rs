@@ -7,16 +7,25 @@ mod checkpoints;
 
 use std::path::Path;
 use std::path::PathBuf;
+use std::time::Duration;
+use std::time::Instant;
 
 use checkpoints::TinyCheckpoint;
 use rewarm::model::scorer::Calibration;
 use rewarm::model::scorer::Reduction;
+use rewarm::model::trial::Subject;
+use rewarm::model::trial::Tried;
 use rewarm::model::variant::Dtype;
 use rewarm::model::variant::Loader;
 use rewarm::model::variant::Mode;
 use rewarm::model::variant::Variant;
 use rewarm::model::variant::VariantConfig;
 use rewarm::model::weights::Checkpoint;
+use rewarm::text::Input;
+use rewarm::text::SampleTokenizer;
+use rewarm::text::TextError;
+use rewarm::text::TextOptions;
+use rewarm::text::Truncation;
 use serde_json::json;
 
 fn config(mode: Mode, members: Vec<PathBuf>) -> VariantConfig {
@@ -65,6 +74,14 @@ fn rewrite(path: PathBuf, change: impl FnOnce(&mut Vec<u8>)) {
 #[test]
 fn a_spoiled_checkpoint_is_refused_by_name() {
     let cases = [
+        // transformers: "Padding_idx must be within num_embeddings"
+        Case {
+            name: "a padding token beyond the vocabulary",
+            spoil: |c| c.config["pad_token_id"] = json!(64),
+            then: NOTHING_MORE,
+            says: &["config.json says pad_token_id 64, the vocabulary has 64 entries", "rewarm.json"],
+            by_check: true,
+        },
         Case {
             name: "no config",
             spoil: NOTHING,
@@ -669,4 +686,73 @@ fn git_lfs_pointers_are_told_wherever_they_are() {
             assert!(error.contains(part), "{name}: {error}");
         }
     }
+}
+
+/// Readers go down with what they read: on half of the stack that threads have, they have to end before it does.
+#[test]
+fn json_that_is_nested_without_end_is_refused_by_name_on_a_small_stack() {
+    const FILES: [&str; 7] = [
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "rewarm.json",
+        "model.safetensors.index.json",
+    ];
+    let nested = |open: &str, close: &str| format!("{}1{}", open.repeat(50_000), close.repeat(50_000));
+    let documents = [
+        nested("[", "]"),
+        nested("{\"a\":", "}"),
+        format!("{{\"model\": {}}}", nested("[", "]")),
+        format!("{{\"architectures\": {}, \"weight_map\": {}}}", nested("[", "]"), nested("[", "]")),
+        "[".repeat(50_000),
+    ];
+    let refuse = move || {
+        for (name, document) in FILES.iter().flat_map(|name| documents.iter().map(move |it| (name, it))) {
+            let dir = tempfile::tempdir().unwrap();
+            TinyCheckpoint::llama(7).write(dir.path());
+            if *name == "model.safetensors.index.json" {
+                std::fs::remove_file(dir.path().join("model.safetensors")).unwrap();
+            }
+            std::fs::write(dir.path().join(name), document).unwrap();
+            let outcome = check(&config(Mode::Warm, vec![dir.path().to_owned()]));
+            let error = outcome.expect_err(&format!("{name}: {}", &document[..30]));
+            assert!(error.contains(name), "{name}: {error}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        TinyCheckpoint::llama(7).write(dir.path());
+        let header = documents[1].as_bytes();
+        let file = [&(header.len() as u64).to_le_bytes(), header].concat();
+        std::fs::write(dir.path().join("model.safetensors"), file).unwrap();
+        let error = check(&config(Mode::Warm, vec![dir.path().to_owned()])).unwrap_err();
+        assert!(error.contains("model.safetensors"), "{error}");
+    };
+    std::thread::Builder::new().stack_size(1 << 20).spawn(refuse).unwrap().join().unwrap();
+}
+
+/// Each probe would run to the same limit.
+#[test]
+fn a_template_that_does_not_end_is_refused_at_its_first_probe() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut checkpoint = TinyCheckpoint::llama(7);
+    let template = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
+    checkpoint.tokenizer_config["chat_template"] = json!(template);
+    checkpoint.write(dir.path());
+    let subject = Subject::Checkpoint { dir: dir.path().to_owned(), base: None };
+    let text = Input::Text { prompt: "w1".to_owned(), response: "w2".to_owned() };
+    let tokenizer = SampleTokenizer::load(dir.path(), &TextOptions::default()).unwrap();
+
+    let begun = Instant::now();
+    let error = tokenizer.tokenize(&text, Truncation::Reject).unwrap_err();
+    let once = begun.elapsed();
+    assert!(matches!(error, TextError::TemplateExhausted { .. }), "{error}");
+
+    let begun = Instant::now();
+    let error = chain(&subject.try_out(&mut Tried::default()).unwrap_err());
+    let tried = begun.elapsed();
+    assert!(error.contains("the chat template was stopped: line 1 of the template"), "{error}");
+    assert!(error.contains(dir.path().to_str().unwrap()), "{error}");
+    // and not five times; of what the machine does beside it, something is allowed
+    assert!(tried < 3 * once + Duration::from_secs(1), "{tried:?}, one rendering takes {once:?}");
 }

@@ -2,8 +2,8 @@
 //! hold it, or fill its memory?
 //!
 //! Headers and config are read and compared, the tokenizer and the chat template are made, and probes go through
-//! both: conversations short and long, and the texts of the golden rewards. A template may refuse some, but it has to
-//! come back, and not to fail at all of them. `rewarm` does this in a child process (`cli/trial.rs`) before
+//! both: conversations short and long, with tools and without, and the texts of the golden rewards. A template may refuse some, but it has to
+//! come back within its bounds, and not to fail at all of them. `rewarm` does this in a child process (`cli/trial.rs`) before
 //! it loads the same bytes itself; nothing here starts one.
 
 use std::collections::HashMap;
@@ -16,6 +16,7 @@ use serde::Deserialize;
 use serde::Deserializer;
 use serde::Serialize;
 use serde::Serializer;
+use serde_json::json;
 
 use crate::disk;
 use crate::model::ModelError;
@@ -23,6 +24,7 @@ use crate::model::golden::GoldenRewards;
 use crate::model::variant;
 use crate::model::variant::Loader;
 use crate::model::variant::VariantConfig;
+use crate::text::Conversation;
 use crate::text::Input;
 use crate::text::Message;
 use crate::text::SampleTokenizer;
@@ -88,6 +90,10 @@ impl Subject {
                     disk::step(&format!("rendering and tokenizing {what}"), &dir);
                     // of the two ways, this one renders twice and looks for the contents in the text
                     let outcome = tokenizer.tokenize(input, Truncation::Left);
+                    // with some lines of text it did not come to an end: the next probe would only wait as long
+                    if let Err(source @ TextError::TemplateExhausted { .. }) = outcome {
+                        return Err(ModelError::Member { path: dir, source: Box::new(source.into()) });
+                    }
                     if !matches!(input, Input::Formatted(_) | Input::TokenIds(_)) {
                         outcomes.push(outcome);
                     }
@@ -136,6 +142,11 @@ fn probes() -> Vec<(&'static str, Input)> {
         "Ünï¢ødé 你好, \u{1F469}\u{200D}\u{1F467} <b>&amp;</b> {{ x }} 12345.67e-8\r\n\tfn main() {}  ";
     let turns: Vec<(&str, &str)> =
         (0..20).map(|turn| (if turn % 2 == 0 { "user" } else { "assistant" }, mixed)).collect();
+    let with_tools = Conversation {
+        tools: Some(vec![json!({"type": "function", "function": {"name": "f", "description": "Adds.",
+            "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}}})]),
+        ..vec![Message::new("user", "Add."), Message::new("assistant", "3")].into()
+    };
     let long = "The quick brown fox jumps over the lazy dog, 42 times. ".repeat(60);
     vec![
         ("a short pair", pair("What is it?", "It is what it is.")),
@@ -144,6 +155,7 @@ fn probes() -> Vec<(&'static str, Input)> {
             "a conversation with a system turn",
             conversation(&[("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello!")]),
         ),
+        ("a conversation with tools", Input::Conversation(with_tools)),
         ("a conversation of 20 turns", conversation(&turns)),
         ("a long pair", pair(&long, &long)),
         ("one letter many times", Input::Formatted("a".repeat(2000))),

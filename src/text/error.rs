@@ -96,10 +96,16 @@ pub enum TextError {
         /// What it said.
         message: String,
     },
-    /// The template made a mistake, or ran for too long.
+    /// The template made a mistake.
     #[error("the chat template failed: {reason}")]
     TemplateFailed {
         /// What, and in which line of the template.
+        reason: String,
+    },
+    /// The template took more steps, time or memory than a rendering may.
+    #[error("the chat template was stopped: {reason}")]
+    TemplateExhausted {
+        /// Of what, and in which line of the template.
         reason: String,
     },
     /// One word, or one run of alike letters, that is too long to be tokenized.

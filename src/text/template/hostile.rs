@@ -12,7 +12,7 @@ fn render(source: &str) -> Result<String, String> {
         .map_err(|error| error.to_string())
 }
 
-/// Each is stopped on the stack of a worker thread, not that of main, when loaded or when rendered.
+/// Each is stopped on half of the stack of a worker thread, as in a trial, when loaded or when rendered.
 fn stopped(sources: Vec<String>) -> Vec<String> {
     let run = move || {
         sources
@@ -26,7 +26,7 @@ fn stopped(sources: Vec<String>) -> Vec<String> {
             })
             .collect()
     };
-    thread::Builder::new().stack_size(2 << 20).spawn(run).unwrap().join().unwrap()
+    thread::Builder::new().stack_size(1 << 20).spawn(run).unwrap().join().unwrap()
 }
 
 #[test]

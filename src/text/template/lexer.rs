@@ -397,3 +397,38 @@ fn unescape(text: &str) -> Result<String, String> {
     }
     Ok(out)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The expected tokens are those of jinja2's lexer (`Environment().lexer.tokeniter`), 3.1.6.
+    #[test]
+    fn a_number_ends_where_a_letter_of_several_bytes_begins() {
+        let name = |text: &str| Token::Name(text.to_owned());
+        for (source, expected) in [
+            ("0é", vec![Token::Int(0), name("é")]),
+            ("1é", vec![Token::Int(1), name("é")]),
+            ("12日", vec![Token::Int(12), name("日")]),
+            ("00é", vec![Token::Int(0), name("é")]),
+            ("0xé", vec![Token::Int(0), name("xé")]),
+            ("0b日", vec![Token::Int(0), name("b日")]),
+            ("0x1é", vec![Token::Int(1), name("é")]),
+            ("0_é", vec![Token::Int(0), name("_é")]),
+            ("1_é", vec![Token::Int(1), name("_é")]),
+            ("1.é", vec![Token::Int(1), Token::Operator("."), name("é")]),
+            ("1eé", vec![Token::Int(1), name("eé")]),
+            ("1e5é", vec![Token::Float(1e5), name("é")]),
+            ("1.5日", vec![Token::Float(1.5), name("日")]),
+        ] {
+            let tokens = tokenize(&format!("{{{{{source}}}}}")).unwrap();
+            let inner: Vec<Token> =
+                tokens[1..tokens.len() - 2].iter().map(|(token, _)| token.clone()).collect();
+            assert_eq!(inner, expected, "{source}");
+        }
+        for source in ["{{ 0\u{1f600} }}", "{{ 12\u{1f600} }}"] {
+            let error = tokenize(source).unwrap_err().to_string();
+            assert!(error.contains("unexpected char '\u{1f600}'"), "{error}");
+        }
+    }
+}

@@ -25,6 +25,8 @@ pub(super) enum Fault {
     Refused(String),
     /// It did what it cannot do. The words are ours and the template's, never those of a message.
     Failed { reason: Cow<'static, str>, line: Option<u32> },
+    /// It took more than a rendering may.
+    Exhausted { reason: String, line: Option<u32> },
 }
 
 pub(super) type Result<T, E = Box<Fault>> = std::result::Result<T, E>;
@@ -38,10 +40,16 @@ pub(super) fn fault(reason: impl Into<Cow<'static, str>>) -> Box<Fault> {
     Box::new(Fault::Failed { reason: reason.into(), line: None })
 }
 
+/// A [`Fault::Exhausted`] whose line is not yet known.
+fn exhausted<T>(reason: String) -> Result<T> {
+    Err(Box::new(Fault::Exhausted { reason, line: None }))
+}
+
 impl Fault {
     /// Notes the line, unless an inner one is known.
     pub(super) fn at(mut self: Box<Self>, here: u32) -> Box<Self> {
-        if let Self::Failed { line: line @ None, .. } = &mut *self {
+        if let Self::Failed { line: line @ None, .. } | Self::Exhausted { line: line @ None, .. } = &mut *self
+        {
             *line = Some(here);
         }
         self
@@ -69,13 +77,13 @@ pub(super) fn spend(steps: u64) -> Result<()> {
     let left = STEPS_LEFT.get().saturating_sub(steps);
     STEPS_LEFT.set(left);
     if left == 0 {
-        return failed(format!("it takes more than {STEPS} steps"));
+        return exhausted(format!("it takes more than {STEPS} steps"));
     }
     // looking at the clock and at the memory costs more than a step
     if left <= NEXT_LOOK.get() {
         NEXT_LOOK.set(left.saturating_sub(2000));
         if DEADLINE.get().is_some_and(|deadline| Instant::now() > deadline) {
-            return failed(format!("it takes more than {} s", TIME.as_secs()));
+            return exhausted(format!("it takes more than {} s", TIME.as_secs()));
         }
         return check_memory(0);
     }
@@ -92,7 +100,7 @@ pub(super) fn reserve(bytes: usize) -> Result<()> {
 
 fn check_memory(more: usize) -> Result<()> {
     if LIVE.get().saturating_add_unsigned(more) > MOST_LIVE.get() {
-        return failed(format!("it takes more than {} MiB beside 8 times its messages", BYTES >> 20));
+        return exhausted(format!("it takes more than {} MiB beside 8 times its messages", BYTES >> 20));
     }
     Ok(())
 }

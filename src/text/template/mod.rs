@@ -175,11 +175,11 @@ impl ChatTemplate {
             Ok(Ok(text)) => Ok(text),
             Ok(Err(fault)) => Err(match *fault {
                 Fault::Refused(message) => TextError::TemplateRefused { message },
-                Fault::Failed { reason, line: Some(line) } => {
-                    TextError::TemplateFailed { reason: format!("line {line} of the template: {reason}") }
+                Fault::Failed { reason, line } => {
+                    TextError::TemplateFailed { reason: at_line(line, &reason) }
                 }
-                Fault::Failed { reason, line: None } => {
-                    TextError::TemplateFailed { reason: reason.into_owned() }
+                Fault::Exhausted { reason, line } => {
+                    TextError::TemplateExhausted { reason: at_line(line, &reason) }
                 }
             }),
             Err(_) => {
@@ -187,6 +187,10 @@ impl ChatTemplate {
             }
         }
     }
+}
+
+fn at_line(line: Option<u32>, reason: &str) -> String {
+    line.map_or_else(|| reason.to_owned(), |line| format!("line {line} of the template: {reason}"))
 }
 
 /// About what a conversation holds.

@@ -21,7 +21,7 @@ use super::names::FUNCTIONS;
 use super::show::str_of;
 use super::value::{Dict, LoopState, Scope, Value};
 
-/// 2 MiB of stack hold three times as many in a build without optimisation. A macro that calls itself takes
+/// A build without optimisation takes some 900 KB of stack for so many. A macro that calls itself takes
 /// some ten for each call.
 const MOST_NESTED: usize = 300;
 

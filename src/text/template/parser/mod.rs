@@ -1,7 +1,7 @@
 //! Tokens → tree, as jinja2's parser makes it, with `break` and `continue` and `{% generation %}`.
 //!
 //! The parser calls itself for what is nested, and so does everything that walks its tree; [`MOST_NESTED`]
-//! keeps them all on the stack of a worker thread. What is only long (`a + b + c`, `a.b.c`, `elif`) is a list.
+//! keeps them all on the stack of a trial's thread. What is only long (`a + b + c`, `a.b.c`, `elif`) is a list.
 
 mod expressions;
 
@@ -11,8 +11,9 @@ use super::TemplateError;
 use super::ast::{For, Frame, Kind, Macro, Parameter, Program, Slot, Step, StepKind, Stmt, StmtKind, Target};
 use super::lexer::{Token, tokenize};
 
-/// Brackets in brackets, and blocks in blocks: CPython compiles 100 brackets, and 20 loops, at most.
-const MOST_NESTED: usize = 100;
+/// Brackets in brackets, and blocks in blocks: CPython compiles 100 brackets, and 20 loops, at most, and templates that
+/// people write have a dozen. Each takes up to 17 KB of stack in a build without optimisation, and a trial has 1 MiB.
+const MOST_NESTED: usize = 40;
 
 const TAGS_OF_OTHERS: [&str; 6] = ["include", "import", "from", "extends", "block", "autoescape"];
 
