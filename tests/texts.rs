@@ -169,6 +169,43 @@ fn a_template_sees_all_of_a_message_wherever_it_is_sent() {
     assert_eq!(told["chosen_tokens"], scored[0]["tokens"], "{told}");
 }
 
+/// As transformers chooses: `src/text/mod.rs` compares what is rendered.
+#[test]
+fn tools_choose_the_template_for_tools_wherever_they_are_sent() {
+    let model = llama(Some("{{ messages | tojson }}"));
+    std::fs::create_dir(model.path().join("additional_chat_templates")).unwrap();
+    let for_tools = "T{{ messages[0].content }}{{ messages[-1].content }}{{ tools | length }}";
+    std::fs::write(model.path().join("additional_chat_templates/tool_use.jinja"), for_tools).unwrap();
+    let user = json!({"role": "user", "content": "a b"});
+    let turn = |content: &str| json!({"role": "assistant", "content": content});
+    let tools = json!([{"type": "function", "function": {"name": "f"}}]);
+    let with = json!({"messages": [user, turn("c")], "tools": tools});
+    let without = json!({"messages": [user, turn("c")]});
+    let lines = format!("{with}\n{}\n{without}\n", json!({"formatted": "Ta bc1"}));
+    let scored = score_with(model.path(), &lines);
+    assert!(scored[0]["reward"].is_number(), "{scored:?}");
+    assert_eq!((&scored[0]["reward"], &scored[0]["tokens"]), (&scored[1]["reward"], &scored[1]["tokens"]));
+    assert_ne!(scored[0]["tokens"], scored[2]["tokens"]);
+
+    let server = Server::start(&["--config", config_file(model.path()).to_str().unwrap()]);
+    let remote = score(&["--server", &server.url()], &lines);
+    assert_eq!(
+        text(&remote.stdout),
+        text(&score(&["--model", model.path().to_str().unwrap()], &lines).stdout)
+    );
+    drop(server);
+
+    let pair = json!({"prompt": [user], "chosen": [turn("c")], "rejected": [turn("d")], "tools": tools});
+    let (pairs, report) = (model.path().join("pairs.jsonl"), model.path().join("report"));
+    std::fs::write(&pairs, format!("{pair}\n")).unwrap();
+    let [path, pairs, target] = [model.path(), &pairs, &report].map(|path| path.to_str().unwrap());
+    let output = run(&["evaluate", "--members", path, "--pairs", pairs, "--output", target]);
+    assert!(output.status.success(), "{output:?}");
+    let rewards = std::fs::read_to_string(report.join("rewards.jsonl")).unwrap();
+    let told: Value = serde_json::from_str(rewards.trim_end()).unwrap();
+    assert_eq!(told["chosen_tokens"], scored[0]["tokens"], "{told}");
+}
+
 #[test]
 fn what_is_not_understood_is_refused_by_field_name() {
     let model = llama(Some("{{ messages | tojson }}"));

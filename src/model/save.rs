@@ -7,6 +7,7 @@ use std::fs::File;
 use std::fs::Permissions;
 use std::io;
 use std::io::BufWriter;
+use std::io::ErrorKind;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -21,6 +22,7 @@ use tempfile::TempDir;
 use crate::disk;
 use crate::model::ModelError;
 use crate::model::merge::Averaged;
+use crate::text::ADDITIONAL_TEMPLATES;
 
 /// A larger checkpoint is cut into shards of at most this size, as transformers does.
 pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
@@ -138,7 +140,7 @@ impl CheckpointWriter {
     }
 
     /// Writes a file beside the weights.
-    pub fn add_file(&self, name: &str, bytes: &[u8]) -> Result<(), ModelError> {
+    pub fn add_file(&self, name: impl AsRef<Path>, bytes: &[u8]) -> Result<(), ModelError> {
         let path = self.staging.path().join(name);
         let write = || {
             let mut file = File::create(&path)?;
@@ -156,13 +158,35 @@ impl CheckpointWriter {
     /// Copies what `from` has of tokenizer, chat template and the like.
     pub fn copy_text_files(&self, from: &Path) -> Result<(), ModelError> {
         for name in TEXT_FILES {
-            let path = from.join(name);
-            let read = disk::read_if_there(&path, disk::VOCABULARY_BYTES);
-            if let Some(bytes) = read.map_err(|source| ModelError::read(&path, source))? {
-                self.add_file(name, &bytes)?;
+            self.copy_file(&from.join(name), name)?;
+        }
+        let folder = from.join(ADDITIONAL_TEMPLATES);
+        let entries = match std::fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                return Ok(());
+            }
+            Err(source) => return Err(ModelError::read(&folder, source)),
+        };
+        for entry in entries {
+            let entry = entry.map_err(|source| ModelError::read(&folder, source))?;
+            let name = Path::new(ADDITIONAL_TEMPLATES).join(entry.file_name());
+            if name.extension().is_some_and(|extension| extension == "jinja") {
+                let copy = self.staging.path().join(ADDITIONAL_TEMPLATES);
+                std::fs::create_dir_all(&copy).map_err(|source| ModelError::write(&copy, source))?;
+                self.copy_file(&entry.path(), &name)?;
             }
         }
         Ok(())
+    }
+
+    /// If it is there.
+    fn copy_file(&self, from: &Path, name: impl AsRef<Path>) -> Result<(), ModelError> {
+        let read = disk::read_if_there(from, disk::VOCABULARY_BYTES);
+        match read.map_err(|source| ModelError::read(from, source))? {
+            Some(bytes) => self.add_file(name, &bytes),
+            None => Ok(()),
+        }
     }
 
     /// Gives the checkpoint its name. All tensors must have been written.

@@ -15,7 +15,8 @@
 //!   `added_tokens_decoder` (`settings`);
 //! - `add_bos_token` and `add_eos_token` do **not** count there: the post-processor of `tokenizer.json` says it;
 //! - the chat template comes from `chat_template.jinja` and `additional_chat_templates/`, else from
-//!   `tokenizer_config.json`. Of several, the one named "default" is meant. `chat_template.json` belongs to a processor,
+//!   `tokenizer_config.json`. Of several, the one named "tool_use" is meant for conversations with `tools` (be they an
+//!   empty list), and the one named "default" for all others; which must be there. `chat_template.json` belongs to a processor,
 //!   and tokenizers do not read it: alone, it is refused;
 //! - `model_max_length` lowers the limit for tokens, which transformers only warns about;
 //! - truncation, padding and `dropout` of `tokenizer.json` are off: the first two are the caller's, and a reward is
@@ -33,6 +34,9 @@ use serde_json::{Map, Value};
 use super::TextError;
 use crate::disk;
 
+/// The folder of templates that have names, `tool_use.jinja` among them.
+pub const ADDITIONAL_TEMPLATES: &str = "additional_chat_templates";
+
 /// What the text side of a checkpoint says, before anything is made of it.
 #[derive(Debug)]
 pub(super) struct TextFiles {
@@ -48,6 +52,8 @@ pub(super) struct TextFiles {
     pub(super) added_tokens: Option<Map<String, Value>>,
     /// The default chat template, if there is one.
     pub(super) template: Option<TemplateSource>,
+    /// And the one for conversations with tools, if that is another.
+    pub(super) tool_template: Option<TemplateSource>,
     /// The tokenizer's own limit, if it means one.
     pub(super) model_max_length: Option<usize>,
 }
@@ -72,12 +78,18 @@ impl TextFiles {
             Some(length) => sane_length(length),
             None => key("max_len").and_then(sane_length),
         };
+        let (template, tool_template) = read_templates(dir, key("chat_template").unwrap_or(&Value::Null))?
+            .map_or((None, None), |them| {
+                let Templates { default, tool_use } = them;
+                (Some(default), tool_use)
+            });
         Ok(Self {
             dir: dir.to_path_buf(),
             tokenizer_json,
             special_tokens_map: read_json(&dir.join("special_tokens_map.json"))?,
             added_tokens: read_json(&dir.join("added_tokens.json"))?,
-            template: read_template(dir, key("chat_template").unwrap_or(&Value::Null))?,
+            template,
+            tool_template,
             model_max_length,
             config,
         })
@@ -104,7 +116,13 @@ impl TextFiles {
     }
 }
 
-fn read_template(dir: &Path, in_config: &Value) -> Result<Option<TemplateSource>, TextError> {
+/// Those of a checkpoint's templates that have a use here.
+struct Templates {
+    default: TemplateSource,
+    tool_use: Option<TemplateSource>,
+}
+
+fn read_templates(dir: &Path, in_config: &Value) -> Result<Option<Templates>, TextError> {
     let read = |path: PathBuf| -> Result<Option<TemplateSource>, TextError> {
         let Some(bytes) = read_if_there(&path)? else { return Ok(None) };
         match String::from_utf8(bytes) {
@@ -113,10 +131,10 @@ fn read_template(dir: &Path, in_config: &Value) -> Result<Option<TemplateSource>
         }
     };
     // a file of that name among the additional ones overrides the main one
-    let additional = dir.join("additional_chat_templates");
+    let additional = dir.join(ADDITIONAL_TEMPLATES);
     for path in [additional.join("default.jinja"), dir.join("chat_template.jinja")] {
-        if let Some(template) = read(path)? {
-            return Ok(Some(template));
+        if let Some(default) = read(path)? {
+            return Ok(Some(Templates { default, tool_use: read(additional.join("tool_use.jinja"))? }));
         }
     }
     let is_template =
@@ -125,8 +143,8 @@ fn read_template(dir: &Path, in_config: &Value) -> Result<Option<TemplateSource>
         return Err(TextError::NoDefaultTemplate { path: additional });
     }
     let path = dir.join("tokenizer_config.json");
-    if let Some(source) = default_template(&path, in_config)? {
-        return Ok(Some(TemplateSource { path, source }));
+    if let Some(templates) = templates_in_config(&path, in_config)? {
+        return Ok(Some(templates));
     }
     let path = dir.join("chat_template.json");
     match path.is_file() {
@@ -141,23 +159,34 @@ fn read_template(dir: &Path, in_config: &Value) -> Result<Option<TemplateSource>
     }
 }
 
-/// A `chat_template` is a string, or several by name, of which "default" is meant: a list, or an object.
-fn default_template(path: &Path, value: &Value) -> Result<Option<String>, TextError> {
-    let default = match value {
-        Value::Null => return Ok(None),
-        Value::String(source) => Some(source.as_str()),
+/// A `chat_template` is a string, or several by name: a list, or an object.
+fn templates_in_config(path: &Path, value: &Value) -> Result<Option<Templates>, TextError> {
+    let named = |name: &str| match value {
         // the last of that name, as in Python's dict
-        Value::Array(named) => named
-            .iter()
-            .rfind(|entry| entry["name"] == "default")
-            .and_then(|entry| entry["template"].as_str()),
-        Value::Object(named) => named.get("default").and_then(Value::as_str),
+        Value::Array(named) => {
+            named.iter().rfind(|entry| entry["name"] == name).map(|entry| &entry["template"])
+        }
+        Value::Object(named) => named.get(name),
         _ => None,
     };
-    match default {
-        Some(source) => Ok(Some(source.to_owned())),
-        None => Err(TextError::NoDefaultTemplate { path: path.to_path_buf() }),
-    }
+    let template = |source: &str| TemplateSource { path: path.to_path_buf(), source: source.to_owned() };
+    let (default, tool_use) = match value {
+        Value::Null => return Ok(None),
+        Value::String(source) => (Some(source.as_str()), None),
+        _ => (named("default").and_then(Value::as_str), named("tool_use")),
+    };
+    let Some(default) = default else {
+        return Err(TextError::NoDefaultTemplate { path: path.to_path_buf() });
+    };
+    let tool_use = match tool_use {
+        None => None,
+        Some(Value::String(source)) => Some(template(source)),
+        Some(other) => {
+            let problem = format!("the chat template \"tool_use\" is {other}: expected a string");
+            return Err(TextError::BadTextFile { path: path.to_path_buf(), problem });
+        }
+    };
+    Ok(Some(Templates { default: template(default), tool_use }))
 }
 
 /// "No limit" is written as 1e30, in full digits.
@@ -243,6 +272,21 @@ mod tests {
         assert_eq!(template().unwrap(), "main");
         write("additional_chat_templates/default.jinja", "additional");
         assert_eq!(template().unwrap(), "additional");
+        let for_tools = TextFiles::read(dir.path()).unwrap().tool_template.unwrap();
+        assert_eq!(for_tools.source, "tools");
+        assert!(for_tools.path.ends_with("additional_chat_templates/tool_use.jinja"), "{for_tools:?}");
+    }
+
+    #[test]
+    fn a_template_for_tools_is_a_string_or_is_not_there() {
+        let with = |tools: &str| {
+            let config = format!(r#"{{"chat_template": {{"default": "d"{tools}}}}}"#);
+            read(&[("tokenizer_config.json", &config)])
+        };
+        assert!(with("").unwrap().tool_template.is_none());
+        assert_eq!(with(r#", "tool_use": "t""#).unwrap().tool_template.unwrap().source, "t");
+        let error = with(r#", "tool_use": 3"#).unwrap_err().to_string();
+        assert!(error.contains("tokenizer_config.json") && error.contains("\"tool_use\" is 3"), "{error}");
     }
 
     #[test]

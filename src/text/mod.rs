@@ -31,12 +31,14 @@ mod whitespace;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use self::backend::Backend;
 pub use self::conversation::{Conversation, Message};
 pub use self::ending::{TextEnd, TextEnds};
 pub use self::error::TextError;
-use self::files::TextFiles;
+pub use self::files::ADDITIONAL_TEMPLATES;
+use self::files::{TemplateSource, TextFiles};
 use self::spans::Span;
 use self::template::ChatTemplate;
 use self::tokenizer::{Encoder, Encoding};
@@ -157,6 +159,8 @@ impl Default for TextOptions {
 #[derive(Debug)]
 pub struct SampleTokenizer {
     template: Option<ChatTemplate>,
+    /// Of conversations with tools, where the model has one for them.
+    tool_template: Option<ChatTemplate>,
     encoder: Encoder,
     /// `None`: how this model was trained on two texts is not known, and a guess would be a wrong reward.
     rule: Option<TextRule>,
@@ -165,6 +169,7 @@ pub struct SampleTokenizer {
     eos: String,
     max_tokens: usize,
     digest: [u8; 32],
+    identity: Value,
 }
 
 impl SampleTokenizer {
@@ -197,18 +202,20 @@ impl SampleTokenizer {
         let (end, eos) = end(dir, &backend, rule, options.ends)?;
         let digest = digest(&files, &backend, rule, end, max_tokens);
         disk::step("compiling the chat template", dir);
-        let template = match files.template {
-            None => None,
-            Some(template) => Some(
-                ChatTemplate::new(&template.source, &backend.special_tokens)
-                    .map_err(|source| TextError::BadTemplate { path: template.path, source })?,
-            ),
+        let compile = |template: Option<TemplateSource>| {
+            let compiled = template.map(|TemplateSource { path, source }| {
+                ChatTemplate::new(&source, &backend.special_tokens)
+                    .map_err(|source| TextError::BadTemplate { path, source })
+            });
+            compiled.transpose()
         };
+        let (template, tool_template) = (compile(files.template)?, compile(files.tool_template)?);
+        let identity = backend.identity.clone();
         let encoder = Encoder::new(backend, options)?;
         if let Some(rule) = rule.filter(|&rule| rule != TextRule::ChatTemplate) {
             encoder.probe(rule, end, &eos)?;
         }
-        Ok(Self { template, encoder, rule, end, eos, max_tokens, digest })
+        Ok(Self { template, tool_template, encoder, rule, end, eos, max_tokens, digest, identity })
     }
 
     /// Renders, tokenizes and fits one sample.
@@ -300,6 +307,12 @@ impl SampleTokenizer {
         self.end
     }
 
+    /// What the files beside `tokenizer.json` make of it, as JSON: its class and parts, the tokens that were added, and how
+    /// special ones are named and found.
+    pub fn identity(&self) -> &Value {
+        &self.identity
+    }
+
     /// A digest of everything here that determines token ids: files, template, rule, end, limit.
     pub fn digest(&self) -> [u8; 32] {
         self.digest
@@ -310,7 +323,8 @@ impl SampleTokenizer {
         conversation: &Conversation,
         truncation: Truncation,
     ) -> Result<Encoding, TextError> {
-        let template = self.template.as_ref().ok_or(TextError::NoTemplate)?;
+        let for_tools = self.tool_template.as_ref().filter(|_| conversation.tools.is_some());
+        let template = for_tools.or(self.template.as_ref()).ok_or(TextError::NoTemplate)?;
         let mut text = template.render(conversation, false)?;
         let spans = match truncation {
             Truncation::Reject => Vec::new(), // nothing will be dropped
@@ -364,7 +378,7 @@ fn end(
     }
 }
 
-/// Two parts, the first behind its length: no two different inputs are the same bytes.
+/// The first part behind its length, the others JSON: no two different inputs are the same bytes.
 fn digest(
     files: &TextFiles,
     backend: &Backend,
@@ -379,6 +393,10 @@ fn digest(
     hasher.update(&(files.tokenizer_json.len() as u64).to_le_bytes());
     hasher.update(&files.tokenizer_json);
     hasher.update(&rest);
+    if let Some(template) = &files.tool_template {
+        // few models have one, and the digests of the others stay what they were
+        hasher.update(&serde_json::to_vec(&template.source).expect("a string is JSON"));
+    }
     hasher.finalize().into()
 }
 
@@ -388,7 +406,7 @@ mod tests {
     use std::thread;
 
     use proptest::prelude::*;
-    use serde_json::{Value, json};
+    use serde_json::json;
     use tempfile::TempDir;
 
     use super::*;
@@ -663,6 +681,47 @@ mod tests {
         }
         let scaffold = tokenizer.tokenize(&text("", ""), Truncation::Reject).unwrap();
         assert_eq!(decode(&scaffold), "<s><u></u><a></a>");
+    }
+
+    /// `named` of `tests/reference/messages.py` made the expected strings, with `apply_chat_template` of transformers
+    /// 5.23.0.
+    #[test]
+    fn a_conversation_with_tools_is_rendered_by_the_template_for_tools() {
+        const DEFAULT: &str = "{{ bos_token }}<u>{{ messages[0].content }}</u>{{ tools is none }}";
+        const TOOL_USE: &str = "<a>{{ messages[0].content }}</a>{{ tools | length }}";
+        let named = json!([{"name": "default", "template": DEFAULT}, {"name": "rag", "template": "no"},
+            {"name": "tool_use", "template": TOOL_USE}]);
+        let with_config = |template: Value| {
+            let dir = checkpoint(None);
+            let config = json!({"bos_token": "<s>", "chat_template": template});
+            fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+            dir
+        };
+        let with_files = checkpoint(Some(DEFAULT));
+        fs::create_dir(with_files.path().join(ADDITIONAL_TEMPLATES)).unwrap();
+        fs::write(with_files.path().join(ADDITIONAL_TEMPLATES).join("tool_use.jinja"), TOOL_USE).unwrap();
+        let mut digests = Vec::new();
+        for (dir, expected) in [
+            (with_config(named), ["<s><u>hi</u>True", "<a>hi</a>0", "<a>hi</a>1"]),
+            (with_files, ["<s><u>hi</u>True", "<a>hi</a>0", "<a>hi</a>1"]),
+            (with_config(json!(DEFAULT)), ["<s><u>hi</u>True", "<s><u>hi</u>False", "<s><u>hi</u>False"]),
+        ] {
+            let tokenizer = SampleTokenizer::load(dir.path(), &options(None, 99)).unwrap();
+            digests.push(tokenizer.digest());
+            for (tools, expected) in
+                [None, Some(json!([])), Some(json!([{"name": "f"}]))].into_iter().zip(expected)
+            {
+                let conversation =
+                    Conversation::new(vec![Message::new("user", "hi")], tools.clone(), None).unwrap();
+                for truncation in [Truncation::Reject, Truncation::Left] {
+                    let sample =
+                        tokenizer.tokenize(&Input::Conversation(conversation.clone()), truncation).unwrap();
+                    assert_eq!(decode(&sample), expected, "{tools:?}");
+                }
+            }
+        }
+        assert_eq!(digests[0], digests[1], "wherever they stand");
+        assert_ne!(digests[0], digests[2]);
     }
 
     #[test]

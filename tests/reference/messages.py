@@ -1,4 +1,4 @@
-"""What transformers 5.23.0 makes of messages: the expected values in src/text/{conversation,template}.rs.
+"""What transformers 5.23.0 makes of messages: the expected values in src/text/{conversation,template,mod}.rs.
 
     python tests/reference/messages.py
 """
@@ -7,6 +7,8 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
 MESSAGES = [
@@ -32,12 +34,24 @@ def render(messages, template, tools=None, **arguments):
     return render_jinja_template([messages], tools=tools, chat_template=template, **arguments)[0][0]
 
 
+def named():
+    """Several templates by name, without tools, with none of them, and with one; then the default alone."""
+    default = "{{ bos_token }}<u>{{ messages[0].content }}</u>{{ tools is none }}"
+    tool_use = "<a>{{ messages[0].content }}</a>{{ tools | length }}"
+    several = {"default": default, "rag": "no", "tool_use": tool_use}
+    for template in [several, default]:
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), bos_token="<s>", chat_template=template)
+        for tools in [None, [], [{"name": "f"}]]:
+            print(tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tools=tools, tokenize=False))
+
+
 def show():
     for message in MESSAGES:
         print(render([message], "{{ messages[0] | tojson(separators=(',', ':')) }}"))
     for tools, arguments in ARGUMENTS:
         arguments = {"bos_token": "<s>", **arguments}
         print(render([{"role": "user", "content": "hi"}], TEMPLATE, tools, **arguments))
+    named()
 
 
 if __name__ == "__main__":
