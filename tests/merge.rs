@@ -161,6 +161,10 @@ fn the_directory_is_an_ordinary_one_and_says_what_it_was_made_from() {
     for (member, mean) in members.iter().zip([0.5, 0.7]) {
         let manifest = json!({"pooling": "last_token", "calibration": {"mean": mean, "std": 1.0}});
         std::fs::write(member.join("rewarm.json"), manifest.to_string()).unwrap();
+        std::fs::write(member.join("chat_template.jinja"), "{{ messages }}").unwrap();
+        std::fs::create_dir(member.join("additional_chat_templates")).unwrap();
+        std::fs::write(member.join("additional_chat_templates/tool_use.jinja"), "{{ tools }}").unwrap();
+        std::fs::write(member.join("additional_chat_templates/notes.txt"), "").unwrap();
     }
     let output = folder.path().join("new/out");
     let result = merge(&members, &output, &["--coefficients", "0.25,0.75", "--dtype", "bf16"]);
@@ -169,6 +173,8 @@ fn the_directory_is_an_ordinary_one_and_says_what_it_was_made_from() {
 
     let written = names_in(&output);
     let expected = [
+        "additional_chat_templates",
+        "chat_template.jinja",
         "config.json",
         "model.safetensors",
         "rewarm-merge.json",
@@ -177,6 +183,7 @@ fn the_directory_is_an_ordinary_one_and_says_what_it_was_made_from() {
         "tokenizer_config.json",
     ];
     assert_eq!(written, expected);
+    assert_eq!(names_in(&output.join("additional_chat_templates")), ["tool_use.jinja"]);
     let mut merged_config = read_json(&output.join("config.json"));
     assert_eq!(merged_config["torch_dtype"], "bfloat16");
     assert_eq!(
@@ -379,7 +386,7 @@ fn task_vectors_are_what_members_add_to_the_base() {
 #[test]
 fn what_cannot_be_averaged_is_refused_by_name_and_nothing_is_written() {
     type Change = fn(&mut TinyCheckpoint);
-    let cases: [(&str, Change, &[&str]); 9] = [
+    let cases: [(&str, Change, &[&str]); 12] = [
         ("head", |c| drop(c.tensors.remove("score.weight")), &["`score.weight` is missing in the second"]),
         (
             "labels",
@@ -407,6 +414,28 @@ fn what_cannot_be_averaged_is_refused_by_name_and_nothing_is_written() {
                 c.tokenizer["model"]["vocab"]["w1"] = json!(5);
             },
             &["their tokenizers differ"],
+        ),
+        (
+            "a special token beside it",
+            |c| c.tokenizer_config["mask_token"] = json!("w3"),
+            &[
+                "their tokenizers differ (tokenizer_config.json",
+                "`added_tokens[4]` is null in the first",
+                "w3",
+            ],
+        ),
+        (
+            "tokens that were added beside it",
+            |c| c.tokenizer_config["extra_special_tokens"] = json!(["w3w4", "w5"]),
+            &["their tokenizers differ", "`added_tokens[4]`", "w3w4"],
+        ),
+        (
+            "a switch beside it",
+            |c| c.tokenizer_config["split_special_tokens"] = json!(true),
+            &[
+                "their tokenizers differ",
+                "`split_special_tokens` is false in the first and true in the second",
+            ],
         ),
         ("rope", |c| c.config["rope_theta"] = json!(500.0), &["`backbone.rope.theta` is 10000.0", "500.0"]),
         (

@@ -27,6 +27,7 @@ use crate::model::variant::text_dir;
 use crate::model::weights::Checkpoint;
 use crate::model::weights::Stored;
 use crate::model::weights::TensorBytes;
+use crate::text::SampleTokenizer;
 
 /// Elements that one thread sums at a time: both its sums and its inputs stay in the first-level caches.
 const CHUNK: usize = 2048;
@@ -424,6 +425,28 @@ pub fn check_members(members: &[(&Path, &CheckpointConfig, &Checkpoint)]) -> Res
     Ok(())
 }
 
+/// Refuses a member that makes other tokens of a text than the first: `tokenizer.json` is not all that decides. Names alone
+/// (which token is called `eos_token`) are the template's affair.
+pub fn check_tokens(
+    (first, first_tokenizer): (&Path, &SampleTokenizer),
+    (member, tokenizer): (&Path, &SampleTokenizer),
+) -> Result<(), ModelError> {
+    let mut identities = [first_tokenizer, tokenizer].map(|tokenizer| tokenizer.identity().clone());
+    for identity in &mut identities {
+        identity.as_object_mut().map(|fields| fields.remove("special_tokens"));
+    }
+    match difference("", &identities[0], &identities[1]) {
+        None => Ok(()),
+        Some(difference) => Err(ModelError::CannotMerge {
+            first: first.to_owned(),
+            member: member.to_owned(),
+            problem: format!(
+                "their tokenizers differ (tokenizer_config.json, special_tokens_map.json or added_tokens.json): {difference}"
+            ),
+        }),
+    }
+}
+
 /// Whether two checkpoints keep their tensors in the same precisions.
 pub fn are_stored_alike(first: &Checkpoint, other: &Checkpoint) -> bool {
     let dtype = |checkpoint: &Checkpoint, name: &str| checkpoint.info(name).map(|info| info.dtype);
@@ -439,6 +462,10 @@ fn difference(path: &str, first: &Value, second: &Value) -> Option<String> {
                 difference(&path, a.get(key).unwrap_or(&Value::Null), b.get(key).unwrap_or(&Value::Null))
             })
         }
+        (Value::Array(a), Value::Array(b)) => (0..a.len().max(b.len())).find_map(|index| {
+            let [a, b] = [a, b].map(|list| list.get(index).unwrap_or(&Value::Null));
+            difference(&format!("{path}[{index}]"), a, b)
+        }),
         (a, b) if a == b => None,
         (a, b) => Some(format!("`{path}` is {a} in the first and {b} in the second")),
     }

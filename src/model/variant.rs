@@ -365,6 +365,9 @@ fn open_members(config: &VariantConfig) -> Result<Vec<Member>, ModelError> {
             .map(|member| (member.path.as_path(), &member.config, &member.checkpoint))
             .collect();
         merge::check_members(&parts)?;
+        for member in &members[1..] {
+            merge::check_tokens((&first.path, &first.tokenizer), (&member.path, &member.tokenizer))?;
+        }
     }
     for member in &members[1..] {
         let differ = |what: &str| {

@@ -152,7 +152,8 @@ impl Merge {
             .with_context(|| format!("check {}", first.path.display()))?;
         let base = base.map(Checkpoint::open).transpose().context("open the base")?;
         let tensors = Tensors::sort(&members, &used);
-        let warnings = warnings(&members, &tensors)?;
+        let texts = check_texts(&members)?;
+        let warnings = warnings(&members, &texts, &tensors)?;
         Ok(Self { options, members, base, used, tensors, warnings })
     }
 
@@ -422,14 +423,31 @@ fn widest(members: &[Member]) -> OutputDtype {
     }
 }
 
-/// What is odd about members that can be merged.
-fn warnings(members: &[Member], tensors: &Tensors) -> anyhow::Result<Vec<String>> {
+/// A digest of what turns texts into tokens, of each member that has it. Refuses members that make other tokens.
+fn check_texts(members: &[Member]) -> anyhow::Result<Vec<Option<[u8; 32]>>> {
+    let first = tokenizer(&members[0])?;
+    let digest = |tokenizer: &SampleTokenizer| tokenizer.digest();
+    let mut digests = vec![first.as_ref().map(digest)];
+    for member in &members[1..] {
+        // two at a time: of a large vocabulary each takes some hundred megabytes
+        let own = tokenizer(member)?;
+        if let (Some(first), Some(own)) = (&first, &own) {
+            merge::check_tokens((&members[0].path, first), (&member.path, own))?;
+        }
+        digests.push(own.as_ref().map(digest));
+    }
+    Ok(digests)
+}
+
+/// What is odd about members that can be merged; `texts` are the digests of their tokenizers.
+fn warnings(
+    members: &[Member],
+    texts: &[Option<[u8; 32]>],
+    tensors: &Tensors,
+) -> anyhow::Result<Vec<String>> {
     let first = &members[0];
     let mut warnings = Vec::new();
-    let text =
-        |member: &Member| tokenizer(member).map(|tokenizer| tokenizer.map(|tokenizer| tokenizer.digest()));
-    let text_of_first = text(first)?;
-    if text_of_first.is_none() {
+    if texts[0].is_none() {
         warnings
             .push(format!("{} has no tokenizer: the merge will score token ids only", first.path.display()));
     }
@@ -437,9 +455,8 @@ fn warnings(members: &[Member], tensors: &Tensors) -> anyhow::Result<Vec<String>
         let mut warn =
             |what: String| warnings.push(format!("member {index} ({}) {what}", member.path.display()));
         let manifest = |member: &Member| (member.manifest.text_rule, member.manifest.max_tokens);
-        let text = text(member)?;
         // a digest covers rule and limit, however the manifest puts them
-        if text != text_of_first || (text.is_none() && manifest(member) != manifest(first)) {
+        if texts[index] != texts[0] || (texts[index].is_none() && manifest(member) != manifest(first)) {
             warn(
                 "has another chat template, text rule or length limit than member 0, whose is used"
                     .to_owned(),
