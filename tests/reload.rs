@@ -27,6 +27,7 @@ use program::rewarm;
 use rewarm::proto;
 use rewarm::proto::admin_service_client::AdminServiceClient;
 use rewarm::proto::reward_service_client::RewardServiceClient;
+use serde_json::Map;
 use serde_json::Value;
 use serde_json::json;
 
@@ -51,6 +52,51 @@ fn pipe(path: &Path) {
 /// A file of so many bytes that takes no room on the disk.
 fn sparse(path: &Path, bytes: u64) {
     File::create(path).unwrap().set_len(bytes).unwrap();
+}
+
+/// A sound checkpoint whose weights are a hole of 8 TiB.
+fn huge(dir: &Path) {
+    const VOCAB: usize = 1 << 27;
+    const HIDDEN: usize = 1 << 14;
+    let mut config: Value = serde_json::from_slice(&fs::read(dir.join("config.json")).unwrap()).unwrap();
+    for (key, value) in [
+        ("vocab_size", VOCAB),
+        ("hidden_size", HIDDEN),
+        ("intermediate_size", 32),
+        ("num_hidden_layers", 1),
+        ("num_attention_heads", 4),
+        ("num_key_value_heads", 2),
+        ("head_dim", 4),
+    ] {
+        config[key] = json!(value);
+    }
+    fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    let mut header = Map::new();
+    let mut end = 0;
+    let layer = |name: &str| format!("model.layers.0.{name}.weight");
+    for (name, shape) in [
+        ("model.embed_tokens.weight".to_owned(), vec![VOCAB, HIDDEN]),
+        (layer("self_attn.q_proj"), vec![16, HIDDEN]),
+        (layer("self_attn.k_proj"), vec![8, HIDDEN]),
+        (layer("self_attn.v_proj"), vec![8, HIDDEN]),
+        (layer("self_attn.o_proj"), vec![HIDDEN, 16]),
+        (layer("mlp.gate_proj"), vec![32, HIDDEN]),
+        (layer("mlp.up_proj"), vec![32, HIDDEN]),
+        (layer("mlp.down_proj"), vec![HIDDEN, 32]),
+        (layer("input_layernorm"), vec![HIDDEN]),
+        (layer("post_attention_layernorm"), vec![HIDDEN]),
+        ("model.norm.weight".to_owned(), vec![HIDDEN]),
+        ("score.weight".to_owned(), vec![1, HIDDEN]),
+    ] {
+        let start = end;
+        end += 4 * shape.iter().product::<usize>();
+        header.insert(name, json!({"dtype": "F32", "shape": shape, "data_offsets": [start, end]}));
+    }
+    let header = Value::Object(header).to_string();
+    let path = dir.join("model.safetensors");
+    fs::write(&path, [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat()).unwrap();
+    let file = File::options().write(true).open(&path).unwrap();
+    file.set_len((8 + header.len() + end) as u64).unwrap();
 }
 
 fn template(checkpoint: &mut TinyCheckpoint, source: &str) {
@@ -147,6 +193,12 @@ const CASES: &[Hostile] = &[
         spoil: NOTHING,
         then: |d| sparse(&d.join("tokenizer.json"), 10 << 30),
         says: &["tokenizer.json", "bytes, the limit"],
+    },
+    Hostile {
+        name: "weights larger than any memory",
+        spoil: NOTHING,
+        then: huge,
+        says: &["8796.", " GB in f32", " GB of memory are left", "dtype = \"bf16\""],
     },
     Hostile {
         name: "absurd layers",
@@ -409,6 +461,27 @@ async fn whatever_a_reload_finds_the_old_models_serve_on_and_no_request_is_lost(
     admin.reload(proto::ReloadRequest {}).await.unwrap();
     let response = client.score(request()).await.unwrap().into_inner();
     assert_ne!(response.fingerprint, first.fingerprint);
+}
+
+#[test]
+fn weights_that_do_not_fit_are_refused_before_they_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, dir) = (folder.path().join("rewarm.toml"), folder.path().join("huge"));
+    TinyCheckpoint::llama(1).write(&dir);
+    huge(&dir);
+    serve(&config, &dir);
+    let [config, dir] = [&config, &dir].map(|path| path.to_str().unwrap());
+    for command in [&["serve", "--config", config][..], &["score", "--model", dir]] {
+        let output = program::run(command);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        for part in [dir, "the weights of the model take 8796.", " GB of memory are left", "dtype = \"bf16\""]
+        {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+    }
+    // what it will do elsewhere can be checked here
+    assert!(program::run(&["serve", "--check", "--config", config]).status.success());
 }
 
 // ---- every command ----

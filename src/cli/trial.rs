@@ -52,6 +52,7 @@ use tracing_subscriber::layer::SubscriberExt;
 
 use crate::disk;
 use crate::disk::Proof;
+use crate::model::memory;
 use crate::model::trial::Subject;
 use crate::model::trial::Tried;
 
@@ -131,7 +132,7 @@ pub(super) fn then<T>(subjects: &[Subject], mut load: impl FnMut() -> T) -> Resu
 pub(super) fn try_out(subjects: &[Subject]) -> Result<Proof, Refused> {
     let directories: usize = subjects.iter().map(num_directories).sum();
     let limits = Limits {
-        memory_bytes: memory_left()
+        memory_bytes: memory::left()
             .map_or(MAX_MEMORY_BYTES, |left| left / 4 * 3)
             .clamp(MIN_MEMORY_BYTES, MAX_MEMORY_BYTES),
         cpu_seconds: CPU_SECONDS * directories.max(1) as u64,
@@ -282,20 +283,6 @@ fn cause(status: ExitStatus, words: &str, limits: &Limits) -> String {
             format!("it ended with {code:?}: {}", words.escape_debug())
         }
     }
-}
-
-/// Bytes that a process may still take before the system or the cgroup ends one.
-fn memory_left() -> Option<u64> {
-    let number = |text: &str| text.split_whitespace().next()?.parse::<u64>().ok();
-    let line = |text: &str, key: &str| text.lines().find_map(|line| number(line.strip_prefix(key)?));
-    let read = |path: &str| std::fs::read_to_string(path).ok();
-    let machine = read("/proc/meminfo").and_then(|text| Some(line(&text, "MemAvailable:")? << 10));
-    let cgroup = || {
-        let max = number(&read("/sys/fs/cgroup/memory.max")?)?;
-        let anonymous = line(&read("/sys/fs/cgroup/memory.stat")?, "anon ")?;
-        Some(max.saturating_sub(anonymous))
-    };
-    [machine, cgroup()].into_iter().flatten().min()
 }
 
 // ---- in the child ----

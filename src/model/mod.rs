@@ -31,6 +31,7 @@ pub mod likeness;
 pub mod lora;
 pub mod loss;
 pub mod manifest;
+pub mod memory;
 pub mod merge;
 pub mod norm;
 pub mod ops;
@@ -220,6 +221,9 @@ pub enum ModelError {
         /// In what.
         problem: String,
     },
+    /// The weights take more memory than there is.
+    #[error(transparent)]
+    TooLarge(#[from] memory::TooLarge),
     /// Within the load of one member.
     #[error("load {}", path.display())]
     Member {

@@ -1,6 +1,7 @@
 //! A variant: from its configuration to a scorer, a tokenizer, and a fingerprint.
 
 use std::collections::HashMap;
+use std::collections::HashSet;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use crate::model::family::Family;
 use crate::model::head::Head;
 use crate::model::head::HeadKind;
 use crate::model::manifest::Manifest;
+use crate::model::memory;
 use crate::model::merge;
 use crate::model::merge::Kinship;
 use crate::model::ops::Ops;
@@ -253,6 +255,8 @@ pub struct Variant {
 pub struct Loader {
     store: TensorStore,
     tokenizers: HashMap<Digest, Arc<SampleTokenizer>>,
+    /// What is known to be in memory, or was found to fit there.
+    counted: HashSet<Digest>,
 }
 
 /// One member's files, opened and read but for the weights.
@@ -285,6 +289,12 @@ impl Loader {
             progress(read.min(total), total);
         };
         let dtype = config.dtype.resolve(&device, &members, &config.name);
+        if device.is_cpu() {
+            let needed = self.count_bytes(config, &members, dtype)?;
+            let models = if config.mode == Mode::Ens { members.len() } else { 1 };
+            memory::check(needed, memory::left(), models, dtype.name())
+                .map_err(|error| in_member(&members[0].path, error.into()))?;
+        }
         let store = &mut self.store;
         let loaded = match (device, dtype.tensor_dtype()) {
             (Device::Cpu, dtype) => load_family(config, &members, Cpu::new(dtype), store, &mut progress),
@@ -332,6 +342,45 @@ impl Loader {
             notes,
         };
         Ok(Variant { info, scorer, tokenizer })
+    }
+
+    /// Bytes of the weights that loading will keep, on a CPU. A tensor that several models have, or an earlier variant,
+    /// counts once; it is known by a few of its values, so that never more is counted than will be kept.
+    fn count_bytes(
+        &mut self,
+        config: &VariantConfig,
+        members: &[Member],
+        dtype: Dtype,
+    ) -> Result<u64, ModelError> {
+        const SAMPLE: usize = 64;
+        let width = if dtype == Dtype::Bf16 { 2 } else { 4 }; // f16 is widened when it is loaded
+        let sources = sources(config, members);
+        let groups = groups(config, &sources);
+        let mut needed = 0;
+        for (group, member) in groups.iter().zip(members) {
+            let names =
+                names_to_read(group, &member.config).map_err(|source| in_member(&member.path, source))?;
+            for name in names {
+                let mut identity = blake3::Hasher::new();
+                identity.update(dtype.name().as_bytes());
+                for (checkpoint, coefficient) in *group {
+                    identity.update(&coefficient.to_le_bytes());
+                    if checkpoint.is_updated(&name) {
+                        // a part of the sum would take the whole of a factor
+                        identity.update(format!("{} {name}", checkpoint.dir().display()).as_bytes());
+                    } else {
+                        let sample = checkpoint.sample(&name, SAMPLE)?;
+                        identity.update(format!("{:?} {:?}", sample.dtype, sample.shape).as_bytes());
+                        identity.update(sample.values.bytes());
+                    }
+                }
+                if self.counted.insert(*identity.finalize().as_bytes()) {
+                    let shape = group[0].0.info(&name).map(|info| info.shape.as_slice());
+                    needed += shape.unwrap_or_default().iter().product::<usize>() as u64 * width;
+                }
+            }
+        }
+        Ok(needed)
     }
 
     /// Checks everything that can be checked without reading weights: files, configs, tokenizers, shapes. Returns the
@@ -556,12 +605,8 @@ fn load_models<O: Ops>(
     mut store: Option<&mut TensorStore>,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Vec<Loaded<O>>, ModelError> {
-    let sources: Vec<(&Checkpoint, f64)> =
-        members.iter().map(|member| &member.checkpoint).zip(coefficients(config)).collect();
-    let groups: Vec<&[(&Checkpoint, f64)]> = match config.mode {
-        Mode::Warm => vec![&sources],
-        Mode::Ens => sources.chunks(1).collect(),
-    };
+    let sources = sources(config, members);
+    let groups = groups(config, &sources);
     let mut models = Vec::with_capacity(groups.len());
     for (group, member) in groups.into_iter().zip(members) {
         let mut load = || {
@@ -578,6 +623,22 @@ fn load_models<O: Ops>(
         models.push(load().map_err(|source| in_member(&member.path, source))?);
     }
     Ok(models)
+}
+
+/// What each member has, and its share.
+fn sources<'m>(config: &VariantConfig, members: &'m [Member]) -> Vec<(&'m Checkpoint, f64)> {
+    members.iter().map(|member| &member.checkpoint).zip(coefficients(config)).collect()
+}
+
+/// What each model is made from.
+fn groups<'s, 'm>(
+    config: &VariantConfig,
+    sources: &'s [(&'m Checkpoint, f64)],
+) -> Vec<&'s [(&'m Checkpoint, f64)]> {
+    match config.mode {
+        Mode::Warm => vec![sources],
+        Mode::Ens => sources.chunks(1).collect(),
+    }
 }
 
 /// What a model will ask for, in order; refuses what can be refused without reading weights.
@@ -666,5 +727,37 @@ fn parse_device(name: &str) -> Result<Device, ModelError> {
             let ordinal = name.strip_prefix("cuda:").ok_or_else(unknown)?;
             Ok(Device::new_cuda(ordinal.parse().map_err(|_| unknown())?)?)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shared_takes_memory_once() {
+        let path = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name);
+        let count = |loader: &mut Loader, mode, dtype, members: &[PathBuf]| {
+            let config = VariantConfig::new("v", mode, members.to_vec());
+            let members = open_members(&config).unwrap();
+            loader.count_bytes(&config, &members, dtype).unwrap()
+        };
+        let fresh = |mode, dtype, members: &[PathBuf]| count(&mut Loader::default(), mode, dtype, members);
+        let one = path("models/llama");
+        let payload = Checkpoint::open(&one).unwrap().payload_bytes();
+        assert_eq!(fresh(Mode::Warm, Dtype::F32, &[one.clone()]), payload, "stored in f32, all of it used");
+        assert_eq!(fresh(Mode::Warm, Dtype::Bf16, &[one.clone()]), payload / 2);
+        assert_eq!(fresh(Mode::Ens, Dtype::F32, &[one.clone(), one.clone()]), payload);
+
+        // members of a family differ in all that was trained
+        let [a, b] = ["evaluate/member-0", "evaluate/member-1"].map(path);
+        let sizes = [&a, &b].map(|member| fresh(Mode::Warm, Dtype::F32, &[member.clone()]));
+        let both = fresh(Mode::Ens, Dtype::F32, &[a.clone(), b.clone()]);
+        assert!(sizes[0] < both && both <= sizes[0] + sizes[1], "{sizes:?} {both}");
+        assert_eq!(fresh(Mode::Warm, Dtype::F32, &[a.clone(), b.clone()]), sizes[0]);
+        let mut loader = Loader::default();
+        assert_eq!(count(&mut loader, Mode::Ens, Dtype::F32, &[a.clone(), b.clone()]), both);
+        assert_eq!(count(&mut loader, Mode::Warm, Dtype::F32, &[a]), 0, "it is there");
+        assert!(count(&mut loader, Mode::Warm, Dtype::Bf16, &[b]) > 0, "in another precision");
     }
 }

@@ -449,6 +449,11 @@ impl Checkpoint {
         self.base.is_some() && place.is_some_and(|place| self.files[place.file].path.starts_with(&self.dir))
     }
 
+    /// Whether an adapter adds to this tensor of its base.
+    pub fn is_updated(&self, name: &str) -> bool {
+        self.tensors.get(name).is_some_and(|place| place.update.is_some())
+    }
+
     /// Where such a file is, `config.json` for example: an adapter's own, or else its base's.
     pub fn dir_of(&self, file: &str) -> &Path {
         match &self.base {
