@@ -732,6 +732,8 @@ fn parse_device(name: &str) -> Result<Device, ModelError> {
 
 #[cfg(test)]
 mod tests {
+    use std::slice;
+
     use super::*;
 
     #[test]
@@ -745,13 +747,17 @@ mod tests {
         let fresh = |mode, dtype, members: &[PathBuf]| count(&mut Loader::default(), mode, dtype, members);
         let one = path("models/llama");
         let payload = Checkpoint::open(&one).unwrap().payload_bytes();
-        assert_eq!(fresh(Mode::Warm, Dtype::F32, &[one.clone()]), payload, "stored in f32, all of it used");
-        assert_eq!(fresh(Mode::Warm, Dtype::Bf16, &[one.clone()]), payload / 2);
+        assert_eq!(
+            fresh(Mode::Warm, Dtype::F32, slice::from_ref(&one)),
+            payload,
+            "stored in f32, all of it used"
+        );
+        assert_eq!(fresh(Mode::Warm, Dtype::Bf16, slice::from_ref(&one)), payload / 2);
         assert_eq!(fresh(Mode::Ens, Dtype::F32, &[one.clone(), one.clone()]), payload);
 
         // members of a family differ in all that was trained
         let [a, b] = ["evaluate/member-0", "evaluate/member-1"].map(path);
-        let sizes = [&a, &b].map(|member| fresh(Mode::Warm, Dtype::F32, &[member.clone()]));
+        let sizes = [&a, &b].map(|member| fresh(Mode::Warm, Dtype::F32, slice::from_ref(member)));
         let both = fresh(Mode::Ens, Dtype::F32, &[a.clone(), b.clone()]);
         assert!(sizes[0] < both && both <= sizes[0] + sizes[1], "{sizes:?} {both}");
         assert_eq!(fresh(Mode::Warm, Dtype::F32, &[a.clone(), b.clone()]), sizes[0]);

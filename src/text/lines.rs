@@ -2,7 +2,8 @@
 //!
 //! A line is one JSON object. A UTF-8 byte order mark is read past, and gzip is unpacked, whatever the file is called.
 //! What else people have at hand (Parquet, Arrow, CSV, one JSON array, UTF-16, ..) is known by how it begins, and
-//! refused with the command that converts it. Each of these was run.
+//! refused with the command that converts it. `tests/reference/lines.py` makes such files with the programs themselves, runs
+//! the command that each error names, and compares what comes out.
 
 use std::io;
 use std::io::BufRead;
@@ -50,15 +51,16 @@ pub fn begin(input: &mut impl BufRead) -> io::Result<()> {
 /// What a file is that begins like this, and how it becomes JSON lines; `None` if it may hold some.
 fn mistaken(beginning: &[u8]) -> Option<String> {
     let packed: [(&[u8], &str, &str); 6] = [
-        (b"\x28\xb5\x2f\xfd", "zstd", "zstd -d FILE"),
-        (b"\xfd7zXZ\0", "xz", "xz -d FILE"),
-        (b"BZh", "bzip2", "bzip2 -d FILE"),
-        (b"PK\x03\x04", "zip", "unzip FILE"),
-        (b"\x04\x22\x4d\x18", "lz4", "lz4 -d FILE"),
-        (&GZIP_MAGIC, "gzip", "gzip -d FILE"),
+        // from standard input, for whatever the file is called
+        (b"\x28\xb5\x2f\xfd", "zstd", "zstd -dc < FILE"),
+        (b"\xfd7zXZ\0", "xz", "xz -dc < FILE"),
+        (b"BZh", "bzip2", "bzip2 -dc < FILE"),
+        (b"PK\x03\x04", "zip", "unzip -p FILE"),
+        (b"\x04\x22\x4d\x18", "lz4", "lz4 -dc < FILE"),
+        (&GZIP_MAGIC, "gzip twice", "gzip -dc < FILE"),
     ];
     if let Some((_, name, command)) = packed.iter().find(|(magic, _, _)| beginning.starts_with(magic)) {
-        return Some(format!("it is packed with {name}: unpack it first, `{command}`"));
+        return Some(format!("it is packed with {name}: unpack it first, `{command} > pairs.jsonl`"));
     }
     let arrow = |name: &str, read: &str| {
         format!(
@@ -186,8 +188,8 @@ mod tests {
             (b"PAR1\x15\x04".to_vec(), "pq.read_table"),
             (b"ARROW1\0\0".to_vec(), "open_file"),
             (b"\xff\xff\xff\xff\x10\x01".to_vec(), "open_stream"),
-            (b"\x28\xb5\x2f\xfd\x04".to_vec(), "zstd -d"),
-            (b"PK\x03\x04".to_vec(), "unzip"),
+            (b"\x28\xb5\x2f\xfd\x04".to_vec(), "zstd -dc < FILE > pairs.jsonl"),
+            (b"PK\x03\x04".to_vec(), "unzip -p FILE"),
             (utf16("\u{feff}{\"prompt\""), "iconv -f UTF-16 "),
             (utf16("{\"prompt\""), "iconv -f UTF-16LE"),
             (b"[{\"prompt\": \"p\"}]".to_vec(), "json.load(sys.stdin)"),
