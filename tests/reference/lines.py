@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes files that are no JSON lines with the programs that make them, and runs the commands that rewarm names to mend them.
 
-    pip install pyarrow pandas; apt-get install zstd xz-utils bzip2 lz4 zip unzip jq
+    pip install -r tests/reference/requirements.txt; apt-get install zstd xz-utils bzip2 lz4 zip unzip jq
     cargo build && python tests/reference/lines.py [target/debug/rewarm]
 
 For each file `rewarm evaluate --pairs` must refuse it with a command, and that command, run as it stands (with the file's name
