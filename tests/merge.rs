@@ -322,6 +322,23 @@ fn strangers_duplicates_and_other_templates_are_warned_of() {
     assert_eq!(warnings.lines().count(), 3, "{warnings}");
 }
 
+/// Which token is called the end is the template's affair, as another template is: told, and the first member's is used.
+#[test]
+fn other_names_of_special_tokens_are_warned_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let members = family(folder.path(), 2, 0.01);
+    let config = members[1].join("tokenizer_config.json");
+    let mut named = read_json(&config);
+    named["eos_token"] = json!("[SEP]");
+    std::fs::write(&config, named.to_string()).unwrap();
+    let output = folder.path().join("out");
+    let result = merge(&members, &output, &[]);
+    assert_merged(&result);
+    assert!(text(&result.stderr).contains("other names of special tokens"), "{result:?}");
+    let told = &read_json(&output.join("tokenizer_config.json"))["eos_token"];
+    assert_eq!(told, &read_json(&members[0].join("tokenizer_config.json"))["eos_token"]);
+}
+
 #[test]
 fn rounding_that_eats_the_update_is_warned_of() {
     let folder = tempfile::tempdir().unwrap();

@@ -436,7 +436,7 @@ fn open_members(config: &VariantConfig) -> Result<Vec<Member>, ModelError> {
                     member.path.display()
                 )));
             }
-            differ("chat template, text rule or length limit");
+            differ("chat template, names of special tokens, text rule or length limit");
         }
         if config.mode == Mode::Warm && !merge::are_stored_alike(&first.checkpoint, &member.checkpoint) {
             tracing::warn!(

@@ -458,7 +458,7 @@ fn warnings(
         // a digest covers rule and limit, however the manifest puts them
         if texts[index] != texts[0] || (texts[index].is_none() && manifest(member) != manifest(first)) {
             warn(
-                "has another chat template, text rule or length limit than member 0, whose is used"
+                "has another chat template, other names of special tokens, or another text rule or length limit than member 0, whose is used"
                     .to_owned(),
             );
         }
