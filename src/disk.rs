@@ -27,6 +27,9 @@ use rustix::fs::OFlags;
 use serde::Deserialize;
 use serde::Serialize;
 
+/// The folder of templates that have names, `tool_use.jinja` among them.
+pub const ADDITIONAL_TEMPLATES: &str = "additional_chat_templates";
+
 /// The target of the events that tell, in a trial, what is done next: if that never ends, it is known what it was.
 pub const STEP: &str = "rewarm::step";
 

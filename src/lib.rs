@@ -5,16 +5,21 @@
 //! reduced to one. Several variants live in one process, share a device, and compare in one query.
 //!
 //! ```text
-//!            main · cli · config · telemetry
-//!                │          │         │
-//!             service    client ──▶ offline                (proto: the contract, for service and client;
-//!                │                    │                     metrics, disk: any room may use them; they use none)
-//!             engine ─────────────▶ model ──▶ text
-//!                                     │
-//!                                  kernels                 (a crate of its own, with all unsafe code)
+//!                 main · cli · config · telemetry
+//!               ┌──────────┬─────┴───────────┐
+//!            service     client ─▶ bench ─▶ offline           proto: the contract, for service and client
+//!               │                              │              metrics, disk: any room may use them; they use none
+//!            engine                          learn
+//!               └──────────┬─────────────────┘
+//!                        model
+//!          ┌───────────┬───┴─────────┐
+//!         ops        merge         text
+//!          │           │
+//!       kernels    checkpoint                                 kernels: a crate of its own, with all unsafe code
+//!          └───────────┴── values
 //! ```
 //!
-//! A use points down or right, or it is a mistake (`tests/layering.rs` holds us to that). One request:
+//! A use points down, and no files use each other in a circle (`tests/layering.rs` holds us to that). One request:
 //!
 //! 1. [`service`] decodes and checks it, and routes it to a variant;
 //! 2. [`text`] renders each sample through the chat template and tokenizes it, on its own threads;
@@ -28,15 +33,21 @@
 //! [`offline::merge`] averages its weights, [`offline::calibrate`] makes its rewards comparable, and
 //! [`offline::evaluate`] tells what that is worth. What is trained is the same [`model`] that is served.
 
+pub mod bench;
+pub mod checkpoint;
 pub mod cli;
 pub mod client;
 pub mod config;
 pub mod disk;
 pub mod engine;
+pub mod learn;
+pub mod merge;
 pub mod metrics;
 pub mod model;
 pub mod offline;
+pub mod ops;
 pub mod proto;
 pub mod service;
 pub mod telemetry;
 pub mod text;
+pub mod values;

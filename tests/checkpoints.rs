@@ -11,6 +11,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use checkpoints::TinyCheckpoint;
+use rewarm::checkpoint::Checkpoint;
 use rewarm::model::scorer::Calibration;
 use rewarm::model::scorer::Reduction;
 use rewarm::model::trial::Subject;
@@ -20,7 +21,6 @@ use rewarm::model::variant::Loader;
 use rewarm::model::variant::Mode;
 use rewarm::model::variant::Variant;
 use rewarm::model::variant::VariantConfig;
-use rewarm::model::weights::Checkpoint;
 use rewarm::text::Input;
 use rewarm::text::SampleTokenizer;
 use rewarm::text::TextError;
@@ -564,7 +564,7 @@ fn a_fingerprint_changes_with_what_changes_a_reward_and_with_nothing_else() {
         ("dtype", VariantConfig { dtype: Dtype::Bf16, ..base.clone() }),
         ("limit", VariantConfig { max_tokens: Some(64), ..base.clone() }),
         ("members", VariantConfig { members: vec![paths[0].clone()], ..base.clone() }),
-        ("pooling", VariantConfig { pooling: Some(rewarm::model::variant::Pooling::Mean), ..base.clone() }),
+        ("pooling", VariantConfig { pooling: Some(rewarm::model::pooling::Pooling::Mean), ..base.clone() }),
         (
             "coefficients",
             VariantConfig { mode: Mode::Warm, coefficients: Some(vec![0.7, 0.3]), ..base.clone() },

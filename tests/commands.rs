@@ -18,8 +18,8 @@ use program::root;
 use program::run;
 use program::score;
 use program::text;
-use rewarm::offline::bench::shape::Family;
-use rewarm::offline::bench::shape::Sizes;
+use rewarm::bench::shape::Family;
+use rewarm::bench::shape::Sizes;
 
 /// A configuration that serves `model` of `tests/data/models`.
 fn config_file(folder: &Path, model: &str) -> PathBuf {

@@ -21,12 +21,12 @@ use rewarm::engine::Priority;
 use rewarm::engine::SampleError;
 use rewarm::engine::Scored;
 use rewarm::model::ModelError;
-use rewarm::model::batch::PackedBatch;
-use rewarm::model::batch::Sequence;
 use rewarm::model::scorer::Forward;
 use rewarm::model::scorer::Reduction;
 use rewarm::model::scorer::Scorer;
 use rewarm::model::steps::Steps;
+use rewarm::ops::batch::PackedBatch;
+use rewarm::ops::batch::Sequence;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 

@@ -15,23 +15,23 @@ use candle_core::Device;
 use checkpoints::TinyCheckpoint;
 use checkpoints::VOCAB;
 use proptest::prelude::*;
+use rewarm::checkpoint::Checkpoint;
 use rewarm::model::RewardModel;
-use rewarm::model::batch::MIN_SHARED_PREFIX;
-use rewarm::model::batch::PackedBatch;
-use rewarm::model::batch::Sequence;
 use rewarm::model::config::CheckpointConfig;
 use rewarm::model::family::Family;
 use rewarm::model::manifest::Manifest;
-use rewarm::model::ops::composed::Composed;
 use rewarm::model::scorer::Scorer;
 use rewarm::model::steps::Steps;
 use rewarm::model::variant::Dtype;
 use rewarm::model::variant::Loader;
 use rewarm::model::variant::Mode;
 use rewarm::model::variant::VariantConfig;
-use rewarm::model::weights::Checkpoint;
 use rewarm::model::weights::TensorStore;
 use rewarm::model::weights::Weights;
+use rewarm::ops::batch::MIN_SHARED_PREFIX;
+use rewarm::ops::batch::PackedBatch;
+use rewarm::ops::batch::Sequence;
+use rewarm::ops::composed::Composed;
 
 /// Room for another order of summation in `f32`, and nothing else.
 const F32_ATOL: f32 = 1e-5;
@@ -62,7 +62,14 @@ fn family(paths: &[PathBuf]) -> Family<Composed> {
         let config = CheckpointConfig::load(&path.join("config.json"), &Manifest::default()).unwrap();
         let (checkpoint, mut progress) = (Checkpoint::open(path).unwrap(), |_| ());
         let members = [(&checkpoint, 1.0)];
-        let mut weights = Weights::new(&members, &config.backbone, &ops, Some(&mut store), &mut progress);
+        let mut weights = Weights::new(
+            &members,
+            config.backbone.prefix_in(&checkpoint),
+            &config.backbone,
+            &ops,
+            Some(&mut store),
+            &mut progress,
+        );
         RewardModel::load(&mut weights, &config).unwrap()
     };
     Family::new(ops.clone(), paths.iter().map(load).collect())

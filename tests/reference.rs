@@ -11,27 +11,27 @@ use std::sync::Arc;
 
 use candle_core::DType;
 use candle_core::Device;
+use rewarm::checkpoint::Checkpoint;
+use rewarm::merge;
 use rewarm::model::RewardModel;
-use rewarm::model::batch::MIN_SHARED_PREFIX;
-use rewarm::model::batch::PackedBatch;
-use rewarm::model::batch::Sequence;
 use rewarm::model::config::CheckpointConfig;
 use rewarm::model::manifest::Manifest;
-use rewarm::model::merge;
-use rewarm::model::merge::Averaged;
-use rewarm::model::ops::Ops;
-use rewarm::model::ops::composed::Composed;
-use rewarm::model::ops::cpu::Cpu;
-use rewarm::model::ops::cpu::Isa;
+use rewarm::model::pooling::Pooling;
 use rewarm::model::scorer::Forward;
 use rewarm::model::variant::Dtype;
 use rewarm::model::variant::Loader;
 use rewarm::model::variant::Mode;
-use rewarm::model::variant::Pooling;
 use rewarm::model::variant::VariantConfig;
-use rewarm::model::weights::Checkpoint;
 use rewarm::model::weights::TensorStore;
 use rewarm::model::weights::Weights;
+use rewarm::ops::Ops;
+use rewarm::ops::batch::MIN_SHARED_PREFIX;
+use rewarm::ops::batch::PackedBatch;
+use rewarm::ops::batch::Sequence;
+use rewarm::ops::composed::Composed;
+use rewarm::ops::cpu::Cpu;
+use rewarm::ops::cpu::Isa;
+use rewarm::values::Averaged;
 use serde::Deserialize;
 
 /// Room for another order of summation in `f32`, and nothing else.
@@ -115,8 +115,14 @@ fn load_model<O: Ops>(ops: O, dir: &Path, config_file: &str, pooling: Option<Poo
     let checkpoint = Checkpoint::open(dir).unwrap();
     let (mut store, mut progress) = (TensorStore::default(), |_| ());
     let members = [(&checkpoint, 1.0)];
-    let mut weights =
-        Weights::new(&members, &config.backbone, &Arc::new(ops), Some(&mut store), &mut progress);
+    let mut weights = Weights::new(
+        &members,
+        config.backbone.prefix_in(&checkpoint),
+        &config.backbone,
+        &Arc::new(ops),
+        Some(&mut store),
+        &mut progress,
+    );
     let model = RewardModel::load(&mut weights, &config).unwrap();
     weights.finish().unwrap();
     let pooling = model.head().pooling();

@@ -10,8 +10,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rewarm::model::batch::{PackedBatch, Sequence};
 use rewarm::model::variant::{Loader, Mode, VariantConfig};
+use rewarm::ops::batch::{PackedBatch, Sequence};
 use rewarm::text::{
     Input, Message, SampleTokenizer, TextError, TextOptions, TextRule, TokenizedSample, Truncation,
 };

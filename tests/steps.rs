@@ -11,16 +11,16 @@ use std::time::Instant;
 
 use checkpoints::TinyCheckpoint;
 use checkpoints::VOCAB;
+use rewarm::bench::shape::Family;
+use rewarm::bench::shape::Sizes;
 use rewarm::engine::Call;
 use rewarm::engine::Config;
 use rewarm::engine::Engine;
 use rewarm::engine::Lane;
-use rewarm::model::batch::Sequence;
 use rewarm::model::variant::Loader;
 use rewarm::model::variant::Mode;
 use rewarm::model::variant::VariantConfig;
-use rewarm::offline::bench::shape::Family;
-use rewarm::offline::bench::shape::Sizes;
+use rewarm::ops::batch::Sequence;
 
 /// Tokens of the long sample, and of its neighbours'.
 const LONG: usize = 16_000;

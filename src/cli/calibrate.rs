@@ -9,13 +9,13 @@ use anyhow::Context;
 use anyhow::bail;
 use clap::Args;
 
+use crate::checkpoint::lora;
 use crate::cli::load;
 use crate::cli::progress;
 use crate::config::ConfigError;
 use crate::config::VariantOptions;
 use crate::model::golden;
 use crate::model::golden::GoldenRewards;
-use crate::model::lora;
 use crate::model::manifest::Manifest;
 use crate::model::scorer::Calibration;
 use crate::model::variant::Loader;

@@ -4,7 +4,6 @@ use crate::cli::progress;
 use crate::cli::trial;
 use crate::cli::trial::Refused;
 use crate::model::ModelError;
-use crate::model::golden::GoldenRewards;
 use crate::model::trial::Subject;
 use crate::model::variant::Loader;
 use crate::model::variant::Variant;
@@ -23,7 +22,7 @@ pub(super) fn all(loader: &mut Loader, configs: &[VariantConfig]) -> Result<Vec<
     let failed = |config: &VariantConfig, source| LoadError::Model { variant: config.name.clone(), source };
     let mut load = |config: &VariantConfig| {
         tracing::info!(variant = config.name, members = config.members.len(), "loading variant");
-        let golden = GoldenRewards::of_models(config).map_err(|source| failed(config, source))?;
+        let golden = config.golden_rewards().map_err(|source| failed(config, source))?;
         let variant = load_tried(loader, config).map_err(|source| failed(config, source))?;
         Ok(Loaded { variant, golden })
     };
@@ -38,7 +37,7 @@ pub(super) fn check(loader: &mut Loader, config: &VariantConfig) -> Result<&'sta
     // again in this process, which logs what is odd
     let check = || {
         let text_rule = loader.check(config)?;
-        GoldenRewards::of_models(config)?;
+        config.golden_rewards()?;
         Ok(text_rule)
     };
     trial::then(&[subject(config, true)], check)

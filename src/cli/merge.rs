@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Args;
 
+use crate::checkpoint::write::MAX_SHARD_BYTES;
 use crate::cli::progress;
 use crate::cli::stop;
 use crate::cli::trial;
 use crate::config::ConfigError;
 use crate::config::coefficient_problems;
-use crate::model::save::MAX_SHARD_BYTES;
 use crate::model::trial::Subject;
 use crate::offline::merge::Merge;
 use crate::offline::merge::Options;

@@ -3,13 +3,13 @@
 use std::path::Path;
 use std::path::PathBuf;
 
+use crate::checkpoint::lora;
 use crate::config::file::Problems;
 use crate::config::file::Section;
-use crate::model::lora;
+use crate::model::pooling::Pooling;
 use crate::model::scorer::Reduction;
 use crate::model::variant::Dtype;
 use crate::model::variant::Mode;
-use crate::model::variant::Pooling;
 use crate::model::variant::VariantConfig;
 
 /// A name becomes a metric label and a health service: it stays short and plain.

@@ -55,19 +55,20 @@ use self::request::Ended;
 use self::request::LaneId;
 use self::request::Request;
 use self::request::Ticket;
-use self::worker::Served;
+use self::served::Served;
 use self::worker::Work;
 use crate::metrics;
 use crate::metrics::Rejection;
 use crate::metrics::VariantMetrics;
-use crate::model::batch::Sequence;
 use crate::model::scorer::Reward;
 use crate::model::scorer::Scorer;
+use crate::ops::batch::Sequence;
 
 mod batcher;
 mod estimate;
 mod queue;
 mod request;
+mod served;
 mod worker;
 
 /// Limits of the engine.

@@ -29,7 +29,7 @@ use super::request::Portion;
 use super::request::Request;
 use super::request::Ticket;
 use super::request::tokens_of;
-use super::worker::Served;
+use super::served::Served;
 
 /// What runs, or waits at a pause for what was taken after it.
 struct Running {
@@ -437,11 +437,11 @@ mod tests {
     use crate::engine::request::Times;
     use crate::metrics::VariantMetrics;
     use crate::model::ModelError;
-    use crate::model::batch::PackedBatch;
-    use crate::model::batch::Sequence;
     use crate::model::scorer::Forward;
     use crate::model::scorer::Reward;
     use crate::model::scorer::Scorer;
+    use crate::ops::batch::PackedBatch;
+    use crate::ops::batch::Sequence;
 
     const STEP: usize = 20;
 

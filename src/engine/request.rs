@@ -16,8 +16,8 @@ use super::Outcome;
 use super::Priority;
 use super::SampleError;
 use super::Scored;
-use super::worker::Served;
-use crate::model::batch::Sequence;
+use super::served::Served;
+use crate::ops::batch::Sequence;
 
 /// Names a lane of the queue.
 pub(super) type LaneId = u64;

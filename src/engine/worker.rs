@@ -20,12 +20,9 @@ use std::ops::ControlFlow;
 use std::panic::AssertUnwindSafe;
 use std::panic::catch_unwind;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
-
-use tokio::sync::watch;
 
 use super::Outcome;
 use super::SampleError;
@@ -34,13 +31,12 @@ use super::request::Batch;
 use super::request::Ended;
 use super::request::Portion;
 use super::request::Times;
-use crate::metrics::VariantMetrics;
+use super::served::Served;
 use crate::model::ModelError;
-use crate::model::batch::PackedBatch;
-use crate::model::batch::Sequence;
 use crate::model::scorer::Reward;
-use crate::model::scorer::Scorer;
 use crate::model::steps::Steps;
+use crate::ops::batch::PackedBatch;
+use crate::ops::batch::Sequence;
 
 /// So many batches in a row without a single reward, and a lane is not healthy.
 const UNHEALTHY_AFTER: u32 = 3;
@@ -124,16 +120,6 @@ impl Drop for LastAct<'_> {
     }
 }
 
-/// What the device thread knows of a lane.
-pub(super) struct Served {
-    variant: String,
-    scorer: Scorer,
-    share_prefixes: bool,
-    pub(super) metrics: VariantMetrics,
-    health: watch::Sender<bool>,
-    batches_without_reward: AtomicU32,
-}
-
 /// Why a forward gave no rewards.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
@@ -146,28 +132,6 @@ enum Failure {
 }
 
 impl Served {
-    pub(super) fn new(
-        variant: &str,
-        scorer: Scorer,
-        share_prefixes: bool,
-        metrics: VariantMetrics,
-        health: watch::Sender<bool>,
-    ) -> Self {
-        Self {
-            variant: variant.to_owned(),
-            scorer,
-            share_prefixes,
-            metrics,
-            health,
-            batches_without_reward: 0.into(),
-        }
-    }
-
-    /// Whether a forward can pause.
-    pub(super) fn takes_steps(&self) -> bool {
-        self.scorer.takes_steps()
-    }
-
     /// One outcome per sequence.
     fn score(&self, sequences: &[&Sequence], pauses: &mut Pauses<'_>) -> Result<Vec<Outcome>, Failure> {
         // Nothing that a panic leaves half done is used again: the batch is packed anew, and a model has no state.

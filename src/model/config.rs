@@ -17,15 +17,17 @@ use serde::Serialize;
 use serde_json::Map;
 use serde_json::Value;
 
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::fields::Fields;
 use crate::disk;
 use crate::model::ModelError;
-use crate::model::head::HeadKind;
 use crate::model::manifest::Manifest;
-use crate::model::ops::Activation;
-use crate::model::origin::Origin;
+use crate::model::pooling::HeadKind;
+use crate::model::pooling::Pooling;
 use crate::model::rope::RopeConfig;
 use crate::model::scorer::Calibration;
-use crate::model::variant::Pooling;
+use crate::ops::Activation;
+use crate::text::TextEnds;
 use crate::text::TextRule;
 
 /// What no model is larger than, many times what is known today. Numbers in a file are anybody's: products of those
@@ -151,6 +153,21 @@ pub struct EncoderConfig {
     pub activation: Activation,
 }
 
+/// What the files beside the weights decide or leave open.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Origin {
+    /// What was not taken from the checkpoint's own config, in words: for logs and `GetServerInfo`.
+    pub notes: Vec<String>,
+    /// Why the last token that is not padding cannot be known.
+    pub pad_doubt: Option<String>,
+    /// How texts are joined, where there is no chat template.
+    pub text_rule: Option<TextRule>,
+    /// How texts end.
+    pub ends: TextEnds,
+    /// Why the end of joined texts cannot be known.
+    pub end_doubt: Option<String>,
+}
+
 impl BackboneConfig {
     /// Rows of the embedding.
     pub fn vocab_size(&self) -> usize {
@@ -201,7 +218,20 @@ impl BackboneConfig {
         }
     }
 
-    /// The tensor name prefixes under which checkpoints keep the backbone, by likelihood.
+    /// What stands before the backbone's tensor names in a checkpoint, for example "model.".
+    pub fn prefix_in(&self, checkpoint: &Checkpoint) -> &'static str {
+        let probe = match self {
+            Self::Decoder(_) => "embed_tokens.weight",
+            Self::Encoder(_) => "embeddings.word_embeddings.weight",
+        };
+        let prefixes = self.prefixes();
+        prefixes
+            .into_iter()
+            .find(|prefix| checkpoint.contains(&format!("{prefix}{probe}")))
+            .unwrap_or(prefixes[0])
+    }
+
+    /// Those under which checkpoints keep the backbone, by likelihood.
     pub fn prefixes(&self) -> [&'static str; 3] {
         match self {
             Self::Decoder(_) => ["model.", "", "pretrained_model.model."],
@@ -372,7 +402,7 @@ impl Defaults {
 }
 
 /// What the names of transformers' classes for a `model_type` begin with.
-pub(super) fn class(model_type: &str) -> Option<&'static str> {
+pub fn class(model_type: &str) -> Option<&'static str> {
     Some(match model_type {
         "llama" => "Llama",
         "mistral" => "Mistral",
@@ -574,85 +604,4 @@ fn parse_activation(key: &str, name: &str) -> Result<Activation, String> {
             ));
         }
     })
-}
-
-/// Typed access to a JSON object; errors name the field and the value.
-pub(super) struct Fields<'a>(pub(super) &'a Map<String, Value>);
-
-impl Fields<'_> {
-    /// A field that must be there.
-    pub(super) fn required<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<T, String> {
-        self.optional(key)?.ok_or_else(|| format!("`{key}` is missing"))
-    }
-
-    /// A field that may be absent or null.
-    pub(super) fn optional<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<Option<T>, String> {
-        match self.0.get(key) {
-            None | Some(Value::Null) => Ok(None),
-            Some(value) => serde_json::from_value(value.clone())
-                .map(Some)
-                .map_err(|error| format!("`{key}` is {value}: {error}")),
-        }
-    }
-
-    /// A field that may be absent, and may not be null.
-    pub(super) fn or_default<T: serde::de::DeserializeOwned>(
-        &self,
-        key: &str,
-        default: T,
-    ) -> Result<T, String> {
-        match self.0.get(key) {
-            None => Ok(default),
-            Some(Value::Null) => Err(format!("`{key}` is null: expected a value")),
-            Some(_) => self.required(key),
-        }
-    }
-
-    /// A size from 1 to this limit, or absent.
-    fn size(&self, key: &str, default: usize, limit: usize) -> Result<usize, String> {
-        match self.0.get(key) {
-            Some(Value::Null) => Err(format!("`{key}` is null: expected a number")),
-            _ => Ok(self.optional_size(key, limit)?.unwrap_or(default)),
-        }
-    }
-
-    /// A size from 1 to this limit, or absent, or null.
-    pub(super) fn optional_size(&self, key: &str, limit: usize) -> Result<Option<usize>, String> {
-        match self.optional(key)? {
-            Some(0) => Err(format!("`{key}` is 0: expected a number above zero")),
-            Some(value) if value > limit => Err(format!("`{key}` is {value}: the limit is {limit}")),
-            value => Ok(value),
-        }
-    }
-
-    /// A finite number that is acceptable, or absent.
-    fn number_or(&self, key: &str, default: f64, accept: impl Fn(f64) -> bool) -> Result<f64, String> {
-        match self.0.get(key) {
-            Some(Value::Null) => Err(format!("`{key}` is null: expected a number")),
-            _ => Ok(self.number(key, accept)?.unwrap_or(default)),
-        }
-    }
-
-    /// A finite number that is acceptable, or absent, or null.
-    pub(super) fn number(&self, key: &str, accept: impl Fn(f64) -> bool) -> Result<Option<f64>, String> {
-        match self.optional::<f64>(key)? {
-            Some(value) if !(value.is_finite() && accept(value)) => {
-                Err(format!("`{key}` is {value}: the model cannot be computed with it"))
-            }
-            value => Ok(value),
-        }
-    }
-
-    /// A field that, where it is there, must be acceptable.
-    pub(super) fn refuse_unless(
-        &self,
-        key: &str,
-        accept: impl Fn(&Value) -> bool,
-        why: &str,
-    ) -> Result<(), String> {
-        match self.0.get(key) {
-            Some(value) if !accept(value) => Err(format!("`{key}` is {value}: {why}")),
-            _ => Ok(()),
-        }
-    }
 }

@@ -13,17 +13,17 @@ use std::sync::Arc;
 use candle_core::Result;
 
 use crate::model::ModelError;
-use crate::model::batch::PackedBatch;
 use crate::model::config::EncoderConfig;
 use crate::model::norm::Norm;
-use crate::model::ops::Activation;
-use crate::model::ops::AttentionSpec;
-use crate::model::ops::Ops;
-use crate::model::ops::Precision::Working;
-use crate::model::ops::Which;
 use crate::model::transformer;
 use crate::model::transformer::Transformer;
 use crate::model::weights::Weights;
+use crate::ops::Activation;
+use crate::ops::AttentionSpec;
+use crate::ops::Ops;
+use crate::ops::Precision::Working;
+use crate::ops::Which;
+use crate::ops::batch::PackedBatch;
 
 #[derive(Debug)]
 struct Embedding<O: Ops> {

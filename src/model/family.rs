@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use crate::model::ModelError;
 use crate::model::RewardModel;
-use crate::model::batch::PackedBatch;
-use crate::model::ops::Ops;
 use crate::model::scorer::Members;
 use crate::model::steps::Steps;
 use crate::model::together;
 use crate::model::together::Traveller;
+use crate::ops::Ops;
+use crate::ops::batch::PackedBatch;
 
 /// The models of a variant: one, or the members of an ensemble.
 #[derive(Debug)]

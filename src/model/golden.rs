@@ -19,12 +19,10 @@ use std::path::Path;
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::checkpoint::write::replace_file;
 use crate::disk;
 use crate::model::ModelError;
-use crate::model::batch::Sequence;
-use crate::model::save::replace_file;
-use crate::model::variant::Mode;
-use crate::model::variant::VariantConfig;
+use crate::ops::batch::Sequence;
 use crate::text::Input;
 use crate::text::SampleTokenizer;
 use crate::text::Truncation;
@@ -178,29 +176,6 @@ impl GoldenRewards {
         Ok(Self { format, pooling, samples })
     }
 
-    /// Those that hold for the models of a variant, one for each, in configured order; which do not is told.
-    pub fn of_models(config: &VariantConfig) -> Result<Vec<Option<Self>>, ModelError> {
-        let tell = |member: &Path, why: &str| {
-            tracing::info!(variant = config.name, member = %member.display(), why, "golden rewards do not apply");
-        };
-        let mut of_members =
-            config.members.iter().map(|path| Self::load(path)).collect::<Result<Vec<_>, _>>()?;
-        if config.mode == Mode::Warm && config.members.len() > 1 {
-            if let Some(member) = of_members.iter().position(Option::is_some) {
-                tell(&config.members[member], "they are a member's, and several are merged");
-            }
-            return Ok(vec![None]);
-        }
-        for (golden, path) in of_members.iter_mut().zip(&config.members) {
-            let overrides =
-                |golden: &mut Self| config.pooling.is_some_and(|rule| rule.name() != golden.pooling);
-            if golden.take_if(overrides).is_some() {
-                tell(path, "the configuration overrides the pooling rule that they were taken with");
-            }
-        }
-        Ok(of_members)
-    }
-
     /// Writes them beside a checkpoint, in the place of older ones: one sample a line.
     pub fn write(&self, dir: &Path) -> Result<(), ModelError> {
         let line = |sample| serde_json::to_string(sample).expect("strings and numbers are JSON");
@@ -210,7 +185,7 @@ impl GoldenRewards {
             "{{\n\"format\": {format},\n\"pooling\": \"{pooling}\",\n\"samples\": [\n{}\n]\n}}\n",
             samples.join(",\n")
         );
-        replace_file(&dir.join(FILE_NAME), text.as_bytes())
+        Ok(replace_file(&dir.join(FILE_NAME), text.as_bytes())?)
     }
 
     /// Takes those of a directory away; says whether there were some.

@@ -12,37 +12,18 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use serde::Serialize;
-
 use crate::model::ModelError;
-use crate::model::batch::PackedBatch;
 use crate::model::config::BackboneConfig;
 use crate::model::config::CheckpointConfig;
-use crate::model::ops::Activation;
-use crate::model::ops::Ops;
-use crate::model::ops::Precision;
+use crate::model::pooling::HeadKind;
+use crate::model::pooling::Pooling;
 use crate::model::scorer::Calibration;
 use crate::model::transformer::Wanted;
-use crate::model::variant::Pooling;
 use crate::model::weights::Weights;
-
-/// Where a checkpoint's head comes from; decides the default pooling.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum HeadKind {
-    /// transformers' `score` of the decoders.
-    Score,
-    /// OpenRLHF's `value_head_prefix`.
-    OpenRlhf,
-    /// TRL's `v_head.summary`.
-    TrlValueHead,
-    /// A linear layer named `v_head`.
-    ValueHead,
-    /// BERT's pooler and `classifier`.
-    BertClassifier,
-    /// RoBERTa's two-layer `classifier`.
-    RobertaClassifier,
-}
+use crate::ops::Activation;
+use crate::ops::Ops;
+use crate::ops::Precision;
+use crate::ops::batch::PackedBatch;
 
 /// The reward head of a model, with the pooling before it.
 #[derive(Debug)]

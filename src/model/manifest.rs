@@ -16,11 +16,11 @@ use serde::Deserialize;
 use serde_json::Map;
 use serde_json::Value;
 
+use crate::checkpoint::write::replace_file;
 use crate::disk;
 use crate::model::ModelError;
-use crate::model::save::replace_file;
+use crate::model::pooling::Pooling;
 use crate::model::scorer::Calibration;
-use crate::model::variant::Pooling;
 use crate::text::TextEnd;
 use crate::text::TextRule;
 

@@ -1,47 +1,33 @@
 //! Token ids → rewards. No async, no channels, no gRPC.
 //!
 //! ```text
-//! config.json, rewarm.json → config ┐
-//! safetensors → weights (→ merge) ──┴→ decoder | encoder → head → RewardModel → scorer → variant
-//!                                        └ transformer, of ops
+//! config.json, rewarm.json → config ──────┐
+//! checkpoint → weights (→ merge) ─────────┴→ decoder | encoder → head → RewardModel → scorer → variant
+//!                                              └ transformer, of ops
 //! ```
 //!
 //! Beside a checkpoint, a [`manifest`] (`rewarm.json`) says what its own files do not, and [`golden`] rewards what
 //! it is known to answer. A [`variant`] is loaded from its configuration; it holds a [`scorer`], which runs one
-//! [`RewardModel`] or several, a [`family`], on a [`batch`] of packed sequences.
-//!
-//! And back, from rewards to weights:
-//!
-//! ```text
-//! weights → trainable (transformer, of ops::training) → loss → gradients → adamw ─┐
-//! members, or adapters over a base (lora) → merge, likeness ──────────────────────┴→ save → safetensors
-//! ```
+//! [`RewardModel`] or several, a [`family`], on a [`batch`](crate::ops::batch) of packed sequences. The way back, from rewards to weights,
+//! is in [`learn`](crate::learn).
 
-pub mod adamw;
-pub mod ahead;
-pub mod batch;
+pub mod compatible;
 pub mod config;
 pub mod decoder;
 pub mod encoder;
 pub mod family;
-mod foreign;
 pub mod golden;
 pub mod head;
-pub mod likeness;
-pub mod lora;
-pub mod loss;
 pub mod manifest;
 pub mod memory;
-pub mod merge;
 pub mod norm;
-pub mod ops;
 pub mod origin;
+mod paths;
+pub mod pooling;
 pub mod rope;
-pub mod save;
 pub mod scorer;
 pub mod steps;
 pub mod together;
-pub mod trainable;
 pub mod transformer;
 pub mod trial;
 pub mod variant;
@@ -52,23 +38,24 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::model::batch::PackedBatch;
+use crate::checkpoint::CheckpointError;
 use crate::model::config::BackboneConfig;
 use crate::model::config::CheckpointConfig;
 use crate::model::head::Head;
-use crate::model::ops::Ops;
 use crate::model::scorer::Forward;
 use crate::model::steps::Steps;
 use crate::model::transformer::Transformer;
 use crate::model::weights::Weights;
+use crate::ops::Ops;
+use crate::ops::batch::PackedBatch;
 use crate::text::TextError;
 
 /// A transformer with a reward head: token ids → one raw reward for each sequence.
 #[derive(Debug)]
 pub struct RewardModel<O: Ops> {
     ops: Arc<O>,
-    backbone: Transformer<O>,
-    head: Head<O>,
+    pub(crate) backbone: Transformer<O>,
+    pub(crate) head: Head<O>,
 }
 
 impl<O: Ops> RewardModel<O> {
@@ -111,58 +98,12 @@ impl<O: Ops> Forward for RewardModel<O> {
 /// Why a model cannot be loaded or run.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
-    /// A file cannot be read.
-    #[error("read {}", path.display())]
-    Read {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// A file cannot be written.
-    #[error("write {}", path.display())]
-    Write {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// Not a checkpoint directory.
-    #[error("{}: {problem}", path.display())]
-    NoCheckpoint {
-        /// Which directory.
-        path: PathBuf,
-        /// What is wrong with it, and the fix.
-        problem: String,
-    },
-    /// A JSON file says something that we cannot follow.
-    #[error("{}: {problem}", path.display())]
-    Config {
-        /// Which file.
-        path: PathBuf,
-        /// Names the field and the value.
-        problem: String,
-    },
-    /// A weights file that is not whole.
-    #[error("{}: {problem}", path.display())]
-    Damaged {
-        /// Which file.
-        path: PathBuf,
-        /// What is wrong with it.
-        problem: String,
-    },
     /// What was found wrong in a trial, by another process.
     #[error("{0}")]
     Refused(String),
     /// Something that we cannot run faithfully.
     #[error("{0}")]
     Unsupported(String),
-    /// The config promises a tensor that the files do not hold.
-    #[error("tensor `{name}` is missing")]
-    MissingTensor {
-        /// Which.
-        name: String,
-    },
     /// The config lies about a tensor.
     #[error("tensor `{name}` has shape {found:?}, config.json implies {expected:?}")]
     Shape {
@@ -188,14 +129,6 @@ pub enum ModelError {
     NoHead {
         /// Tensor names.
         looked_for: String,
-    },
-    /// NaN or infinity among the weights.
-    #[error("tensor `{name}` holds a value that is not finite in this precision ({value})")]
-    NotFiniteWeight {
-        /// Which tensor.
-        name: String,
-        /// The value.
-        value: f64,
     },
     /// A reward, loss or gradient in training.
     #[error("{what} is {value}, which is not finite")]
@@ -232,6 +165,9 @@ pub enum ModelError {
         /// Why.
         source: Box<ModelError>,
     },
+    /// The files of a checkpoint.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// The tokenizer or the template.
     #[error(transparent)]
     Text(#[from] TextError),
@@ -241,15 +177,15 @@ pub enum ModelError {
 }
 
 impl ModelError {
-    fn read(path: &Path, source: std::io::Error) -> Self {
-        Self::Read { path: path.to_owned(), source }
+    pub(crate) fn read(path: &Path, source: std::io::Error) -> Self {
+        CheckpointError::read(path, source).into()
     }
 
-    fn write(path: &Path, source: std::io::Error) -> Self {
-        Self::Write { path: path.to_owned(), source }
+    pub(crate) fn write(path: &Path, source: std::io::Error) -> Self {
+        CheckpointError::write(path, source).into()
     }
 
-    fn config(path: &Path, problem: impl std::fmt::Display) -> Self {
-        Self::Config { path: path.to_owned(), problem: problem.to_string() }
+    pub(crate) fn config(path: &Path, problem: impl std::fmt::Display) -> Self {
+        CheckpointError::config(path, problem).into()
     }
 }

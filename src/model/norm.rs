@@ -5,8 +5,8 @@ use std::sync::Arc;
 use candle_core::Result;
 
 use crate::model::ModelError;
-use crate::model::ops::Ops;
 use crate::model::weights::Weights;
+use crate::ops::Ops;
 
 /// A norm with its weights.
 #[derive(Debug)]

@@ -19,32 +19,17 @@
 
 use std::path::Path;
 
+use crate::checkpoint::Checkpoint;
 use crate::disk;
 use crate::model::ModelError;
 use crate::model::config::BackboneConfig;
 use crate::model::config::CheckpointConfig;
 use crate::model::manifest::Manifest;
-use crate::model::weights::Checkpoint;
 use crate::text::TextEnd;
 use crate::text::TextEnds;
 use crate::text::TextRule;
 use crate::text::special;
 use crate::text::special::SpecialIds;
-
-/// What the files beside the weights decide or leave open.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Origin {
-    /// What was not taken from the checkpoint's own config, in words: for logs and `GetServerInfo`.
-    pub notes: Vec<String>,
-    /// Why the last token that is not padding cannot be known.
-    pub pad_doubt: Option<String>,
-    /// How texts are joined, where there is no chat template.
-    pub text_rule: Option<TextRule>,
-    /// How texts end.
-    pub ends: TextEnds,
-    /// Why the end of joined texts cannot be known.
-    pub end_doubt: Option<String>,
-}
 
 /// TRL's `RewardTrainer`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +39,7 @@ struct Trl {
 }
 
 /// Follows what is certain, and writes down what is in doubt.
-pub(super) fn settle(
+pub fn settle(
     checkpoint: &Checkpoint,
     manifest: &Manifest,
     config: &mut CheckpointConfig,

@@ -17,8 +17,8 @@ use serde::Serialize;
 use serde_json::Map;
 use serde_json::Value;
 
-use crate::model::batch::PackedBatch;
-use crate::model::config::Fields;
+use crate::checkpoint::fields::Fields;
+use crate::ops::batch::PackedBatch;
 
 /// Which angles.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -10,10 +10,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::model::ModelError;
-use crate::model::batch::MIN_SHARED_PREFIX;
-use crate::model::batch::PackedBatch;
-use crate::model::batch::Sequence;
 use crate::model::steps::Steps;
+use crate::ops::batch::MIN_SHARED_PREFIX;
+use crate::ops::batch::PackedBatch;
+use crate::ops::batch::Sequence;
 
 /// A model that gives each sequence of a batch a raw reward.
 ///
@@ -243,6 +243,19 @@ impl Scorer {
     pub fn shares_prefixes(&self, sequences: &[&Sequence]) -> bool {
         let longest = sequences.iter().map(|sequence| sequence.token_ids.len()).max();
         self.members.shares_prefixes(longest.unwrap_or(0))
+    }
+
+    /// The reward of each sequence, in order, by one forward; not checked for finiteness.
+    ///
+    /// With `share_prefixes`, what sequences begin with alike is computed once, where the members can.
+    pub fn score(&self, sequences: &[&Sequence], share_prefixes: bool) -> Result<Vec<Reward>, ModelError> {
+        let batch = match share_prefixes {
+            true => self.pack_shared(sequences),
+            false => PackedBatch::pack(sequences.iter().copied()),
+        };
+        let members = self.forward(&batch, &mut vec![Duration::ZERO; self.num_members()])?;
+        let raw_rewards = |sample: usize| members.iter().map(|rewards| rewards[sample]).collect::<Vec<f32>>();
+        Ok((0..batch.len()).map(|sample| self.reduce(&raw_rewards(sample))).collect())
     }
 
     /// Calibrates and reduces the raw rewards that the members gave one sample, `[members]`.

@@ -13,8 +13,6 @@ use std::time::Duration;
 
 use candle_core::Result;
 
-use crate::model::batch::PackedBatch;
-use crate::model::ops::Ops;
 use crate::model::steps::Begun;
 use crate::model::steps::Steps;
 use crate::model::transformer;
@@ -22,6 +20,8 @@ use crate::model::transformer::Start;
 use crate::model::transformer::Transformer;
 use crate::model::transformer::Wanted;
 use crate::model::transformer::Way;
+use crate::ops::Ops;
+use crate::ops::batch::PackedBatch;
 
 /// A model on the way of a batch.
 #[derive(Debug)]
@@ -166,14 +166,14 @@ mod tests {
     use candle_core::Tensor;
 
     use super::*;
-    use crate::model::batch::Sequence;
-    use crate::model::ops::AttentionSpec;
-    use crate::model::ops::Which;
-    use crate::model::ops::composed::Composed;
-    use crate::model::ops::composed::Packing;
     use crate::model::transformer::Embedding;
     use crate::model::transformer::Layer;
     use crate::model::weights::Part;
+    use crate::ops::AttentionSpec;
+    use crate::ops::Which;
+    use crate::ops::batch::Sequence;
+    use crate::ops::composed::Composed;
+    use crate::ops::composed::Packing;
 
     const OPS: Composed = Composed { device: Device::Cpu, dtype: DType::F32 };
 

@@ -21,14 +21,14 @@ use std::ops::Range;
 
 use candle_core::Result;
 
-use crate::model::batch::PackedBatch;
 use crate::model::norm::Norm;
-use crate::model::ops::AttentionSpec;
-use crate::model::ops::Ops;
-use crate::model::ops::Which;
 use crate::model::rope::RopeTable;
 use crate::model::steps::Steps;
 use crate::model::weights::Part;
+use crate::ops::AttentionSpec;
+use crate::ops::Ops;
+use crate::ops::Which;
+use crate::ops::batch::PackedBatch;
 
 /// Tokens → hidden states.
 pub trait Embedding<O: Ops>: Debug + Send + Sync {

@@ -8,19 +8,16 @@
 
 use std::collections::HashMap;
 use std::collections::HashSet;
-use std::ffi::OsString;
 use std::path::Path;
 use std::path::PathBuf;
 
 use serde::Deserialize;
-use serde::Deserializer;
 use serde::Serialize;
-use serde::Serializer;
-use serde_json::json;
 
 use crate::disk;
 use crate::model::ModelError;
 use crate::model::golden::GoldenRewards;
+use crate::model::paths;
 use crate::model::variant;
 use crate::model::variant::Loader;
 use crate::model::variant::VariantConfig;
@@ -30,6 +27,7 @@ use crate::text::Message;
 use crate::text::SampleTokenizer;
 use crate::text::TextError;
 use crate::text::Truncation;
+use serde_json::json;
 
 /// What is tried.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -44,10 +42,10 @@ pub enum Subject {
     /// A directory that becomes part of something: a member to merge, a base to train.
     Checkpoint {
         /// A checkpoint, or an adapter.
-        #[serde(with = "path")]
+        #[serde(with = "paths::one")]
         dir: PathBuf,
         /// What an adapter was trained on.
-        #[serde(with = "optional_path")]
+        #[serde(with = "paths::optional")]
         base: Option<PathBuf>,
     },
 }
@@ -117,7 +115,7 @@ impl Subject {
 fn tokenizer_of(dir: &Path, base: Option<&Path>) -> Result<Vec<(PathBuf, SampleTokenizer)>, ModelError> {
     let open = || {
         let (checkpoint, manifest, config) = variant::open_files(dir, base)?;
-        let text = variant::text_dir(&checkpoint);
+        let text = checkpoint.text_dir();
         if !disk::is_there(&text.join("tokenizer.json")) {
             return Ok(Vec::new()); // for token ids only: what merges it needs none
         }
@@ -164,50 +162,9 @@ fn probes() -> Vec<(&'static str, Input)> {
     ]
 }
 
-/// Paths need not be Unicode, and strings in JSON are.
-pub(super) mod path {
-    use super::*;
-
-    pub(crate) fn serialize<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
-        path.as_os_str().serialize(serializer)
-    }
-
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
-        OsString::deserialize(deserializer).map(PathBuf::from)
-    }
-}
-
-/// The same of a path that may be absent.
-pub(super) mod optional_path {
-    use super::*;
-
-    pub(crate) fn serialize<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
-        path.as_deref().map(Path::as_os_str).serialize(serializer)
-    }
-
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Option<PathBuf>, D::Error> {
-        Ok(Option::<OsString>::deserialize(deserializer)?.map(PathBuf::from))
-    }
-}
-
-/// The same of several.
-pub(super) mod paths {
-    use super::*;
-
-    pub(crate) fn serialize<S: Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(paths.iter().map(|path| path.as_os_str()))
-    }
-
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PathBuf>, D::Error> {
-        let paths = Vec::<OsString>::deserialize(deserializer)?;
-        Ok(paths.into_iter().map(PathBuf::from).collect())
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
     use std::os::unix::ffi::OsStringExt;
 
     use super::*;

@@ -12,32 +12,35 @@ use candle_core::Device;
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::Digest;
+use crate::checkpoint::ahead::ReadAhead;
+use crate::checkpoint::hex;
+use crate::merge::kinship;
+use crate::merge::kinship::Kinship;
 use crate::model::ModelError;
 use crate::model::RewardModel;
-use crate::model::ahead::ReadAhead;
+use crate::model::compatible;
 use crate::model::config::CheckpointConfig;
 use crate::model::family::Family;
+use crate::model::golden::GoldenRewards;
 use crate::model::head::Head;
-use crate::model::head::HeadKind;
 use crate::model::manifest::Manifest;
 use crate::model::memory;
-use crate::model::merge;
-use crate::model::merge::Kinship;
-use crate::model::ops::Ops;
-use crate::model::ops::composed::Composed;
-use crate::model::ops::cpu::Cpu;
-use crate::model::ops::cpu::Isa;
 use crate::model::origin;
+use crate::model::paths;
+use crate::model::pooling::HeadKind;
+use crate::model::pooling::Pooling;
 use crate::model::scorer::Calibration;
 use crate::model::scorer::Members;
 use crate::model::scorer::Reduction;
 use crate::model::scorer::Scorer;
-use crate::model::trial;
-use crate::model::weights::Checkpoint;
-use crate::model::weights::Digest;
 use crate::model::weights::TensorStore;
 use crate::model::weights::Weights;
-use crate::model::weights::hex;
+use crate::ops::Ops;
+use crate::ops::composed::Composed;
+use crate::ops::cpu::Cpu;
+use crate::ops::cpu::Isa;
 use crate::text::SampleTokenizer;
 use crate::text::TextEnd;
 use crate::text::TextOptions;
@@ -124,35 +127,6 @@ impl Dtype {
     }
 }
 
-/// Hidden states → one vector.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Pooling {
-    /// The first token.
-    Cls,
-    /// The mean over tokens.
-    Mean,
-    /// The last token, whatever it is.
-    LastToken,
-    /// The rightmost token that is not the padding token: transformers' rule. With pad == eos it stops before the eos.
-    LastNonPad,
-    /// The first end-of-sequence token.
-    FirstEos,
-}
-
-impl Pooling {
-    /// As in configuration files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Cls => "cls",
-            Self::Mean => "mean",
-            Self::LastToken => "last_token",
-            Self::LastNonPad => "last_non_pad",
-            Self::FirstEos => "first_eos",
-        }
-    }
-}
-
 /// One variant, as configured. `config.rs` has checked it: the lists agree in length, there is at least one member.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VariantConfig {
@@ -161,10 +135,10 @@ pub struct VariantConfig {
     /// WARM or ENS.
     pub mode: Mode,
     /// Checkpoint directories, or LoRA adapters over `base`; one for a merged model.
-    #[serde(with = "trial::paths")]
+    #[serde(with = "paths::many")]
     pub members: Vec<PathBuf>,
     /// What members that are adapters were trained on.
-    #[serde(with = "trial::optional_path")]
+    #[serde(with = "paths::optional")]
     pub base: Option<PathBuf>,
     /// Mode `warm`: one per member, summing to 1; equal when absent.
     pub coefficients: Option<Vec<f64>>,
@@ -195,6 +169,29 @@ impl VariantConfig {
             max_tokens: None,
             pooling: None,
         }
+    }
+
+    /// The golden rewards that hold for its models, one for each, in configured order; which do not is told.
+    pub fn golden_rewards(&self) -> Result<Vec<Option<GoldenRewards>>, ModelError> {
+        let tell = |member: &Path, why: &str| {
+            tracing::info!(variant = self.name, member = %member.display(), why, "golden rewards do not apply");
+        };
+        let mut of_members =
+            self.members.iter().map(|path| GoldenRewards::load(path)).collect::<Result<Vec<_>, _>>()?;
+        if self.mode == Mode::Warm && self.members.len() > 1 {
+            if let Some(member) = of_members.iter().position(Option::is_some) {
+                tell(&self.members[member], "they are a member's, and several are merged");
+            }
+            return Ok(vec![None]);
+        }
+        for (golden, path) in of_members.iter_mut().zip(&self.members) {
+            let overrides =
+                |golden: &mut GoldenRewards| self.pooling.is_some_and(|rule| rule.name() != golden.pooling);
+            if golden.take_if(overrides).is_some() {
+                tell(path, "the configuration overrides the pooling rule that they were taken with");
+            }
+        }
+        Ok(of_members)
     }
 }
 
@@ -413,9 +410,9 @@ fn open_members(config: &VariantConfig) -> Result<Vec<Member>, ModelError> {
             .iter()
             .map(|member| (member.path.as_path(), &member.config, &member.checkpoint))
             .collect();
-        merge::check_members(&parts)?;
+        compatible::check_members(&parts)?;
         for member in &members[1..] {
-            merge::check_tokens((&first.path, &first.tokenizer), (&member.path, &member.tokenizer))?;
+            compatible::check_tokens((&first.path, &first.tokenizer), (&member.path, &member.tokenizer))?;
         }
     }
     for member in &members[1..] {
@@ -438,7 +435,7 @@ fn open_members(config: &VariantConfig) -> Result<Vec<Member>, ModelError> {
             }
             differ("chat template, names of special tokens, text rule or length limit");
         }
-        if config.mode == Mode::Warm && !merge::are_stored_alike(&first.checkpoint, &member.checkpoint) {
+        if config.mode == Mode::Warm && !compatible::are_stored_alike(&first.checkpoint, &member.checkpoint) {
             tracing::warn!(
                 variant = config.name,
                 first = %first.path.display(),
@@ -472,11 +469,6 @@ pub fn open_files(
     let mut config = CheckpointConfig::load(&config_path, &manifest)?;
     origin::settle(&checkpoint, &manifest, &mut config)?;
     Ok((checkpoint, manifest, config))
-}
-
-/// Where a member's tokenizer and template are.
-pub fn text_dir(checkpoint: &Checkpoint) -> &Path {
-    checkpoint.dir_of("tokenizer.json")
 }
 
 /// What turns samples into token ids for a member, up to its own limit, or to the one that is asked for: `max_tokens`,
@@ -524,7 +516,7 @@ pub fn load_tokenizer(
         model_type: Some(config.model_type.clone()),
         tokenizer_class: config.tokenizer_class.clone(),
     };
-    let tokenizer = SampleTokenizer::load(text_dir(checkpoint), &options)?;
+    let tokenizer = SampleTokenizer::load(checkpoint.text_dir(), &options)?;
     match &config.origin.end_doubt {
         Some(doubt) if tokenizer.rule() == Some(TextRule::Concatenation) => {
             Err(ModelError::Unsupported(doubt.clone()))
@@ -559,7 +551,7 @@ fn notes(members: &[Member]) -> Vec<String> {
 }
 
 fn findings(members: &[Member]) -> Result<Vec<Kinship>, ModelError> {
-    merge::kinship(&members.iter().map(|member| &member.checkpoint).collect::<Vec<_>>())
+    Ok(kinship::kinship(&members.iter().map(|member| &member.checkpoint).collect::<Vec<_>>())?)
 }
 
 fn text_rule(tokenizer: &SampleTokenizer) -> &'static str {
@@ -612,7 +604,14 @@ fn load_models<O: Ops>(
         let mut load = || {
             let backbone = &member.config.backbone;
             let names = if store.is_some() { names_to_read(group, &member.config)? } else { Vec::new() };
-            let weights = Weights::new(group, backbone, ops, store.as_deref_mut(), progress);
+            let weights = Weights::new(
+                group,
+                backbone.prefix_in(group[0].0),
+                backbone,
+                ops,
+                store.as_deref_mut(),
+                progress,
+            );
             thread::scope(|scope| {
                 let ahead = ReadAhead::start(scope, group, names);
                 let mut weights = weights.reading_ahead(Some(ahead));
@@ -647,7 +646,14 @@ fn names_to_read(
     config: &CheckpointConfig,
 ) -> Result<Vec<String>, ModelError> {
     let (ops, mut progress) = (unread_ops(), |_| ());
-    let mut weights = Weights::new(members, &config.backbone, &ops, None, &mut progress);
+    let mut weights = Weights::new(
+        members,
+        config.backbone.prefix_in(members[0].0),
+        &config.backbone,
+        &ops,
+        None,
+        &mut progress,
+    );
     RewardModel::load(&mut weights, config)?;
     let names = weights.unread();
     weights.finish()?;
@@ -671,7 +677,14 @@ pub fn used_tensors(checkpoint: &Checkpoint, config: &CheckpointConfig) -> Resul
     all.sort_unstable();
     let (ops, mut progress) = (unread_ops(), |_| ());
     let members = [(checkpoint, 1.0)];
-    let mut weights = Weights::new(&members, &config.backbone, &ops, None, &mut progress);
+    let mut weights = Weights::new(
+        &members,
+        config.backbone.prefix_in(members[0].0),
+        &config.backbone,
+        &ops,
+        None,
+        &mut progress,
+    );
     let head_kind = Head::load(&mut weights, config)?.kind();
     Ok(UsedTensors { all, head: weights.unread(), head_kind })
 }

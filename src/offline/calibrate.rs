@@ -19,7 +19,6 @@ use rayon::iter::IntoParallelRefIterator;
 use rayon::iter::ParallelIterator;
 use serde_json::Value;
 
-use crate::model::batch::Sequence;
 use crate::model::golden::GoldenRewards;
 use crate::model::golden::GoldenSample;
 use crate::model::golden::token_digest;
@@ -27,6 +26,7 @@ use crate::model::scorer::Calibration;
 use crate::offline::random;
 use crate::offline::score::Local;
 use crate::offline::score::read_inputs;
+use crate::ops::batch::Sequence;
 use crate::text::Input;
 use crate::text::TextError;
 use crate::text::Truncation;

@@ -4,16 +4,14 @@
 //! preference pairs → train → members ─┬─▶ merge ─────▶ one model          (mode warm)
 //!                                     ├─▶ calibrate ─▶ rewards that compare (mode ens)
 //!                                     └─▶ evaluate ──▶ which of the two, on which data
-//! texts → score → rewards                  bench: how fast a model or a server is
+//! texts → score → rewards
 //! ```
 //!
-//! What several of them need is here too: `forward` runs one packed batch, `random` draws by a seed, `svg` draws plots,
+//! What several of them need is here too: `random` draws by a seed, `svg` draws plots,
 //! [`table`] lines up columns, and [`Stop`] ends a command early.
 
-pub mod bench;
 pub mod calibrate;
 pub mod evaluate;
-mod forward;
 pub mod merge;
 mod random;
 pub mod score;

@@ -19,11 +19,10 @@ use serde::Deserialize;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::model::batch::Sequence;
 use crate::model::scorer::Reward;
 use crate::model::scorer::Scorer;
 use crate::model::variant::Variant;
-use crate::offline::forward::forward;
+use crate::ops::batch::Sequence;
 use crate::text::Conversation;
 use crate::text::Input;
 use crate::text::SampleTokenizer;
@@ -114,7 +113,7 @@ pub fn run(
 }
 
 /// All samples of such lines; fails at the first line that has none.
-pub(super) fn read_inputs(mut input: impl BufRead) -> anyhow::Result<Vec<Input>> {
+pub fn read_inputs(mut input: impl BufRead) -> anyhow::Result<Vec<Input>> {
     lines::begin(&mut input).context("read the lines")?;
     let mut lines = Lines { input: &mut input, number: 0, bytes_read: 0 };
     let mut inputs = Vec::new();
@@ -343,7 +342,7 @@ fn batch_len(waiting: &[&Sequence], max_batch_tokens: usize) -> usize {
 
 /// Scores a batch; when that fails, its halves, so that a sample the model fails on fails alone.
 fn rewards(scorer: &Scorer, sequences: &[&Sequence]) -> Vec<Result<Reward, String>> {
-    match forward(scorer, sequences, true) {
+    match scorer.score(sequences, true) {
         Ok(rewards) => rewards.into_iter().map(finite).collect(),
         Err(error) if sequences.len() == 1 => vec![Err(error.to_string())],
         Err(_) => {

@@ -11,11 +11,11 @@ use crate::engine::Call;
 use crate::engine::Lane;
 use crate::engine::Priority;
 use crate::engine::SampleError;
-use crate::model::batch::Sequence;
 use crate::model::golden::GoldenRewards;
 use crate::model::scorer::Reward;
 use crate::model::variant::MemberInfo;
 use crate::model::variant::VariantInfo;
+use crate::ops::batch::Sequence;
 use crate::text::SampleTokenizer;
 
 /// For a model's texts to be rendered and tokenized before it serves: what takes longer is no model to serve.

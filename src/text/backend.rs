@@ -36,7 +36,7 @@ use tokenizers::{
 use super::TextError;
 use super::class::{Class, Hints, ModelPlan, Plan, PostPlan};
 use super::files::{SpecialTokens, TextFiles};
-use super::settings::{Settings, Sources, TOKEN_NAMES, Token};
+use super::settings::{Settings, Sources, StoredToken, TOKEN_NAMES, Token};
 
 /// A Hugging Face tokenizer, and what else encoding needs to know of the files.
 #[derive(Debug)]
@@ -101,14 +101,6 @@ struct Parts {
     #[serde(default)]
     decoder: Value,
     model: ModelWrapper,
-}
-
-/// An added token of `tokenizer.json`.
-#[derive(Clone, Deserialize)]
-pub(super) struct StoredToken {
-    pub(super) id: u32,
-    #[serde(flatten)]
-    pub(super) token: AddedToken,
 }
 
 /// What is wrong, in words.

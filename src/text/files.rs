@@ -34,9 +34,6 @@ use serde_json::{Map, Value};
 use super::TextError;
 use crate::disk;
 
-/// The folder of templates that have names, `tool_use.jinja` among them.
-pub const ADDITIONAL_TEMPLATES: &str = "additional_chat_templates";
-
 /// What the text side of a checkpoint says, before anything is made of it.
 #[derive(Debug)]
 pub(super) struct TextFiles {
@@ -131,7 +128,7 @@ fn read_templates(dir: &Path, in_config: &Value) -> Result<Option<Templates>, Te
         }
     };
     // a file of that name among the additional ones overrides the main one
-    let additional = dir.join(ADDITIONAL_TEMPLATES);
+    let additional = dir.join(disk::ADDITIONAL_TEMPLATES);
     for path in [additional.join("default.jinja"), dir.join("chat_template.jinja")] {
         if let Some(default) = read(path)? {
             return Ok(Some(Templates { default, tool_use: read(additional.join("tool_use.jinja"))? }));

@@ -37,7 +37,6 @@ use self::backend::Backend;
 pub use self::conversation::{Conversation, Message};
 pub use self::ending::{TextEnd, TextEnds};
 pub use self::error::TextError;
-pub use self::files::ADDITIONAL_TEMPLATES;
 use self::files::{TemplateSource, TextFiles};
 use self::spans::Span;
 use self::template::ChatTemplate;
@@ -698,8 +697,9 @@ mod tests {
             dir
         };
         let with_files = checkpoint(Some(DEFAULT));
-        fs::create_dir(with_files.path().join(ADDITIONAL_TEMPLATES)).unwrap();
-        fs::write(with_files.path().join(ADDITIONAL_TEMPLATES).join("tool_use.jinja"), TOOL_USE).unwrap();
+        fs::create_dir(with_files.path().join(crate::disk::ADDITIONAL_TEMPLATES)).unwrap();
+        fs::write(with_files.path().join(crate::disk::ADDITIONAL_TEMPLATES).join("tool_use.jinja"), TOOL_USE)
+            .unwrap();
         let mut digests = Vec::new();
         for (dir, expected) in [
             (with_config(named), ["<s><u>hi</u>True", "<a>hi</a>0", "<a>hi</a>1"]),

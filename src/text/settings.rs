@@ -15,11 +15,10 @@
 use std::collections::BTreeMap;
 use std::collections::HashSet;
 
+use serde::Deserialize;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tokenizers::AddedToken;
-
-use super::backend::StoredToken;
 
 /// The names that every tokenizer may give, in the order in which transformers adds them.
 pub(super) const TOKEN_NAMES: [&str; 7] =
@@ -59,6 +58,14 @@ pub(super) struct Sources<'a> {
     pub(super) added_tokens: Option<&'a Map<String, Value>>,
     /// The `added_tokens` of `tokenizer.json`
     pub(super) stored: Option<&'a [StoredToken]>,
+}
+
+/// An added token of `tokenizer.json`.
+#[derive(Clone, Deserialize)]
+pub(super) struct StoredToken {
+    pub(super) id: u32,
+    #[serde(flatten)]
+    pub(super) token: AddedToken,
 }
 
 impl Token {

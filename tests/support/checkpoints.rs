@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use rewarm::offline::bench::shape::Family;
-use rewarm::offline::bench::shape::Sizes;
+use rewarm::bench::shape::Family;
+use rewarm::bench::shape::Sizes;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::Value;

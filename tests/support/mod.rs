@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use rewarm::engine;
 use rewarm::model::ModelError;
-use rewarm::model::batch::PackedBatch;
 use rewarm::model::scorer::Forward;
 use rewarm::model::scorer::Reduction;
 use rewarm::model::scorer::Scorer;
@@ -21,6 +20,7 @@ use rewarm::model::variant::Mode;
 use rewarm::model::variant::Variant;
 use rewarm::model::variant::VariantConfig;
 use rewarm::model::variant::VariantInfo;
+use rewarm::ops::batch::PackedBatch;
 use rewarm::proto;
 use rewarm::proto::admin_service_client::AdminServiceClient;
 use rewarm::proto::reward_service_client::RewardServiceClient;

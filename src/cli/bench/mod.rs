@@ -1,4 +1,4 @@
-//! `rewarm bench`: loads models or connects, lets [`offline::bench`](crate::offline::bench) measure, prints a
+//! `rewarm bench`: loads models or connects, lets [`offline::bench`](crate::bench) measure, prints a
 //! table and writes JSON.
 
 mod local;
@@ -18,6 +18,14 @@ use serde::Serialize;
 use serde_json::Value;
 use serde_json::json;
 
+use crate::bench;
+use crate::bench::Control;
+use crate::bench::Rounds;
+use crate::bench::group;
+use crate::bench::lengths::LengthsArg;
+use crate::bench::lengths::MAX_ROUND_TOKENS;
+use crate::bench::model;
+use crate::bench::server;
 use crate::cli::AnswerArgs;
 use crate::cli::bench::local::LocalServer;
 use crate::cli::bench::variants::VariantArgs;
@@ -25,15 +33,7 @@ use crate::cli::progress;
 use crate::cli::stop;
 use crate::client::LoadClient;
 use crate::offline::Stop;
-use crate::offline::bench;
-use crate::offline::bench::Control;
-use crate::offline::bench::Rounds;
-use crate::offline::bench::group;
-use crate::offline::bench::lengths::LengthsArg;
-use crate::offline::bench::lengths::MAX_ROUND_TOKENS;
-use crate::offline::bench::model;
-use crate::offline::bench::report::Machine;
-use crate::offline::bench::server;
+use crate::ops::machine::Machine;
 use crate::telemetry;
 
 /// Measures what a forward costs, what a server adds, and what shared prefixes save.

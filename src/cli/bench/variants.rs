@@ -12,6 +12,7 @@ use anyhow::bail;
 use clap::Args;
 use tempfile::TempDir;
 
+use crate::bench::shape::Shape;
 use crate::cli::bench::between;
 use crate::cli::load;
 use crate::cli::progress;
@@ -25,7 +26,6 @@ use crate::model::variant::Loader;
 use crate::model::variant::Mode;
 use crate::model::variant::Variant;
 use crate::model::variant::VariantConfig;
-use crate::offline::bench::shape::Shape;
 use crate::service;
 
 /// More members than this of a random shape only fill the disk.

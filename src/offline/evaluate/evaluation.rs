@@ -7,12 +7,12 @@
 use serde::Serialize;
 
 use crate::model::scorer::Calibration;
-use crate::offline::bench::report::Machine;
 use crate::offline::evaluate::bootstrap::Interval;
 use crate::offline::evaluate::curves::Interpolation;
 use crate::offline::evaluate::curves::MemberCount;
 use crate::offline::evaluate::metrics::LengthControlled;
 use crate::offline::evaluate::metrics::Reliability;
+use crate::ops::machine::Machine;
 
 /// All of it.
 #[derive(Clone, Debug, Serialize)]

@@ -4,7 +4,7 @@
 
 use serde::Serialize;
 
-use crate::model::loss::softplus;
+use crate::learn::loss::softplus;
 
 /// Bins of a reliability diagram, as many as Guo et al. 2017 (arXiv:1706.04599) take.
 pub const RELIABILITY_BINS: usize = 15;

@@ -44,7 +44,6 @@ use crate::model::variant::Loader;
 use crate::model::variant::Mode;
 use crate::model::variant::Variant;
 use crate::model::variant::VariantConfig;
-use crate::offline::bench::report::Machine;
 use crate::offline::evaluate::choices::Choices;
 use crate::offline::evaluate::evaluation::Cost;
 use crate::offline::evaluate::evaluation::Evaluation;
@@ -55,6 +54,7 @@ use crate::offline::evaluate::record::Record;
 use crate::offline::evaluate::samples::Pool;
 use crate::offline::evaluate::samples::Runner;
 use crate::offline::evaluate::samples::Scores;
+use crate::ops::machine::Machine;
 use crate::text::Truncation;
 use crate::text::dataset::Dataset;
 

@@ -9,7 +9,7 @@ use serde_json::Map;
 use serde_json::Value;
 use serde_json::json;
 
-use crate::model::save::replace_file;
+use crate::checkpoint::write::replace_file;
 use crate::offline::evaluate::Outcome;
 use crate::offline::evaluate::evaluation::ModelInfo;
 use crate::offline::evaluate::page::page;

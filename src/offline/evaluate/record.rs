@@ -12,8 +12,8 @@ use anyhow::Context;
 use anyhow::ensure;
 use serde::Deserialize;
 
+use crate::checkpoint::hex;
 use crate::disk;
-use crate::model::weights::hex;
 use crate::text::dataset::Dataset;
 
 /// `train.json`, as far as it matters here.

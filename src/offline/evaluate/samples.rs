@@ -12,10 +12,10 @@ use anyhow::bail;
 use rayon::iter::IntoParallelRefIterator;
 use rayon::iter::ParallelIterator;
 
-use crate::model::batch::Sequence;
 use crate::model::scorer::Scorer;
 use crate::offline::evaluate::Progress;
 use crate::offline::evaluate::Unit;
+use crate::ops::batch::Sequence;
 use crate::text::Input;
 use crate::text::SampleTokenizer;
 use crate::text::TokenizedSample;
@@ -191,8 +191,8 @@ pub(super) fn score(
 mod tests {
     use super::*;
     use crate::model::ModelError;
-    use crate::model::batch::PackedBatch;
     use crate::model::scorer::Forward;
+    use crate::ops::batch::PackedBatch;
 
     /// The reward is the sum of the token ids; 13 has none.
     struct Sum;

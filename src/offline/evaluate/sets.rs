@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::ensure;
 
-use crate::model::weights::hex;
+use crate::checkpoint::hex;
 use crate::offline::evaluate::NamedFile;
 use crate::offline::evaluate::bootstrap::Resamples;
 use crate::offline::evaluate::evaluation::Agreement;

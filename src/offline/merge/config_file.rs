@@ -5,10 +5,10 @@ use serde_json::Map;
 use serde_json::Value;
 use serde_json::json;
 
+use crate::checkpoint::Checkpoint;
 use crate::disk;
 use crate::model::config::CheckpointConfig;
-use crate::model::head::HeadKind;
-use crate::model::weights::Checkpoint;
+use crate::model::pooling::HeadKind;
 use crate::offline::merge::OutputDtype;
 
 /// What transformers calls a model with a scalar reward head.

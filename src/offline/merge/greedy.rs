@@ -12,10 +12,10 @@ use std::path::PathBuf;
 use anyhow::bail;
 use serde::Serialize;
 
+use crate::checkpoint::hex;
 use crate::model::variant::Loader;
 use crate::model::variant::Mode;
 use crate::model::variant::VariantConfig;
-use crate::model::weights::hex;
 use crate::offline::score::Backend;
 use crate::offline::score::DEFAULT_BATCH_TOKENS;
 use crate::offline::score::Local;

@@ -23,21 +23,24 @@ use safetensors::Dtype;
 use serde_json::Map;
 use serde_json::Value;
 
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::IGNORED_PREFIXES;
+use crate::checkpoint::IGNORED_SUFFIXES;
+use crate::checkpoint::ahead;
+use crate::checkpoint::hex;
+use crate::checkpoint::write::CheckpointWriter;
+use crate::checkpoint::write::TensorSpec;
+use crate::checkpoint::write::check_target;
 use crate::disk;
-use crate::model::ahead;
+use crate::merge;
+use crate::merge::kinship::Kinship;
+use crate::merge::kinship::kinship;
+use crate::merge::likeness::Likeness;
+use crate::model::compatible;
 use crate::model::config::CheckpointConfig;
-use crate::model::likeness::Likeness;
 use crate::model::manifest::Manifest;
-use crate::model::merge;
-use crate::model::save::CheckpointWriter;
-use crate::model::save::TensorSpec;
-use crate::model::save::check_target;
 use crate::model::variant;
 use crate::model::variant::UsedTensors;
-use crate::model::weights::Checkpoint;
-use crate::model::weights::IGNORED_PREFIXES;
-use crate::model::weights::IGNORED_SUFFIXES;
-use crate::model::weights::hex;
 use crate::offline::merge::greedy::Greedy;
 use crate::offline::merge::report::LikenessTotals;
 use crate::offline::merge::report::MemberReport;
@@ -146,7 +149,7 @@ impl Merge {
             .map(|path| Member::open(path, base))
             .collect::<anyhow::Result<Vec<_>>>()?;
         let parts: Vec<_> = members.iter().map(|m| (m.path.as_path(), &m.config, &m.checkpoint)).collect();
-        merge::check_members(&parts)?;
+        compatible::check_members(&parts)?;
         let first = &members[0];
         let used = variant::used_tensors(&first.checkpoint, &first.config)
             .with_context(|| format!("check {}", first.path.display()))?;
@@ -183,7 +186,7 @@ impl Merge {
             "config.json",
             &config_file::merged(&first.checkpoint, &first.config, self.used.head_kind, dtype)?,
         )?;
-        writer.copy_text_files(variant::text_dir(&first.checkpoint))?;
+        writer.copy_text_files(first.checkpoint.text_dir())?;
         if let Some(manifest) = merged_manifest(first)? {
             writer.add_json("rewarm.json", &manifest)?;
         }
@@ -432,7 +435,7 @@ fn check_texts(members: &[Member]) -> anyhow::Result<Vec<Option<[u8; 32]>>> {
         // two at a time: of a large vocabulary each takes some hundred megabytes
         let own = tokenizer(member)?;
         if let (Some(first), Some(own)) = (&first, &own) {
-            merge::check_tokens((&members[0].path, first), (&member.path, own))?;
+            compatible::check_tokens((&members[0].path, first), (&member.path, own))?;
         }
         digests.push(own.as_ref().map(digest));
     }
@@ -462,7 +465,7 @@ fn warnings(
                     .to_owned(),
             );
         }
-        if !merge::are_stored_alike(&first.checkpoint, &member.checkpoint) {
+        if !compatible::are_stored_alike(&first.checkpoint, &member.checkpoint) {
             warn(
                 "is stored in another precision than member 0: the merge is as exact as the coarser one"
                     .to_owned(),
@@ -480,7 +483,7 @@ fn warnings(
         }
     }
     let checkpoints: Vec<_> = members.iter().map(|member| &member.checkpoint).collect();
-    for merge::Kinship { member, finding } in merge::kinship(&checkpoints)? {
+    for Kinship { member, finding } in kinship(&checkpoints)? {
         warnings.push(format!("member {member} ({}) {finding}", members[member].path.display()));
     }
     Ok(warnings)
@@ -512,7 +515,7 @@ fn merged_manifest(first: &Member) -> anyhow::Result<Option<Value>> {
 
 /// A member's, if it has one.
 fn tokenizer(member: &Member) -> anyhow::Result<Option<SampleTokenizer>> {
-    let has_tokenizer = variant::text_dir(&member.checkpoint).join("tokenizer.json").is_file();
+    let has_tokenizer = member.checkpoint.text_dir().join("tokenizer.json").is_file();
     let load = || variant::load_tokenizer(&member.checkpoint, &member.manifest, &member.config, None);
     Ok(has_tokenizer.then(load).transpose()?)
 }

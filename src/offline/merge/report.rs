@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::model::likeness::Likeness;
+use crate::merge::likeness::Likeness;
 use crate::offline::merge::Averages;
 use crate::offline::merge::greedy::Greedy;
 

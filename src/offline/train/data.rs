@@ -21,12 +21,12 @@ use serde::Deserialize;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::model::batch::Sequence;
-use crate::model::trainable::TokenPair;
-use crate::model::weights::hex;
+use crate::checkpoint::hex;
+use crate::learn::trainable::TokenPair;
 use crate::offline::random;
 use crate::offline::train::config::DataConfig;
 use crate::offline::train::purpose::Purpose;
+use crate::ops::batch::Sequence;
 use crate::text::Input;
 use crate::text::SampleTokenizer;
 use crate::text::TextError;

@@ -30,16 +30,16 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::disk;
-use crate::model::save::PARTIAL;
-use crate::model::save::replace_file;
-use crate::model::weights::hex;
+use crate::checkpoint::hex;
+use crate::checkpoint::write::PARTIAL;
+use crate::checkpoint::write::replace_file;
 use crate::offline::train::config::Config;
 use crate::offline::train::config::Member;
 use crate::offline::train::data::DataRecord;
 use crate::offline::train::metrics::Metrics;
 use crate::offline::train::probe::Probe;
 use crate::offline::train::state;
+use crate::offline::train::state::read_if_there;
 
 /// The record's name, of the family as of a member.
 pub const RECORD: &str = "train.json";
@@ -350,12 +350,6 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> anyhow::Result<Option<T>> {
     };
     let parsed = serde_json::from_slice(&bytes);
     parsed.map(Some).with_context(|| format!("read {}: not as rewarm train writes it", path.display()))
-}
-
-/// The file's content; none where there is no file.
-pub(super) fn read_if_there(path: &Path) -> anyhow::Result<Option<Vec<u8>>> {
-    // a state of the training holds all weights: no limit but what the file says
-    disk::read_if_there(path, u64::MAX - 1).with_context(|| format!("read {}", path.display()))
 }
 
 fn write_json(path: &Path, document: &impl Serialize) -> anyhow::Result<()> {

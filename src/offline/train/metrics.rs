@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde::Serialize;
 
-use crate::model::loss::bradley_terry_loss;
+use crate::learn::loss::bradley_terry_loss;
 
 /// Over a number of pairs.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

@@ -38,16 +38,15 @@ use anyhow::bail;
 use anyhow::ensure;
 use candle_core::DType;
 
-use crate::model::adamw::AdamW;
-use crate::model::adamw::AdamWOptions;
-use crate::model::adamw::AdamWState;
-use crate::model::adamw::clip_gradients;
-use crate::model::batch::Sequence;
-use crate::model::trainable::LoadOptions;
-use crate::model::trainable::Objective;
-use crate::model::trainable::StepGradients;
-use crate::model::trainable::TokenPair;
-use crate::model::trainable::Trainable;
+use crate::learn::adamw::AdamW;
+use crate::learn::adamw::AdamWOptions;
+use crate::learn::adamw::AdamWState;
+use crate::learn::adamw::clip_gradients;
+use crate::learn::trainable::LoadOptions;
+use crate::learn::trainable::Objective;
+use crate::learn::trainable::StepGradients;
+use crate::learn::trainable::TokenPair;
+use crate::learn::trainable::Trainable;
 use crate::model::variant::Dtype;
 use crate::offline::Stop;
 use crate::offline::train::config::Config;
@@ -71,6 +70,7 @@ use crate::offline::train::probe::Differences;
 use crate::offline::train::probe::Probe;
 use crate::offline::train::purpose::step_seed;
 use crate::offline::train::state::Position;
+use crate::ops::batch::Sequence;
 
 /// Validation and the probe compute so many tokens between two looks at the stop switch.
 const CHUNK_TOKENS: usize = 8192;

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use crate::model::save::replace_file;
+use crate::checkpoint::write::replace_file;
 use crate::offline::svg;
 use crate::offline::svg::Axis;
 use crate::offline::svg::Plot;

@@ -22,7 +22,7 @@ use rayon::slice::ParallelSlice;
 use serde::Deserialize;
 use serde::Serialize;
 
-use crate::model::loss::softplus;
+use crate::learn::loss::softplus;
 
 /// Rows that are summed on their own before the sums are added: fixed, so that the result is.
 const ROWS_AT_A_TIME: usize = 256;

@@ -18,9 +18,9 @@ use safetensors::SafeTensors;
 use serde::Deserialize;
 use serde::Serialize;
 
-use crate::model::save::replace_file_with;
+use crate::checkpoint::write::replace_file_with;
+use crate::disk;
 use crate::offline::train::config::Member;
-use crate::offline::train::family::read_if_there;
 
 /// Under which the position is in the file's metadata.
 const POSITION: &str = "rewarm";
@@ -69,6 +69,12 @@ pub(super) fn read(path: &Path) -> anyhow::Result<Option<(Position, BTreeMap<Str
         Ok(Some((position, tensors)))
     };
     parse().with_context(|| format!("{} is damaged: remove it to begin this member again", path.display()))
+}
+
+/// The file's content; none where there is no file.
+pub(super) fn read_if_there(path: &Path) -> anyhow::Result<Option<Vec<u8>>> {
+    // a state of the training holds all weights: no limit but what the file says
+    disk::read_if_there(path, u64::MAX - 1).with_context(|| format!("read {}", path.display()))
 }
 
 #[cfg(test)]

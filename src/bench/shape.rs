@@ -1,0 +1,266 @@
+//! Checkpoints of a known shape with random weights: what a forward costs does not depend on what a model has
+//! learnt, and nothing needs to be downloaded.
+
+use std::path::Path;
+
+use anyhow::Context;
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use serde::Serialize;
+use serde_json::Value;
+use serde_json::json;
+
+use crate::bench::noise::Noise;
+
+/// A shape that has a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Shape {
+    /// An encoder, 6 layers x 384, 23M parameters: all-MiniLM-L6-v2's.
+    Minilm,
+    /// An encoder, 12 layers x 768, 109M parameters.
+    BertBase,
+    /// A decoder, 30 layers x 576, 135M parameters.
+    #[value(name = "smollm2-135m")]
+    #[serde(rename = "smollm2-135m")]
+    Smollm2,
+    /// A decoder, 8 layers x 512, 42M parameters.
+    #[value(name = "llama-512x8")]
+    #[serde(rename = "llama-512x8")]
+    Llama512,
+}
+
+impl Shape {
+    /// As on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Minilm => "minilm",
+            Self::BertBase => "bert-base",
+            Self::Smollm2 => "smollm2-135m",
+            Self::Llama512 => "llama-512x8",
+        }
+    }
+
+    /// Its sizes.
+    pub fn sizes(self) -> Sizes {
+        let [vocab, hidden, intermediate, layers, heads, kv_heads, max_tokens] = match self {
+            Self::Minilm => [30_522, 384, 1536, 6, 12, 12, 512],
+            Self::BertBase => [30_522, 768, 3072, 12, 12, 12, 512],
+            Self::Smollm2 => [49_152, 576, 1536, 30, 9, 3, 8192],
+            Self::Llama512 => [32_000, 512, 1376, 8, 8, 8, 4096],
+        };
+        let family = match self {
+            Self::Minilm | Self::BertBase => Family::Bert,
+            Self::Smollm2 | Self::Llama512 => Family::Llama,
+        };
+        Sizes { family, vocab, hidden, intermediate, layers, heads, kv_heads, max_tokens }
+    }
+}
+
+/// Whose tensors a checkpoint has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// `LlamaForSequenceClassification`.
+    Llama,
+    /// `BertForSequenceClassification`.
+    Bert,
+}
+
+/// The sizes of a checkpoint with one label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Whose tensors.
+    pub family: Family,
+    /// Rows of the embedding.
+    pub vocab: usize,
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Width inside the MLP.
+    pub intermediate: usize,
+    /// How many layers.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; an encoder has as many as query heads.
+    pub kv_heads: usize,
+    /// The longest sequence.
+    pub max_tokens: usize,
+}
+
+impl Sizes {
+    /// `config.json`.
+    pub fn config(&self) -> Value {
+        let Self { vocab, hidden, intermediate, layers, heads, kv_heads, max_tokens, .. } = self;
+        match self.family {
+            Family::Llama => json!({
+                "architectures": ["LlamaForSequenceClassification"], "model_type": "llama", "vocab_size": vocab,
+                "hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": layers,
+                "num_attention_heads": heads, "num_key_value_heads": kv_heads,
+                "max_position_embeddings": max_tokens, "rms_norm_eps": 1e-6, "rope_theta": 10_000.0,
+                "hidden_act": "silu", "pad_token_id": 0,
+            }),
+            Family::Bert => json!({
+                "architectures": ["BertForSequenceClassification"], "model_type": "bert", "vocab_size": vocab,
+                "hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": layers,
+                "num_attention_heads": heads, "max_position_embeddings": max_tokens, "type_vocab_size": 2,
+                "layer_norm_eps": 1e-12, "hidden_act": "gelu", "pad_token_id": 0,
+            }),
+        }
+    }
+
+    /// Name and shape of each tensor.
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        match self.family {
+            Family::Llama => self.llama_tensors(),
+            Family::Bert => self.bert_tensors(),
+        }
+    }
+
+    fn llama_tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let Self { vocab, hidden, intermediate, heads, kv_heads, .. } = *self;
+        let kv = hidden / heads * kv_heads;
+        let mut tensors = vec![
+            ("model.embed_tokens.weight".to_owned(), vec![vocab, hidden]),
+            ("model.norm.weight".to_owned(), vec![hidden]),
+            ("score.weight".to_owned(), vec![1, hidden]),
+        ];
+        for layer in 0..self.layers {
+            for (name, shape) in [
+                ("self_attn.q_proj", vec![hidden, hidden]),
+                ("self_attn.k_proj", vec![kv, hidden]),
+                ("self_attn.v_proj", vec![kv, hidden]),
+                ("self_attn.o_proj", vec![hidden, hidden]),
+                ("mlp.gate_proj", vec![intermediate, hidden]),
+                ("mlp.up_proj", vec![intermediate, hidden]),
+                ("mlp.down_proj", vec![hidden, intermediate]),
+                ("input_layernorm", vec![hidden]),
+                ("post_attention_layernorm", vec![hidden]),
+            ] {
+                tensors.push((format!("model.layers.{layer}.{name}.weight"), shape));
+            }
+        }
+        tensors
+    }
+
+    fn bert_tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let Self { vocab, hidden, intermediate, max_tokens, .. } = *self;
+        let mut tensors = vec![
+            ("bert.embeddings.word_embeddings.weight".to_owned(), vec![vocab, hidden]),
+            ("bert.embeddings.position_embeddings.weight".to_owned(), vec![max_tokens, hidden]),
+            ("bert.embeddings.token_type_embeddings.weight".to_owned(), vec![2, hidden]),
+        ];
+        let mut with_bias = |name: String, shape: Vec<usize>| {
+            tensors.push((format!("{name}.bias"), vec![shape[0]]));
+            tensors.push((format!("{name}.weight"), shape));
+        };
+        with_bias("bert.embeddings.LayerNorm".to_owned(), vec![hidden]);
+        for layer in 0..self.layers {
+            for (name, shape) in [
+                ("attention.self.query", vec![hidden, hidden]),
+                ("attention.self.key", vec![hidden, hidden]),
+                ("attention.self.value", vec![hidden, hidden]),
+                ("attention.output.dense", vec![hidden, hidden]),
+                ("attention.output.LayerNorm", vec![hidden]),
+                ("intermediate.dense", vec![intermediate, hidden]),
+                ("output.dense", vec![hidden, intermediate]),
+                ("output.LayerNorm", vec![hidden]),
+            ] {
+                with_bias(format!("bert.encoder.layer.{layer}.{name}"), shape);
+            }
+        }
+        with_bias("bert.pooler.dense".to_owned(), vec![hidden, hidden]);
+        with_bias("classifier".to_owned(), vec![1, hidden]);
+        tensors
+    }
+
+    /// Writes a checkpoint directory with random weights in f16. Members of one family start from the same
+    /// weights and differ by a sixteenth of their size, so that they pass for fine-tuned from one pretrain.
+    pub fn write(&self, dir: &Path, member: u64) -> anyhow::Result<()> {
+        std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+        let tokenizer = json!({
+            "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
+            "decoder": null, "pre_tokenizer": {"type": "WhitespaceSplit"}, "added_tokens": [],
+            "model": {"type": "WordLevel", "vocab": {"word": 0}, "unk_token": "word"},
+        });
+        // as it is, whatever tokenizer the model's family has
+        let class = json!({"tokenizer_class": "PreTrainedTokenizerFast"});
+        let files =
+            [("config.json", self.config()), ("tokenizer.json", tokenizer), ("tokenizer_config.json", class)];
+        for (name, value) in files {
+            let path = dir.join(name);
+            std::fs::write(&path, value.to_string()).with_context(|| format!("write {}", path.display()))?;
+        }
+        let (mut base, mut own) = (Noise::new(0), Noise::new(member + 1));
+        let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = (self.tensors().into_iter())
+            .map(|(name, shape)| {
+                let is_norm =
+                    shape.len() == 1 && name.to_lowercase().contains("norm") && name.ends_with("weight");
+                // Norms keep the size of what passes; the others are as small as a trained model's.
+                let (mean, size) = if is_norm { (1.0, 0.1) } else { (0.0, 0.1) };
+                let mut draw = || mean + size * (base.unit() - 0.5 + (own.unit() - 0.5) / 16.0);
+                let count = shape.iter().product();
+                let bytes = (0..count).flat_map(|_| half::f16::from_f64(draw()).to_le_bytes()).collect();
+                (name, shape, bytes)
+            })
+            .collect();
+        let views = tensors
+            .iter()
+            .map(|(name, shape, bytes)| Ok((name, TensorView::new(Dtype::F16, shape.clone(), bytes)?)))
+            .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
+            .context("a tensor's bytes are its shape's")?;
+        let path = dir.join("model.safetensors");
+        safetensors::serialize_to_file(views, None, &path)
+            .with_context(|| format!("write {}", path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use clap::ValueEnum;
+
+    use super::*;
+    use crate::model::variant::Loader;
+    use crate::model::variant::Mode;
+    use crate::model::variant::VariantConfig;
+
+    #[test]
+    fn shapes_have_their_models_sizes() {
+        let millions = |shape: Shape| {
+            let tensors = shape.sizes().tensors();
+            tensors.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum::<usize>() / 1_000_000
+        };
+        let parameters: Vec<(&str, usize)> =
+            Shape::value_variants().iter().map(|shape| (shape.name(), millions(*shape))).collect();
+        assert_eq!(
+            parameters,
+            [("minilm", 22), ("bert-base", 109), ("smollm2-135m", 134), ("llama-512x8", 41)]
+        );
+    }
+
+    #[test]
+    fn what_is_written_loads_as_a_family() {
+        for family in [Family::Llama, Family::Bert] {
+            let heads = 4;
+            let sizes = Sizes {
+                family,
+                vocab: 50,
+                hidden: 16,
+                intermediate: 24,
+                layers: 2,
+                heads,
+                kv_heads: if family == Family::Llama { 2 } else { heads },
+                max_tokens: 32,
+            };
+            let folder = tempfile::tempdir().unwrap();
+            let members: Vec<PathBuf> =
+                (0..2).map(|member| folder.path().join(format!("member-{member}"))).collect();
+            members.iter().zip(0..).for_each(|(dir, member)| sizes.write(dir, member).unwrap());
+            let config = VariantConfig::new("warm", Mode::Warm, members);
+            let variant = Loader::default().load(&config, &mut |_, _| ()).unwrap();
+            assert_ne!(variant.info.members[0].digest, variant.info.members[1].digest);
+            assert_eq!((variant.info.max_tokens, variant.tokenizer.vocab_size()), (32, 50));
+        }
+    }
+}

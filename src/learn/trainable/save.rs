@@ -1,0 +1,156 @@
+//! From a model in training to a Hugging Face directory.
+
+use std::path::Path;
+
+use candle_core::DType;
+use half::bf16;
+use half::f16;
+use safetensors::Dtype;
+use serde_json::Map;
+use serde_json::Value;
+use serde_json::json;
+
+use super::Trainable;
+use crate::checkpoint::CheckpointError;
+use crate::checkpoint::write::CheckpointWriter;
+use crate::checkpoint::write::MAX_SHARD_BYTES;
+use crate::checkpoint::write::TensorSpec;
+use crate::disk;
+use crate::learn::adamw::with_values;
+use crate::model::ModelError;
+use crate::model::config;
+use crate::model::config::CheckpointConfig;
+use crate::model::pooling::HeadKind;
+use crate::text::TextEnd;
+use crate::text::TextRule;
+use crate::values::Averaged;
+
+const MANIFEST: &str = "rewarm.json";
+
+impl Trainable {
+    /// Writes a checkpoint, whole or not at all: weights rounded once to `dtype` (`f32`, `bf16` or `f16`), config,
+    /// tokenizer, template, the manifest (without a calibration, for these are other weights; with the text rule, where
+    /// no template says it), and JSON `files` beside.
+    ///
+    /// It is the form that the base had; a base without a head, and transformers' own heads, become transformers'
+    /// `*ForSequenceClassification`. What a reward does not depend on, such as `lm_head`, is left out.
+    pub fn save(&self, target: &Path, dtype: DType, files: &[(&str, Value)]) -> Result<(), ModelError> {
+        let (stored, dtype_name) = match dtype {
+            DType::F32 => (Dtype::F32, "float32"),
+            DType::F16 => (Dtype::F16, "float16"),
+            DType::BF16 => (Dtype::BF16, "bfloat16"),
+            other => return Err(ModelError::Unsupported(format!("precision {other:?}"))),
+        };
+        let tokenizer = self.dir.join("tokenizer.json");
+        std::fs::metadata(&tokenizer).map_err(|source| ModelError::read(&tokenizer, source))?;
+        let specs = self.tensors.iter().map(|held| TensorSpec {
+            name: held.name.clone(),
+            dtype: stored,
+            shape: held.var.dims().to_vec(),
+        });
+        let mut writer = CheckpointWriter::create(target, specs.collect(), MAX_SHARD_BYTES)?;
+        for held in &self.tensors {
+            let values = with_values(&held.var, |values| Ok(round(values, dtype)))?;
+            if let Some(value) = not_finite(&values) {
+                return Err(CheckpointError::NotFiniteWeight { name: held.name.clone(), value }.into());
+            }
+            writer.write(&held.name, &values)?;
+        }
+        let mut config = self.config.clone();
+        config.remove("torch_dtype"); // its name until transformers 5
+        config.insert("dtype".to_owned(), json!(dtype_name));
+        writer.add_json("config.json", &Value::Object(config))?;
+        writer.copy_text_files(&self.dir)?;
+        if let Some(manifest) = self.manifest()? {
+            writer.add_json(MANIFEST, &manifest)?;
+        }
+        for (name, document) in files {
+            writer.add_json(name, document)?;
+        }
+        Ok(writer.finish()?)
+    }
+
+    /// The base's, without its calibration, and with the rule that the texts were joined by and the end that they had.
+    fn manifest(&self) -> Result<Option<Value>, ModelError> {
+        let path = self.dir.join(MANIFEST);
+        let read = disk::read_if_there(&path, disk::SETTINGS_BYTES);
+        let mut manifest: Map<String, Value> = match read.map_err(|source| ModelError::read(&path, source))? {
+            Some(text) => serde_json::from_slice(&text).map_err(|error| ModelError::config(&path, error))?,
+            None => Map::new(),
+        };
+        manifest.remove("calibration");
+        if let Some(rule) = self.tokenizer.rule().filter(|rule| *rule != TextRule::ChatTemplate) {
+            manifest.insert("text_rule".to_owned(), json!(rule));
+        }
+        if self.tokenizer.end() == TextEnd::Eos {
+            manifest.insert("text_end".to_owned(), json!(TextEnd::Eos));
+        }
+        Ok((!manifest.is_empty()).then_some(Value::Object(manifest)))
+    }
+}
+
+/// What tensors are called in the checkpoint that is written.
+pub(super) struct Names {
+    /// The base's prefix of the backbone, and the one to write.
+    prefixes: Option<(String, &'static str)>,
+}
+
+impl Names {
+    /// Heads of others keep the names around them.
+    pub(super) fn new(config: &CheckpointConfig, head: HeadKind, prefix: &str) -> Self {
+        let written = config.backbone.prefixes()[0];
+        Self { prefixes: is_transformers(head).then(|| (prefix.to_owned(), written)) }
+    }
+
+    /// For a name in the base.
+    pub(super) fn written(&self, base_name: &str) -> String {
+        let is_head = ["score.", "classifier."].iter().any(|head| base_name.starts_with(head));
+        match &self.prefixes {
+            Some((prefix, written)) if !is_head => match base_name.strip_prefix(prefix.as_str()) {
+                Some(rest) => format!("{written}{rest}"),
+                None => base_name.to_owned(),
+            },
+            _ => base_name.to_owned(),
+        }
+    }
+}
+
+/// Whether the head is one that `*ForSequenceClassification` has.
+fn is_transformers(head: HeadKind) -> bool {
+    match head {
+        HeadKind::Score | HeadKind::BertClassifier | HeadKind::RobertaClassifier => true,
+        HeadKind::OpenRlhf | HeadKind::TrlValueHead | HeadKind::ValueHead => false,
+    }
+}
+
+/// Makes `config.json` say that this is transformers' class with one label, if it is.
+pub(super) fn name_architecture(fields: &mut Map<String, Value>, config: &CheckpointConfig, head: HeadKind) {
+    let class = fields.get("model_type").and_then(Value::as_str).and_then(config::class);
+    let Some(class) = class.filter(|_| is_transformers(head)) else { return };
+    let architecture = format!("{class}ForSequenceClassification");
+    if config.architecture == architecture {
+        return;
+    }
+    fields.insert("architectures".to_owned(), json!([architecture]));
+    fields.insert("id2label".to_owned(), json!({"0": "LABEL_0"}));
+    fields.insert("label2id".to_owned(), json!({"LABEL_0": 0}));
+    fields.remove("num_labels"); // else it must agree with the two
+}
+
+/// Each value once, to the nearest.
+fn round(values: &[f32], dtype: DType) -> Averaged {
+    match dtype {
+        DType::F16 => Averaged::F16(values.iter().map(|&value| f16::from_f32(value)).collect()),
+        DType::BF16 => Averaged::Bf16(values.iter().map(|&value| bf16::from_f32(value)).collect()),
+        _ => Averaged::F32(values.to_vec()),
+    }
+}
+
+fn not_finite(values: &Averaged) -> Option<f64> {
+    let mut values: Box<dyn Iterator<Item = f32>> = match values {
+        Averaged::F32(values) => Box::new(values.iter().copied()),
+        Averaged::F16(values) => Box::new(values.iter().map(|value| value.to_f32())),
+        Averaged::Bf16(values) => Box::new(values.iter().map(|value| value.to_f32())),
+    };
+    values.find(|value| !value.is_finite()).map(f64::from)
+}

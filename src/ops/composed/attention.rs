@@ -1,0 +1,208 @@
+//! Attention over packed segments, with what its layers can share.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+
+use candle_core::DType;
+use candle_core::Result;
+use candle_core::Tensor;
+
+use super::select;
+use super::softmax;
+use crate::ops::AttentionSpec;
+use crate::ops::Which;
+use crate::ops::batch::PackedBatch;
+
+/// At most this many scores at a time, 64 MiB of `f32`: a sequence of any length fits into memory, and one of
+/// usual length is a single block.
+const MAX_SCORES: usize = 1 << 24;
+
+/// A batch, the angles of its rows, and the masks that its layers can share.
+#[derive(Debug)]
+pub struct Packing<'a> {
+    batch: &'a PackedBatch,
+    /// Cosines and sines, `[rows, head_dim / 2]`.
+    angles: Option<(Tensor, Tensor)>,
+    masks: Mutex<HashMap<MaskShape, Tensor>>,
+}
+
+/// Rows are queries, columns are keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct MaskShape {
+    queries: usize,
+    keys: usize,
+    /// The key that is the first query's own.
+    lead: usize,
+    window: Option<usize>,
+}
+
+impl<'a> Packing<'a> {
+    pub(super) fn new(batch: &'a PackedBatch, angles: Option<(Tensor, Tensor)>) -> Self {
+        Self { batch, angles, masks: Mutex::default() }
+    }
+
+    /// What is packed.
+    pub(in crate::ops) fn batch(&self) -> &'a PackedBatch {
+        self.batch
+    }
+
+    /// Cosines and sines of these rows.
+    pub(in crate::ops) fn angles(&self, which: Which<'_>) -> Result<(Tensor, Tensor)> {
+        let Some((cos, sin)) = &self.angles else { candle_core::bail!("a model without rotary embedding") };
+        match which {
+            Which::Run(rows) => {
+                Ok((cos.narrow(0, rows.start, rows.len())?, sin.narrow(0, rows.start, rows.len())?))
+            }
+            Which::Listed(rows) => Ok((select(cos, rows)?, select(sin, rows)?)),
+        }
+    }
+
+    /// `[queries, keys]` in `f32`: zero where a query sees a key, else minus infinity.
+    fn mask(&self, shape: MaskShape, like: &Tensor) -> Result<Tensor> {
+        let mut masks = self.masks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(mask) = masks.get(&shape) {
+            return Ok(mask.clone());
+        }
+        let MaskShape { queries, keys, lead, window } = shape;
+        let mut mask = vec![f32::NEG_INFINITY; queries * keys];
+        for query in 0..queries {
+            let end = (lead + query + 1).min(keys);
+            let start = window.map_or(0, |window| (lead + query + 1).saturating_sub(window));
+            mask[query * keys + start..query * keys + end].fill(0.0);
+        }
+        let mask = Tensor::from_vec(mask, (queries, keys), like.device())?;
+        masks.insert(shape, mask.clone());
+        Ok(mask)
+    }
+}
+
+/// `query` is `[queries, heads, head_dim]`, of the rows that `which` says; key and value are
+/// `[rows, kv_heads, head_dim]`, of all. Returns `[queries, heads, head_dim]`.
+pub(super) fn attention(
+    [query, key, value]: [&Tensor; 3],
+    which: Which<'_>,
+    packing: &Packing<'_>,
+    spec: &AttentionSpec,
+) -> Result<Tensor> {
+    let batch = packing.batch;
+    // (segment, its first query's place in `query`, in the segment, how many)
+    let runs: Vec<(usize, usize, usize, usize)> = match which {
+        Which::Run(rows) if rows == (0..batch.num_rows()) => {
+            let segments = batch.segments().iter().enumerate();
+            segments.map(|(index, segment)| (index, segment.rows.start, 0, segment.rows.len())).collect()
+        }
+        Which::Run(rows) => rows.enumerate().map(|(place, row)| one(batch, place, row)).collect(),
+        Which::Listed(rows) => rows.iter().enumerate().map(|(place, &row)| one(batch, place, row)).collect(),
+    };
+    let mut outputs = Vec::with_capacity(runs.len());
+    for (segment, place, first, queries) in runs {
+        let heads_first = |x: &Tensor| x.transpose(0, 1)?.contiguous(); // [heads, rows, head_dim]
+        let query = heads_first(&query.narrow(0, place, queries)?)?;
+        let (key, value) =
+            (heads_first(&along(key, batch, segment)?)?, heads_first(&along(value, batch, segment)?)?);
+        let lead = batch.segments()[segment].first_position + first;
+        outputs.push(attend([&query, &key, &value], lead, packing, spec, MAX_SCORES)?.transpose(0, 1)?);
+    }
+    Tensor::cat(&outputs, 0)
+}
+
+fn one(batch: &PackedBatch, place: usize, row: usize) -> (usize, usize, usize, usize) {
+    let segment = batch.segment_of(row);
+    (segment, place, row - batch.segments()[segment].rows.start, 1)
+}
+
+/// The rows of a segment, after those of its ancestors.
+fn along(x: &Tensor, batch: &PackedBatch, segment: usize) -> Result<Tensor> {
+    let runs = batch.path(segment);
+    let runs: Vec<Tensor> =
+        runs.iter().map(|rows| x.narrow(0, rows.start, rows.len())).collect::<Result<_>>()?;
+    if let [alone] = runs.as_slice() { Ok(alone.clone()) } else { Tensor::cat(&runs, 0) }
+}
+
+/// Attention of one segment, in blocks of queries with at most `max_scores` scores (or one query):
+/// `[heads, queries, head_dim]`; keys and values have `kv_heads`. `lead` is the key that is the first query's own.
+fn attend(
+    [query, key, value]: [&Tensor; 3],
+    lead: usize,
+    packing: &Packing<'_>,
+    spec: &AttentionSpec,
+    max_scores: usize,
+) -> Result<Tensor> {
+    let (heads, all_queries, head_dim) = query.dims3()?;
+    let (kv_heads, all_keys, _) = key.dims3()?;
+    let group = heads / kv_heads;
+    let block = (max_scores / (heads * all_keys)).clamp(1, all_queries);
+    let mut outputs = Vec::with_capacity(all_queries.div_ceil(block));
+    for first in (0..all_queries).step_by(block) {
+        let queries = block.min(all_queries - first);
+        let own_key = lead + first;
+        let first_key = match spec.window {
+            Some(window) if spec.causal => (own_key + 1).saturating_sub(window),
+            _ => 0,
+        };
+        let end_key = if spec.causal { own_key + queries } else { all_keys };
+        let keys = end_key - first_key;
+
+        // the query heads that share a key head go into one product, so no key is repeated
+        let block_query = query.narrow(1, first, queries)?.reshape((kv_heads, group * queries, head_dim))?;
+        let block_key = key.narrow(1, first_key, keys)?.transpose(1, 2)?;
+        let mut scores = (block_query.matmul(&block_key)?.to_dtype(DType::F32)? * spec.scale)?; // [kv_heads, group · queries, keys]
+        if let Some(cap) = spec.softcap {
+            scores = ((scores / cap)?.tanh()? * cap)?;
+        }
+        if spec.causal && queries > 1 {
+            let shape = MaskShape { queries, keys, lead: own_key - first_key, window: spec.window };
+            let mask = packing.mask(shape, &scores)?;
+            scores = scores.reshape((kv_heads, group, queries, keys))?.broadcast_add(&mask)?;
+            scores = scores.reshape((kv_heads, group * queries, keys))?;
+        }
+        let weights = softmax(&scores)?.to_dtype(value.dtype())?;
+        let output = weights.matmul(&value.narrow(1, first_key, keys)?.contiguous()?)?; // [kv_heads, group · queries, head_dim]
+        outputs.push(output.reshape((heads, queries, head_dim))?);
+    }
+    if outputs.len() == 1 { Ok(outputs.swap_remove(0)) } else { Tensor::cat(&outputs, 1) }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ops::composed::Composed;
+    use crate::ops::textbook;
+    use crate::ops::textbook::numbers;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn attention_is_the_textbooks_in_blocks_of_any_size(
+            seq in 1usize..24, spec in textbook::specs(), max_scores in 1usize..2000, seed: u64,
+        ) {
+            let AttentionSpec { heads, kv_heads, head_dim, .. } = spec;
+            let [query, key, value] = [(heads, seed), (kv_heads, seed ^ 1), (kv_heads, seed ^ 2)]
+                .map(|(n, seed)| numbers(seq * n * head_dim, seed));
+            let expected = textbook::attention([&query, &key, &value], &spec);
+            let heads_first = |x: &[f32], heads: usize| {
+                Tensor::new(x, &Device::Cpu).unwrap().reshape((seq, heads, head_dim)).unwrap()
+                    .transpose(0, 1).unwrap().contiguous().unwrap()
+            };
+            let batch = PackedBatch::pack(&[]);
+            let packing = Packing::new(&batch, None);
+            let (q, k, v) = (heads_first(&query, heads), heads_first(&key, kv_heads), heads_first(&value, kv_heads));
+            let output = attend([&q, &k, &v], 0, &packing, &spec, max_scores).unwrap();
+            let output: Vec<f32> = output.transpose(0, 1).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+            for (ours, textbook) in output.iter().zip(&expected) {
+                prop_assert!((ours - textbook).abs() < 1e-5, "{} {}", ours, textbook);
+            }
+        }
+
+        #[test]
+        fn packed_attention_is_the_textbooks(case in textbook::cases()) {
+            let ops = Composed { device: Device::Cpu, dtype: DType::F32 };
+            case.check(&ops, &case.expected(|x| x), 1e-5)?;
+        }
+    }
+}

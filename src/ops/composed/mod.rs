@@ -1,0 +1,416 @@
+//! The reference form: plain candle operations, differentiable, on every device; one block of all rows.
+//!
+//! Where candle has a fused kernel, inference uses that. A tensor that carries a gradient takes the composed form
+//! (`forms`) instead, since candle's fused kernels (`layer_norm`, `rms_norm`, `softmax_last_dim`, `rope_thd`)
+//! have none and drop it in silence.
+
+mod attention;
+mod forms;
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use candle_core::DType;
+use candle_core::Device;
+use candle_core::Result;
+use candle_core::Tensor;
+
+use super::Activation;
+use super::AttentionSpec;
+use super::LinearSource;
+use super::Ops;
+use super::Precision;
+use super::Which;
+use crate::ops::batch::PackedBatch;
+use crate::values::Averaged;
+
+pub use attention::Packing;
+
+/// Plain candle operations.
+#[derive(Clone, Debug)]
+pub struct Composed {
+    /// Where weights and activations are.
+    pub device: Device,
+    /// What they are kept in, but for norms and heads.
+    pub dtype: DType,
+}
+
+/// A linear layer, laid out for the product.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    /// `[input, output]` and contiguous: candle's products with a transposed weight are 3 to 5 times slower at few
+    /// rows.
+    pub weight: Tensor,
+    /// `[output]`
+    pub bias: Option<Tensor>,
+}
+
+/// Two linear layers on the same input.
+#[derive(Clone, Debug)]
+pub struct Gated {
+    /// What the activation is applied to.
+    pub gate: Linear,
+    /// What the gate lets through.
+    pub up: Linear,
+}
+
+/// Keys and values of a batch, `[rows, kv_heads, head_dim]`.
+pub struct Remembered<'a> {
+    key: Tensor,
+    value: Tensor,
+    packing: &'a Packing<'a>,
+    spec: &'a AttentionSpec,
+}
+
+impl Composed {
+    /// An average without values stands for weights that are not read: a placeholder of the shape, without memory.
+    fn tensor(&self, values: &Averaged, shape: &[usize]) -> Result<Tensor> {
+        if values.is_empty() {
+            return Tensor::zeros((), self.dtype, &Device::Cpu)?.broadcast_as(shape);
+        }
+        values.to_tensor(shape)?.to_device(&self.device)
+    }
+}
+
+impl Ops for Composed {
+    type Rows = Tensor;
+    type Linear = Linear;
+    type Gated = Gated;
+    type Vector = Tensor;
+    type Table = Tensor;
+    type Packing<'a> = Packing<'a>;
+    type Remembered<'a> = Remembered<'a>;
+
+    fn name(&self) -> String {
+        format!("composed {:?} {:?}", self.device.location(), self.dtype)
+    }
+
+    fn dtype(&self, precision: Precision) -> DType {
+        match precision {
+            Precision::Working => self.dtype,
+            Precision::F32 => DType::F32,
+        }
+    }
+
+    fn load_linear(&self, source: LinearSource<'_>, _: Precision) -> Result<Linear> {
+        let weight = self.tensor(source.weight, &[source.output, source.input])?.t()?;
+        let weight = if source.weight.is_empty() { weight } else { weight.contiguous()? };
+        let bias = source.bias.map(|bias| self.tensor(bias, &[source.output])).transpose()?;
+        Ok(Linear { weight, bias })
+    }
+
+    fn load_gated(&self, gate: LinearSource<'_>, up: LinearSource<'_>) -> Result<Gated> {
+        let load = |source| self.load_linear(source, Precision::Working);
+        Ok(Gated { gate: load(gate)?, up: load(up)? })
+    }
+
+    fn load_vector(&self, _: &str, values: Vec<f32>, offset: f32) -> Result<Tensor> {
+        let values: Vec<f32> = values.into_iter().map(|value| value + offset).collect();
+        Tensor::new(values, &self.device)
+    }
+
+    fn load_table(&self, _: &str, values: Averaged, rows: usize, width: usize) -> Result<Tensor> {
+        self.tensor(&values, &[rows, width])
+    }
+
+    fn packing<'a>(
+        &self,
+        batch: &'a PackedBatch,
+        angles: Option<(Vec<f32>, Vec<f32>)>,
+    ) -> Result<Packing<'a>> {
+        let rows = batch.num_rows();
+        let tensor = |values: Vec<f32>| {
+            let shape = (rows, values.len() / rows);
+            Tensor::from_vec(values, shape, &self.device)?.to_dtype(self.dtype)
+        };
+        let angles = match angles {
+            Some((cos, sin)) => Some((tensor(cos)?, tensor(sin)?)),
+            None => None,
+        };
+        Ok(Packing::new(batch, angles))
+    }
+
+    fn blocks(&self, rows: usize) -> Vec<Range<usize>> {
+        std::iter::once(0..rows).collect()
+    }
+
+    fn each<A: Send, B: Send>(&self, blocks: Vec<A>, f: impl Fn(A) -> Result<B> + Sync) -> Result<Vec<B>> {
+        blocks.into_iter().map(f).collect()
+    }
+
+    fn embed(&self, tables: &[(&Tensor, &[u32])], scale: Option<f64>) -> Result<Tensor> {
+        let mut sum: Option<Tensor> = None;
+        for (table, ids) in tables {
+            let rows = table.index_select(&Tensor::new(*ids, &self.device)?, 0)?;
+            sum = Some(match sum {
+                Some(sum) => (sum + rows)?,
+                None => rows,
+            });
+        }
+        let sum = sum.expect("a model has at least one embedding");
+        match scale {
+            Some(scale) => {
+                let scale = Tensor::new(scale as f32, &self.device)?.to_dtype(sum.dtype())?;
+                sum.broadcast_mul(&scale)
+            }
+            None => Ok(sum),
+        }
+    }
+
+    fn operand<'a>(&self, x: Cow<'a, Tensor>) -> Result<Cow<'a, Tensor>> {
+        Ok(x)
+    }
+
+    fn linear(&self, x: &Tensor, layer: &Linear) -> Result<Tensor> {
+        let product = x.to_dtype(layer.weight.dtype())?.matmul(&layer.weight)?;
+        match &layer.bias {
+            Some(bias) => product.broadcast_add(bias),
+            None => Ok(product),
+        }
+    }
+
+    fn linear_add(&self, x: &Tensor, layer: &Linear, residual: Tensor) -> Result<Tensor> {
+        residual + self.linear(x, layer)?
+    }
+
+    fn linear_act(&self, x: &Tensor, layer: &Linear, activation: Activation) -> Result<Tensor> {
+        activate(&self.linear(x, layer)?, activation)
+    }
+
+    fn gated(&self, x: &Tensor, layer: &Gated, activation: Activation) -> Result<Tensor> {
+        self.linear_act(x, &layer.gate, activation)? * self.linear(x, &layer.up)?
+    }
+
+    fn add(&self, x: Tensor, y: &Tensor) -> Result<Tensor> {
+        x + y
+    }
+
+    fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+        let runs = x.reshape(((), weight.dim(0)?))?;
+        let normed = if x.track_op() || weight.track_op() {
+            forms::rms_norm(&runs, weight, eps)?
+        } else {
+            candle_nn::ops::rms_norm(&runs.to_dtype(DType::F32)?.contiguous()?, weight, eps as f32)?
+                .to_dtype(x.dtype())?
+        };
+        normed.reshape(x.shape())
+    }
+
+    fn layer_norm(&self, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+        if x.track_op() || weight.track_op() {
+            return forms::layer_norm(x, weight, bias, eps);
+        }
+        candle_nn::ops::layer_norm(&x.to_dtype(DType::F32)?.contiguous()?, weight, bias, eps as f32)?
+            .to_dtype(x.dtype())
+    }
+
+    fn rotary(&self, x: Tensor, head_dim: usize, packing: &Packing<'_>, which: Which<'_>) -> Result<Tensor> {
+        let (cos, sin) = packing.angles(which)?;
+        let heads = x.reshape((x.dim(0)?, (), head_dim))?;
+        let turned = if x.track_op() {
+            forms::rotary(&heads, &cos, &sin)?
+        } else {
+            candle_nn::rotary_emb::rope_thd(&heads.unsqueeze(0)?.contiguous()?, &cos, &sin)?.squeeze(0)?
+        };
+        turned.reshape(x.shape())
+    }
+
+    fn remember<'a>(
+        &self,
+        keys: Vec<Tensor>,
+        values: Vec<Tensor>,
+        packing: &'a Packing<'_>,
+        spec: &'a AttentionSpec,
+    ) -> Result<Remembered<'a>> {
+        let [key, value] = [&keys, &values].map(|x| by_head(whole(x)?, spec));
+        Ok(Remembered { key: key?, value: value?, packing, spec })
+    }
+
+    fn attend(&self, queries: &Tensor, which: Which<'_>, to: &Remembered<'_>) -> Result<Tensor> {
+        let Remembered { key, value, packing, spec } = to;
+        let query = by_head(queries, spec)?;
+        attention::attention([&query, key, value], which, packing, spec)?.flatten_from(1)
+    }
+
+    fn gather(&self, blocks: &[Tensor], rows: &[usize]) -> Result<Vec<Tensor>> {
+        Ok(vec![select(whole(blocks)?, rows)?])
+    }
+
+    fn mean(&self, blocks: &[Tensor], lists: &[Vec<usize>]) -> Result<Vec<Tensor>> {
+        let x = whole(blocks)?;
+        let mean = |rows: &Vec<usize>| select(x, rows)?.to_dtype(DType::F32)?.mean(0);
+        Ok(vec![Tensor::stack(&lists.iter().map(mean).collect::<Result<Vec<_>>>()?, 0)?])
+    }
+
+    fn to_vec(&self, blocks: &[Tensor]) -> Result<Vec<f32>> {
+        whole(blocks)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+    }
+}
+
+/// `[rows, heads, head_dim]`
+fn by_head(x: &Tensor, spec: &AttentionSpec) -> Result<Tensor> {
+    x.reshape((x.dim(0)?, (), spec.head_dim))
+}
+
+/// The one block that all rows are in.
+pub(super) fn whole(blocks: &[Tensor]) -> Result<&Tensor> {
+    match blocks {
+        [whole] => Ok(whole),
+        _ => candle_core::bail!("{} blocks, the composed form has one", blocks.len()),
+    }
+}
+
+fn select(x: &Tensor, rows: &[usize]) -> Result<Tensor> {
+    let rows: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
+    x.index_select(&Tensor::new(rows, x.device())?, 0)
+}
+
+pub(super) fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
+    match activation {
+        Activation::GeluErf => x.gelu_erf(),
+        Activation::GeluTanh => x.gelu(),
+        Activation::Silu => x.silu(),
+        Activation::Relu => x.relu(),
+        Activation::Tanh => x.tanh(),
+    }
+}
+
+/// Softmax over the last dimension, of `f32` scores.
+fn softmax(scores: &Tensor) -> Result<Tensor> {
+    if scores.track_op() {
+        return forms::softmax(scores);
+    }
+    candle_nn::ops::softmax_last_dim(scores)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Var;
+
+    use super::*;
+    use crate::ops::batch::Sequence;
+
+    const OPS: Composed = Composed { device: Device::Cpu, dtype: DType::F32 };
+
+    fn wave(shape: &[usize], step: f32) -> Tensor {
+        let count: usize = shape.iter().product();
+        Tensor::from_vec(waves(count, step), shape, &Device::Cpu).unwrap()
+    }
+
+    fn waves(count: usize, step: f32) -> Vec<f32> {
+        (0..count).map(|i| (i as f32 * step).sin() * 3.0).collect()
+    }
+
+    fn batch(lengths: &[usize]) -> PackedBatch {
+        let sequence = |&length: &usize| Sequence { token_ids: vec![1; length], type_ids: vec![0; length] };
+        PackedBatch::pack(&lengths.iter().map(sequence).collect::<Vec<_>>())
+    }
+
+    fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
+        (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
+    }
+
+    #[test]
+    fn the_fused_forms_equal_the_composed_ones() {
+        for (rows, heads, width) in [(1, 1, 2), (3, 2, 6), (17, 5, 34), (64, 4, 128)] {
+            let x = wave(&[rows, heads * width], 0.37);
+            let by_head = x.reshape((rows, heads, width)).unwrap();
+            let flat = |x: Result<Tensor>| x.unwrap().flatten_from(1);
+            let weight = wave(&[width], 0.7);
+            let (wide_weight, wide_bias) = (wave(&[heads * width], 0.7), wave(&[heads * width], 1.1));
+            let batch = batch(&[rows]);
+            let angles = (waves(rows * width / 2, 0.2), waves(rows * width / 2, 0.3));
+            let packing = OPS.packing(&batch, Some(angles)).unwrap();
+            let (cos, sin) = (wave(&[rows, width / 2], 0.2), wave(&[rows, width / 2], 0.3));
+            let (eps, scores) = (1e-6, wave(&[rows, heads, width], 2.3));
+            for (name, fused, composed) in [
+                ("rms_norm", OPS.rms_norm(&x, &weight, eps), flat(forms::rms_norm(&by_head, &weight, eps))),
+                (
+                    "layer_norm",
+                    OPS.layer_norm(&x, &wide_weight, &wide_bias, eps),
+                    forms::layer_norm(&x, &wide_weight, &wide_bias, eps),
+                ),
+                (
+                    "rotary",
+                    OPS.rotary(x.clone(), width, &packing, Which::Run(0..rows)),
+                    flat(forms::rotary(&by_head, &cos, &sin)),
+                ),
+                ("softmax", softmax(&scores), forms::softmax(&scores)),
+            ] {
+                let difference = largest_difference(&fused.unwrap(), &composed.unwrap());
+                assert!(difference < 2e-5, "{name} {rows}x{heads}x{width}: {difference}");
+            }
+        }
+    }
+
+    /// candle's fused kernels drop gradients in silence: whoever trains must get the composed forms.
+    #[test]
+    fn every_operation_passes_a_gradient_to_every_input() {
+        // low waves: no gradient passes a function that is saturated
+        let var = |shape: &[usize], step: f32| {
+            Var::from_tensor(&(wave(shape, step) * 0.1).unwrap()).unwrap().into_inner()
+        };
+        let linear = |input: usize, output: usize, step: f32| Linear {
+            weight: var(&[input, output], step),
+            bias: Some(var(&[output], step + 0.04)),
+        };
+        let (table, other_table) = (var(&[7, 16], 0.11), var(&[3, 16], 0.23));
+        let (query, key, value) = (linear(16, 32, 0.3), linear(16, 16, 0.5), linear(16, 16, 0.7));
+        let (head_weight, weight, bias) = (var(&[8], 0.9), var(&[16], 1.1), var(&[16], 1.3));
+        let gated = Gated { gate: linear(16, 6, 0.13), up: linear(16, 6, 0.19) };
+        let (output, down, dense) = (linear(32, 16, 0.17), linear(6, 16, 0.29), linear(16, 4, 0.31));
+        let spec = AttentionSpec {
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 8,
+            causal: true,
+            window: Some(3),
+            scale: 0.5,
+            softcap: Some(2.0),
+        };
+        let batch = batch(&[2, 3]);
+        let packing = OPS.packing(&batch, Some((waves(20, 0.2), waves(20, 0.3)))).unwrap();
+
+        let tables = [(&table, [3, 1, 4, 1, 5].as_slice()), (&other_table, &[0, 1, 2, 0, 1])];
+        let x = OPS.embed(&tables, Some(0.5)).unwrap();
+        let normed = OPS.layer_norm(&x, &weight, &bias, 1e-6).unwrap();
+        let normed = OPS.operand(Cow::Owned(normed)).unwrap();
+        let q = OPS.rms_norm(&OPS.linear(&normed, &query).unwrap(), &head_weight, 1e-6).unwrap();
+        let [k, v] = [&key, &value].map(|layer| OPS.linear(&normed, layer).unwrap());
+        let k = OPS.rotary(k, 8, &packing, Which::Run(0..5)).unwrap();
+        let wanted = [1, 3, 4];
+        let q = OPS.gather(&[q], &wanted).unwrap().swap_remove(0);
+        let q = OPS.rotary(q, 8, &packing, Which::Listed(&wanted)).unwrap();
+        let memory = OPS.remember(vec![k], vec![v], &packing, &spec).unwrap();
+        let attended = OPS.attend(&q, Which::Listed(&wanted), &memory).unwrap();
+        let x = OPS.gather(&[x], &wanted).unwrap().swap_remove(0);
+        let x = OPS.linear_add(&attended, &output, x).unwrap();
+        let mut inside = OPS.gated(&x, &gated, Activation::GeluErf).unwrap();
+        for activation in [Activation::GeluTanh, Activation::Silu, Activation::Tanh, Activation::Relu] {
+            inside = OPS.add(activate(&inside, activation).unwrap(), &inside).unwrap();
+        }
+        let x = OPS.linear_add(&inside, &down, x).unwrap();
+        let means = OPS.mean(&[x], &[vec![0, 1], vec![2]]).unwrap();
+        let rewards = OPS.linear_act(&means[0], &dense, Activation::Silu).unwrap();
+        let gradients = rewards.sum_all().unwrap().backward().unwrap();
+
+        let layers = [&query, &key, &value, &output, &gated.gate, &gated.up, &down, &dense]
+            .into_iter()
+            .zip(["query", "key", "value", "output", "gate", "up", "down", "dense"]);
+        let layers =
+            layers.flat_map(|(layer, name)| [(name, Some(&layer.weight)), (name, layer.bias.as_ref())]);
+        let others = [
+            ("table", &table),
+            ("other table", &other_table),
+            ("head norm", &head_weight),
+            ("norm weight", &weight),
+            ("norm bias", &bias),
+        ];
+        let layers = layers.filter_map(|(name, input)| Some((name, input?)));
+        for (name, input) in layers.chain(others) {
+            let gradient = gradients.get(input).unwrap_or_else(|| panic!("{name} has no gradient"));
+            let size: f32 = gradient.abs().unwrap().sum_all().unwrap().to_scalar().unwrap();
+            assert!(size > 0.0 && size.is_finite(), "{name}: {size}");
+        }
+    }
+}

@@ -1,0 +1,375 @@
+//! The form for CPUs: the kernels of [`rewarm_kernels`] over weights that were packed when they were loaded. What
+//! they cost and why they look as they do is told there.
+//!
+//! One pool of threads computes, one for each CPU that the process may use; the engine's device thread waits
+//! meanwhile, and tokenizers and gRPC have threads that mostly sleep. A forward runs inside the pool ([`Ops::run`]), so
+//! that from one attention to the next nothing is handed over but blocks.
+
+#[cfg(test)]
+mod tests;
+
+use std::borrow::Cow;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::OnceLock;
+
+use candle_core::DType;
+use candle_core::Result;
+use half::bf16;
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use rayon::ThreadPool;
+use rayon::ThreadPoolBuilder;
+use rayon::prelude::*;
+use rewarm_kernels::Attention;
+use rewarm_kernels::Blocks;
+pub use rewarm_kernels::Isa;
+use rewarm_kernels::Linear;
+use rewarm_kernels::Number;
+use rewarm_kernels::Remembered as Panels;
+use rewarm_kernels::Rows;
+use rewarm_kernels::Then;
+use rewarm_kernels::Weights;
+
+use super::Activation;
+use super::AttentionSpec;
+use super::LinearSource;
+use super::Ops;
+use super::Precision;
+use super::Which;
+use crate::ops::batch::PackedBatch;
+use crate::values::Averaged;
+use crate::values::round::from_bf16;
+
+/// Rows of a block, at most: enough to read weights once for many rows, few enough that a block stays in the cache
+/// of its core.
+const MAX_BLOCK_ROWS: usize = 192;
+
+/// Our own kernels.
+#[derive(Clone, Debug)]
+pub struct Cpu {
+    dtype: DType,
+    isa: Isa,
+    pool: Arc<ThreadPool>,
+}
+
+/// An embedding, row-major.
+#[derive(Debug)]
+pub struct Table {
+    values: Averaged,
+    width: usize,
+}
+
+/// A batch, and its angles, row-major `[rows, head_dim / 2]`.
+#[derive(Debug)]
+pub struct Packing<'a> {
+    batch: &'a PackedBatch,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+/// Keys and values of a batch.
+pub struct Remembered<'a> {
+    batch: &'a PackedBatch,
+    panels: Panels<'a>,
+}
+
+impl Cpu {
+    /// Weights in `dtype`, products with the best that the machine has.
+    ///
+    /// `F32` multiplies in `f32`. `BF16` rounds what is multiplied to bfloat16, both sides, where the machine has
+    /// instructions for that; else only the weights. `F16` rounds the weights to `f16` and multiplies in `f32`.
+    pub fn new(dtype: DType) -> Self {
+        Self::with_isa(dtype, Isa::best())
+    }
+
+    /// The same with one of the instruction sets that the machine has.
+    pub fn with_isa(dtype: DType, isa: Isa) -> Self {
+        Self { dtype, isa, pool: pool() }
+    }
+
+    fn number(&self, precision: Precision) -> Number {
+        match (precision, self.dtype) {
+            (Precision::Working, DType::BF16) => Number::Bf16,
+            _ => Number::F32,
+        }
+    }
+
+    /// What activations that are only multiplied are kept in.
+    fn operand_number(&self) -> Number {
+        match self.number(Precision::Working) {
+            Number::Bf16 if self.isa.multiplies_bf16() => Number::Bf16,
+            _ => Number::F32,
+        }
+    }
+}
+
+/// The threads that compute, one for each CPU that the process may use: the cgroup's quota and the affinity count.
+fn pool() -> Arc<ThreadPool> {
+    static POOL: OnceLock<Arc<ThreadPool>> = OnceLock::new();
+    let start = || {
+        let pool = ThreadPoolBuilder::new().thread_name(|index| format!("compute-{index}")).build();
+        Arc::new(pool.expect("the system has threads to give"))
+    };
+    POOL.get_or_init(start).clone()
+}
+
+/// Some values as `f32`.
+fn widen(values: &Averaged, range: Range<usize>, to: &mut [f32]) {
+    match values {
+        Averaged::F32(values) => to.copy_from_slice(&values[range]),
+        Averaged::F16(values) => values[range].convert_to_f32_slice(to),
+        Averaged::Bf16(values) => to.iter_mut().zip(&values[range]).for_each(|(to, &x)| *to = from_bf16(x)),
+    }
+}
+
+/// Some values rounded to bfloat16.
+fn narrow(values: &Averaged, range: Range<usize>, to: &mut [bf16]) {
+    match values {
+        Averaged::F32(values) => to.convert_from_f32_slice(&values[range]),
+        Averaged::F16(values) => {
+            to.iter_mut().zip(&values[range]).for_each(|(to, x)| *to = bf16::from_f32(x.to_f32()));
+        }
+        Averaged::Bf16(values) => to.copy_from_slice(&values[range]),
+    }
+}
+
+/// Some values in what they are packed.
+fn write_weights(values: &Averaged, range: Range<usize>, to: Weights<'_>) {
+    match to {
+        Weights::F32(to) => widen(values, range, to),
+        Weights::Bf16(to) => narrow(values, range, to),
+    }
+}
+
+fn widened(values: &Averaged, range: Range<usize>) -> Vec<f32> {
+    let mut to = vec![0.0; range.len()];
+    widen(values, range, &mut to);
+    to
+}
+
+impl Ops for Cpu {
+    type Rows = Rows;
+    type Linear = Linear;
+    type Gated = Linear;
+    type Vector = Vec<f32>;
+    type Table = Table;
+    type Packing<'a> = Packing<'a>;
+    type Remembered<'a> = Remembered<'a>;
+
+    fn name(&self) -> String {
+        format!("cpu {:?} {:?}", self.isa, self.dtype)
+    }
+
+    fn dtype(&self, precision: Precision) -> DType {
+        match precision {
+            Precision::Working => self.dtype,
+            Precision::F32 => DType::F32,
+        }
+    }
+
+    fn load_linear(&self, source: LinearSource<'_>, precision: Precision) -> Result<Linear> {
+        let LinearSource { weight, bias, output, input, .. } = source;
+        let bias = bias.map(|bias| widened(bias, 0..output));
+        let read = |output: usize, inputs: Range<usize>, to: Weights<'_>| {
+            write_weights(weight, output * input + inputs.start..output * input + inputs.end, to);
+        };
+        let (isa, number) = (self.isa, self.number(precision));
+        Ok(self.pool.install(|| Linear::new(isa, number, [input, output], bias.as_deref(), read)))
+    }
+
+    fn load_gated(&self, gate: LinearSource<'_>, up: LinearSource<'_>) -> Result<Linear> {
+        let LinearSource { output, input, .. } = gate;
+        let bias = match (gate.bias, up.bias) {
+            (Some(gate), Some(up)) => Some([widened(gate, 0..output), widened(up, 0..output)].concat()),
+            _ => None,
+        };
+        let read = |column: usize, inputs: Range<usize>, to: Weights<'_>| {
+            let layer = if column < output { gate } else { up };
+            let first = column % output * input;
+            write_weights(layer.weight, first + inputs.start..first + inputs.end, to);
+        };
+        let (isa, number) = (self.isa, self.number(Precision::Working));
+        Ok(self.pool.install(|| Linear::gated(isa, number, [input, output], bias.as_deref(), read)))
+    }
+
+    fn load_vector(&self, _: &str, mut values: Vec<f32>, offset: f32) -> Result<Vec<f32>> {
+        values.iter_mut().for_each(|value| *value += offset);
+        Ok(values)
+    }
+
+    fn load_table(&self, _: &str, values: Averaged, _: usize, width: usize) -> Result<Table> {
+        Ok(Table { values, width })
+    }
+
+    fn packing<'a>(
+        &self,
+        batch: &'a PackedBatch,
+        angles: Option<(Vec<f32>, Vec<f32>)>,
+    ) -> Result<Packing<'a>> {
+        let (cos, sin) = angles.unwrap_or_default();
+        Ok(Packing { batch, cos, sin })
+    }
+
+    fn run<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+        self.pool.install(f)
+    }
+
+    fn blocks(&self, rows: usize) -> Vec<Range<usize>> {
+        self.small_blocks(rows, MAX_BLOCK_ROWS)
+    }
+
+    fn small_blocks(&self, rows: usize, max_rows: usize) -> Vec<Range<usize>> {
+        let unit = self.isa.tile_rows(self.operand_number()).min(16);
+        let threads = self.pool.current_num_threads();
+        let count = rows.div_ceil(max_rows.clamp(1, MAX_BLOCK_ROWS)).next_multiple_of(threads);
+        let mut size = rows.div_ceil(count);
+        if size > unit || self.operand_number() == Number::Bf16 {
+            size = size.next_multiple_of(unit);
+        }
+        (0..rows).step_by(size.max(1)).map(|start| start..(start + size).min(rows)).collect()
+    }
+
+    fn at_once(&self) -> Option<usize> {
+        Some(self.pool.current_num_threads())
+    }
+
+    fn each<A: Send, B: Send>(&self, blocks: Vec<A>, f: impl Fn(A) -> Result<B> + Sync) -> Result<Vec<B>> {
+        if blocks.len() == 1 {
+            blocks.into_iter().map(f).collect()
+        } else {
+            blocks.into_par_iter().map(&f).collect()
+        }
+    }
+
+    fn embed(&self, tables: &[(&Table, &[u32])], scale: Option<f64>) -> Result<Rows> {
+        let (first, ids) = tables[0];
+        let mut x = Rows::new(Number::F32, ids.len(), first.width);
+        let scale = scale.map_or(1.0, |scale| match self.dtype {
+            DType::BF16 => bf16::from_f64(scale).to_f32(),
+            DType::F16 => f16::from_f64(scale).to_f32(),
+            _ => scale as f32,
+        });
+        let mut of_table = vec![0.0; first.width];
+        for row in 0..ids.len() {
+            let to = x.row_mut(row);
+            for (index, (table, ids)) in tables.iter().enumerate() {
+                let start = ids[row] as usize * table.width;
+                if index == 0 {
+                    widen(&table.values, start..start + table.width, to);
+                } else {
+                    widen(&table.values, start..start + table.width, &mut of_table);
+                    to.iter_mut().zip(&of_table).for_each(|(to, x)| *to += x);
+                }
+            }
+            if scale != 1.0 {
+                to.iter_mut().for_each(|x| *x *= scale);
+            }
+        }
+        Ok(x)
+    }
+
+    fn operand<'a>(&self, x: Cow<'a, Rows>) -> Result<Cow<'a, Rows>> {
+        Ok(match self.operand_number() {
+            Number::Bf16 if x.number() == Number::F32 => Cow::Owned(x.to_bf16(self.isa)),
+            _ => x,
+        })
+    }
+
+    fn linear(&self, x: &Rows, layer: &Linear) -> Result<Rows> {
+        Ok(layer.forward(x, Rows::new(Number::F32, x.len(), layer.output()), Then::Keep))
+    }
+
+    fn linear_add(&self, x: &Rows, layer: &Linear, residual: Rows) -> Result<Rows> {
+        Ok(layer.forward(x, residual, Then::Add))
+    }
+
+    fn linear_act(&self, x: &Rows, layer: &Linear, activation: Activation) -> Result<Rows> {
+        // only the next layer reads this, which multiplies in the same
+        let to = Rows::new(layer.operand_number(), x.len(), layer.output());
+        Ok(layer.forward(x, to, Then::Activate(activation)))
+    }
+
+    fn gated(&self, x: &Rows, layer: &Linear, activation: Activation) -> Result<Rows> {
+        // only the next layer reads this, which multiplies in the same
+        let to = Rows::new(layer.operand_number(), x.len(), layer.output());
+        Ok(layer.forward(x, to, Then::Gate(activation)))
+    }
+
+    fn add(&self, x: Rows, y: &Rows) -> Result<Rows> {
+        Ok(x.add(self.isa, y))
+    }
+
+    fn rms_norm(&self, x: &Rows, weight: &Vec<f32>, eps: f64) -> Result<Rows> {
+        Ok(x.rms_norm(self.isa, weight, eps as f32))
+    }
+
+    fn layer_norm(&self, x: &Rows, weight: &Vec<f32>, bias: &Vec<f32>, eps: f64) -> Result<Rows> {
+        Ok(x.layer_norm(self.isa, weight, bias, eps as f32))
+    }
+
+    fn rotary(&self, x: Rows, head_dim: usize, packing: &Packing<'_>, which: Which<'_>) -> Result<Rows> {
+        let half = head_dim / 2;
+        let angles = |row: usize| {
+            let row = which.row(row);
+            (&packing.cos[row * half..][..half], &packing.sin[row * half..][..half])
+        };
+        Ok(x.rotary(self.isa, head_dim, angles))
+    }
+
+    fn remember<'a>(
+        &self,
+        keys: Vec<Rows>,
+        values: Vec<Rows>,
+        packing: &'a Packing<'_>,
+        spec: &'a AttentionSpec,
+    ) -> Result<Remembered<'a>> {
+        let batch = packing.batch;
+        let (isa, number) = (self.isa, self.operand_number());
+        let attention = Attention { isa, number, segments: batch.segments(), spec };
+        let panels = attention.remember(Blocks::new(&keys), Blocks::new(&values), keys.len() > 1);
+        Ok(Remembered { batch, panels })
+    }
+
+    fn attend(&self, queries: &Rows, which: Which<'_>, to: &Remembered<'_>) -> Result<Rows> {
+        let place = |query: usize| {
+            let row = which.row(query);
+            let segment = to.batch.segment_of(row);
+            (segment, to.batch.segments()[segment].position(row))
+        };
+        Ok(to.panels.attend(queries, &place))
+    }
+
+    fn gather(&self, blocks: &[Rows], rows: &[usize]) -> Result<Vec<Rows>> {
+        let (from, width) = (Blocks::new(blocks), blocks[0].width());
+        let gather = |places: Range<usize>| {
+            let mut to = Rows::new(Number::F32, places.len(), width);
+            for (at, &row) in rows[places].iter().enumerate() {
+                to.row_mut(at).copy_from_slice(from.row(row));
+            }
+            to
+        };
+        Ok(self.blocks(rows.len()).into_iter().map(gather).collect())
+    }
+
+    fn mean(&self, blocks: &[Rows], lists: &[Vec<usize>]) -> Result<Vec<Rows>> {
+        let (from, width) = (Blocks::new(blocks), blocks[0].width());
+        let mean = |range: Range<usize>| {
+            let mut to = Rows::new(Number::F32, range.len(), width);
+            for (at, rows) in lists[range].iter().enumerate() {
+                let sums = to.row_mut(at);
+                sums.fill(0.0);
+                for &row in rows {
+                    sums.iter_mut().zip(from.row(row)).for_each(|(sum, x)| *sum += x);
+                }
+                sums.iter_mut().for_each(|sum| *sum /= rows.len() as f32);
+            }
+            to
+        };
+        Ok(self.blocks(lists.len()).into_iter().map(mean).collect())
+    }
+
+    fn to_vec(&self, blocks: &[Rows]) -> Result<Vec<f32>> {
+        Ok(blocks.iter().flat_map(|block| (0..block.len()).flat_map(|row| block.row(row))).copied().collect())
+    }
+}

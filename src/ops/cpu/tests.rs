@@ -1,0 +1,419 @@
+//! Every kernel against the same in `f64`, on every instruction set of the machine; and what holds to the last bit.
+//!
+//! Buffers come from free lists that were filled with NaN before ([`poison`]), so whatever reads what it did not
+//! write is found by its result.
+
+mod laws;
+mod steps;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::ops::batch::Sequence;
+use crate::ops::textbook;
+use crate::ops::textbook::numbers;
+
+/// What a property test checks.
+type Checked = std::result::Result<(), TestCaseError>;
+
+/// Rounding of one operation on `f32`, twice.
+const EPSILON: f64 = f32::EPSILON as f64;
+/// The functions of `simd.rs`, near and far from zero.
+const FUNCTION_RTOL: f64 = 1e-6;
+/// Half a unit in the last place of bfloat16, which has 8 bits.
+const HALF_BF16: f64 = 1.0 / 256.0;
+
+fn config(cases: u32) -> ProptestConfig {
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
+/// Every instruction set of the machine, with every dtype.
+fn forms() -> Vec<Cpu> {
+    let dtypes = [DType::F32, DType::BF16, DType::F16];
+    Isa::all().into_iter().flat_map(|isa| dtypes.map(|dtype| Cpu::with_isa(dtype, isa))).collect()
+}
+
+/// Fills what the next buffers are made of with NaN.
+fn poison() {
+    let poisoned = |power: usize| {
+        let mut rows = Rows::new(Number::F32, 1, 16 << power);
+        rows.row_mut(0).fill(f32::from_bits(u32::MAX)); // of bfloat16 too
+        rows
+    };
+    let _: Vec<Rows> = (0..14).flat_map(|power| [power; 6]).map(poisoned).collect();
+}
+
+fn round(dtype: DType, x: f32) -> f32 {
+    match dtype {
+        DType::BF16 => bf16::from_f32(x).to_f32(),
+        DType::F16 => f16::from_f32(x).to_f32(),
+        _ => x,
+    }
+}
+
+fn averaged(dtype: DType, values: &[f32]) -> Averaged {
+    match dtype {
+        DType::BF16 => Averaged::Bf16(values.iter().map(|&x| bf16::from_f32(x)).collect()),
+        DType::F16 => Averaged::F16(values.iter().map(|&x| f16::from_f32(x)).collect()),
+        _ => Averaged::F32(values.to_vec()),
+    }
+}
+
+/// What a form rounds the rows of a product to.
+fn operand_dtype(cpu: &Cpu) -> DType {
+    match cpu.operand_number() {
+        Number::F32 => DType::F32,
+        Number::Bf16 => DType::BF16,
+    }
+}
+
+fn rows_of(values: &[f32], width: usize) -> Rows {
+    let mut rows = Rows::new(Number::F32, values.len() / width, width);
+    values.chunks_exact(width).enumerate().for_each(|(row, from)| rows.row_mut(row).copy_from_slice(from));
+    rows
+}
+
+/// Of rows of any number: the identity's product with what is rounded already.
+fn values_of(rows: &Rows) -> Vec<f32> {
+    let of_row = |rows: &Rows| (0..rows.len()).flat_map(|row| rows.row(row).to_vec()).collect();
+    match rows.number() {
+        Number::F32 => of_row(rows),
+        Number::Bf16 => {
+            let (width, cpu) = (rows.width(), Cpu::new(DType::BF16));
+            let ones = (0..width * width).map(|i| f32::from(u8::from(i % (width + 1) == 0)));
+            let identity = Layer { weight: ones.collect(), bias: None, input: width, output: width };
+            of_row(&cpu.linear(rows, &identity.load(&cpu)).unwrap())
+        }
+    }
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|x| x.to_bits()).collect()
+}
+
+/// Each number within what is said beside the expected one.
+fn assert_within(name: &str, ours: &Rows, expected: impl IntoIterator<Item = (f64, f64)>) -> Checked {
+    let (width, ours) = (ours.width(), values_of(ours));
+    let expected: Vec<_> = expected.into_iter().collect();
+    prop_assert_eq!(ours.len(), expected.len());
+    for (at, (&ours, (expected, error))) in ours.iter().zip(expected).enumerate() {
+        let (row, column) = (at / width, at % width);
+        let is_close = (f64::from(ours) - expected).abs() <= error;
+        prop_assert!(is_close, "{name} [{row}, {column}]: {ours}, not {expected} ± {error}");
+    }
+    Ok(())
+}
+
+/// A linear layer as a checkpoint has it.
+struct Layer {
+    weight: Vec<f32>,
+    bias: Option<Vec<f32>>,
+    input: usize,
+    output: usize,
+}
+
+impl Layer {
+    /// Sums of products with it are about as large as numbers in -2..2.
+    fn new(input: usize, output: usize, has_bias: bool, seed: u64) -> Self {
+        let scale = 1.0 / (input as f32).sqrt();
+        let weight = numbers(output * input, seed).iter().map(|x| x * scale).collect();
+        Self { weight, bias: has_bias.then(|| numbers(output, seed ^ 0xb)), input, output }
+    }
+
+    fn with_source<R>(&self, dtype: DType, f: impl FnOnce(LinearSource<'_>) -> R) -> R {
+        let (weight, bias) = (averaged(dtype, &self.weight), self.bias.as_ref().map(|x| averaged(dtype, x)));
+        let (output, input) = (self.output, self.input);
+        f(LinearSource { name: "layer", weight: &weight, bias: bias.as_ref(), output, input })
+    }
+
+    fn load(&self, cpu: &Cpu) -> Linear {
+        self.with_source(cpu.dtype, |source| cpu.load_linear(source, Precision::Working).unwrap())
+    }
+
+    fn load_gated(&self, up: &Self, cpu: &Cpu) -> Linear {
+        self.with_source(cpu.dtype, |gate| up.with_source(cpu.dtype, |up| cpu.load_gated(gate, up).unwrap()))
+    }
+
+    /// `x · weightᵀ + bias` with each side rounded, and how far a chain of additions in `f32` may be from it.
+    fn sums(&self, x: &[f32], of_weights: DType, of_rows: DType) -> Vec<(f64, f64)> {
+        let weight: Vec<f32> = self.weight.iter().map(|&w| round(of_weights, w)).collect();
+        let x: Vec<f32> = x.iter().map(|&x| round(of_rows, x)).collect();
+        let mut sums = Vec::with_capacity(x.len() / self.input * self.output);
+        for x in x.chunks_exact(self.input) {
+            for (output, weight) in weight.chunks_exact(self.input).enumerate() {
+                let bias = self.bias.as_ref().map_or(0.0, |bias| f64::from(round(of_weights, bias[output])));
+                let products = || x.iter().zip(weight).map(|(x, w)| f64::from(*x) * f64::from(*w));
+                let size = bias.abs() + products().map(f64::abs).sum::<f64>();
+                sums.push((bias + products().sum::<f64>(), (self.input + 4) as f64 * EPSILON * size));
+            }
+        }
+        sums
+    }
+}
+
+const ACTIVATIONS: [Activation; 5] =
+    [Activation::GeluErf, Activation::GeluTanh, Activation::Silu, Activation::Relu, Activation::Tanh];
+
+fn activated(activation: Activation, x: f64) -> f64 {
+    match activation {
+        Activation::GeluErf => {
+            x * 0.5 * candle_core::cpu::erf::erfc_f64(-x * std::f64::consts::FRAC_1_SQRT_2)
+        }
+        Activation::GeluTanh => {
+            let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x);
+            0.5 * x * (1.0 + inner.tanh())
+        }
+        Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::Relu => x.max(0.0),
+        Activation::Tanh => x.tanh(),
+    }
+}
+
+/// The activation of a sum that may be off; the steepest is GELU, by less than 1.13.
+fn activated_within(activation: Activation, (sum, error): (f64, f64)) -> (f64, f64) {
+    (activated(activation, sum), 1.13 * error + FUNCTION_RTOL * sum.abs().max(1.0))
+}
+
+/// (rows, input, output, has bias, seed)
+fn shapes() -> impl Strategy<Value = (usize, usize, usize, bool, u64)> {
+    (1usize..70, 1usize..130, 1usize..130, any::<bool>(), any::<u64>())
+}
+
+proptest! {
+    #![proptest_config(config(32))]
+
+    #[test]
+    fn products_are_those_of_f64((rows, input, output, has_bias, seed) in shapes()) {
+        poison();
+        let x = numbers(rows * input, seed);
+        let [layer, up] = [1, 2].map(|which| Layer::new(input, output, has_bias && which == 1, seed ^ which));
+        let gate = Layer { weight: layer.weight.clone(), bias: None, ..layer };
+        let before = numbers(rows * output, seed ^ 3);
+        use DType::{BF16, F16, F32};
+        for (of_weights, of_rows) in [(F32, F32), (F16, F32), (BF16, F32), (BF16, BF16)] {
+            let [sums, gates, ups] = [&layer, &gate, &up].map(|layer| layer.sums(&x, of_weights, of_rows));
+            let forms = forms().into_iter();
+            for cpu in forms.filter(|cpu| (cpu.dtype, operand_dtype(cpu)) == (of_weights, of_rows)) {
+                // what is rounded for the next product
+                let rounded = |(x, error): (f64, f64)| match cpu.operand_number() {
+                    Number::F32 => (x, error),
+                    Number::Bf16 => (x, error + HALF_BF16 * (x.abs() + error)),
+                };
+                let x = rows_of(&x, input);
+                let name = |op: &str| format!("{op} {}", cpu.name());
+                let linear = layer.load(&cpu);
+                let kept = cpu.linear(&x, &linear).unwrap();
+                assert_within(&name("linear"), &kept, sums.iter().copied())?;
+                let operand = cpu.operand(Cow::Borrowed(&x)).unwrap();
+                prop_assert_eq!(values_of(&cpu.linear(&operand, &linear).unwrap()), values_of(&kept));
+
+                let added = cpu.linear_add(&operand, &linear, rows_of(&before, output)).unwrap();
+                let expected = sums.iter().zip(&before).map(|(&(sum, error), &before)| {
+                    let sum = sum + f64::from(before);
+                    (sum, error + EPSILON * sum.abs())
+                });
+                assert_within(&name("linear_add"), &added, expected)?;
+
+                let gated = gate.load_gated(&up, &cpu);
+                for activation in ACTIVATIONS {
+                    let ours = cpu.linear_act(&operand, &linear, activation).unwrap();
+                    prop_assert_eq!(ours.number(), cpu.operand_number());
+                    let expected = sums.iter().map(|&sum| rounded(activated_within(activation, sum)));
+                    assert_within(&name(&format!("linear_act {activation:?}")), &ours, expected)?;
+                    let ours = cpu.gated(&operand, &gated, activation).unwrap();
+                    let expected = gates.iter().zip(&ups).map(|(&gate, &(up, up_error))| {
+                        let (gate, error) = activated_within(activation, gate);
+                        let error = error * (up.abs() + up_error) + gate.abs() * up_error;
+                        rounded((gate * up, error + EPSILON * (gate * up).abs()))
+                    });
+                    assert_within(&name(&format!("gated {activation:?}")), &ours, expected)?;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn heads_are_products_in_f32_whatever_the_dtype((rows, input, output, has_bias, seed) in shapes()) {
+        let (x, layer) = (rows_of(&numbers(rows * input, seed), input), Layer::new(input, output, has_bias, seed ^ 1));
+        for cpu in forms() {
+            let load = |source: LinearSource<'_>| cpu.load_linear(source, Precision::F32).unwrap();
+            let head = layer.with_source(DType::F32, load);
+            let expected = cpu.with_dtype(DType::F32);
+            let expected = expected.linear(&x, &layer.load(&expected)).unwrap();
+            prop_assert_eq!(values_of(&cpu.linear(&x, &head).unwrap()), values_of(&expected));
+        }
+    }
+
+    #[test]
+    fn what_is_done_to_each_row_is_that_of_f64(
+        (rows, head_dim, heads, is_long, seed) in (1usize..9, 1usize..40, 1usize..5, 0usize..8, any::<u64>()),
+    ) {
+        poison();
+        // once in a while a row of more than 4096
+        let head_dim = if is_long == 0 { head_dim + 1024 } else { head_dim } * 2;
+        let width = heads * head_dim;
+        let [x, y] = [seed, seed ^ 1].map(|seed| numbers(rows * width, seed));
+        let [weight, bias, of_head] = [(2, width), (3, width), (4, head_dim)].map(|(i, n)| numbers(n, seed ^ i));
+        let [cos, sin] = [5, 6].map(|i| numbers(rows * head_dim / 2, seed ^ i));
+        let batch = PackedBatch::pack(&[sequence(&vec![0; rows])]);
+        let (eps, wide) = (1e-5, |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<_>>());
+
+        let rms = |x: &[f32], weight: &[f32]| -> Vec<(f64, f64)> {
+            let normed = |x: &[f32]| {
+                let squares: f64 = wide(x).iter().map(|x| x * x).sum();
+                let scale = 1.0 / (squares / weight.len() as f64 + eps).sqrt();
+                let scaled = wide(x).into_iter().zip(wide(weight)).map(move |(x, w)| x * w * scale);
+                scaled.map(|x| (x, (weight.len() + 8) as f64 * EPSILON * x.abs())).collect::<Vec<_>>()
+            };
+            x.chunks_exact(weight.len()).flat_map(normed).collect()
+        };
+        let layer_norm = |x: &[f32]| {
+            let x = wide(x);
+            let mean = x.iter().sum::<f64>() / width as f64;
+            let square = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / width as f64;
+            let (scale, size) = (1.0 / (square + eps).sqrt(), x.iter().map(|x| x.abs()).fold(0.0, f64::max));
+            let parameters = wide(&weight).into_iter().zip(wide(&bias));
+            let normed = x.into_iter().zip(parameters).map(|(x, (w, b))| {
+                let error = (width + 8) as f64 * EPSILON * size * scale * w.abs();
+                ((x - mean) * scale * w + b, error + EPSILON * b.abs())
+            });
+            normed.collect::<Vec<_>>()
+        };
+        let half = head_dim / 2;
+        let turned = |place: usize, row: usize| {
+            let (x, cos, sin) = (&x, &cos, &sin);
+            (0..width).map(move |column| {
+                let (d, pair) = (column % half, place * width + column - column % head_dim + column % half);
+                let [x, y] = [pair, pair + half].map(|at| f64::from(x[at]));
+                let [c, s] = [cos, sin].map(|of| f64::from(of[row * half + d]));
+                let turned = if column % head_dim < half { x * c - y * s } else { x * s + y * c };
+                (turned, 4.0 * EPSILON * (x.abs() + y.abs()) * (c.abs() + s.abs()))
+            })
+        };
+
+        for cpu in forms() {
+            let name = |op: &str| format!("{op} {}", cpu.name());
+            let of_x = rows_of(&x, width);
+            let ours = cpu.operand(Cow::Borrowed(&of_x)).unwrap();
+            let rounded: Vec<f32> = x.iter().map(|&x| round(operand_dtype(&cpu), x)).collect();
+            // the identity that reads what is rounded is quadratic
+            if width < 1024 {
+                prop_assert_eq!(values_of(&ours), rounded, "{}", name("operand"));
+            }
+            prop_assert_eq!(cpu.to_vec(&[of_x.clone(), of_x.clone()]).unwrap(), [&x[..], &x[..]].concat());
+
+            let sums: Vec<f32> = x.iter().zip(&y).map(|(x, y)| x + y).collect();
+            prop_assert_eq!(values_of(&cpu.add(of_x.clone(), &rows_of(&y, width)).unwrap()), sums);
+
+            for weight in [&weight, &of_head] {
+                assert_within(&name("rms_norm"), &cpu.rms_norm(&of_x, weight, eps).unwrap(), rms(&x, weight))?;
+            }
+            let normed = cpu.layer_norm(&of_x, &weight, &bias, eps).unwrap();
+            assert_within(&name("layer_norm"), &normed, x.chunks_exact(width).flat_map(layer_norm))?;
+
+            let packing = cpu.packing(&batch, Some((cos.clone(), sin.clone()))).unwrap();
+            let listed: Vec<usize> = (0..rows).rev().collect();
+            let run = cpu.rotary(of_x.clone(), head_dim, &packing, Which::Run(0..rows)).unwrap();
+            assert_within(&name("rotary"), &run, (0..rows).flat_map(|row| turned(row, row)))?;
+            let run = cpu.rotary(of_x, head_dim, &packing, Which::Listed(&listed)).unwrap();
+            assert_within(&name("rotary"), &run, (0..rows).flat_map(|row| turned(row, rows - 1 - row)))?;
+        }
+    }
+
+    #[test]
+    fn rows_are_found_in_tables_and_in_blocks(
+        (tables, width, scale) in (1usize..4, 1usize..100, prop::option::of(0.1f64..60.0)),
+        ids in prop::collection::vec(0u32..12, 1..500),
+        seed in any::<u64>(),
+    ) {
+        poison();
+        for cpu in forms() {
+            let values: Vec<Vec<f32>> = (0..tables as u64).map(|i| numbers(12 * width, seed ^ i)).collect();
+            let load = |values: &Vec<f32>| cpu.load_table("table", averaged(cpu.dtype, values), 12, width).unwrap();
+            let loaded: Vec<Table> = values.iter().map(load).collect();
+            // each table in another order
+            let ids: Vec<Vec<u32>> = (0..tables as u32).map(|i| ids.iter().map(|id| (id + i) % 12).collect()).collect();
+            let factor = scale.map_or(1.0, |scale| round(cpu.dtype, scale as f32));
+            let expected: Vec<f32> = (0..ids[0].len() * width)
+                .map(|at| {
+                    let (row, column) = (at / width, at % width);
+                    let each = values.iter().zip(&ids);
+                    let mut each = each.map(|(values, ids)| round(cpu.dtype, values[ids[row] as usize * width + column]));
+                    let first = each.next().unwrap();
+                    each.fold(first, |sum, x| sum + x) * factor
+                })
+                .collect();
+            let blocks = cpu.blocks(ids[0].len());
+            prop_assert_eq!(blocks.iter().map(|block| block.len()).sum::<usize>(), ids[0].len());
+            let embed = |block: Range<usize>| {
+                let tables: Vec<_> = loaded.iter().zip(&ids).map(|(table, ids)| (table, &ids[block.clone()])).collect();
+                cpu.embed(&tables, scale)
+            };
+            let blocks = cpu.each(blocks, embed).unwrap();
+            prop_assert_eq!(cpu.to_vec(&blocks).unwrap(), &expected[..]);
+
+            let of_row = |row: usize| expected[row * width..][..width].to_vec();
+            let listed: Vec<usize> = (0..ids[0].len()).rev().step_by(3).collect();
+            let gathered = cpu.to_vec(&cpu.gather(&blocks, &listed).unwrap()).unwrap();
+            prop_assert_eq!(gathered, listed.iter().flat_map(|&row| of_row(row)).collect::<Vec<_>>());
+
+            let lists = [listed, vec![0], (0..ids[0].len()).collect()];
+            let means = cpu.to_vec(&cpu.mean(&blocks, &lists).unwrap()).unwrap();
+            prop_assert_eq!(means.len(), lists.len() * width);
+            for (list, means) in lists.iter().zip(means.chunks_exact(width)) {
+                for (column, &ours) in means.iter().enumerate() {
+                    let values = || list.iter().map(|row| f64::from(expected[row * width + column]));
+                    let count = list.len() as f64;
+                    let error = (count + 2.0) * EPSILON * values().map(f64::abs).sum::<f64>() / count;
+                    prop_assert!((f64::from(ours) - values().sum::<f64>() / count).abs() <= error);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn attention_is_the_textbooks(case in textbook::cases()) {
+        check_attention(&case)?;
+    }
+}
+
+/// Bfloat16 is held to the textbook's attention of rounded numbers. What is left: the weights are rounded, by half a
+/// unit each of values up to 2, and the result is, which is at most 2.
+fn check_attention(case: &textbook::Case) -> Checked {
+    poison();
+    for (dtype, tolerance) in [(DType::F32, 3e-5), (DType::BF16, (4.0 * HALF_BF16 / 2.0) as f32)] {
+        let expected = match dtype {
+            DType::BF16 => case.expected(|x| bf16::from_f32(x).to_f32()),
+            _ => case.expected(|x| x),
+        };
+        for cpu in forms().iter().filter(|cpu| operand_dtype(cpu) == dtype && cpu.dtype != DType::F16) {
+            // what reads the result rounds it where weights are rounded
+            case.check(cpu, &expected, tolerance)?;
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(config(3))]
+
+    #[test]
+    fn attention_over_several_blocks_is_the_textbooks(case in textbook::long_cases()) {
+        check_attention(&case)?;
+    }
+}
+
+fn sequence(token_ids: &[u32]) -> Sequence {
+    Sequence { token_ids: token_ids.to_vec(), type_ids: vec![0; token_ids.len()] }
+}
+
+impl Cpu {
+    fn with_dtype(&self, dtype: DType) -> Self {
+        Self { dtype, ..self.clone() }
+    }
+
+    fn with_threads(&self, threads: usize) -> Self {
+        let pool = ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        Self { pool: Arc::new(pool), ..self.clone() }
+    }
+}

@@ -1,0 +1,116 @@
+//! A forward in steps is the forward, to the last bit: of every family, in every form, for any size of a step.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::path::PathBuf;
+
+use super::*;
+use crate::checkpoint::Checkpoint;
+use crate::model::RewardModel;
+use crate::model::config::CheckpointConfig;
+use crate::model::manifest::Manifest;
+use crate::model::pooling::Pooling;
+use crate::model::scorer::Forward;
+use crate::model::steps::Steps;
+use crate::model::weights::TensorStore;
+use crate::model::weights::Weights;
+
+/// The tiny checkpoints of every family, with windows, soft caps, every kind of angles and of head.
+fn families() -> Vec<PathBuf> {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models");
+    let mut families: Vec<_> =
+        std::fs::read_dir(models).unwrap().map(|entry| entry.unwrap().path()).collect();
+    families.sort();
+    assert!(families.len() > 20);
+    families
+}
+
+fn load(dir: &Path, cpu: &Cpu, pooling: Option<Pooling>) -> RewardModel<Cpu> {
+    let mut config = CheckpointConfig::load(&dir.join("config.json"), &Manifest::default()).unwrap();
+    config.pooling = pooling.or(config.pooling);
+    let checkpoint = Checkpoint::open(dir).unwrap();
+    let (mut store, mut progress, ops) = (TensorStore::default(), |_| (), Arc::new(cpu.clone()));
+    let members = [(&checkpoint, 1.0)];
+    let mut weights = Weights::new(
+        &members,
+        config.backbone.prefix_in(&checkpoint),
+        &config.backbone,
+        &ops,
+        Some(&mut store),
+        &mut progress,
+    );
+    RewardModel::load(&mut weights, &config).unwrap()
+}
+
+/// Bits of the rewards, and how often the forward paused.
+fn in_steps(model: &RewardModel<Cpu>, batch: &PackedBatch, max_tokens: usize) -> (Vec<u32>, usize) {
+    let mut pauses = 0;
+    let mut pause = || {
+        pauses += 1;
+        ControlFlow::Continue(())
+    };
+    let rewards = model.forward_in_steps(batch, &mut Steps::new(max_tokens, &mut pause)).unwrap();
+    (bits(&rewards), pauses)
+}
+
+#[test]
+fn steps_change_no_bit() {
+    for dir in families() {
+        let is_encoder = ["bert", "bert-gelu-new", "roberta"].iter().any(|name| dir.ends_with(name));
+        let lengths: &[usize] = if is_encoder { &[60, 1, 33] } else { &[530, 1, 60, 240] };
+        // some begin alike
+        let token = |sample: usize, at: usize| (5 + (at * at + if at < 40 { 0 } else { sample }) % 20) as u32;
+        let sequences: Vec<Sequence> = (0..)
+            .zip(lengths)
+            .map(|(sample, &length)| sequence(&(0..length).map(|at| token(sample, at)).collect::<Vec<_>>()))
+            .collect();
+        for (index, cpu) in forms().into_iter().enumerate() {
+            // every number of threads with some form, and the other kind of pooling with one
+            let poolings: &[_] = if index == 0 { &[None, Some(Pooling::Mean)] } else { &[None] };
+            let threads = 1 + (index + index / 3) % 3;
+            for &pooling in poolings {
+                let model = load(&dir, &cpu.clone().with_threads(threads), pooling);
+                let mut batches = vec![PackedBatch::pack(&sequences)];
+                if model.shares_prefixes(lengths[0]) {
+                    batches.push(PackedBatch::pack_shared(&sequences, 16));
+                }
+                for batch in batches {
+                    poison();
+                    let whole = bits(&model.forward(&batch).unwrap());
+                    let name = format!("{} {} {pooling:?}, {threads} threads", dir.display(), cpu.name());
+                    let mut fewer = usize::MAX;
+                    for max_tokens in [1, 100, usize::MAX] {
+                        let (stepped, pauses) = in_steps(&model, &batch, max_tokens);
+                        assert!(stepped == whole, "{name}: steps of {max_tokens}");
+                        assert!(
+                            pauses <= fewer,
+                            "{name}: {pauses} pauses in steps of {max_tokens}, not {fewer}"
+                        );
+                        fewer = pauses;
+                    }
+                    let layers = model.backbone.layers.len();
+                    assert_eq!(fewer, layers + 1, "{name}: before, between and after layers");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_forward_that_is_given_up_stops_at_that_pause() {
+    let dir = &families()[3];
+    let model = load(dir, &forms()[0], None);
+    let batch = PackedBatch::pack([&sequence(&[5; 500])]);
+    let (_, all) = in_steps(&model, &batch, 1);
+    assert!(all > 20, "{all} pauses");
+    for last in [1, 2, all] {
+        let mut pauses = 0;
+        let mut pause = || {
+            pauses += 1;
+            if pauses < last { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        };
+        let given_up = model.forward_in_steps(&batch, &mut Steps::new(1, &mut pause));
+        assert!(given_up.unwrap_err().to_string().contains("given up"));
+        assert_eq!(pauses, last);
+    }
+}

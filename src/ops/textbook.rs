@@ -1,0 +1,219 @@
+//! Attention as the textbook has it, in `f64`, one query at a time; and packed batches to hold every form to it.
+
+use candle_core::DType;
+use half::bf16;
+use half::f16;
+use proptest::prelude::*;
+
+use super::AttentionSpec;
+use super::LinearSource;
+use super::Ops;
+use super::Precision;
+use super::Which;
+use crate::ops::batch::PackedBatch;
+use crate::ops::batch::Sequence;
+use crate::values::Averaged;
+
+/// Numbers in -2..2, the same for a seed everywhere.
+pub(super) fn numbers(count: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2).wrapping_add(1);
+    let draw = |_| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1 << 22) as f32 - 2.0
+    };
+    (0..count).map(draw).collect()
+}
+
+pub(super) fn specs() -> impl Strategy<Value = AttentionSpec> {
+    let heads = (1usize..3, 1usize..4, prop::sample::select(vec![2usize, 4, 16]));
+    let scores = (prop::option::of(1usize..12), prop::option::of(0.5f64..4.0));
+    (heads, any::<bool>(), scores).prop_map(|((kv_heads, group, head_dim), causal, (window, softcap))| {
+        let (heads, window) = (kv_heads * group, window.filter(|_| causal));
+        AttentionSpec { heads, kv_heads, head_dim, causal, window, scale: 0.4, softcap }
+    })
+}
+
+/// Of one sequence. `query` is row-major `[seq, heads, head_dim]`, key and value have `kv_heads`.
+pub(super) fn attention([query, key, value]: [&[f32]; 3], spec: &AttentionSpec) -> Vec<f32> {
+    let queries = query.chunks_exact(spec.heads * spec.head_dim).enumerate();
+    queries.flat_map(|(i, query)| attention_of(i, [query, key, value], spec)).collect()
+}
+
+/// The same of the query at one position, `[heads, head_dim]`.
+fn attention_of(i: usize, [query, key, value]: [&[f32]; 3], spec: &AttentionSpec) -> Vec<f32> {
+    let &AttentionSpec { heads, kv_heads, head_dim, .. } = spec;
+    let seq = key.len() / (kv_heads * head_dim);
+    let at = |x: &[f32], j: usize, kv: usize, d: usize| f64::from(x[(j * kv_heads + kv) * head_dim + d]);
+    let sees = |&j: &usize| !spec.causal || (j <= i && spec.window.is_none_or(|window| i - j < window));
+    let keys: Vec<usize> = (0..seq).filter(sees).collect();
+    let mut output = Vec::with_capacity(heads * head_dim);
+    for head in 0..heads {
+        let kv = head * kv_heads / heads;
+        let query = &query[head * head_dim..][..head_dim];
+        let score = |&j: &usize| {
+            let dot: f64 = (0..head_dim).map(|d| f64::from(query[d]) * at(key, j, kv, d)).sum();
+            let score = dot * spec.scale;
+            spec.softcap.map_or(score, |cap| cap * (score / cap).tanh()).exp()
+        };
+        let weights: Vec<f64> = keys.iter().map(score).collect();
+        let total: f64 = weights.iter().sum();
+        output.extend((0..head_dim).map(|d| {
+            let sum: f64 = keys.iter().zip(&weights).map(|(&j, w)| w * at(value, j, kv, d)).sum();
+            (sum / total) as f32
+        }));
+    }
+    output
+}
+
+/// A batch, with common prefixes where a causal model may share them, and the rows that ask.
+#[derive(Clone, Debug)]
+pub(super) struct Case {
+    spec: AttentionSpec,
+    sequences: Vec<Sequence>,
+    /// All rows, or these modulo their number.
+    asking: Option<Vec<usize>>,
+    /// Of the rows that ask, one of so many is looked at.
+    every: usize,
+    seed: u64,
+}
+
+fn sequence(token_ids: Vec<u32>) -> Sequence {
+    Sequence { type_ids: vec![0; token_ids.len()], token_ids }
+}
+
+pub(super) fn cases() -> impl Strategy<Value = Case> {
+    let pieces: [&[u32]; 5] = [&[1], &[2, 2], &[1, 2, 3], &[4; 9], &[5; 20]];
+    let sequences = prop::collection::vec(prop::sample::select(pieces.to_vec()), 1..6)
+        .prop_map(|pieces| sequence(pieces.concat()));
+    let asking = prop::option::of(prop::collection::vec(0usize..1000, 1..8));
+    (specs(), prop::collection::vec(sequences, 1..8), asking, any::<u64>())
+        .prop_map(|(spec, sequences, asking, seed)| Case { spec, sequences, asking, every: 1, seed })
+}
+
+/// Sequences of 400 to 1500 tokens with a common beginning, narrow and wide heads, windows of any size.
+pub(super) fn long_cases() -> impl Strategy<Value = Case> {
+    let heads = (1usize..3, 1usize..4, prop::sample::select(vec![1usize, 3, 16, 33, 48, 80]), any::<bool>());
+    let window = prop::option::of(prop::sample::select(vec![1usize, 31, 200, 512, 700]));
+    let lengths = (0usize..1100, prop::collection::vec(1usize..200, 1..4), 300usize..1000);
+    (heads, window, prop::option::of(0.5f64..4.0), lengths, any::<u64>()).prop_map(
+        |((kv_heads, group, head_dim, causal), window, softcap, (common, ends, alone), seed)| {
+            let ends = ends.iter().zip(1..).map(|(&end, token)| [vec![0; common], vec![token; end]].concat());
+            let sequences = ends.chain([vec![9; alone]]).map(sequence).collect();
+            let (heads, window, scale) = (kv_heads * group, window.filter(|_| causal), 0.4);
+            let spec = AttentionSpec { heads, kv_heads, head_dim, causal, window, scale, softcap };
+            Case { spec, sequences, asking: None, every: 331, seed }
+        },
+    )
+}
+
+impl Case {
+    fn batch(&self) -> PackedBatch {
+        match self.spec.causal {
+            true => PackedBatch::pack_shared(&self.sequences, 1),
+            false => PackedBatch::pack(&self.sequences),
+        }
+    }
+
+    /// Query, key and value of all rows, rounded.
+    fn projections(&self, rows: usize, round: fn(f32) -> f32) -> [Vec<f32>; 3] {
+        let seeds = [self.seed, self.seed ^ 1, self.seed ^ 2];
+        std::array::from_fn(|i| numbers(rows * self.widths()[i], seeds[i]).into_iter().map(round).collect())
+    }
+
+    fn widths(&self) -> [usize; 3] {
+        let AttentionSpec { heads, kv_heads, head_dim, .. } = self.spec;
+        [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
+    }
+
+    fn asking(&self, rows: usize) -> Vec<usize> {
+        match &self.asking {
+            None => (0..rows).collect(),
+            Some(asking) => asking.iter().map(|row| row % rows).collect(),
+        }
+    }
+
+    /// What the textbook says of the rows that are looked at, when projections are rounded first.
+    pub(super) fn expected(&self, round: fn(f32) -> f32) -> Vec<Vec<f32>> {
+        let batch = self.batch();
+        let [q, k, v] = self.projections(batch.num_rows(), round);
+        let [wide, narrow, _] = self.widths();
+        let of_row = |&row: &usize| {
+            let path: Vec<usize> = batch.path(batch.segment_of(row)).into_iter().flatten().collect();
+            let position =
+                path.iter().position(|&other| other == row).expect("a path ends with its own rows");
+            let along =
+                |x: &[f32]| path.iter().flat_map(|row| &x[row * narrow..][..narrow]).copied().collect();
+            let (k, v): (Vec<f32>, Vec<f32>) = (along(&k), along(&v));
+            attention_of(position, [&q[row * wide..][..wide], &k, &v], &self.spec)
+        };
+        self.asking(batch.num_rows()).iter().step_by(self.every).map(of_row).collect()
+    }
+
+    /// Whether a form's attention is what is expected, within `tolerance`.
+    pub(super) fn check<O: Ops>(
+        &self,
+        ops: &O,
+        expected: &[Vec<f32>],
+        tolerance: f32,
+    ) -> Result<(), TestCaseError> {
+        let batch = self.batch();
+        let (rows, widths) = (batch.num_rows(), self.widths());
+        let qkv = self.projections(rows, |x| x);
+        let [q, k, v] = std::array::from_fn(|i| blocks(ops, &qkv[i], widths[i]));
+        let packing = ops.packing(&batch, None).unwrap();
+        let asking = self.asking(rows);
+        let memory = ops.remember(k, v, &packing, &self.spec).unwrap();
+        let attended = match &self.asking {
+            None => attend(ops, &q, Which::Run(0..rows), &memory),
+            Some(_) => attend(ops, &ops.gather(&q, &asking).unwrap(), Which::Listed(&asking), &memory),
+        };
+        let attended = read(ops, &attended, widths[0]);
+        prop_assert_eq!(attended.len(), asking.len() * widths[0]);
+        prop_assert_eq!(expected.len(), asking.len().div_ceil(self.every));
+        for (place, expected) in (0..asking.len()).step_by(self.every).zip(expected) {
+            for (ours, expected) in attended[place * widths[0]..][..widths[0]].iter().zip(expected) {
+                let is_close = (ours - expected).abs() < tolerance;
+                prop_assert!(is_close, "{}, row {}: {ours}, not {expected}", ops.name(), asking[place]);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Attention of all blocks.
+pub(super) fn attend<O: Ops>(
+    ops: &O,
+    queries: &[O::Rows],
+    which: Which<'_>,
+    memory: &O::Remembered<'_>,
+) -> Vec<O::Rows> {
+    let rows = match &which {
+        Which::Run(rows) => rows.len(),
+        Which::Listed(rows) => rows.len(),
+    };
+    let blocks = queries.iter().zip(ops.blocks(rows));
+    blocks.map(|(queries, places)| ops.attend(queries, which.part(places), memory).unwrap()).collect()
+}
+
+/// Values as rows in blocks: an embedding whose ids are its rows.
+fn blocks<O: Ops>(ops: &O, values: &[f32], width: usize) -> Vec<O::Rows> {
+    let rows = values.len() / width;
+    let table = ops.load_table("table", Averaged::F32(values.to_vec()), rows, width).unwrap();
+    let ids: Vec<u32> = (0..rows as u32).collect();
+    let embed = |block| ops.embed(&[(&table, &ids[block])], None).unwrap();
+    ops.blocks(rows).into_iter().map(embed).collect()
+}
+
+/// What may be rounded already for the next product: so the identity's product reads it.
+fn read<O: Ops>(ops: &O, blocks: &[O::Rows], width: usize) -> Vec<f32> {
+    let ones = (0..width * width).map(|i| if i % (width + 1) == 0 { 1.0 } else { 0.0 });
+    let weight = match ops.dtype(Precision::Working) {
+        DType::BF16 => Averaged::Bf16(ones.map(bf16::from_f32).collect()),
+        DType::F16 => Averaged::F16(ones.map(f16::from_f32).collect()),
+        _ => Averaged::F32(ones.collect()),
+    };
+    let source = LinearSource { name: "identity", weight: &weight, bias: None, output: width, input: width };
+    let identity = ops.load_linear(source, Precision::Working).unwrap();
+    let read: Vec<O::Rows> = blocks.iter().map(|block| ops.linear(block, &identity).unwrap()).collect();
+    ops.to_vec(&read).unwrap()
+}

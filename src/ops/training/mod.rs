@@ -1,0 +1,329 @@
+//! The form that gradients come from: the composed one, with two things more.
+//!
+//! **Parameters have names.** A model that is loaded for training keeps no values, only the names of its tensors in
+//! the checkpoint; each forward brings the [`Parameters`] it is to use. So two norms that are equal at the start stay two
+//! parameters, a forward without gradients takes the same model with other tensors, and the model descriptions know
+//! nothing of training.
+//!
+//! **[Dropout](Ops::dropout)** where transformers has `hidden_dropout_prob`, in every family: after the embedding, on what
+//! attention and MLP add to the residual stream, and in the head. Attention weights are not dropped.
+//!
+//! Where that is faster, an operation and its gradient are one piece (`fused`).
+//!
+//! # Embeddings
+//!
+//! candle's gradient of a lookup is as large as the table, for every forward. So what a forward looked up is a leaf of
+//! its own; [`Training::take_embedded`] tells which rows of which tables it was made of, and whoever sums gradients
+//! adds its rows to theirs.
+
+mod fused;
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::mem;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+
+use candle_core::DType;
+use candle_core::Device;
+use candle_core::Result;
+use candle_core::Tensor;
+use candle_core::Var;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::Rng;
+
+use super::Activation;
+use super::AttentionSpec;
+use super::LinearSource;
+use super::Ops;
+use super::Precision;
+use super::Which;
+use super::composed;
+use super::composed::Composed;
+use super::composed::Packing;
+use crate::ops::batch::PackedBatch;
+use crate::values::Averaged;
+
+/// The tensors of a model by their names in the checkpoint, all `f32`: variables where a gradient is wanted.
+pub type Parameters = HashMap<String, Tensor>;
+
+/// The composed form for one forward, and its gradients.
+#[derive(Debug)]
+pub struct Training {
+    parameters: Arc<Parameters>,
+    composed: Composed,
+    dropout: Option<Dropout>,
+    embedded: Mutex<Vec<Embedded>>,
+}
+
+/// Names of a linear layer's tensors.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    weight: String,
+    bias: Option<String>,
+}
+
+/// Names of two linear layers on the same input.
+#[derive(Clone, Debug)]
+pub struct Gated {
+    gate: Linear,
+    up: Linear,
+}
+
+/// Name of a norm's tensor, and what is added to it.
+#[derive(Clone, Debug)]
+pub struct Vector {
+    name: String,
+    offset: f64,
+}
+
+/// Keys and values of a batch.
+pub struct Remembered<'a> {
+    key: Tensor,
+    value: Tensor,
+    batch: &'a PackedBatch,
+    spec: &'a AttentionSpec,
+}
+
+/// What a forward looked up in tables: the sum of one row of each, times `scale`.
+#[derive(Debug)]
+pub struct Embedded {
+    /// `[rows, width]`
+    pub rows: Var,
+    /// Names of the tables whose gradient is wanted, and the row of each that each row took.
+    pub tables: Vec<(String, Vec<u32>)>,
+    /// Factor on the sum.
+    pub scale: f64,
+}
+
+/// Drops values of activations, and scales the others up so that the mean stays.
+#[derive(Debug)]
+pub struct Dropout {
+    /// Of 65,536 values so many are dropped.
+    threshold: u16,
+    /// In the order of the operations, which one forward does one after the other.
+    random: Mutex<ChaCha8Rng>,
+}
+
+impl Dropout {
+    /// Drops this share of values, in steps of 1/65,536; `None` if that is none. It must be in 0..1.
+    pub fn new(share: f64, random: ChaCha8Rng) -> Option<Self> {
+        debug_assert!((0.0..1.0).contains(&share), "dropout of {share}");
+        let threshold = (share * 65_536.0).round().min(65_535.0) as u16;
+        (threshold > 0).then(|| Self { threshold, random: Mutex::new(random) })
+    }
+
+    /// What to multiply `count` values with: zero, or one over the share that is kept.
+    fn factors(&self, count: usize) -> Vec<f32> {
+        let kept = (65_536.0 / (65_536.0 - f64::from(self.threshold))) as f32;
+        let mut draws = vec![0_u16; count];
+        let mut random = self.random.lock().unwrap_or_else(PoisonError::into_inner);
+        random.fill_bytes(bytemuck::cast_slice_mut(&mut draws));
+        draws.into_iter().map(|draw| if draw < self.threshold { 0.0 } else { kept }).collect()
+    }
+}
+
+impl Training {
+    /// For a forward with these parameters.
+    pub fn new(parameters: Arc<Parameters>, dropout: Option<Dropout>) -> Self {
+        let composed = Composed { device: Device::Cpu, dtype: DType::F32 };
+        Self { parameters, composed, dropout, embedded: Mutex::default() }
+    }
+
+    /// What was looked up since this was asked last, of tables that want a gradient.
+    pub fn take_embedded(&self) -> Vec<Embedded> {
+        mem::take(&mut *self.embedded.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn parameter(&self, name: &str) -> Result<&Tensor> {
+        match self.parameters.get(name) {
+            Some(tensor) => Ok(tensor),
+            None => candle_core::bail!("no parameter is named `{name}`"),
+        }
+    }
+
+    fn vector(&self, Vector { name, offset }: &Vector) -> Result<Tensor> {
+        let values = self.parameter(name)?;
+        if *offset == 0.0 { Ok(values.clone()) } else { values + *offset }
+    }
+}
+
+impl Ops for Training {
+    type Rows = Tensor;
+    type Linear = Linear;
+    type Gated = Gated;
+    type Vector = Vector;
+    type Table = String;
+    type Packing<'a> = Packing<'a>;
+    type Remembered<'a> = Remembered<'a>;
+
+    fn name(&self) -> String {
+        "training".to_owned()
+    }
+
+    fn dtype(&self, _: Precision) -> DType {
+        DType::F32
+    }
+
+    fn load_linear(&self, source: LinearSource<'_>, _: Precision) -> Result<Linear> {
+        let of = |end: &str| format!("{}.{end}", source.name);
+        Ok(Linear { weight: of("weight"), bias: source.bias.map(|_| of("bias")) })
+    }
+
+    fn load_gated(&self, gate: LinearSource<'_>, up: LinearSource<'_>) -> Result<Gated> {
+        let load = |source| self.load_linear(source, Precision::Working);
+        Ok(Gated { gate: load(gate)?, up: load(up)? })
+    }
+
+    fn load_vector(&self, name: &str, _: Vec<f32>, offset: f32) -> Result<Vector> {
+        Ok(Vector { name: name.to_owned(), offset: f64::from(offset) })
+    }
+
+    fn load_table(&self, name: &str, _: Averaged, _: usize, _: usize) -> Result<String> {
+        Ok(name.to_owned())
+    }
+
+    fn packing<'a>(
+        &self,
+        batch: &'a PackedBatch,
+        angles: Option<(Vec<f32>, Vec<f32>)>,
+    ) -> Result<Packing<'a>> {
+        self.composed.packing(batch, angles)
+    }
+
+    fn blocks(&self, rows: usize) -> Vec<Range<usize>> {
+        self.composed.blocks(rows)
+    }
+
+    fn each<A: Send, B: Send>(&self, blocks: Vec<A>, f: impl Fn(A) -> Result<B> + Sync) -> Result<Vec<B>> {
+        self.composed.each(blocks, f)
+    }
+
+    fn embed(&self, tables: &[(&String, &[u32])], scale: Option<f64>) -> Result<Tensor> {
+        let values = tables.iter().map(|(name, _)| Ok(self.parameter(name)?.detach()));
+        let values = values.collect::<Result<Vec<_>>>()?;
+        let looked_up: Vec<_> = values.iter().zip(tables).map(|(table, (_, ids))| (table, *ids)).collect();
+        let rows = self.composed.embed(&looked_up, scale)?;
+        let mut wanting = Vec::new();
+        for (name, ids) in tables {
+            if self.parameter(name)?.is_variable() {
+                wanting.push(((*name).clone(), ids.to_vec()));
+            }
+        }
+        if wanting.is_empty() {
+            return Ok(rows);
+        }
+        let rows = Var::from_tensor(&rows)?;
+        let leaf = rows.as_tensor().clone();
+        let embedded = Embedded { rows, tables: wanting, scale: scale.unwrap_or(1.0) };
+        self.embedded.lock().unwrap_or_else(PoisonError::into_inner).push(embedded);
+        Ok(leaf)
+    }
+
+    fn operand<'a>(&self, x: Cow<'a, Tensor>) -> Result<Cow<'a, Tensor>> {
+        Ok(x)
+    }
+
+    fn linear(&self, x: &Tensor, layer: &Linear) -> Result<Tensor> {
+        let bias = layer.bias.as_ref().map(|bias| self.parameter(bias)).transpose()?;
+        fused::linear(x, self.parameter(&layer.weight)?, bias)
+    }
+
+    fn linear_add(&self, x: &Tensor, layer: &Linear, residual: Tensor) -> Result<Tensor> {
+        let added = self.linear(x, layer)?;
+        match &self.dropout {
+            None => residual + added,
+            Some(dropout) => fused::add_dropped(&residual, &added, dropout.factors(added.elem_count())),
+        }
+    }
+
+    fn linear_act(&self, x: &Tensor, layer: &Linear, activation: Activation) -> Result<Tensor> {
+        fused::activate(&self.linear(x, layer)?, activation)
+    }
+
+    fn gated(&self, x: &Tensor, layer: &Gated, activation: Activation) -> Result<Tensor> {
+        fused::gate(&self.linear(x, &layer.gate)?, &self.linear(x, &layer.up)?, activation)
+    }
+
+    fn dropout(&self, x: Tensor) -> Result<Tensor> {
+        match &self.dropout {
+            None => Ok(x),
+            Some(dropout) => {
+                let factors = dropout.factors(x.elem_count());
+                let factors = Tensor::from_vec(factors, x.shape(), x.device())?;
+                x * factors
+            }
+        }
+    }
+
+    fn add(&self, x: Tensor, y: &Tensor) -> Result<Tensor> {
+        x + y
+    }
+
+    fn rms_norm(&self, x: &Tensor, weight: &Vector, eps: f64) -> Result<Tensor> {
+        fused::rms_norm(x, &self.vector(weight)?, eps)
+    }
+
+    fn layer_norm(&self, x: &Tensor, weight: &Vector, bias: &Vector, eps: f64) -> Result<Tensor> {
+        fused::layer_norm(x, &self.vector(weight)?, &self.vector(bias)?, eps)
+    }
+
+    fn rotary(&self, x: Tensor, head_dim: usize, packing: &Packing<'_>, which: Which<'_>) -> Result<Tensor> {
+        let (cos, sin) = packing.angles(which)?;
+        fused::rotary(&x, head_dim, &cos, &sin)
+    }
+
+    fn remember<'a>(
+        &self,
+        keys: Vec<Tensor>,
+        values: Vec<Tensor>,
+        packing: &'a Packing<'_>,
+        spec: &'a AttentionSpec,
+    ) -> Result<Remembered<'a>> {
+        let [key, value] = [&keys, &values].map(|x| composed::whole(x).cloned());
+        Ok(Remembered { key: key?, value: value?, batch: packing.batch(), spec })
+    }
+
+    fn attend(&self, queries: &Tensor, which: Which<'_>, to: &Remembered<'_>) -> Result<Tensor> {
+        fused::attention([queries, &to.key, &to.value], which, to.batch, to.spec)
+    }
+
+    fn gather(&self, blocks: &[Tensor], rows: &[usize]) -> Result<Vec<Tensor>> {
+        self.composed.gather(blocks, rows)
+    }
+
+    fn mean(&self, blocks: &[Tensor], lists: &[Vec<usize>]) -> Result<Vec<Tensor>> {
+        self.composed.mean(blocks, lists)
+    }
+
+    fn to_vec(&self, blocks: &[Tensor]) -> Result<Vec<f32>> {
+        self.composed.to_vec(blocks)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand_chacha::rand_core::SeedableRng;
+
+    use super::*;
+
+    #[test]
+    fn dropout_drops_its_share_and_keeps_the_mean() {
+        const COUNT: usize = 1 << 18;
+        for share in [0.05, 0.1, 0.5] {
+            let random = ChaCha8Rng::seed_from_u64(5);
+            let factors = Dropout::new(share, random).unwrap().factors(COUNT);
+            let dropped = factors.iter().filter(|&&factor| factor == 0.0).count() as f64 / COUNT as f64;
+            let mean = factors.iter().map(|&factor| f64::from(factor)).sum::<f64>() / COUNT as f64;
+            // six standard deviations of a share of so many
+            let room = 6.0 * (share * (1.0 - share) / COUNT as f64).sqrt();
+            assert!((dropped - share).abs() < room, "{dropped} of {share}");
+            assert!((mean - 1.0).abs() < room / (1.0 - share), "{mean}");
+            let kept = factors.iter().find(|&&factor| factor != 0.0).unwrap();
+            assert!((f64::from(*kept) - 1.0 / (1.0 - share)).abs() < 1e-4);
+        }
+        assert!(Dropout::new(0.0, ChaCha8Rng::seed_from_u64(5)).is_none());
+    }
+}
