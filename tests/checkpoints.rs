@@ -100,7 +100,7 @@ fn a_spoiled_checkpoint_is_refused_by_name() {
             name: "unknown family",
             spoil: |c| c.config["model_type"] = json!("gpt2"),
             then: NOTHING_MORE,
-            says: &["`gpt2`", "llama, mistral, qwen2"],
+            says: &["`gpt2`", "llama, mistral, ministral, qwen2"],
             by_check: true,
         },
         Case {

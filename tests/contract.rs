@@ -1,5 +1,5 @@
 //! What others build on, held by golden files in `tests/data`. `UPDATE_GOLDEN=1 cargo test --test contract`
-//! rewrites them: a difference is a change that users see, and belongs in the README's "Changes".
+//! rewrites them: a difference is a change that users see, and belongs in CHANGELOG.md.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 

@@ -18,7 +18,7 @@ use proptest::prelude::*;
 use rewarm::checkpoint::Checkpoint;
 use rewarm::model::RewardModel;
 use rewarm::model::config::CheckpointConfig;
-use rewarm::model::family::Family;
+use rewarm::model::ensemble::Ensemble;
 use rewarm::model::manifest::Manifest;
 use rewarm::model::scorer::Scorer;
 use rewarm::model::steps::Steps;
@@ -55,7 +55,7 @@ fn raw_rewards(scorer: &Scorer, batch: &PackedBatch) -> Vec<Vec<f32>> {
 }
 
 /// The models of an ensemble, without its scorer.
-fn family(paths: &[PathBuf]) -> Family<Composed> {
+fn family(paths: &[PathBuf]) -> Ensemble<Composed> {
     let ops = Arc::new(Composed { device: Device::Cpu, dtype: DType::F32 });
     let mut store = TensorStore::default();
     let load = |path: &PathBuf| {
@@ -72,7 +72,7 @@ fn family(paths: &[PathBuf]) -> Family<Composed> {
         );
         RewardModel::load(&mut weights, &config).unwrap()
     };
-    Family::new(ops.clone(), paths.iter().map(load).collect())
+    Ensemble::new(ops.clone(), paths.iter().map(load).collect())
 }
 
 fn sequences() -> impl Strategy<Value = Vec<Sequence>> {

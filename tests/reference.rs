@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,6 +16,8 @@ use rewarm::checkpoint::Checkpoint;
 use rewarm::merge;
 use rewarm::model::RewardModel;
 use rewarm::model::config::CheckpointConfig;
+use rewarm::model::families::FAMILIES;
+use rewarm::model::families::Family;
 use rewarm::model::manifest::Manifest;
 use rewarm::model::pooling::Pooling;
 use rewarm::model::scorer::Forward;
@@ -176,6 +179,36 @@ fn every_family_gives_the_rewards_of_transformers() {
     }
     assert!(failures.is_empty(), "{} of {checked} differ:\n{}", failures.len(), failures.join("\n"));
     assert!(checked > 400, "only {checked} rewards were checked");
+}
+
+/// The README's table is what runs: each family is in it, with the classes of its name, and is held to transformers
+/// here and in `tests/gradients.rs`.
+#[test]
+fn the_readme_tells_what_runs() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
+    let (_, table) = readme.split_once("## What runs").unwrap();
+    let (table, _) = table.split_once("\n\nEach is").unwrap();
+    let told: Vec<&str> =
+        table.lines().filter(|line| line.starts_with("| `") && !line.contains("transformers")).collect();
+    let kind = |dir: &Path| -> String {
+        let config = std::fs::read_to_string(dir.join("config.json")).unwrap();
+        serde_json::from_str::<serde_json::Value>(&config).unwrap()["model_type"].as_str().unwrap().to_owned()
+    };
+    let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+    let checked: BTreeMap<String, String> =
+        folders("models").iter().map(|dir| (name(dir), kind(dir))).collect();
+    let differentiated: Vec<String> = folders("gradients")
+        .iter()
+        .filter_map(|path| checked.get(name(path).strip_suffix(".safetensors")?).cloned())
+        .collect();
+    for Family { model_type, class, .. } in &FAMILIES {
+        let row = format!("| `{model_type}` | `{class}` |");
+        assert!(told.iter().any(|line| line.starts_with(&row)), "{row}");
+        assert!(checked.values().any(|checked| checked == model_type), "no rewards of {model_type}");
+        assert!(differentiated.iter().any(|checked| checked == model_type), "no gradients of {model_type}");
+    }
+    assert_eq!(told.len(), FAMILIES.len(), "{told:?}");
 }
 
 /// Of every causal family, with windows, softcap, and every pooling rule: the samples, each with a few endings.

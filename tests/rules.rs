@@ -10,6 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rewarm::model::families;
 use rewarm::model::variant::{Loader, Mode, VariantConfig};
 use rewarm::ops::batch::{PackedBatch, Sequence};
 use rewarm::text::{
@@ -93,7 +94,7 @@ fn tokenizer(dir: &Path, rule: TextRule) -> Result<SampleTokenizer, TextError> {
     let options = TextOptions {
         type_vocab_size: is_encoder.then(|| config["type_vocab_size"].as_u64().unwrap() as usize),
         rule: Some(rule),
-        model_type: config["model_type"].as_str().map(str::to_owned),
+        family: families::find(config["model_type"].as_str().unwrap()).unwrap().tokenizer,
         ..TextOptions::default()
     };
     SampleTokenizer::load(dir, &options)

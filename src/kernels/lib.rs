@@ -107,6 +107,8 @@ pub enum Activation {
     Silu,
     /// `max(x, 0)`
     Relu,
+    /// `max(x, 0)²`
+    ReluSquared,
     /// Of BERT's pooler and RoBERTa's head.
     Tanh,
 }

@@ -272,6 +272,10 @@ fn activate<S: Simd>(simd: S, activation: Activation, x: S::V) -> S::V {
         Activation::GeluTanh => simd.gelu_tanh(x),
         Activation::Silu => simd.silu(x),
         Activation::Relu => simd.max(simd.splat(0.0), x),
+        Activation::ReluSquared => {
+            let x = simd.max(simd.splat(0.0), x);
+            simd.mul(x, x)
+        }
         Activation::Tanh => simd.tanh(x),
     }
 }
@@ -285,7 +289,7 @@ impl Epilogue for Write<'_> {
                 match self.then { $($then => self.columns(simd, rows, panel, sums, $known),)* }
             };
         }
-        use Activation::{GeluErf, GeluTanh, Relu, Silu, Tanh};
+        use Activation::{GeluErf, GeluTanh, Relu, ReluSquared, Silu, Tanh};
         use Then::{Activate, Add, Gate, Keep};
         choose! {
             Keep => Keep,
@@ -294,11 +298,13 @@ impl Epilogue for Write<'_> {
             Activate(GeluTanh) => Activate(GeluTanh),
             Activate(Silu) => Activate(Silu),
             Activate(Relu) => Activate(Relu),
+            Activate(ReluSquared) => Activate(ReluSquared),
             Activate(Tanh) => Activate(Tanh),
             Gate(GeluErf) => Gate(GeluErf),
             Gate(GeluTanh) => Gate(GeluTanh),
             Gate(Silu) => Gate(Silu),
             Gate(Relu) => Gate(Relu),
+            Gate(ReluSquared) => Gate(ReluSquared),
             Gate(Tanh) => Gate(Tanh),
         }
     }

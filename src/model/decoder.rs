@@ -1,9 +1,9 @@
-//! The causal transformers in reading order, driven by config: Llama, Mistral, Qwen2, Qwen3, Gemma-2.
+//! The causal transformers in reading order, driven by config.
 //!
 //! ```text
 //! token ids [rows] → embedding → layers → norm → [rows, hidden]
-//! layer:  x + (norm →) attention ← norm ← x      (norms in brackets: Gemma-2)
-//!         x + (norm →) down(act(gate) · up) ← norm ← x
+//! layer:  x + (norm ←) attention ← (norm ←) x
+//!         x + (norm ←) down(act(gate) · up), or down(act(up)) ← (norm ←) x
 //! ```
 //!
 //! How a batch goes through the layers is in [`transformer`].
@@ -14,7 +14,9 @@ use std::sync::Arc;
 use candle_core::Result;
 
 use crate::model::ModelError;
-use crate::model::config::DecoderConfig;
+use crate::model::backbone::DecoderConfig;
+use crate::model::backbone::Mlp;
+use crate::model::backbone::QkNorm;
 use crate::model::norm::Norm;
 use crate::model::rope::RopeTable;
 use crate::model::transformer;
@@ -35,20 +37,28 @@ struct Embedding<O: Ops> {
 
 #[derive(Debug)]
 struct Layer<O: Ops> {
-    input_norm: Norm<O>,
+    attention_pre_norm: Option<Norm<O>>,
     query: Arc<O::Linear>,
     key: Arc<O::Linear>,
     value: Arc<O::Linear>,
     qk_norms: Option<[Norm<O>; 2]>,
+    is_rotary: bool,
     spec: AttentionSpec,
     products: usize,
     output: Arc<O::Linear>,
     attention_post_norm: Option<Norm<O>>,
-    mlp_norm: Norm<O>,
-    gate_up: Arc<O::Gated>,
+    mlp_pre_norm: Option<Norm<O>>,
+    inside: Inside<O>,
     activation: Activation,
     down: Arc<O::Linear>,
     mlp_post_norm: Option<Norm<O>>,
+}
+
+/// What an MLP does before `down`.
+#[derive(Debug)]
+enum Inside<O: Ops> {
+    Gated(Arc<O::Gated>),
+    Plain(Arc<O::Linear>),
 }
 
 /// Reads the weights that `config` asks for.
@@ -92,32 +102,38 @@ impl<O: Ops> Layer<O> {
             ["q_proj", "k_proj", "v_proj", "o_proj"].map(|name| of(&format!("self_attn.{name}")));
         let [q_norm, k_norm] = ["self_attn.q_norm", "self_attn.k_norm"].map(of);
         let [gate, up, down] = ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"].map(of);
-        let [input_norm, post_attention_norm] = ["input_layernorm", "post_attention_layernorm"].map(of);
-        let [pre_mlp_norm, post_mlp_norm] =
-            ["pre_feedforward_layernorm", "post_feedforward_layernorm"].map(of);
         let (hidden, inside) = (config.hidden, config.intermediate);
         let (query_width, kv_width) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-        // in Gemma-2 "post_attention_layernorm" norms attention's output; elsewhere, the MLP's input
-        let (attention_post_norm, mlp_norm, mlp_post_norm) = if config.post_norms {
-            (
-                Some(norm(weights, config, &post_attention_norm, hidden)?),
-                norm(weights, config, &pre_mlp_norm, hidden)?,
-                Some(norm(weights, config, &post_mlp_norm, hidden)?),
-            )
-        } else {
-            (None, norm(weights, config, &post_attention_norm, hidden)?, None)
-        };
+        let mlp_layers = if config.mlp == Mlp::Gated { 3 } else { 2 };
+        let names = config.norms;
+        let [attention_pre_norm, attention_post_norm, mlp_pre_norm, mlp_post_norm] =
+            [names.before_attention, names.after_attention, names.before_mlp, names.after_mlp]
+                .map(|name| name.map(of));
+        let mut norm_if =
+            |name: Option<String>| name.map(|name| norm(weights, config, &name, hidden)).transpose();
+        let [attention_pre_norm, attention_post_norm, mlp_pre_norm, mlp_post_norm] = [
+            norm_if(attention_pre_norm)?,
+            norm_if(attention_post_norm)?,
+            norm_if(mlp_pre_norm)?,
+            norm_if(mlp_post_norm)?,
+        ];
         Ok(Self {
-            input_norm: norm(weights, config, &input_norm, hidden)?,
+            attention_pre_norm,
             query: weights.linear(&q, query_width, hidden, config.qkv_bias, Working)?,
             key: weights.linear(&k, kv_width, hidden, config.qkv_bias, Working)?,
             value: weights.linear(&v, kv_width, hidden, config.qkv_bias, Working)?,
-            qk_norms: if config.qk_norm {
-                let mut norm = |name: &str| norm(weights, config, name, config.head_dim);
-                Some([norm(&q_norm)?, norm(&k_norm)?])
-            } else {
-                None
+            qk_norms: match config.qk_norm {
+                None => None,
+                Some(QkNorm::Heads) => {
+                    let mut norm = |name: &str| norm(weights, config, name, config.head_dim);
+                    Some([norm(&q_norm)?, norm(&k_norm)?])
+                }
+                Some(QkNorm::Whole) => Some([
+                    norm(weights, config, &q_norm, query_width)?,
+                    norm(weights, config, &k_norm, kv_width)?,
+                ]),
             },
+            is_rotary: config.rotary[index],
             spec: AttentionSpec {
                 heads: config.heads,
                 kv_heads: config.kv_heads,
@@ -127,11 +143,14 @@ impl<O: Ops> Layer<O> {
                 scale: config.attention_scale,
                 softcap: config.attention_softcap,
             },
-            products: hidden * (2 * query_width + 2 * kv_width + 3 * inside),
+            products: hidden * (2 * query_width + 2 * kv_width + mlp_layers * inside),
             output: weights.linear(&o, hidden, query_width, config.output_bias, Working)?,
             attention_post_norm,
-            mlp_norm,
-            gate_up: weights.gated([&gate, &up], inside, hidden, config.mlp_bias)?,
+            mlp_pre_norm,
+            inside: match config.mlp {
+                Mlp::Gated => Inside::Gated(weights.gated([&gate, &up], inside, hidden, config.mlp_bias)?),
+                Mlp::Plain => Inside::Plain(weights.linear(&up, inside, hidden, config.mlp_bias, Working)?),
+            },
             activation: config.activation,
             down: weights.linear(&down, hidden, inside, config.mlp_bias, Working)?,
             mlp_post_norm,
@@ -159,7 +178,7 @@ impl<O: Ops> transformer::Layer<O> for Layer<O> {
     }
 
     fn input<'a>(&self, ops: &O, x: &'a O::Rows) -> Result<Cow<'a, O::Rows>> {
-        ops.operand(Cow::Owned(self.input_norm.forward(ops, x)?))
+        ops.operand(normed(ops, x, self.attention_pre_norm.as_ref())?)
     }
 
     fn queries(
@@ -173,7 +192,10 @@ impl<O: Ops> transformer::Layer<O> for Layer<O> {
         if let Some([norm, _]) = &self.qk_norms {
             query = norm.forward(ops, &query)?;
         }
-        ops.rotary(query, self.spec.head_dim, packing, which)
+        match self.is_rotary {
+            true => ops.rotary(query, self.spec.head_dim, packing, which),
+            false => Ok(query),
+        }
     }
 
     fn keys_and_values(
@@ -187,16 +209,30 @@ impl<O: Ops> transformer::Layer<O> for Layer<O> {
         if let Some([_, norm]) = &self.qk_norms {
             key = norm.forward(ops, &key)?;
         }
-        let key = ops.rotary(key, self.spec.head_dim, packing, which)?;
+        if self.is_rotary {
+            key = ops.rotary(key, self.spec.head_dim, packing, which)?;
+        }
         Ok([key, ops.linear(input, &self.value)?])
     }
 
     fn finish(&self, ops: &O, x: O::Rows, attended: &O::Rows) -> Result<O::Rows> {
         let x = add(ops, x, attended, &self.output, self.attention_post_norm.as_ref())?;
-        let input = self.mlp_norm.forward(ops, &x)?;
-        let inside = ops.gated(&input, &self.gate_up, self.activation)?;
+        let input = normed(ops, &x, self.mlp_pre_norm.as_ref())?;
+        let inside = match &self.inside {
+            Inside::Gated(gate_up) => ops.gated(&input, gate_up, self.activation)?,
+            Inside::Plain(up) => ops.linear_act(&input, up, self.activation)?,
+        };
+        drop(input);
         add(ops, x, &inside, &self.down, self.mlp_post_norm.as_ref())
     }
+}
+
+/// `(norm of) x`
+fn normed<'x, O: Ops>(ops: &O, x: &'x O::Rows, norm: Option<&Norm<O>>) -> Result<Cow<'x, O::Rows>> {
+    Ok(match norm {
+        Some(norm) => Cow::Owned(norm.forward(ops, x)?),
+        None => Cow::Borrowed(x),
+    })
 }
 
 /// `x + (norm of) layer(y)`

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use candle_core::Result;
 
 use crate::model::ModelError;
-use crate::model::config::EncoderConfig;
+use crate::model::backbone::EncoderConfig;
 use crate::model::norm::Norm;
 use crate::model::transformer;
 use crate::model::transformer::Transformer;

@@ -13,7 +13,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::model::ModelError;
-use crate::model::config::BackboneConfig;
+use crate::model::backbone::BackboneConfig;
+use crate::model::backbone::EncoderHead;
 use crate::model::config::CheckpointConfig;
 use crate::model::pooling::HeadKind;
 use crate::model::pooling::Pooling;
@@ -202,12 +203,12 @@ pub fn native(config: &CheckpointConfig, backbone_prefix: &str) -> BTreeMap<Stri
     };
     let layers = match &config.backbone {
         BackboneConfig::Decoder(_) => return [("score.weight".to_owned(), vec![1, hidden])].into(),
-        BackboneConfig::Encoder(encoder) if encoder.prefix == "roberta." => {
-            [layer("classifier.dense", hidden), layer("classifier.out_proj", 1)]
-        }
-        BackboneConfig::Encoder(_) => {
-            [layer(&format!("{backbone_prefix}pooler.dense"), hidden), layer("classifier", 1)]
-        }
+        BackboneConfig::Encoder(encoder) => match encoder.head {
+            EncoderHead::Pooler => {
+                [layer(&format!("{backbone_prefix}pooler.dense"), hidden), layer("classifier", 1)]
+            }
+            EncoderHead::TwoLayers => [layer("classifier.dense", hidden), layer("classifier.out_proj", 1)],
+        },
     };
     layers.into_iter().flatten().collect()
 }

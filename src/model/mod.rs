@@ -8,14 +8,16 @@
 //!
 //! Beside a checkpoint, a [`manifest`] (`rewarm.json`) says what its own files do not, and [`golden`] rewards what
 //! it is known to answer. A [`variant`] is loaded from its configuration; it holds a [`scorer`], which runs one
-//! [`RewardModel`] or several, a [`family`], on a [`batch`](crate::ops::batch) of packed sequences. The way back, from rewards to weights,
+//! [`RewardModel`] or several, an [`ensemble`], on a [`batch`](crate::ops::batch) of packed sequences. The way back, from rewards to weights,
 //! is in [`learn`](crate::learn).
 
+pub mod backbone;
 pub mod compatible;
 pub mod config;
 pub mod decoder;
 pub mod encoder;
-pub mod family;
+pub mod ensemble;
+pub mod families;
 pub mod golden;
 pub mod head;
 pub mod manifest;
@@ -39,7 +41,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::checkpoint::CheckpointError;
-use crate::model::config::BackboneConfig;
+use crate::model::backbone::BackboneConfig;
 use crate::model::config::CheckpointConfig;
 use crate::model::head::Head;
 use crate::model::scorer::Forward;
@@ -82,7 +84,7 @@ impl<O: Ops> Forward for RewardModel<O> {
 
     fn forward_in_steps(&self, batch: &PackedBatch, steps: &mut Steps<'_>) -> Result<Vec<f32>, ModelError> {
         let (model, mut spent) = (std::slice::from_ref(self), [Duration::ZERO]);
-        let mut rewards = family::forward_together(&*self.ops, model, batch, &mut spent, steps)?;
+        let mut rewards = ensemble::forward_together(&*self.ops, model, batch, &mut spent, steps)?;
         Ok(rewards.remove(0))
     }
 

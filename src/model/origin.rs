@@ -22,7 +22,7 @@ use std::path::Path;
 use crate::checkpoint::Checkpoint;
 use crate::disk;
 use crate::model::ModelError;
-use crate::model::config::BackboneConfig;
+use crate::model::backbone::BackboneConfig;
 use crate::model::config::CheckpointConfig;
 use crate::model::manifest::Manifest;
 use crate::text::TextEnd;

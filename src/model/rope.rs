@@ -96,7 +96,12 @@ impl RopeConfig {
     ///
     /// Where both are there, a `rope_scaling` that is neither null nor empty replaces all of `rope_parameters`, its
     /// `rope_theta` too. A `rope_theta` inside counts before the one beside, and that before the class's default.
-    pub(super) fn parse(fields: &Fields<'_>, head_dim: usize, max_positions: usize) -> Result<Self, String> {
+    pub(super) fn parse(
+        fields: &Fields<'_>,
+        head_dim: usize,
+        max_positions: usize,
+        default_theta: f64,
+    ) -> Result<Self, String> {
         let empty = Map::new();
         let mut place = "rope_parameters";
         let mut parameters = &empty;
@@ -117,7 +122,7 @@ impl RopeConfig {
         let rope = Fields(parameters);
         let theta: f64 = match parameters.contains_key("rope_theta") {
             true => rope.required("rope_theta")?,
-            false => fields.or_default("rope_theta", 10_000.0)?, // of all of our classes
+            false => fields.or_default("rope_theta", default_theta)?,
         };
         let original = || match fields.0.contains_key("original_max_position_embeddings") {
             true => fields.required::<usize>("original_max_position_embeddings"),

@@ -22,7 +22,8 @@ use crate::model::ModelError;
 use crate::model::RewardModel;
 use crate::model::compatible;
 use crate::model::config::CheckpointConfig;
-use crate::model::family::Family;
+use crate::model::ensemble::Ensemble;
+use crate::model::families;
 use crate::model::golden::GoldenRewards;
 use crate::model::head::Head;
 use crate::model::manifest::Manifest;
@@ -513,7 +514,7 @@ pub fn load_tokenizer(
         rule: manifest.text_rule,
         default_rule: config.origin.text_rule.or(config.backbone.default_text_rule()),
         ends: config.origin.ends,
-        model_type: Some(config.model_type.clone()),
+        family: families::find(&config.model_type).map(|family| family.tokenizer).unwrap_or_default(),
         tokenizer_class: config.tokenizer_class.clone(),
     };
     let tokenizer = SampleTokenizer::load(checkpoint.text_dir(), &options)?;
@@ -578,7 +579,7 @@ fn load_family<O: Ops>(
     let models = load_models(config, members, &ops, Some(store), progress)?;
     let heads = models.iter().map(|(model, _)| (model.head().kind(), model.head().pooling())).collect();
     let digests = models.iter().flat_map(|(_, digests)| digests.iter().copied()).collect();
-    let family = Family::new(ops, models.into_iter().map(|(model, _)| model).collect());
+    let family = Ensemble::new(ops, models.into_iter().map(|(model, _)| model).collect());
     let (layers, of_members) = family.count_layers();
     if layers < of_members {
         tracing::info!(variant = config.name, layers, of_members, "members share layers");

@@ -34,7 +34,7 @@ use tokenizers::{
 };
 
 use super::TextError;
-use super::class::{Class, Hints, ModelPlan, Plan, PostPlan};
+use super::class::{Class, FamilyTokenizer, Hints, ModelPlan, Plan, PostPlan};
 use super::files::{SpecialTokens, TextFiles};
 use super::settings::{Settings, Sources, StoredToken, TOKEN_NAMES, Token};
 
@@ -107,10 +107,10 @@ struct Parts {
 type Problem = String;
 
 impl Backend {
-    /// `model_type` and `model_class` are those of `config.json`.
+    /// `model_class` is `tokenizer_class` of `config.json`.
     pub(super) fn load(
         files: &TextFiles,
-        model_type: Option<&str>,
+        family: FamilyTokenizer,
         model_class: Option<&str>,
     ) -> Result<Self, TextError> {
         let in_file = |file: &str, problem| TextError::BadTextFile { path: files.dir.join(file), problem };
@@ -119,7 +119,7 @@ impl Backend {
                 .tokenizer_class()
                 .map_err(|problem| in_file("tokenizer_config.json", problem))?,
             auto_map: files.has_auto_map(),
-            model_type,
+            family,
             model_class,
             byte_level: std::str::from_utf8(&files.tokenizer_json)
                 .is_ok_and(|json| json.contains("\"ByteLevel\"")),

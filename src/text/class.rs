@@ -28,6 +28,19 @@ pub(super) enum Class {
     DebertaV2,
 }
 
+/// What `AutoTokenizer` takes for a family, by transformers' tables (`TOKENIZER_MAPPING_NAMES` and
+/// `MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FamilyTokenizer {
+    /// What the files name.
+    #[default]
+    AsFilesSay,
+    /// This class, unless the files name another.
+    Unless(&'static str),
+    /// This class, whatever the files name.
+    Always(&'static str),
+}
+
 /// What `AutoTokenizer` looks at.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Hints<'a> {
@@ -35,8 +48,8 @@ pub(super) struct Hints<'a> {
     pub(super) tokenizer_class: Option<&'a str>,
     /// Whether `tokenizer_config.json` has an `auto_map` for it.
     pub(super) auto_map: bool,
-    /// `model_type` of `config.json`
-    pub(super) model_type: Option<&'a str>,
+    /// Of the model's family.
+    pub(super) family: FamilyTokenizer,
     /// `tokenizer_class` of `config.json`
     pub(super) model_class: Option<&'a str>,
     /// Whether `tokenizer.json` speaks of `ByteLevel` anywhere.
@@ -179,29 +192,23 @@ impl Class {
     /// What `AutoTokenizer.from_pretrained` picks. Fails for a class that we do not know how to build.
     pub(super) fn pick(hints: &Hints<'_>) -> Result<Self, String> {
         let bare = |name: &str| name.strip_suffix("Fast").unwrap_or(name).to_owned();
-        let registered = match hints.model_type {
-            Some("qwen2" | "qwen3") => Some("Qwen2Tokenizer"),
-            Some("gemma2") => Some("GemmaTokenizer"),
-            Some("bert") => Some("BertTokenizer"),
-            Some("roberta") => Some("RobertaTokenizer"),
-            Some("mistral") => Some("TokenizersBackend"),
-            _ => None,
+        let (registered, whatever) = match hints.family {
+            FamilyTokenizer::AsFilesSay => (None, false),
+            FamilyTokenizer::Unless(class) => (Some(class), false),
+            FamilyTokenizer::Always(class) => (Some(class), true),
         };
         let named = hints.tokenizer_class.or(hints.model_class);
         if let (false, Some(named)) = (hints.auto_map, named) {
             // the hub's Llama 3 and its like call themselves so, and are byte-level
             let is_mistaken = bare(named) == "LlamaTokenizer" && hints.byte_level;
-            if is_mistaken && !matches!(hints.model_type, Some("mistral" | "qwen2")) {
+            if is_mistaken && !whatever {
                 return Ok(Self::Whole);
             }
             if let Some(registered) = registered
                 && registered != bare(named)
             {
-                return match hints.model_type {
-                    Some("mistral") => Ok(Self::Whole),
-                    Some("qwen2") => Ok(Self::Qwen2), // whatever the file says
-                    _ => Self::by_name(&bare(named)).map(|class| class.unwrap_or(Self::Whole)),
-                };
+                let class = if whatever { registered } else { &bare(named) };
+                return Self::by_name(class).map(|class| class.unwrap_or(Self::Whole));
             }
         }
         match (hints.tokenizer_class, hints.model_class) {

@@ -34,6 +34,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use self::backend::Backend;
+pub use self::class::FamilyTokenizer;
 pub use self::conversation::{Conversation, Message};
 pub use self::ending::{TextEnd, TextEnds};
 pub use self::error::TextError;
@@ -127,9 +128,9 @@ pub struct TextOptions {
     /// The rule of a model that has neither a chat template nor a manifest; `None`: there is none to go by, and
     /// [`Input::Text`] is refused.
     pub default_rule: Option<TextRule>,
+    /// Of the model's family.
+    pub family: FamilyTokenizer,
     /// Of the model's `config.json`: decides the tokenizer's class where `tokenizer_config.json` names none.
-    pub model_type: Option<String>,
-    /// Of the model's `config.json`: the same.
     pub tokenizer_class: Option<String>,
     /// Given by the manifest, or else as the model's trainer did.
     pub ends: TextEnds,
@@ -145,7 +146,7 @@ impl Default for TextOptions {
             asked_max_tokens: None,
             rule: None,
             default_rule: None,
-            model_type: None,
+            family: FamilyTokenizer::default(),
             tokenizer_class: None,
             ends: TextEnds::default(),
         }
@@ -196,8 +197,7 @@ impl SampleTokenizer {
             );
         }
         disk::step("making the tokenizer", dir);
-        let backend =
-            Backend::load(&files, options.model_type.as_deref(), options.tokenizer_class.as_deref())?;
+        let backend = Backend::load(&files, options.family, options.tokenizer_class.as_deref())?;
         let (end, eos) = end(dir, &backend, rule, options.ends)?;
         let digest = digest(&files, &backend, rule, end, max_tokens);
         disk::step("compiling the chat template", dir);

@@ -30,9 +30,10 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import (AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification,
-                          BertConfig, Gemma2Config, LlamaConfig, MistralConfig,
-                          PreTrainedTokenizerFast, Qwen2Config, Qwen3Config, RobertaConfig)
+from transformers import (ArceeConfig, AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification,
+                          BertConfig, Exaone4Config, Gemma2Config, GemmaConfig, LlamaConfig, MinistralConfig, MistralConfig,
+                          Olmo2Config, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config, RobertaConfig, SeedOssConfig,
+                          SmolLM3Config)
 
 PADDING_ATOL = 1e-5  # one sample alone against the same sample in a padded batch
 CONDITION = 3e-6  # float32 against float64: golden rewards must leave room for another order of summation
@@ -421,6 +422,74 @@ def gemma2(path):
            v4=("layer_types", "use_bidirectional_attention"))
 
 
+def gemma(path):
+    # files of the first release say "gelu"
+    config = GemmaConfig(**SMALL, head_dim=12, rms_norm_eps=3e-2, rope_parameters=rope(), hidden_act="gelu", attention_bias=True)
+    save_classifier(path, config, 40)
+    finish(path, plain_samples(config, 50), "last_non_pad", "(1 + w) norms, embeddings times sqrt(hidden), head_dim 12, biases of attention, "
+           "tanh GeGLU", wrong=[LOOSE_EPS, ("erf gelu", set_to(hidden_act="gelu_python"))])
+    edit_config(path, hidden_act="gelu")
+
+
+def olmo2(path):
+    config = Olmo2Config(**WIDE, rms_norm_eps=1e-3, rope_parameters=rope(), attention_bias=True)
+    save_classifier(path, config, 41)
+    finish(path, plain_samples(config, 51), "last_non_pad", "norms after attention and MLP, none before; q_norm and k_norm over all heads "
+           "together; biases of attention", wrong=[LOOSE_EPS, ("rope theta", rope_to(rope_theta=100.0))])
+
+
+def smollm3(path):
+    config = SmolLM3Config(**SMALL | dict(num_hidden_layers=4), rms_norm_eps=1e-3, rope_parameters=rope(theta=5e6), no_rope_layers=[1, 0, 1, 0],
+                           use_sliding_window=True, sliding_window=6, attention_bias=True, mlp_bias=True)
+    assert config.layer_types == ["full_attention", "sliding_attention"] * 2, config.layer_types
+    save_classifier(path, config, 42)
+    finish(path, plain_samples(config, 52), "last_non_pad", "layers 1 and 3 have no rope, and a window of 6; biases of attention and MLP",
+           wrong=[LOOSE_EPS, ("all rope", set_to(no_rope_layers=[1] * 4)), ("window 5", set_to(sliding_window=5)),
+                  ("all full", set_to(layer_types=["full_attention"] * 4))])
+
+
+def seed_oss(path):
+    config = SeedOssConfig(**SMALL, head_dim=12, rms_norm_eps=1e-3, rope_parameters=rope(), attention_out_bias=True, mlp_bias=True)
+    save_classifier(path, config, 43)
+    finish(path, plain_samples(config, 53), "last_non_pad", "biases of q, k and v by default, of o and MLP because it says so; head_dim 12", wrong=[LOOSE_EPS])
+
+
+def ministral(path):
+    config = MinistralConfig(**SMALL, head_dim=12, sliding_window=6, layer_types=["full_attention", "sliding_attention"], rope_parameters=rope())
+    save_classifier(path, config, 44)
+    finish(path, plain_samples(config, 54), "last_non_pad", "one layer sees all, the other 6 tokens",
+           wrong=[("all slide", set_to(layer_types=["sliding_attention"] * 2)), ("window 5", set_to(sliding_window=5))])
+
+
+def exaone4(path):
+    config = Exaone4Config(**SMALL | dict(num_hidden_layers=3), rms_norm_eps=1e-3, rope_parameters=rope(), sliding_window=6, sliding_window_pattern=2)
+    assert config.layer_types == ["sliding_attention", "full_attention", "sliding_attention"], config.layer_types
+    save_classifier(path, config, 45)
+    finish(path, plain_samples(config, 55), "last_non_pad", "norms after attention and MLP, none before; q_norm and k_norm per head; every second "
+           "layer sees all and has no rope", wrong=[LOOSE_EPS, ("window 5", set_to(sliding_window=5)), ("all slide", set_to(layer_types=["sliding_attention"] * 3))])
+
+
+def exaone4_full(path):
+    config = Exaone4Config(**SMALL, rms_norm_eps=1e-3, rope_parameters=rope(), sliding_window=None, layer_types=["full_attention"] * 2)
+    save_classifier(path, config, 46)
+    finish(path, plain_samples(config, 56), "last_non_pad", "no window: all layers have rope", wrong=[LOOSE_EPS, ("rope theta", rope_to(rope_theta=100.0))])
+
+
+def arcee(path):
+    config = ArceeConfig(**SMALL, head_dim=12, rms_norm_eps=1e-3, rope_parameters=rope("yarn", factor=4.0, original_max_position_embeddings=32),
+                         attention_bias=True, mlp_bias=True)
+    save_classifier(path, config, 47)
+    finish(path, plain_samples(config, 57), "last_non_pad", "a plain MLP with squared ReLU; biases of all; yarn", wrong=[LOOSE_EPS, ("silu", set_to(hidden_act="silu"))])
+
+
+def edit_config(path, **changes):
+    """What the library says in other words when it saves."""
+    config = json.loads((path / "config.json").read_text())
+    before = rewards(path, plain_samples(AutoConfig.from_pretrained(path), 1))
+    write_json(path / "config.json", config | changes)
+    assert before == rewards(path, plain_samples(AutoConfig.from_pretrained(path), 1)), changes
+
+
 def bert_like(path, seed, hidden_act, note, wrong):
     tokenizer = bert_tokenizer()
     config = BertConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=40,
@@ -596,7 +665,8 @@ def bert_tokenizer():
 
 CHECKPOINTS = [llama, llama_tied_bias, llama_head_dim, llama_old_config, llama_rope_llama3, llama_rope_linear, llama_rope_dynamic, llama_rope_yarn,
                llama_pad_eos, mistral, qwen2, qwen3, gemma2, bert, bert_gelu_new, roberta, openrlhf_raw, openrlhf_normalized, trl_v_head,
-               trl_v_head_file, v_head, llama_sharded, llama_f16, llama_bf16]
+               trl_v_head_file, v_head, llama_sharded, llama_f16, llama_bf16,
+               gemma, olmo2, smollm3, seed_oss, ministral, exaone4, exaone4_full, arcee]
 
 
 def main():

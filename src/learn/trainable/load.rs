@@ -24,7 +24,7 @@ use crate::learn::parameter::Parameter;
 use crate::merge;
 use crate::model::ModelError;
 use crate::model::RewardModel;
-use crate::model::config::BackboneConfig;
+use crate::model::backbone::BackboneConfig;
 use crate::model::config::CheckpointConfig;
 use crate::model::head;
 use crate::model::manifest::Manifest;

@@ -18,8 +18,8 @@ use crate::checkpoint::write::TensorSpec;
 use crate::disk;
 use crate::learn::adamw::with_values;
 use crate::model::ModelError;
-use crate::model::config;
 use crate::model::config::CheckpointConfig;
+use crate::model::families;
 use crate::model::pooling::HeadKind;
 use crate::text::TextEnd;
 use crate::text::TextRule;
@@ -125,9 +125,11 @@ fn is_transformers(head: HeadKind) -> bool {
 
 /// Makes `config.json` say that this is transformers' class with one label, if it is.
 pub(super) fn name_architecture(fields: &mut Map<String, Value>, config: &CheckpointConfig, head: HeadKind) {
-    let class = fields.get("model_type").and_then(Value::as_str).and_then(config::class);
-    let Some(class) = class.filter(|_| is_transformers(head)) else { return };
-    let architecture = format!("{class}ForSequenceClassification");
+    let Ok(family) = families::find(&config.model_type) else { return };
+    if !is_transformers(head) {
+        return;
+    }
+    let architecture = format!("{}ForSequenceClassification", family.class);
     if config.architecture == architecture {
         return;
     }

@@ -271,6 +271,7 @@ pub(super) fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
         Activation::GeluTanh => x.gelu(),
         Activation::Silu => x.silu(),
         Activation::Relu => x.relu(),
+        Activation::ReluSquared => x.relu()?.sqr(),
         Activation::Tanh => x.tanh(),
     }
 }
@@ -386,7 +387,13 @@ mod tests {
         let x = OPS.gather(&[x], &wanted).unwrap().swap_remove(0);
         let x = OPS.linear_add(&attended, &output, x).unwrap();
         let mut inside = OPS.gated(&x, &gated, Activation::GeluErf).unwrap();
-        for activation in [Activation::GeluTanh, Activation::Silu, Activation::Tanh, Activation::Relu] {
+        for activation in [
+            Activation::GeluTanh,
+            Activation::Silu,
+            Activation::Tanh,
+            Activation::Relu,
+            Activation::ReluSquared,
+        ] {
             inside = OPS.add(activate(&inside, activation).unwrap(), &inside).unwrap();
         }
         let x = OPS.linear_add(&inside, &down, x).unwrap();

@@ -151,8 +151,14 @@ impl Layer {
     }
 }
 
-const ACTIVATIONS: [Activation; 5] =
-    [Activation::GeluErf, Activation::GeluTanh, Activation::Silu, Activation::Relu, Activation::Tanh];
+const ACTIVATIONS: [Activation; 6] = [
+    Activation::GeluErf,
+    Activation::GeluTanh,
+    Activation::Silu,
+    Activation::Relu,
+    Activation::ReluSquared,
+    Activation::Tanh,
+];
 
 fn activated(activation: Activation, x: f64) -> f64 {
     match activation {
@@ -165,6 +171,7 @@ fn activated(activation: Activation, x: f64) -> f64 {
         }
         Activation::Silu => x / (1.0 + (-x).exp()),
         Activation::Relu => x.max(0.0),
+        Activation::ReluSquared => x.max(0.0).powi(2),
         Activation::Tanh => x.tanh(),
     }
 }

@@ -99,6 +99,7 @@ fn values_and_slopes(x: &[f32], activation: Activation) -> [Vec<f32>; 2] {
         Activation::GeluTanh => map(x, gelu_tanh),
         Activation::Silu => map(x, silu),
         Activation::Relu => map(x, |x| (x.max(0.0), if x > 0.0 { 1.0 } else { 0.0 })),
+        Activation::ReluSquared => map(x, |x| (x.max(0.0) * x.max(0.0), 2.0 * x.max(0.0))),
         Activation::Tanh => map(x, |x| (x.tanh(), 1.0 - x.tanh() * x.tanh())), // of heads: few values
     }
 }

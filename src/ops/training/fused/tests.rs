@@ -92,6 +92,8 @@ fn activations_are_the_composed_ones() {
     let x = wave(&[3, 5], 0.3); // at 0 the slope is a matter of taste
     let relu = || composed::activate(&x, Activation::Relu);
     check("relu", &[&x], || activate(&x, Activation::Relu), relu);
+    let relu_squared = || composed::activate(&x, Activation::ReluSquared);
+    check("relu squared", &[&x], || activate(&x, Activation::ReluSquared), relu_squared);
 }
 
 #[test]

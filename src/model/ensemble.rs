@@ -14,12 +14,12 @@ use crate::ops::batch::PackedBatch;
 
 /// The models of a variant: one, or the members of an ensemble.
 #[derive(Debug)]
-pub struct Family<O: Ops> {
+pub struct Ensemble<O: Ops> {
     ops: Arc<O>,
     models: Vec<RewardModel<O>>,
 }
 
-impl<O: Ops> Family<O> {
+impl<O: Ops> Ensemble<O> {
     /// At least one model, all loaded for `ops`.
     pub fn new(ops: Arc<O>, models: Vec<RewardModel<O>>) -> Self {
         Self { ops, models }
@@ -32,7 +32,7 @@ impl<O: Ops> Family<O> {
     }
 }
 
-impl<O: Ops> Members for Family<O> {
+impl<O: Ops> Members for Ensemble<O> {
     fn num_members(&self) -> usize {
         self.models.len()
     }

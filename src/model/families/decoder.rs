@@ -1,0 +1,148 @@
+//! What decoders have alike: Llama's keys, tensors and order, which most families keep.
+
+use serde_json::Value;
+
+use crate::checkpoint::fields::Fields;
+use crate::model::backbone::DecoderConfig;
+use crate::model::backbone::Mlp;
+use crate::model::backbone::Norms;
+use crate::model::families::at_most;
+use crate::model::families::parse_activation;
+use crate::model::rope::RopeConfig;
+
+/// What a class takes for keys that are absent, and whether it takes null.
+#[derive(Clone, Copy)]
+pub(super) struct Defaults {
+    pub(super) vocab_size: usize,
+    pub(super) hidden: usize,
+    pub(super) intermediate: usize,
+    pub(super) num_layers: usize,
+    pub(super) heads: usize,
+    /// `None`: as many as heads.
+    pub(super) kv_heads: Option<usize>,
+    /// Whether null means as many as heads; else it is refused.
+    pub(super) kv_heads_may_be_null: bool,
+    /// `None`: hidden / heads.
+    pub(super) head_dim: Option<usize>,
+    /// Whether null means hidden / heads; else it is refused.
+    pub(super) head_dim_may_be_null: bool,
+    pub(super) max_positions: usize,
+    pub(super) norm_eps: f64,
+    pub(super) rope_theta: f64,
+    /// The key of the activation, and its default.
+    pub(super) activation: (&'static str, &'static str),
+}
+
+pub(super) const LLAMA: Defaults = Defaults {
+    vocab_size: 32_000,
+    hidden: 4096,
+    intermediate: 11_008,
+    num_layers: 32,
+    heads: 32,
+    kv_heads: None,
+    kv_heads_may_be_null: true,
+    head_dim: None,
+    head_dim_may_be_null: true,
+    max_positions: 2048,
+    norm_eps: 1e-6,
+    rope_theta: 10_000.0,
+    activation: ("hidden_act", "silu"),
+};
+
+/// A decoder as Llama is one: norms before attention and MLP, a gate, rotary positions, no biases, no windows.
+pub(super) fn read(fields: &Fields<'_>, defaults: &Defaults) -> Result<DecoderConfig, String> {
+    let hidden = fields.size("hidden_size", defaults.hidden, at_most::WIDTH)?;
+    let heads = fields.size("num_attention_heads", defaults.heads, at_most::HEADS)?;
+    let num_layers = fields.size("num_hidden_layers", defaults.num_layers, at_most::LAYERS)?;
+    let kv_heads = match fields.0.get("num_key_value_heads") {
+        Some(Value::Null) if defaults.kv_heads_may_be_null => heads,
+        _ => fields.size("num_key_value_heads", defaults.kv_heads.unwrap_or(heads), at_most::HEADS)?,
+    };
+    let head_dim = match fields.0.get("head_dim") {
+        Some(Value::Null) if defaults.head_dim_may_be_null => hidden / heads,
+        None if defaults.head_dim.is_none() => hidden / heads,
+        _ => fields.size("head_dim", defaults.head_dim.unwrap_or(1), at_most::HEAD_DIM)?,
+    };
+    if !heads.is_multiple_of(kv_heads) {
+        return Err(format!(
+            "`num_attention_heads` {heads} is not a multiple of `num_key_value_heads` {kv_heads}"
+        ));
+    }
+    if head_dim == 0 || !head_dim.is_multiple_of(2) {
+        return Err(format!(
+            "`head_dim` {head_dim} is not an even number above zero: rotary embedding needs pairs"
+        ));
+    }
+    fields.refuse_unless(
+        "use_bidirectional_attention",
+        |value| matches!(value, Value::Null | Value::Bool(false)),
+        "bidirectional attention in a decoder is not supported",
+    )?;
+    let max_positions = fields.size("max_position_embeddings", defaults.max_positions, at_most::POSITIONS)?;
+    let (key, default) = defaults.activation;
+    let activation: String = fields.or_default(key, default.to_owned())?;
+    Ok(DecoderConfig {
+        vocab_size: fields.size("vocab_size", defaults.vocab_size, at_most::VOCABULARY)?,
+        hidden,
+        intermediate: fields.size("intermediate_size", defaults.intermediate, at_most::WIDTH)?,
+        num_layers,
+        heads,
+        kv_heads,
+        head_dim,
+        max_positions,
+        norm_eps: fields.number_or("rms_norm_eps", defaults.norm_eps, |eps| (0.0..1.0).contains(&eps))?,
+        norm_unit_offset: false,
+        norms: Norms::BEFORE,
+        qk_norm: None,
+        activation: parse_activation(key, &activation)?,
+        qkv_bias: false,
+        output_bias: false,
+        mlp_bias: false,
+        mlp: Mlp::Gated,
+        rope: RopeConfig::parse(fields, head_dim, max_positions, defaults.rope_theta)?,
+        rotary: vec![true; num_layers],
+        windows: vec![None; num_layers],
+        attention_scale: (head_dim as f64).powf(-0.5),
+        attention_softcap: None,
+        embedding_scale: None,
+    })
+}
+
+/// Which layers see a window only: those that `layer_types` names, or, where it is absent, those that `slides` tells.
+pub(super) fn windows(
+    fields: &Fields<'_>,
+    num_layers: usize,
+    window: Option<usize>,
+    slides: impl Fn(usize) -> bool,
+) -> Result<Vec<Option<usize>>, String> {
+    let Some(types) = layer_types(fields, num_layers)? else {
+        return Ok((0..num_layers).map(|layer| window.filter(|_| slides(layer))).collect());
+    };
+    let window_of = |slides: bool| match (slides, window) {
+        (true, None) => Err("`layer_types` asks for a `sliding_window`, which is null".to_owned()),
+        (slides, window) => Ok(window.filter(|_| slides)),
+    };
+    types.into_iter().map(window_of).collect()
+}
+
+/// Of each layer whether it is of the kind that sees a window, where `layer_types` says so.
+fn layer_types(fields: &Fields<'_>, num_layers: usize) -> Result<Option<Vec<bool>>, String> {
+    let Some(types) = fields.optional::<Vec<String>>("layer_types")? else { return Ok(None) };
+    if types.len() != num_layers {
+        return Err(format!("`layer_types` has {} entries for {num_layers} layers", types.len()));
+    }
+    let slides = types.iter().map(|kind| match kind.as_str() {
+        "full_attention" => Ok(false),
+        "sliding_attention" => Ok(true),
+        other => Err(format!("layer type `{other}` is not supported")),
+    });
+    slides.collect::<Result<_, _>>().map(Some)
+}
+
+/// `sliding_window`: a number, null for none, or the class's default where it is absent.
+pub(super) fn sliding_window(fields: &Fields<'_>, default: Option<usize>) -> Result<Option<usize>, String> {
+    match fields.0.get("sliding_window") {
+        None => Ok(default),
+        Some(_) => fields.optional_size("sliding_window", at_most::POSITIONS),
+    }
+}

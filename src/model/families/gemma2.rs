@@ -1,0 +1,55 @@
+//! Gemma-2: Gemma with norms on both sides, capped scores, and a window in every other layer.
+
+use crate::checkpoint::fields::Fields;
+use crate::model::backbone::BackboneConfig;
+use crate::model::backbone::DecoderConfig;
+use crate::model::backbone::Norms;
+use crate::model::families::Family;
+use crate::model::families::decoder;
+use crate::model::families::decoder::Defaults;
+use crate::model::families::decoder::LLAMA;
+use crate::text::FamilyTokenizer;
+
+pub(super) const FAMILY: Family = Family {
+    model_type: "gemma2",
+    class: "Gemma2",
+    pad_token_id: Some(0),
+    eos_token_id: Some(1),
+    tokenizer: FamilyTokenizer::Unless("GemmaTokenizer"),
+    parse,
+};
+
+const DEFAULTS: Defaults = Defaults {
+    vocab_size: 256_000,
+    hidden: 2304,
+    intermediate: 9216,
+    num_layers: 26,
+    heads: 8,
+    kv_heads: Some(4),
+    kv_heads_may_be_null: false,
+    head_dim: Some(256),
+    head_dim_may_be_null: false,
+    max_positions: 8192,
+    activation: ("hidden_activation", "gelu_pytorch_tanh"),
+    ..LLAMA
+};
+
+fn parse(fields: &Fields<'_>) -> Result<BackboneConfig, String> {
+    let config = decoder::read(fields, &DEFAULTS)?;
+    let attention_bias = fields.or_default("attention_bias", false)?;
+    let window = decoder::sliding_window(fields, Some(4096))?;
+    Ok(BackboneConfig::Decoder(DecoderConfig {
+        norm_unit_offset: true,
+        norms: Norms::AROUND,
+        qkv_bias: attention_bias,
+        output_bias: attention_bias,
+        windows: decoder::windows(fields, config.num_layers, window, |layer| layer % 2 == 0)?,
+        attention_scale: fields.number_or("query_pre_attn_scalar", 256.0, |scalar| scalar > 0.0)?.powf(-0.5),
+        attention_softcap: match fields.0.get("attn_logit_softcapping") {
+            None => Some(50.0),
+            Some(_) => fields.number("attn_logit_softcapping", |cap| cap != 0.0)?, // null means none
+        },
+        embedding_scale: Some((config.hidden as f64).sqrt()),
+        ..config
+    }))
+}

@@ -1,0 +1,27 @@
+//! RoBERTa: BERT with positions that count from the padding id on, and a head of two layers.
+
+use crate::checkpoint::fields::Fields;
+use crate::model::backbone::BackboneConfig;
+use crate::model::backbone::EncoderConfig;
+use crate::model::backbone::EncoderHead;
+use crate::model::families::Family;
+use crate::model::families::encoder;
+use crate::text::FamilyTokenizer;
+
+pub(super) const FAMILY: Family = Family {
+    model_type: "roberta",
+    class: "Roberta",
+    pad_token_id: Some(1),
+    eos_token_id: Some(2),
+    tokenizer: FamilyTokenizer::Unless("RobertaTokenizer"),
+    parse,
+};
+
+fn parse(fields: &Fields<'_>) -> Result<BackboneConfig, String> {
+    Ok(BackboneConfig::Encoder(EncoderConfig {
+        prefix: "roberta.",
+        head: EncoderHead::TwoLayers,
+        position_padding_id: Some(fields.or_default("pad_token_id", 1)?),
+        ..encoder::read(fields, 50_265)?
+    }))
+}
