@@ -13,9 +13,9 @@ use crate::text::TextRule;
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum BackboneConfig {
     /// Causal.
-    Decoder(DecoderConfig),
+    Decoder(Box<DecoderConfig>),
     /// Bidirectional.
-    Encoder(EncoderConfig),
+    Encoder(Box<EncoderConfig>),
 }
 
 /// The causal transformers.
@@ -163,6 +163,18 @@ pub enum EncoderHead {
     Pooler,
     /// RoBERTa's: `classifier.dense`, then `classifier.out_proj`.
     TwoLayers,
+}
+
+impl From<DecoderConfig> for BackboneConfig {
+    fn from(config: DecoderConfig) -> Self {
+        Self::Decoder(Box::new(config))
+    }
+}
+
+impl From<EncoderConfig> for BackboneConfig {
+    fn from(config: EncoderConfig) -> Self {
+        Self::Encoder(Box::new(config))
+    }
 }
 
 impl BackboneConfig {

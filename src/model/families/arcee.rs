@@ -30,11 +30,12 @@ const DEFAULTS: Defaults = Defaults {
 
 fn parse(fields: &Fields<'_>) -> Result<BackboneConfig, String> {
     let attention_bias = fields.or_default("attention_bias", false)?;
-    Ok(BackboneConfig::Decoder(DecoderConfig {
+    Ok(DecoderConfig {
         qkv_bias: attention_bias,
         output_bias: attention_bias,
         mlp_bias: fields.or_default("mlp_bias", false)?,
         mlp: Mlp::Plain,
         ..decoder::read(fields, &DEFAULTS)?
-    }))
+    }
+    .into())
 }

@@ -16,5 +16,5 @@ pub(super) const FAMILY: Family = Family {
 };
 
 fn parse(fields: &Fields<'_>) -> Result<BackboneConfig, String> {
-    Ok(BackboneConfig::Encoder(encoder::read(fields, 30_522)?))
+    Ok(encoder::read(fields, 30_522)?.into())
 }

@@ -44,11 +44,12 @@ fn parse(fields: &Fields<'_>) -> Result<BackboneConfig, String> {
     };
     let windows =
         decoder::windows(fields, config.num_layers, window, |layer| !(layer + 1).is_multiple_of(full_every))?;
-    Ok(BackboneConfig::Decoder(DecoderConfig {
+    Ok(DecoderConfig {
         norms: Norms::AFTER,
         qk_norm: Some(QkNorm::Heads),
         rotary: windows.iter().map(|own| window.is_none() || own.is_some()).collect(),
         windows,
         ..config
-    }))
+    }
+    .into())
 }

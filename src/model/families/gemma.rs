@@ -37,7 +37,7 @@ const DEFAULTS: Defaults = Defaults {
 fn parse(fields: &Fields<'_>) -> Result<BackboneConfig, String> {
     let config = decoder::read(fields, &DEFAULTS)?;
     let attention_bias = fields.or_default("attention_bias", false)?;
-    Ok(BackboneConfig::Decoder(DecoderConfig {
+    Ok(DecoderConfig {
         norm_unit_offset: true,
         // files of the first release say "gelu" and mean this
         activation: match config.activation {
@@ -48,5 +48,6 @@ fn parse(fields: &Fields<'_>) -> Result<BackboneConfig, String> {
         output_bias: attention_bias,
         embedding_scale: Some((config.hidden as f64).sqrt()),
         ..config
-    }))
+    }
+    .into())
 }

@@ -38,7 +38,7 @@ fn parse(fields: &Fields<'_>) -> Result<BackboneConfig, String> {
     let config = decoder::read(fields, &DEFAULTS)?;
     let attention_bias = fields.or_default("attention_bias", false)?;
     let window = decoder::sliding_window(fields, Some(4096))?;
-    Ok(BackboneConfig::Decoder(DecoderConfig {
+    Ok(DecoderConfig {
         norm_unit_offset: true,
         norms: Norms::AROUND,
         qkv_bias: attention_bias,
@@ -51,5 +51,6 @@ fn parse(fields: &Fields<'_>) -> Result<BackboneConfig, String> {
         },
         embedding_scale: Some((config.hidden as f64).sqrt()),
         ..config
-    }))
+    }
+    .into())
 }

@@ -27,5 +27,5 @@ fn parse(fields: &Fields<'_>) -> Result<BackboneConfig, String> {
     let config = decoder::read(fields, &DEFAULTS)?;
     let window = decoder::sliding_window(fields, Some(4096))?;
     let windows = decoder::windows(fields, config.num_layers, window, |_| true)?;
-    Ok(BackboneConfig::Decoder(DecoderConfig { windows, ..config }))
+    Ok(DecoderConfig { windows, ..config }.into())
 }

@@ -1,7 +1,7 @@
 //! The families: what `config.json` of each says, as a [backbone](crate::model::backbone).
 //!
 //! A family is one file and one row of [`FAMILIES`]. Its file holds what its class of transformers 5.23 takes for keys
-//! that are absent (`configuration_*.py`), and in what it differs from the plain [`decoder`] or [`encoder`]: norms,
+//! that are absent (`configuration_*.py`), and in what it differs from the plain `decoder` or `encoder`: norms,
 //! biases, windows, scales. See CONTRIBUTING.md for how to add one.
 
 mod arcee;

@@ -25,11 +25,12 @@ const DEFAULTS: Defaults =
 
 fn parse(fields: &Fields<'_>) -> Result<BackboneConfig, String> {
     let attention_bias = fields.or_default("attention_bias", false)?;
-    Ok(BackboneConfig::Decoder(DecoderConfig {
+    Ok(DecoderConfig {
         norms: Norms::AFTER,
         qk_norm: Some(QkNorm::Whole),
         qkv_bias: attention_bias,
         output_bias: attention_bias,
         ..decoder::read(fields, &DEFAULTS)?
-    }))
+    }
+    .into())
 }

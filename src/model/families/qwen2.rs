@@ -30,11 +30,7 @@ pub(super) const DEFAULTS: Defaults = Defaults {
 
 fn parse(fields: &Fields<'_>) -> Result<BackboneConfig, String> {
     let config = decoder::read(fields, &DEFAULTS)?;
-    Ok(BackboneConfig::Decoder(DecoderConfig {
-        qkv_bias: true,
-        windows: windows(fields, config.num_layers)?,
-        ..config
-    }))
+    Ok(DecoderConfig { qkv_bias: true, windows: windows(fields, config.num_layers)?, ..config }.into())
 }
 
 /// Qwen3's too.

@@ -22,11 +22,12 @@ pub(super) const FAMILY: Family = Family {
 fn parse(fields: &Fields<'_>) -> Result<BackboneConfig, String> {
     let config = decoder::read(fields, &Defaults { head_dim: Some(128), ..qwen2::DEFAULTS })?;
     let attention_bias = fields.or_default("attention_bias", false)?;
-    Ok(BackboneConfig::Decoder(DecoderConfig {
+    Ok(DecoderConfig {
         qk_norm: Some(QkNorm::Heads),
         qkv_bias: attention_bias,
         output_bias: attention_bias,
         windows: qwen2::windows(fields, config.num_layers)?,
         ..config
-    }))
+    }
+    .into())
 }

@@ -18,10 +18,11 @@ pub(super) const FAMILY: Family = Family {
 };
 
 fn parse(fields: &Fields<'_>) -> Result<BackboneConfig, String> {
-    Ok(BackboneConfig::Encoder(EncoderConfig {
+    Ok(EncoderConfig {
         prefix: "roberta.",
         head: EncoderHead::TwoLayers,
         position_padding_id: Some(fields.or_default("pad_token_id", 1)?),
         ..encoder::read(fields, 50_265)?
-    }))
+    }
+    .into())
 }

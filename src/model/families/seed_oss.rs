@@ -30,10 +30,11 @@ const DEFAULTS: Defaults = Defaults {
 };
 
 fn parse(fields: &Fields<'_>) -> Result<BackboneConfig, String> {
-    Ok(BackboneConfig::Decoder(DecoderConfig {
+    Ok(DecoderConfig {
         qkv_bias: fields.or_default("attention_bias", true)?,
         output_bias: fields.or_default("attention_out_bias", false)?,
         mlp_bias: fields.or_default("mlp_bias", false)?,
         ..decoder::read(fields, &DEFAULTS)?
-    }))
+    }
+    .into())
 }

@@ -42,14 +42,15 @@ fn parse(fields: &Fields<'_>) -> Result<BackboneConfig, String> {
         // which of the two counts depends on the implementation of attention
         return Err("`layer_types` asks for a window, and `use_sliding_window` is false".to_owned());
     }
-    Ok(BackboneConfig::Decoder(DecoderConfig {
+    Ok(DecoderConfig {
         qkv_bias: attention_bias,
         output_bias: attention_bias,
         mlp_bias: fields.or_default("mlp_bias", false)?,
         rotary,
         windows,
         ..config
-    }))
+    }
+    .into())
 }
 
 /// By `no_rope_layers`, where 1 means that a layer *has* rotary positions.
