@@ -7,6 +7,8 @@ mod checkpoints;
 mod support;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -809,6 +811,38 @@ async fn a_reload_fails_no_request_and_a_second_one_is_told_to_wait() {
     first.await.unwrap();
     reload.await.unwrap().unwrap();
     assert!(server.client().await.score(request(&["1"])).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_reload_that_is_asked_for_while_models_load_follows_them_once() {
+    let (model, loads) = (Fake::new(1.0), Arc::new(AtomicUsize::new(0)));
+    let (of_load, counted) = (model.clone(), loads.clone());
+    let load = move |name: &str| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        Ok(variant(name, &of_load))
+    };
+    model.close();
+    let server = start_with(config(models(&[("first", 1.0)])), load).await;
+    // while the first models load, and while those of a reload do
+    for (name, expected_loads) in [("second", 2), ("third", 4)] {
+        eventually("the warm-up is at the gate", async || {
+            model.forwards.load(Ordering::SeqCst) == expected_loads - 1
+        })
+        .await;
+        *server.reread.lock().unwrap() = Ok(models(&[(name, 1.0)]));
+        for _ in 0..3 {
+            server.running.reload();
+        }
+        model.open();
+        server.until_health(name, ServingStatus::Serving).await;
+        assert_eq!(loads.load(Ordering::SeqCst), expected_loads);
+        model.close();
+        server.running.reload();
+    }
+    eventually("the last one loads", async || loads.load(Ordering::SeqCst) == 5).await;
+    let told = server.admin().await.reload(proto::ReloadRequest {}).await.unwrap_err();
+    assert_eq!(told.code(), Code::Aborted, "an operator who waits for the answer is told at once");
+    model.open();
 }
 
 #[tokio::test]

@@ -82,7 +82,7 @@ enum Command {
 ///
 /// SIGTERM and SIGINT stop the server in good order: it says that it is not ready, waits for load balancers,
 /// finishes what it has admitted, and exits 0; a second one stops it at once. SIGHUP reads the configuration
-/// again and replaces the models without losing a request.
+/// again and replaces the models without losing a request; during a reload it asks for one more after it.
 #[derive(Debug, Args)]
 #[command(after_long_help = CONFIG_MANUAL)]
 struct ServeArgs {

@@ -143,10 +143,10 @@ impl Running {
         self.state.leaving.cancel();
     }
 
-    /// Loads the configured models anew, as the admin service does. The outcome is in the log.
+    /// Loads the configured models anew, as the admin service does, but after what is loading already: once,
+    /// however often it is called meanwhile. The outcome is in the log.
     pub fn reload(&self) {
-        let state = self.state.clone();
-        tokio::spawn(async move { state.reload().await });
+        self.state.reload_wanted.notify_one();
     }
 
     /// Returns once the server has stopped: in good order, or because its first models could not be loaded.
@@ -228,11 +228,12 @@ async fn live(
     config: Config,
     state: Arc<State>,
     mut servers: JoinSet<()>,
-    background: JoinSet<()>,
+    mut background: JoinSet<()>,
 ) -> Result<(), LoadError> {
     tokio::select! {
         loaded = state.load(config.models) => {
             loaded?;
+            background.spawn(state.clone().reload_when_wanted());
             state.leaving.cancelled().await;
             tracing::info!(grace_seconds = config.drain_grace.as_secs_f64(), "stopping");
             tokio::time::sleep(config.drain_grace).await;

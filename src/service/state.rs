@@ -50,6 +50,8 @@ pub(super) struct State {
     serving: ArcSwapOption<Serving>,
     /// Held by whoever replaces what serves.
     replacing: tokio::sync::Mutex<()>,
+    /// Told that the operator wants a reload, now or after the one that is under way: many are one.
+    pub(super) reload_wanted: Notify,
     pub(super) budget: Budget,
     /// Every call that is being served.
     pub(super) calls: TaskTracker,
@@ -72,6 +74,7 @@ impl State {
             source,
             serving: ArcSwapOption::empty(),
             replacing: tokio::sync::Mutex::new(()),
+            reload_wanted: Notify::new(),
             budget: Budget::new(limits.max_in_flight_bytes),
             calls: TaskTracker::new(),
             leaving: CancellationToken::new(),
@@ -126,26 +129,34 @@ impl State {
     }
 
     /// Reads the configuration again, loads its models beside the ones that serve, and swaps in one step. On
-    /// any error the old ones serve on.
+    /// any error the old ones serve on. Refused while another one is under way.
     pub(super) async fn reload(&self) -> Result<Arc<Serving>, ServiceError> {
-        let result = self.replace_models().await;
-        match &result {
-            Ok(_) => {
-                metrics::reload_finished(metrics::Reload::Succeeded);
-                tracing::info!("reloaded");
-            }
-            Err(error) => {
-                metrics::reload_finished(metrics::Reload::Failed);
-                tracing::warn!(%error, "reload failed");
-            }
-        }
-        result
+        let result = match self.replacing.try_lock() {
+            Ok(_replacing) => self.replace_models().await,
+            // While the first models load, the lock is theirs: the caller is told so.
+            Err(_) => Err(self.serving().err().unwrap_or(ServiceError::ReloadUnderWay)),
+        };
+        told(result)
     }
 
+    /// Reloads whenever that is wanted, after what is under way: whoever changed the configuration meanwhile is
+    /// not forgotten. Never ends.
+    pub(super) async fn reload_when_wanted(self: Arc<Self>) {
+        loop {
+            self.reload_wanted.notified().await;
+            let state = self.clone();
+            // On a task of its own: a panic in one reload is not the end of all.
+            let reload = tokio::spawn(async move {
+                let _replacing = state.replacing.lock().await;
+                let _ = told(state.replace_models().await);
+            });
+            let _ = reload.await;
+        }
+    }
+
+    /// Under the lock.
     async fn replace_models(&self) -> Result<Arc<Serving>, ServiceError> {
-        // While the first models load, the lock is theirs: the caller is told so.
         self.serving()?;
-        let Ok(_replacing) = self.replacing.try_lock() else { return Err(ServiceError::ReloadUnderWay) };
         let source = self.source.clone();
         let reread = tokio::task::spawn_blocking(move || source.reread());
         let models = reread.await.map_err(|_| ServiceError::Panicked)?.map_err(ServiceError::ReloadFailed)?;
@@ -195,6 +206,21 @@ impl State {
         self.health_changed.notify_one();
         serving
     }
+}
+
+/// Counts and logs how a reload ended.
+fn told(result: Result<Arc<Serving>, ServiceError>) -> Result<Arc<Serving>, ServiceError> {
+    match &result {
+        Ok(_) => {
+            metrics::reload_finished(metrics::Reload::Succeeded);
+            tracing::info!("reloaded");
+        }
+        Err(error) => {
+            metrics::reload_finished(metrics::Reload::Failed);
+            tracing::warn!(%error, "reload failed");
+        }
+    }
+    result
 }
 
 fn model_info(info: &VariantInfo) -> ModelInfo {
