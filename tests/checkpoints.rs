@@ -11,6 +11,9 @@ use std::time::Duration;
 use std::time::Instant;
 
 use checkpoints::TinyCheckpoint;
+use checkpoints::VOCAB;
+use rewarm::bench::shape::Family;
+use rewarm::bench::shape::Sizes;
 use rewarm::checkpoint::Checkpoint;
 use rewarm::model::scorer::Calibration;
 use rewarm::model::scorer::Reduction;
@@ -101,6 +104,20 @@ fn a_spoiled_checkpoint_is_refused_by_name() {
             spoil: |c| c.config["model_type"] = json!("gpt2"),
             then: NOTHING_MORE,
             says: &["`gpt2`", "llama, mistral, ministral, qwen2"],
+            by_check: true,
+        },
+        Case {
+            name: "bidirectional by another key",
+            spoil: |c| c.config["is_causal"] = json!(false),
+            then: NOTHING_MORE,
+            says: &["`is_causal` is false", "bidirectional"],
+            by_check: true,
+        },
+        Case {
+            name: "configs by layer",
+            spoil: |c| c.config["per_layer_config"] = json!({"0": {}}),
+            then: NOTHING_MORE,
+            says: &["`per_layer_config`"],
             by_check: true,
         },
         Case {
@@ -511,6 +528,61 @@ fn members_that_are_not_one_family_are_not_merged() {
         let error = check(&config(Mode::Warm, paths)).expect_err(name);
         assert!(error.contains("cannot be merged"), "{name}: {error}");
         assert!(says.iter().all(|part| error.contains(part)), "{name}: {error}");
+    }
+}
+
+/// Embeddings are padded to different sizes, and an encoder has token types: what is shared is the text alone.
+#[test]
+fn models_with_one_tokenizer_keep_their_own_limits() {
+    let dir = tempfile::tempdir().unwrap();
+    let sizes = Sizes {
+        family: Family::Llama,
+        vocab: VOCAB,
+        hidden: 16,
+        intermediate: 32,
+        layers: 1,
+        heads: 4,
+        kv_heads: 4,
+        max_tokens: 512,
+    };
+    let shapes = [
+        ("narrow", sizes),
+        ("wide", Sizes { vocab: VOCAB + 8, ..sizes }),
+        ("bert", Sizes { family: Family::Bert, ..sizes }),
+    ];
+    let paths = shapes.map(|(name, sizes)| {
+        let (path, mut checkpoint) = (dir.path().join(name), TinyCheckpoint::of(sizes, 1));
+        let settings = checkpoint.tokenizer_config.as_object_mut().unwrap();
+        settings.remove("chat_template");
+        settings.insert("model_input_names".to_owned(), json!(["input_ids", "token_type_ids"]));
+        checkpoint.write(&path);
+        std::fs::write(path.join("rewarm.json"), r#"{"text_rule": "sentence_pair", "max_tokens": 100}"#)
+            .unwrap();
+        path
+    });
+    let [narrow, wide, bert] = paths;
+    let beyond = Input::TokenIds(vec![VOCAB as u32 + 3]);
+    let pair = Input::Text { prompt: "w1 w2".to_owned(), response: "w3".to_owned() };
+    let tokenize = |variant: &Variant, input: &Input| variant.tokenizer.tokenize(input, Truncation::Reject);
+    let orders = [[&narrow, &wide, &bert], [&bert, &wide, &narrow], [&wide, &bert, &narrow]];
+    for order in orders {
+        let mut loader = Loader::default();
+        for path in order {
+            let variant = loader.load(&config(Mode::Warm, vec![path.clone()]), &mut |_, _| ()).unwrap();
+            assert_eq!(tokenize(&variant, &beyond).is_ok(), path == &wide, "{}", path.display());
+            let types = tokenize(&variant, &pair).unwrap().type_ids;
+            let is_encoder = path == &bert;
+            assert_eq!(types.contains(&1), is_encoder, "{}: {types:?}", path.display());
+        }
+    }
+    for members in [[&narrow, &wide], [&wide, &narrow]] {
+        let variant = load(&config(Mode::Ens, members.map(Clone::clone).to_vec())).unwrap();
+        let error = tokenize(&variant, &beyond).unwrap_err().to_string();
+        assert!(error.contains("64"), "{error}: a member has no row for it");
+    }
+    for members in [[&narrow, &bert], [&bert, &narrow]] {
+        let error = check(&config(Mode::Ens, members.map(Clone::clone).to_vec())).unwrap_err();
+        assert!(error.contains("type_vocab_size"), "{error}");
     }
 }
 

@@ -89,6 +89,11 @@ impl CheckpointConfig {
             Value::is_null,
             "quantized checkpoints are not supported",
         )?;
+        fields.refuse_unless(
+            "per_layer_config",
+            Value::is_null,
+            "layers with configs of their own are not supported",
+        )?;
         let model_type: String = fields.required("model_type")?;
         let architecture = match fields.0.get("architectures") {
             None | Some(Value::Null) => format!("{model_type} (unnamed)"),

@@ -252,7 +252,8 @@ pub struct Variant {
 #[derive(Default)]
 pub struct Loader {
     store: TensorStore,
-    tokenizers: HashMap<Digest, Arc<SampleTokenizer>>,
+    /// By all that decides what they answer: the text, and what of it the model has rows for.
+    tokenizers: HashMap<(Digest, usize, Option<usize>), Arc<SampleTokenizer>>,
     /// What is known to be in memory, or was found to fit there.
     counted: HashSet<Digest>,
 }
@@ -316,10 +317,12 @@ impl Loader {
             .collect();
         let fingerprint = fingerprint(config, &members, &infos, &loaded.heads, dtype)?;
         let notes = notes(&members);
-        let first = members.swap_remove(0);
-        let tokenizer = first.tokenizer;
-        let tokenizer =
-            self.tokenizers.entry(tokenizer.digest()).or_insert_with(|| Arc::new(tokenizer)).clone();
+        let architecture = members[0].config.architecture.clone();
+        // the members read the same tokens; none may get one that its embedding has no row for
+        let narrowest = (0..members.len()).min_by_key(|&member| members[member].tokenizer.vocab_size());
+        let tokenizer = members.swap_remove(narrowest.unwrap_or(0)).tokenizer;
+        let key = (tokenizer.digest(), tokenizer.vocab_size(), tokenizer.type_vocab_size());
+        let tokenizer = self.tokenizers.entry(key).or_insert_with(|| Arc::new(tokenizer)).clone();
         let (calibrations, reduction) = match config.mode {
             Mode::Warm => (vec![None], None),
             Mode::Ens => (infos.iter().map(|info| info.calibration).collect(), Some(config.reduction)),
@@ -334,7 +337,7 @@ impl Loader {
             device: config.device.clone(),
             max_tokens: tokenizer.max_tokens(),
             fingerprint,
-            architecture: first.config.architecture,
+            architecture,
             pooling: loaded.heads[0].1.name(),
             text_rule: text_rule(&tokenizer),
             notes,
@@ -425,6 +428,15 @@ fn open_members(config: &VariantConfig) -> Result<Vec<Member>, ModelError> {
                 "members differ in {what}: the first one's is used"
             );
         };
+        if config.mode == Mode::Ens && member.tokenizer.type_vocab_size() != first.tokenizer.type_vocab_size()
+        {
+            return Err(ModelError::Unsupported(format!(
+                "the members of an ensemble read the same tokens, but {} and {} differ in token types \
+                 (`type_vocab_size`)",
+                first.path.display(),
+                member.path.display()
+            )));
+        }
         if member.tokenizer.digest() != first.tokenizer.digest() {
             if config.mode == Mode::Ens {
                 return Err(ModelError::Unsupported(format!(

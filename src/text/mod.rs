@@ -296,6 +296,11 @@ impl SampleTokenizer {
         self.encoder.vocab_size()
     }
 
+    /// Token types are below this; `None`: the model has none.
+    pub fn type_vocab_size(&self) -> Option<usize> {
+        self.encoder.type_vocab_size()
+    }
+
     /// The tokenizer's padding token, if it names one. Nothing here pads.
     pub fn pad_token_id(&self) -> Option<u32> {
         self.encoder.pad_token_id()

@@ -84,6 +84,10 @@ impl Encoder {
         self.vocab_size
     }
 
+    pub(super) fn type_vocab_size(&self) -> Option<usize> {
+        self.type_vocab_size
+    }
+
     /// The padding token.
     pub(super) fn pad_token_id(&self) -> Option<u32> {
         self.backend.padding

@@ -197,7 +197,7 @@ def checkpoints():
                   {"tokenizer_class": "GPT2Tokenizer"} | named(eos="<|endoftext|>", pad="<|pad|>")),
         "smollm3": ("smollm3", decoder | {"no_rope_layers": [1, 0]}, lambda: byte_level(LLAMA3), fast | llama3),
         "seed-oss": ("seed_oss", decoder | {"head_dim": 16}, lambda: byte_level(LLAMA3), fast | llama3),
-        "ministral": ("ministral", decoder | {"sliding_window": 16}, lambda: byte_level(LLAMA3),
+        "ministral": ("ministral", decoder | {"head_dim": 8, "sliding_window": 16}, lambda: byte_level(LLAMA3),
                       {"tokenizer_class": "LlamaTokenizerFast"} | llama3),
         "exaone4": ("exaone4", decoder | {"sliding_window": 16, "sliding_window_pattern": 2}, lambda: byte_level(LLAMA3),
                     fast | llama3),
@@ -268,7 +268,7 @@ OTHERS = {  # keys that some file may say beside what a checkpoint here has
         "classifier_dropout": [0.5], "hidden_dropout_prob": [0.5], "attention_dropout": [0.5], "tokenizer_class": ["BertTokenizer"],
         "torch_dtype": ["float16"], "dtype": ["float16", "float32"], "use_cache": [False], "use_bidirectional_attention": [True, False],
         "no_rope_layers": [[1, 1], [0, 0, 1], [1]], "no_rope_layer_interval": [1, 2], "sliding_window_pattern": [1, "LG", None],
-        "attention_out_bias": [True], "attention_bias": [True, False],
+        "attention_out_bias": [True], "attention_bias": [True, False], "is_causal": [True, False, None], "per_layer_config": [{}],
         "architectures": [["LlamaForCausalLM"], None], "chunk_size_feed_forward": [4], "quantization_config": [None],
     },
     "tokenizer_config.json": {

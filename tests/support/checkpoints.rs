@@ -54,7 +54,7 @@ impl TinyCheckpoint {
         Self::of(sizes, seed)
     }
 
-    /// Random weights of these sizes. The vocabulary must be [`VOCAB`].
+    /// Random weights of these sizes. The tokenizer's vocabulary is [`VOCAB`] whatever the embedding's.
     pub(crate) fn of(sizes: Sizes, seed: u64) -> Self {
         Self::random(sizes.config(), sizes.tensors(), seed)
     }

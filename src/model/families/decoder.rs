@@ -78,6 +78,11 @@ pub(super) fn read(fields: &Fields<'_>, defaults: &Defaults) -> Result<DecoderCo
         |value| matches!(value, Value::Null | Value::Bool(false)),
         "bidirectional attention in a decoder is not supported",
     )?;
+    fields.refuse_unless(
+        "is_causal",
+        |value| *value == Value::Bool(true),
+        "transformers makes the attention of a decoder bidirectional then, which is not supported",
+    )?;
     let max_positions = fields.size("max_position_embeddings", defaults.max_positions, at_most::POSITIONS)?;
     let (key, default) = defaults.activation;
     let activation: String = fields.or_default(key, default.to_owned())?;

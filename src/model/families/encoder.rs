@@ -17,6 +17,7 @@ pub(super) fn read(fields: &Fields<'_>, vocab_size: usize) -> Result<EncoderConf
         "only absolute position embeddings are supported",
     )?;
     fields.refuse_unless("is_decoder", is_no, "a BERT that is a decoder is not supported")?;
+    fields.refuse_unless("is_causal", is_no, "an encoder that is causal is not supported")?;
     fields.refuse_unless("add_cross_attention", is_no, "cross attention is not supported")?;
     let hidden = fields.size("hidden_size", 768, at_most::WIDTH)?;
     let heads = fields.size("num_attention_heads", 12, at_most::HEADS)?;

@@ -1,7 +1,5 @@
-//! Ministral: Mistral by another name.
+//! Ministral: Mistral with layers of both kinds.
 
-use crate::checkpoint::fields::Fields;
-use crate::model::backbone::BackboneConfig;
 use crate::model::families::Family;
 use crate::model::families::mistral;
 use crate::text::FamilyTokenizer;
@@ -12,9 +10,5 @@ pub(super) const FAMILY: Family = Family {
     pad_token_id: None,
     eos_token_id: Some(2),
     tokenizer: FamilyTokenizer::Always("TokenizersBackend"),
-    parse,
+    parse: mistral::parse_ministral,
 };
-
-fn parse(fields: &Fields<'_>) -> Result<BackboneConfig, String> {
-    (mistral::FAMILY.parse)(fields)
-}

@@ -1,5 +1,5 @@
-//! Mistral: Llama with a window in all layers, or in those that `layer_types` names (transformers reads such a file as
-//! [`ministral`](super::ministral)).
+//! Mistral: Llama with a window in all layers. A file with `layer_types` is Ministral's, whatever it calls itself:
+//! transformers reads it so.
 
 use crate::checkpoint::fields::Fields;
 use crate::model::backbone::BackboneConfig;
@@ -19,12 +19,22 @@ pub(super) const FAMILY: Family = Family {
     parse,
 };
 
-/// Ministral's too.
-pub(super) const DEFAULTS: Defaults =
+const DEFAULTS: Defaults =
     Defaults { intermediate: 14_336, kv_heads: Some(8), max_positions: 131_072, ..LLAMA };
 
 fn parse(fields: &Fields<'_>) -> Result<BackboneConfig, String> {
+    if fields.0.contains_key("layer_types") {
+        return parse_ministral(fields);
+    }
     let config = decoder::read(fields, &DEFAULTS)?;
+    let window = decoder::sliding_window(fields, Some(4096))?;
+    Ok(DecoderConfig { windows: vec![window; config.num_layers], ..config }.into())
+}
+
+/// The same with a window in the layers that `layer_types` names.
+pub(super) fn parse_ministral(fields: &Fields<'_>) -> Result<BackboneConfig, String> {
+    let head_dim: usize = fields.required("head_dim")?; // transformers takes it as it is
+    let config = decoder::read(fields, &Defaults { head_dim: Some(head_dim), ..DEFAULTS })?;
     let window = decoder::sliding_window(fields, Some(4096))?;
     let windows = decoder::windows(fields, config.num_layers, window, |_| true)?;
     Ok(DecoderConfig { windows, ..config }.into())
