@@ -11,6 +11,7 @@
 //!   timing in its response; batches have `rewarm_batch_*` and `rewarm_device_seconds_total`.
 //! - Each admitted sample is counted in `rewarm_samples_total` exactly once: `scored`, `not_finite` or `failed`
 //!   by the model, or `expired` or `withdrawn` before the model saw it. `invalid` ones were never admitted.
+//! - What a server asks a variant before it serves, a first forward and its golden rewards, counts nowhere.
 //! - Rewards can be negative, so `rewarm_reward_sum` may fall and `rate()` over it lies. The mean reward is
 //!   `(rate(rewarm_reward_positive_sum_total[5m]) - rate(rewarm_reward_negative_sum_total[5m])) /
 //!   rate(rewarm_reward_count[5m])`.
@@ -628,6 +629,11 @@ impl VariantMetrics {
             reward_positive_sum: gauge!(REWARD_POSITIVE_SUM, "variant" => variant.to_owned()),
             reward_negative_sum: gauge!(REWARD_NEGATIVE_SUM, "variant" => variant.to_owned()),
         }
+    }
+
+    /// Counts nothing, and shows nothing.
+    pub fn muted() -> Self {
+        ::metrics::with_local_recorder(&::metrics::NoopRecorder, || Self::new("", 0))
     }
 
     /// Samples were admitted to the queue.

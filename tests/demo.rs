@@ -6,6 +6,7 @@
 #[expect(dead_code, reason = "each test file uses its part")]
 mod program;
 
+use std::collections::BTreeSet;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -17,6 +18,7 @@ use program::root;
 use program::score;
 use program::text;
 use rewarm::proto;
+use rewarm::proto::admin_service_client::AdminServiceClient;
 use rewarm::proto::reward_service_client::RewardServiceClient;
 use rewarm::proto::sample::Input;
 use rewarm::proto::sample_result::Outcome;
@@ -148,6 +150,41 @@ async fn the_first_command_serves_both_variants_and_prefers_the_pleasant() {
         let found = metrics.lines().any(|line| labels.iter().all(|label| line.contains(label)));
         assert!(found, "{series} is not in\n{metrics}");
     }
+}
+
+#[tokio::test]
+async fn what_a_server_asks_itself_at_a_start_or_a_reload_is_no_traffic() {
+    let server = Server::start(&[]);
+    assert!(server.log.iter().any(|line| line["message"] == "self-test: golden rewards agree"));
+    // series of variants that are not zero, apart from what says how they are served
+    let counted = || -> BTreeSet<String> {
+        let (_, page) = get(&server.metrics, "/metrics");
+        let of_variants = page.lines().filter(|line| line.contains("{") && line.contains("variant="));
+        let settings = ["rewarm_model_info", "rewarm_route_weight"];
+        of_variants
+            .filter(|line| !settings.iter().any(|name| line.starts_with(name)) && !line.ends_with(" 0"))
+            .map(str::to_owned)
+            .collect()
+    };
+    assert_eq!(counted(), BTreeSet::new());
+    assert!(get(&server.metrics, "/metrics").1.contains("rewarm_reward_count{variant=\"ens\"} 0"));
+
+    let mut client = RewardServiceClient::connect(server.url()).await.unwrap();
+    client.score(request("ens", vec![sample("I won the lottery.")])).await.unwrap();
+    let after_one = counted();
+    for series in [
+        "rewarm_samples_total{variant=\"ens\",outcome=\"scored\"} 1",
+        "rewarm_reward_count{variant=\"ens\"} 1",
+        "rewarm_batch_samples_count{variant=\"ens\"} 1",
+        "rewarm_stage_duration_seconds_count{stage=\"queue\",variant=\"ens\"} 1",
+    ] {
+        assert!(after_one.contains(series), "{series}: {after_one:#?}");
+    }
+    assert!(after_one.iter().any(|line| line.starts_with("rewarm_device_seconds_total{variant=\"ens\"")));
+
+    let mut admin = AdminServiceClient::connect(format!("http://{}", server.admin)).await.unwrap();
+    admin.reload(proto::ReloadRequest {}).await.unwrap();
+    assert_eq!(counted(), after_one);
 }
 
 #[tokio::test]

@@ -59,7 +59,6 @@ use self::served::Served;
 use self::worker::Work;
 use crate::metrics;
 use crate::metrics::Rejection;
-use crate::metrics::VariantMetrics;
 use crate::model::scorer::Reward;
 use crate::model::scorer::Scorer;
 use crate::ops::batch::Sequence;
@@ -213,13 +212,12 @@ impl Engine {
         &self.device.config
     }
 
-    /// Adds a queue for a variant. `variant` labels its metrics; after a reload two lanes may bear one name
-    /// for as long as the old one drains.
+    /// Adds a queue for a variant. `variant` labels its metrics, which count nothing before [`Lane::show`]; after
+    /// a reload two lanes may bear one name for as long as the old one drains.
     pub fn add_lane(&self, variant: &str, scorer: Scorer) -> Lane {
         let (sender, health) = watch::channel(true);
-        let metrics = VariantMetrics::new(variant, scorer.num_members());
         let share_prefixes = self.device.config.share_prefixes;
-        let served = Served::new(variant, scorer, share_prefixes, metrics, sender);
+        let served = Served::new(variant, scorer, share_prefixes, sender);
         let id = self.device.shared.lock().queue.add_lane(served);
         Lane { handle: Arc::new(LaneHandle { id, device: self.device.clone(), health }) }
     }
@@ -276,6 +274,11 @@ impl Lane {
             let outcomes = vec![Err(SampleError::ForwardFailed); num_samples];
             Ok(Scored { outcomes, queue: Duration::ZERO, compute: Duration::ZERO })
         })
+    }
+
+    /// Callers come from here on: what happens is counted.
+    pub fn show(&self) {
+        self.handle.device.shared.lock().queue.show(self.handle.id);
     }
 
     /// Refuses new work; what was admitted is finished, then the scorer is dropped.

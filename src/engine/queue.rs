@@ -132,10 +132,10 @@ impl Lane {
         let num_samples = request.waiting().len();
         let kind = self.kind_of(request);
         self.kinds[kind].waiting_tokens[request.priority as usize] -= request.tokens_left;
-        self.served.metrics.queue_left(num_samples, request.tokens_left);
+        self.served.metrics().queue_left(num_samples, request.tokens_left);
         match departure {
-            Departure::Expired => self.served.metrics.samples_expired(num_samples),
-            Departure::Withdrawn => self.served.metrics.samples_withdrawn(num_samples),
+            Departure::Expired => self.served.metrics().samples_expired(num_samples),
+            Departure::Withdrawn => self.served.metrics().samples_withdrawn(num_samples),
         }
     }
 
@@ -168,7 +168,7 @@ impl Lane {
             let num_tokens = room.tokens() - tokens_before;
             request.tokens_left -= num_tokens;
             self.kinds[kind].waiting_tokens[ticket.priority as usize] -= num_tokens;
-            self.served.metrics.queue_left(num_samples, num_tokens);
+            self.served.metrics().queue_left(num_samples, num_tokens);
             let is_cut = num_samples < request.waiting().len();
             portions.push(Portion { ticket, request, num_samples });
             if is_cut {
@@ -220,6 +220,13 @@ impl Queue {
         id
     }
 
+    /// Counts what happens in one lane from here on.
+    pub(super) fn show(&self, lane: LaneId) {
+        if let Some(lane) = self.lanes.get(&lane) {
+            lane.served.show();
+        }
+    }
+
     /// Refuses new work for one lane.
     pub(super) fn close(&mut self, lane: LaneId) {
         if let Some(lane) = self.lanes.get_mut(&lane) {
@@ -259,7 +266,7 @@ impl Queue {
             return Ok(());
         };
         if left.is_zero() {
-            lane.served.metrics.samples_expired(request.waiting().len());
+            lane.served.metrics().samples_expired(request.waiting().len());
             return Err(EngineError::DeadlineExceeded);
         }
         // A lane with nothing to do always tries, or a bad estimate could never be refuted.
@@ -278,7 +285,7 @@ impl Queue {
         let ticket = Ticket { priority: request.priority, number: self.next_ticket };
         self.next_ticket += 1;
         let lane = self.lanes.get_mut(&lane).expect("a lane that was checked is there");
-        lane.served.metrics.queue_entered(request.waiting().len(), request.tokens_left);
+        lane.served.metrics().queue_entered(request.waiting().len(), request.tokens_left);
         let kind = lane.kind_of(&request);
         lane.kinds[kind].waiting_tokens[ticket.priority as usize] += request.tokens_left;
         lane.kinds[kind].waiting.insert(ticket, request);
@@ -435,7 +442,6 @@ mod tests {
     use crate::engine::Outcome;
     use crate::engine::Scored;
     use crate::engine::request::Times;
-    use crate::metrics::VariantMetrics;
     use crate::model::ModelError;
     use crate::model::scorer::Forward;
     use crate::model::scorer::Reward;
@@ -469,8 +475,7 @@ mod tests {
 
     fn add_lane(queue: &mut Queue) -> LaneId {
         let scorer = Scorer::warm(Arc::new(NoModel));
-        let metrics = VariantMetrics::new("test", 1);
-        queue.add_lane(Served::new("test", scorer, true, metrics, watch::channel(true).0))
+        queue.add_lane(Served::new("test", scorer, true, watch::channel(true).0))
     }
 
     /// A request whose samples have these lengths and consist of the token `token`.
@@ -711,9 +716,8 @@ mod tests {
     fn stepping_queue(num_lanes: usize) -> (Queue, Vec<LaneId>) {
         let (mut queue, _) = queue(100, 10_000, 0);
         let mut add = || {
-            let metrics = VariantMetrics::new("test", 1);
             let scorer = Scorer::warm(Arc::new(Stepping));
-            queue.add_lane(Served::new("test", scorer, true, metrics, watch::channel(true).0))
+            queue.add_lane(Served::new("test", scorer, true, watch::channel(true).0))
         };
         let lanes = (0..num_lanes).map(|_| add()).collect();
         (queue, lanes)

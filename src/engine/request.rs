@@ -91,8 +91,9 @@ impl Request {
     fn finish(self, served: &Served) {
         debug_assert_eq!(self.outcomes.len(), self.sequences.len());
         let Self { outcomes, queue, compute, reduce, .. } = self;
+        let metrics = served.metrics(); // before the answer, upon which the lane may be shown
         if self.answer.send(Ok(Scored { outcomes, queue, compute })).is_ok() {
-            served.metrics.request_scored(queue, compute, reduce);
+            metrics.request_scored(queue, compute, reduce);
         }
     }
 
@@ -180,7 +181,7 @@ impl Batch {
     /// Ends it without rewards: nobody waits for any.
     pub(super) fn give_up(self, times: Times) -> Ended {
         let num_samples = self.portions.iter().map(|portion| portion.num_samples).sum();
-        self.served.metrics.samples_withdrawn(num_samples);
+        self.served.metrics().samples_withdrawn(num_samples);
         let outcomes = vec![Err(SampleError::ForwardFailed); num_samples];
         Ended { num_tokens: 0, ..self.answer(outcomes, times) }
     }

@@ -141,7 +141,7 @@ impl Served {
                 false => PackedBatch::pack(sequences.iter().copied()),
             };
             let raw_rewards = self.forward(&batch, pauses)?; // [members][batch]
-            self.metrics.prefix_tokens_shared(batch.shared_tokens());
+            self.metrics().prefix_tokens_shared(batch.shared_tokens());
             let begun = Instant::now();
             let mut of_sample = Vec::with_capacity(raw_rewards.len()); // [members]
             let outcomes = (0..batch.len())
@@ -169,7 +169,7 @@ impl Served {
             }
         };
         for (member, &spent) in spent.iter().enumerate() {
-            self.metrics.member_ran(member, spent);
+            self.metrics().member_ran(member, spent);
         }
         let raw_rewards = result?;
         for (member, rewards) in raw_rewards.iter().enumerate() {
@@ -183,12 +183,12 @@ impl Served {
 
     /// Tells health and metrics.
     fn record(&self, outcomes: &[Outcome], num_tokens: usize) {
-        self.metrics.batch_scored(outcomes.len(), num_tokens);
+        self.metrics().batch_scored(outcomes.len(), num_tokens);
         for outcome in outcomes {
             match outcome {
-                Ok(reward) => self.metrics.sample_scored(reward.reward, reward.reward_std),
-                Err(SampleError::NotFinite { .. }) => self.metrics.sample_not_finite(),
-                Err(SampleError::ForwardFailed) => self.metrics.sample_failed(),
+                Ok(reward) => self.metrics().sample_scored(reward.reward, reward.reward_std),
+                Err(SampleError::NotFinite { .. }) => self.metrics().sample_not_finite(),
+                Err(SampleError::ForwardFailed) => self.metrics().sample_failed(),
             }
         }
         // only the device thread counts: no order to keep

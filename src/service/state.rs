@@ -199,6 +199,7 @@ impl State {
         for model in &models {
             metrics::register_variant(&model.variant, model.num_members);
         }
+        serving.variants.values().for_each(|served| served.lane.show());
         metrics::models_served(&models);
         metrics::routing_changed(serving.routing.weights());
         let serving = Arc::new(serving);
