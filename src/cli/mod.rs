@@ -132,7 +132,8 @@ The configuration, with its defaults (unknown keys are errors; paths are relativ
   [batching]
   max_batch_tokens = 16384            # a batch takes samples up to this many tokens
   max_step_tokens = 1024              # a longer sample is computed in steps, and others between
-  max_queue_tokens = 1048576          # what waits for one variant, at most
+  max_queue_tokens = 1048576          # what waits for one variant, at most, as a request sees it: what is
+                                      # less urgent does not count, so background work shuts nobody out
   max_samples_per_request = 1024
   share_prefixes = true               # what samples of a batch begin with alike is computed once
 

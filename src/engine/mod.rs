@@ -77,7 +77,8 @@ pub struct Config {
     pub max_batch_tokens: usize,
     /// A longer sample is computed in steps, each of the work of an eighth of so many tokens, where the model can.
     pub max_step_tokens: usize,
-    /// What waits for one variant, at most.
+    /// A request is refused when it and what waits for its variant with its [`Priority`] or a more urgent one have
+    /// more tokens. So a person finds room whatever background work waits; in all, three times as much may wait.
     pub max_queue_tokens: usize,
     /// Whether tokens that samples of a batch begin with alike are computed once, where the model allows it.
     pub share_prefixes: bool,
@@ -144,9 +145,11 @@ pub enum EngineError {
         limit: usize,
     },
     /// Not now.
-    #[error("the queue is full: {waiting} of {limit} tokens wait; retry in {retry_after:?}")]
+    #[error(
+        "the queue is full: {waiting} of {limit} tokens wait that are as urgent; retry in {retry_after:?}"
+    )]
     QueueFull {
-        /// Tokens that wait.
+        /// Tokens that wait with its priority or a more urgent one.
         waiting: usize,
         /// `max_queue_tokens`.
         limit: usize,

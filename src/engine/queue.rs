@@ -254,10 +254,11 @@ impl Queue {
         if tokens > limit {
             return Err(EngineError::TooLarge { tokens, limit });
         }
-        let waiting = lane.tokens_up_to(Priority::Background);
+        // what is less urgent goes after it, and so takes no room from it
+        let waiting = lane.tokens_up_to(request.priority);
         if waiting + tokens > limit {
             let kind =
-                if lane.kinds[LONG].tokens_up_to(Priority::Background) * 2 > waiting { LONG } else { SHORT };
+                if lane.kinds[LONG].tokens_up_to(request.priority) * 2 > waiting { LONG } else { SHORT };
             let until = waiting + tokens - limit;
             let seconds = self.seconds_until_served(lane_id, kind, until, Priority::Normal, now);
             return Err(EngineError::QueueFull { waiting, limit, retry_after: retry_after(seconds) });
@@ -270,7 +271,7 @@ impl Queue {
             return Err(EngineError::DeadlineExceeded);
         }
         // A lane with nothing to do always tries, or a bad estimate could never be refuted.
-        let has_work = waiting > 0 || self.running.iter().any(|batch| batch.lane == lane_id);
+        let has_work = !lane.is_empty() || self.running.iter().any(|batch| batch.lane == lane_id);
         let kind = lane.kind_of(request);
         let until = lane.kinds[kind].tokens_up_to(request.priority) + tokens;
         let seconds = self.seconds_until_served(lane_id, kind, until, request.priority, now);
@@ -696,6 +697,29 @@ mod tests {
         let closed = queue.check(lanes[0], &request(1, &[1], Priority::Normal, None).0);
         assert_eq!(closed, Err(EngineError::Draining));
         assert!(queue.take_retired().is_none(), "90 tokens are still to be scored");
+    }
+
+    #[test]
+    fn what_is_less_urgent_takes_no_room_from_a_request() {
+        let (mut queue, lanes) = queue(100, 100, 1);
+        let lane = lanes[0];
+        let waiting_before =
+            |queue: &Queue, priority| match queue.check(lane, &request(1, &[60], priority, None).0) {
+                Ok(()) => None,
+                Err(EngineError::QueueFull { waiting, .. }) => Some(waiting),
+                Err(other) => panic!("{other:?}"),
+            };
+        let mut answers = vec![admit(&mut queue, lane, 3, &[100], Priority::Background)];
+        assert_eq!(waiting_before(&queue, Priority::Background), Some(100));
+        assert_eq!(waiting_before(&queue, Priority::Normal), None);
+        answers.push(admit(&mut queue, lane, 2, &[50], Priority::Normal));
+        assert_eq!(waiting_before(&queue, Priority::Normal), Some(50));
+        answers.push(admit(&mut queue, lane, 1, &[60], Priority::Interactive));
+        assert_eq!(waiting_before(&queue, Priority::Interactive), Some(60));
+        assert_eq!(waiting_before(&queue, Priority::Normal), Some(110));
+        assert_eq!(waiting_before(&queue, Priority::Background), Some(210));
+        assert_eq!(run_all(&mut queue), [[1], [2], [3]]);
+        assert!(answers.iter_mut().all(|answered| answered.try_recv().expect("answered").is_ok()));
     }
 
     // ---- steps ----
