@@ -146,7 +146,7 @@ pub enum EngineError {
     },
     /// Not now.
     #[error(
-        "the queue is full: {waiting} of {limit} tokens wait that are as urgent; retry in {retry_after:?}"
+        "the queue is full: {waiting} tokens wait that are as urgent, the limit is {limit}; retry in {retry_after:?}"
     )]
     QueueFull {
         /// Tokens that wait with its priority or a more urgent one.
