@@ -19,6 +19,7 @@ pub use crate::config::variants::VariantOptions;
 pub use crate::config::variants::coefficient_problems;
 use crate::disk;
 use crate::engine;
+use crate::model::manifest::MAX_COUNT;
 use crate::service;
 use crate::telemetry;
 
@@ -225,6 +226,10 @@ fn check_limits(config: &service::Config, problems: &mut Problems) {
             "batching: max_queue_tokens {queue} is below max_batch_tokens {batch}: no batch would fill"
         ));
     }
+    let samples = config.limits.max_samples_per_request;
+    if samples > MAX_COUNT {
+        problems.add(format!("batching: max_samples_per_request is {samples}: the limit is {MAX_COUNT}"));
+    }
     let (message, in_flight) = (config.limits.max_message_bytes, config.limits.max_in_flight_bytes);
     if in_flight < message {
         problems.add(format!("server: max_in_flight_bytes {in_flight} is below max_message_bytes {message}: a request of that size could never be served"));
@@ -417,6 +422,14 @@ shadow = { variant = 'e', fraction = 0.1 }
             Case { text: "[server]\ndrain_grace_seconds = 1e300", problem: "not 1e300" },
             Case { text: "[server]\nmax_in_flight_bytes = 1", problem: "is below max_message_bytes" },
             Case { text: "[batching]\nmax_queue_tokens = 1", problem: "is below max_batch_tokens" },
+            Case {
+                text: "[batching]\nmax_samples_per_request = 4294967296",
+                problem: "max_samples_per_request is 4294967296: the limit is 4294967295",
+            },
+            Case {
+                text: "[variants.long]\nmode = 'warm'\nmodel = 'a'\nmax_tokens = 4294967296",
+                problem: "variants.long: max_tokens is 4294967296: the limit is 4294967295",
+            },
             Case { text: "[log]\nformat = 'xml'", problem: "log.format" },
             Case { text: "[log]\nlevel = 'loud=very=loud'", problem: "log.level" },
             Case { text: "[server", problem: "rewarm.toml:7" },

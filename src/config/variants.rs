@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use crate::checkpoint::lora;
 use crate::config::file::Problems;
 use crate::config::file::Section;
+use crate::model::manifest::MAX_COUNT;
 use crate::model::pooling::Pooling;
 use crate::model::scorer::Reduction;
 use crate::model::variant::Dtype;
@@ -131,8 +132,12 @@ impl VariantOptions {
         if device != "cpu" && !is_cuda {
             problems.add(format!("device: `{device}` is not cpu, cuda or cuda:N"));
         }
-        if self.max_tokens == Some(0) {
-            problems.add("max_tokens must be above 0");
+        match self.max_tokens {
+            Some(0) => problems.add("max_tokens must be above 0"),
+            Some(limit) if limit > MAX_COUNT => {
+                problems.add(format!("max_tokens is {limit}: the limit is {MAX_COUNT}"));
+            }
+            _ => {}
         }
         let members: Vec<PathBuf> =
             members.iter().filter_map(|member| directory(member, folder, &mut problems)).collect();

@@ -26,6 +26,9 @@ use crate::text::TextRule;
 
 const FILE_NAME: &str = "rewarm.json";
 
+/// The largest number of anything that a server can tell its callers: the wire has 32 bits for it.
+pub const MAX_COUNT: usize = u32::MAX as usize;
+
 /// The manifest of a checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -60,8 +63,15 @@ impl Manifest {
                 format!("`calibration` is mean {mean}, std {std}: both must be finite, and std above zero"),
             ));
         }
-        if manifest.max_tokens == Some(0) {
-            return Err(ModelError::config(&path, "`max_tokens` is 0: expected a number above zero"));
+        match manifest.max_tokens {
+            Some(0) => {
+                return Err(ModelError::config(&path, "`max_tokens` is 0: expected a number above zero"));
+            }
+            Some(limit) if limit > MAX_COUNT => {
+                let problem = format!("`max_tokens` is {limit}: the limit is {MAX_COUNT}");
+                return Err(ModelError::config(&path, problem));
+            }
+            _ => {}
         }
         Ok(manifest)
     }
@@ -142,5 +152,25 @@ mod tests {
         std::fs::write(&path, "[]").unwrap();
         let error = Manifest::write_calibration(dir.path(), calibration(1.0)).unwrap_err();
         assert!(error.to_string().contains(FILE_NAME), "{error}");
+    }
+
+    #[test]
+    fn a_limit_that_a_server_could_not_tell_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE_NAME);
+        for (limit, problem) in [
+            (u64::from(u32::MAX), None),
+            (0, Some("`max_tokens` is 0: expected a number above zero")),
+            (1 << 32, Some("`max_tokens` is 4294967296: the limit is 4294967295")),
+        ] {
+            std::fs::write(&path, format!(r#"{{"max_tokens": {limit}}}"#)).unwrap();
+            let told = Manifest::load(dir.path()).err().map(|error| error.to_string());
+            match problem {
+                None => assert_eq!(told, None),
+                Some(problem) => {
+                    assert!(told.as_ref().is_some_and(|told| told.contains(problem)), "{told:?}")
+                }
+            }
+        }
     }
 }

@@ -123,7 +123,7 @@ impl UnaryService<proto::GetServerInfoRequest> for ServerInfo {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             variants: variants(&serving),
             routing: Some(routing(&serving)),
-            max_samples_per_request: self.0.limits.max_samples_per_request as u32,
+            max_samples_per_request: proto::count(self.0.limits.max_samples_per_request),
         });
         ready(info.map(tonic::Response::new).map_err(Status::from))
     }
@@ -147,7 +147,7 @@ fn variant(info: &VariantInfo) -> proto::VariantInfo {
         reduction: info.reduction.clone(),
         dtype: info.dtype.to_owned(),
         device: info.device.clone(),
-        max_tokens: info.max_tokens as u32,
+        max_tokens: proto::count(info.max_tokens),
         fingerprint: info.fingerprint.clone(),
         architecture: info.architecture.clone(),
         pooling: info.pooling.to_owned(),

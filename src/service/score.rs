@@ -178,8 +178,8 @@ fn score_of(reward: Reward, tokens: SampleTokens, return_members: bool) -> proto
         reward: reward.reward,
         member_rewards: if return_members { reward.member_rewards } else { Vec::new() },
         reward_std: reward.reward_std,
-        tokens: tokens.tokens as u32,
-        truncated_tokens: tokens.truncated as u32,
+        tokens: proto::count(tokens.tokens),
+        truncated_tokens: proto::count(tokens.truncated),
     }
 }
 
