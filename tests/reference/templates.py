@@ -255,7 +255,8 @@ OWN = r"""
 {{ 'a,b,,c'.split(',') }} {{ ' a  b '.split() }} {{ 'a b c'.split(' ', 1) }} {{ 'a b c'.split(maxsplit=1) }} {{ 'a b c'.rsplit(' ', 1) }} {{ 'a b c'.rsplit(maxsplit=1) }} {{ 'a=b=c'.partition('=') }} {{ 'a=b=c'.rpartition('=') }} {{ 'abc'.partition('x') }} {{ 'a\nb\r\nc'.splitlines() }} {{ 'a\nb'.splitlines(true) }}
 {{ 'hello'.index('l') }} {{ 'hello'.rindex('l') }} {{ 'hello'.find('z') }} {{ 'hello'.find('l', 3) }} {{ 'hello'.count('l') }} {{ 'hello'.removeprefix('he') }} {{ 'hello'.removesuffix('lo') }} {{ 'x'.center(5, '*') }} {{ '7'.zfill(3) }} {{ '-7'.zfill(4) }} {{ 'a'.ljust(3) }}|{{ 'a'.rjust(3) }} {{ l.index(1) }} {{ l.count(3) }} {{ 'a\tb'.expandtabs(4) }}
 {{ 'hello'.index('z') }}
-{{ "hello world it's o'neil".title() }} {{ "hello-world (it's) [x]" | title }} {{ 'ßx ﬁn ǆ' | capitalize }} {{ 'ß ﬁ ǆ ა'.title() }} {{ 'HeLLo'.swapcase() }} {{ 'ΑΣ ΑΣ'.lower() }} {{ 'straße'.upper() }} {{ 'ABC'.casefold() }}
+{{ "hello world it's o'neil".title() }} {{ "hello-world (it's) [x]" | title }} {{ 'ßx ﬁn ǆ' | capitalize }} {{ 'ß ﬁ ǆ ა'.title() }} {{ 'HeLLo'.swapcase() }} {{ 'ΑΣ ΑΣ'.lower() }} {{ 'ΑΣ αΣ.Σ İΑΣ'.swapcase() }} {{ 'ΑΣ ΑΣΑ Σ İΑΣ'.title() }} {{ 'ΑΣ' | title }} {{ 'straße'.upper() }} {{ 'ABC'.casefold() }}
+{{ (('a b' | safe) | last) + '<' }} {{ (('a b' | safe) | first) + '<' }} {{ (('a b' | safe) | title) + '<' }} {{ (('a b' | safe) | upper) + '<' }} {{ (('a%s' | safe) % 1) + '<' }} {{ (('%s' | safe) | format('x')) + '<' }}
 {{ 'abc'.startswith(('x', 'a')) }} {{ 'abc'.endswith('c') }} {{ 'abc'.startswith('b', 1) }} {{ '12'.isdigit() }} {{ ''.isdigit() }} {{ 'aé'.isalpha() }} {{ 'a1'.isalnum() }} {{ ' \x1c'.isspace() }} {{ 'aB'.islower() }} {{ 'AB1'.isupper() }} {{ 'Ab Cd'.istitle() }}
 {{ '-'.join(words) }} {{ words | join(', ') }} {{ rows | join('-', attribute='k') }} {{ l | join }} {{ 'abc' | join('.') }} {{ d | join(',') }}
 {{ '-'.join(l) }}

@@ -61,22 +61,26 @@ fn is_cased(c: char) -> bool {
     c.is_lowercase() || c.is_uppercase() || is_title_letter(c)
 }
 
+/// Each character, and what it is in lower case where it stands: a sigma that ends a word is one of its own.
+fn with_lower(text: &str) -> impl Iterator<Item = (char, String)> {
+    let lower: Vec<char> = text.to_lowercase().chars().collect();
+    let mut at = 0;
+    text.chars().map(move |c| {
+        let end = at + c.to_lowercase().count();
+        let own = lower[at..end].iter().collect();
+        at = end;
+        (c, own)
+    })
+}
+
 /// `str.title`: a letter after another one is lower case, every other is title case.
 pub(super) fn title(text: &str) -> String {
-    let lower = text.to_lowercase();
-    // a sigma that ends a word and a dotted I become other characters: only then do the two run apart
-    let is_aligned = lower.chars().count() == text.chars().count();
-    let mut lowered = lower.chars();
     let mut out = String::with_capacity(text.len());
     let mut after_letter = false;
-    for c in text.chars() {
-        let aligned = if is_aligned { lowered.next() } else { None };
+    for (c, lower) in with_lower(text) {
         match after_letter {
             false => push_title(c, &mut out),
-            true => match aligned {
-                Some(lower) => out.push(lower),
-                None => out.extend(c.to_lowercase()),
-            },
+            true => out.push_str(&lower),
         }
         after_letter = is_cased(c);
     }
@@ -94,11 +98,12 @@ pub(super) fn capitalize(text: &str) -> String {
     out
 }
 
+/// `str.swapcase`.
 pub(super) fn swapcase(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
+    for (c, lower) in with_lower(text) {
         if c.is_uppercase() {
-            out.extend(c.to_lowercase());
+            out.push_str(&lower);
         } else if c.is_lowercase() {
             out.extend(c.to_uppercase());
         } else {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::chars;
 use super::given::{Given, int_or, some, text};
 use super::meter::{Result, failed, reserve, spend};
-use super::ops::{self, like};
+use super::ops::{self, is_plain, like};
 use super::str_format::format_method;
 use super::value::{Dict, Str, Value, View};
 use crate::text::whitespace::is_whitespace;
@@ -16,11 +16,6 @@ pub(super) fn call(value: &Value, method: &'static str, given: &Given) -> Result
     match value {
         Value::Str(it) if it.markup => {
             // safe text escapes its arguments: those that this would change we do not have
-            let is_plain = |value: &Value| match value {
-                Value::Str(text) => text.markup || !text.contains(['&', '<', '>', '"', '\'']),
-                Value::List(_) | Value::Tuple(_) | Value::Dict(_) => false,
-                _ => true,
-            };
             if !given.args.iter().chain(given.kwargs.iter().map(|(_, value)| value)).all(is_plain) {
                 return failed(format!("{method} of text that `safe` or `escape` made is not supported"));
             }

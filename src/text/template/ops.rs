@@ -380,6 +380,15 @@ pub(super) fn contains(container: &Value, item: &Value) -> Result<bool> {
     }
 }
 
+/// Whether safe text takes it as an argument without a change.
+pub(super) fn is_plain(value: &Value) -> bool {
+    match value {
+        Value::Str(text) => text.markup || !text.contains(['&', '<', '>', '"', '\'']),
+        Value::List(_) | Value::Tuple(_) | Value::Dict(_) => false,
+        _ => true,
+    }
+}
+
 /// Text of the same kind: a part of safe text is safe.
 pub(super) fn like(original: &Str, text: &str) -> Value {
     Value::Str(Str::new(text).with_markup(original.markup))

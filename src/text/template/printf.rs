@@ -4,9 +4,9 @@ use std::iter::Peekable;
 use std::str::Chars;
 
 use super::meter::{Result, failed, fault, reserve};
-use super::ops::{Number, number};
+use super::ops::{Number, is_plain, like, number};
 use super::show::{float_repr, repr, str_of};
-use super::value::Value;
+use super::value::{Str, Value};
 
 /// Digits after the point, and the width of a field beyond which memory is asked for first.
 pub(super) const MOST_DIGITS: usize = 400;
@@ -27,8 +27,21 @@ pub(super) struct Spec {
     pub(super) kind: Option<char>,
 }
 
-/// `format % values`.
-pub(super) fn printf(format: &str, values: &Value) -> Result<String> {
+/// `format % values`. Safe text escapes its values: those that this would change we do not have.
+pub(super) fn format_text(format: &Str, values: &Value) -> Result<Value> {
+    let is_kept = !format.markup
+        || match values {
+            Value::Tuple(items) | Value::Group(items) => items.iter().all(is_plain),
+            value => is_plain(value),
+        };
+    if !is_kept {
+        return failed("a value in a format that `safe` or `escape` made is not supported");
+    }
+    Ok(like(format, &printf(format, values)?))
+}
+
+/// The same of text.
+fn printf(format: &str, values: &Value) -> Result<String> {
     let mut out = String::new();
     let mut chars = format.chars().peekable();
     let mut place = 0;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::super::ast::{Args, Expr, Kind, Step, StepKind};
 use super::super::given::{Given, text};
 use super::super::meter::{Result, failed, spend};
-use super::super::printf::printf;
+use super::super::printf::format_text;
 use super::super::value::{Missing, Scope, Value};
 use super::super::{access, filters, ops, predicates};
 use super::Renderer;
@@ -79,7 +79,7 @@ impl<'p> Renderer<'p> {
         for (operator, operand) in rest {
             let operand = self.eval(operand, scope)?;
             value = match (&value, *operator) {
-                (Value::Str(format), "%") => Value::from(printf(format, &operand)?),
+                (Value::Str(format), "%") => format_text(format, &operand)?,
                 _ => ops::binary(operator, &value, &operand)?,
             };
         }

@@ -16,7 +16,7 @@ use super::json::tojson;
 use super::meter::{Result, failed, reserve, spend};
 use super::methods::{self, justify};
 use super::ops::{self, Number, escape, like, number};
-use super::printf::printf;
+use super::printf::format_text;
 use super::show::str_of;
 use super::value::{Key, Str, Value};
 
@@ -59,15 +59,12 @@ pub(super) fn call(name: &str, value: &Value, given: &Given) -> Result<Value> {
             given.none(name)?;
             let it = soft_str(value)?;
             reserve(it.len())?;
-            like(
-                &it,
-                &match name {
-                    "capitalize" => chars::capitalize(&it),
-                    "lower" => it.to_lowercase(),
-                    "upper" => it.to_uppercase(),
-                    _ => title(&it),
-                },
-            )
+            match name {
+                "capitalize" => like(&it, &chars::capitalize(&it)),
+                "lower" => like(&it, &it.to_lowercase()),
+                "upper" => like(&it, &it.to_uppercase()),
+                _ => Value::from(title(&it)), // joined of parts: no longer safe
+            }
         }
         "trim" => {
             let [taken] = given.bind(name, ["chars"], 0)?;
@@ -121,7 +118,7 @@ pub(super) fn call(name: &str, value: &Value, given: &Given) -> Result<Value> {
                 }
                 _ => Value::tuple(given.args.clone())?,
             };
-            Value::from(printf(&soft_str(value)?, &values)?)
+            format_text(&soft_str(value)?, &values)?
         }
         "first" => {
             given.none(name)?;
@@ -132,12 +129,16 @@ pub(super) fn call(name: &str, value: &Value, given: &Given) -> Result<Value> {
         }
         "last" => {
             given.none(name)?;
-            match value.len() {
-                Some(_) => value
+            match (value, value.len()) {
+                // backwards by index, which keeps it safe
+                (Value::Str(it), Some(_)) if it.markup && !it.is_empty() => {
+                    like(it, &it.chars().next_back().into_iter().collect::<String>())
+                }
+                (_, Some(_)) => value
                     .to_vec()?
                     .pop()
                     .unwrap_or_else(|| Value::undefined("the last item of nothing is undefined")),
-                None => return failed(format!("'{}' object is not reversible", value.type_name())),
+                (_, None) => return failed(format!("'{}' object is not reversible", value.type_name())),
             }
         }
         "reverse" => {
