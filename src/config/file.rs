@@ -74,12 +74,17 @@ impl<'i> Section<'i> {
     /// The value of `key`, if it is there and of the right kind.
     pub(super) fn take<T: Deserialize<'i>>(&mut self, key: &str, problems: &mut Problems) -> Option<T> {
         let (offset, value) = self.entries.remove(key)?;
+        let kind = value.get_ref().type_str();
         match T::deserialize(value.into_deserializer()) {
             Ok(value) => Some(value),
             Err(error) => {
                 let place = self.source.at(error.span().map_or(offset, |span| span.start));
                 // The first line says what; the others show the place again.
-                let what = error.message().lines().next().unwrap_or_default();
+                let what = match error.message().lines().next().unwrap_or_default() {
+                    // said of any enum, and of most it is not so
+                    "wanted string or table" => format!("expected a string, found {kind}"),
+                    what => what.to_owned(),
+                };
                 problems.add(format!("{place}: {}: {what}", self.name_of(key)));
                 None
             }

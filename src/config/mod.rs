@@ -385,6 +385,25 @@ shadow = { variant = 'e', fraction = 0.1 }
     }
 
     #[test]
+    fn what_cannot_be_read_is_told_once_and_not_called_missing() {
+        let cases = [
+            ("mode = 1\nmodel = 'a'", "rewarm.toml:2: variants.one.mode: expected a string, found integer"),
+            ("mode = 'x'\nmodel = 'a'", "rewarm.toml:2: variants.one.mode: unknown variant `x`"),
+            ("mode = 'ens'\nmembers = 'a'", "rewarm.toml:3: variants.one.members: invalid type"),
+            ("mode = 'warm'\nmodel = ['a']", "rewarm.toml:3: variants.one.model: invalid type"),
+            (
+                "mode = 'warm'\nmembers = ['a', 'b']\ncoefficients = []",
+                "variants.one: there are 0 coefficients",
+            ),
+        ];
+        for (text, expected) in cases {
+            let error = load_text(&format!("[variants.one]\n{text}"), Overrides::default()).unwrap_err();
+            let [problem] = &error.0[..] else { panic!("{text}: {error}") };
+            assert!(problem.starts_with(expected), "{text}: {problem}");
+        }
+    }
+
+    #[test]
     fn contradictions_refuse() {
         struct Case {
             text: &'static str,

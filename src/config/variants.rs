@@ -51,6 +51,7 @@ pub(super) fn take(file: &mut Section<'_>, folder: &Path, problems: &mut Problem
     let mut checked = Vec::new();
     for name in names {
         let mut section = variants.section(&name, problems);
+        let problems_before = problems.0.len();
         let options = VariantOptions {
             mode: section.take("mode", problems),
             model: section.take("model", problems),
@@ -63,7 +64,11 @@ pub(super) fn take(file: &mut Section<'_>, folder: &Path, problems: &mut Problem
             max_tokens: section.take("max_tokens", problems),
             pooling: section.take("pooling", problems),
         };
+        let is_read = problems.0.len() == problems_before;
         section.finish(problems);
+        if !is_read {
+            continue; // what is there, and could not be read, would be called missing
+        }
         match options.check(&name, folder) {
             Ok(variant) => checked.push(variant),
             Err(found) => {
@@ -174,7 +179,7 @@ pub fn coefficient_problems(coefficients: &[f64], num_members: usize) -> Vec<Str
     let sum: f64 = coefficients.iter().sum();
     if !coefficients.iter().all(|coefficient| coefficient.is_finite()) {
         problems.push("coefficients must be finite".to_owned());
-    } else if (sum - 1.0).abs() > SUM_ATOL {
+    } else if !coefficients.is_empty() && (sum - 1.0).abs() > SUM_ATOL {
         problems.push(format!(
             "coefficients sum to {sum}: they must sum to 1, or the merge changes the weights' size"
         ));
