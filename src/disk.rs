@@ -70,6 +70,7 @@ pub fn open(path: &Path) -> io::Result<File> {
 /// Reads a regular file of at most so many bytes.
 pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let content = open(path).and_then(|file| read_open(&file, limit));
+    let content = content.and_then(|bytes| refuse_mark(path, bytes));
     match &content {
         Ok(bytes) => seen(path, Some(bytes))?,
         Err(error) if error.kind() == ErrorKind::NotFound => seen(path, None)?,
@@ -115,6 +116,17 @@ fn read_open(file: &File, limit: u64) -> io::Result<Vec<u8>> {
     }
     if is_lfs_pointer(&bytes) {
         return Err(io::Error::new(ErrorKind::InvalidData, LFS_CURE));
+    }
+    Ok(bytes)
+}
+
+/// JSON begins with JSON: an editor's mark before it is an error to every reader of checkpoints, but a dark one.
+fn refuse_mark(path: &Path, bytes: Vec<u8>) -> io::Result<Vec<u8>> {
+    if path.extension().is_some_and(|extension| extension == "json")
+        && bytes.starts_with("\u{feff}".as_bytes())
+    {
+        let problem = "it begins with a byte order mark (BOM): save it as UTF-8 without one";
+        return Err(io::Error::new(ErrorKind::InvalidData, problem));
     }
     Ok(bytes)
 }
@@ -265,6 +277,19 @@ mod tests {
         fs::write(&path, pointer).unwrap();
         let error = read(&path, 1000).unwrap_err().to_string();
         assert!(error.contains("Git LFS pointer") && error.contains("`git lfs pull`"), "{error}");
+    }
+
+    #[test]
+    fn a_byte_order_mark_before_json_is_named_and_left_in_other_files() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, is_refused) in [("config.json", true), ("chat_template.jinja", false)] {
+            let path = dir.path().join(name);
+            fs::write(&path, "\u{feff}{}").unwrap();
+            match read(&path, 1000) {
+                Ok(bytes) => assert!(!is_refused && bytes.len() == 5, "{name}"),
+                Err(error) => assert!(is_refused && error.to_string().contains("(BOM)"), "{name}: {error}"),
+            }
+        }
     }
 
     #[test]

@@ -122,6 +122,9 @@ fn a_server_lives_from_health_through_sighup_to_sigterm() {
     let url = server.url();
 
     assert!(run(&["health", "--server", &url]).status.success());
+    let bare = run(&["health", "--server", &server.listen]);
+    let told = format!("`{0}` is not a URL: write http://{0}", server.listen);
+    assert!(text(&bare.stderr).contains(&told), "{bare:?}");
     assert!(run(&["health", "--server", &url, "--variant", "tiny"]).status.success());
     assert_eq!(run(&["health", "--server", &url, "--variant", "cold"]).status.code(), Some(1));
 

@@ -223,6 +223,7 @@ fn outcomes(response: proto::ScoreResponse, samples: usize) -> anyhow::Result<Ve
 
 async fn connect(server: &str, timeout: Duration) -> anyhow::Result<Channel> {
     let endpoint = Endpoint::from_shared(server.to_owned()).context(format!("`{server}` is not a URL"))?;
+    ensure!(endpoint.uri().scheme().is_some(), "`{server}` is not a URL: write http://{server}");
     let endpoint = endpoint
         .connect_timeout(timeout)
         .http2_keep_alive_interval(KEEPALIVE)
