@@ -15,10 +15,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let config = VariantConfig::new("example", Mode::Warm, vec![directory.into()]);
     let variant = Loader::default().load(&config, &mut |_, _| ())?;
 
-    let input = Input::Text {
-        prompt: "What happened today?".to_owned(),
-        response: "I won the lottery.".to_owned(),
-    };
+    let input =
+        Input::Text { prompt: "What happened today?".to_owned(), response: "I won the lottery.".to_owned() };
     let sample = variant.tokenizer.tokenize(&input, Truncation::Reject)?;
     let sequence = Sequence { token_ids: sample.token_ids, type_ids: sample.type_ids };
     let rewards = variant.scorer.score(&[&sequence], true)?; // one packed forward

@@ -428,15 +428,6 @@ fn open_members(config: &VariantConfig) -> Result<Vec<Member>, ModelError> {
                 "members differ in {what}: the first one's is used"
             );
         };
-        if config.mode == Mode::Ens && member.tokenizer.type_vocab_size() != first.tokenizer.type_vocab_size()
-        {
-            return Err(ModelError::Unsupported(format!(
-                "the members of an ensemble read the same tokens, but {} and {} differ in token types \
-                 (`type_vocab_size`)",
-                first.path.display(),
-                member.path.display()
-            )));
-        }
         if member.tokenizer.digest() != first.tokenizer.digest() {
             if config.mode == Mode::Ens {
                 return Err(ModelError::Unsupported(format!(
@@ -447,6 +438,15 @@ fn open_members(config: &VariantConfig) -> Result<Vec<Member>, ModelError> {
                 )));
             }
             differ("chat template, names of special tokens, text rule or length limit");
+        }
+        if config.mode == Mode::Ens && member.tokenizer.type_vocab_size() != first.tokenizer.type_vocab_size()
+        {
+            return Err(ModelError::Unsupported(format!(
+                "the members of an ensemble read the same tokens, but {} and {} differ in token types \
+                 (`type_vocab_size`)",
+                first.path.display(),
+                member.path.display()
+            )));
         }
         if config.mode == Mode::Warm && !compatible::are_stored_alike(&first.checkpoint, &member.checkpoint) {
             tracing::warn!(
