@@ -28,7 +28,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1] / "data"
 OUT = ROOT / "gradients"
 MODELS = ["llama", "llama-tied-bias", "mistral", "qwen2", "qwen3", "gemma2", "bert", "bert-gelu-new", "roberta", "v-head",
           "trl-v-head-file", "openrlhf-normalized",
-          "gemma", "olmo2", "smollm3", "seed-oss", "ministral", "exaone4", "arcee"]
+          "gemma", "olmo2", "smollm3", "seed-oss", "ministral", "exaone4", "arcee", "xlm-roberta"]
 CENTERED = {"llama-tied-bias": 0.01, "bert": 0.01, "trl-v-head-file": 0.1}
 STEPPED = ["bert", "llama-tied-bias"]
 OPTIONS = dict(betas=(0.9, 0.98), eps=1e-8, weight_decay=0.1)

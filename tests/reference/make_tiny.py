@@ -33,7 +33,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import (ArceeConfig, AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification,
                           BertConfig, Exaone4Config, Gemma2Config, GemmaConfig, LlamaConfig, MinistralConfig, MistralConfig,
                           Olmo2Config, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config, RobertaConfig, SeedOssConfig,
-                          SmolLM3Config)
+                          SmolLM3Config, XLMRobertaConfig)
 
 PADDING_ATOL = 1e-5  # one sample alone against the same sample in a padded batch
 CONDITION = 3e-6  # float32 against float64: golden rewards must leave room for another order of summation
@@ -519,10 +519,18 @@ def bert_gelu_new(path):
 
 
 def roberta(path):
-    config = RobertaConfig(vocab_size=80, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=40,
+    roberta_like(path, RobertaConfig, 15)
+
+
+def xlm_roberta(path):
+    roberta_like(path, XLMRobertaConfig, 48)
+
+
+def roberta_like(path, kind, seed):
+    config = kind(vocab_size=80, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=40,
                            max_position_embeddings=70, type_vocab_size=1, pad_token_id=1, bos_token_id=0, eos_token_id=2, num_labels=1)
-    save_classifier(path, config, 15)
-    samples = token_samples(80, 25)
+    save_classifier(path, config, seed)
+    samples = token_samples(80, seed + 10)
     samples += [samples[3][:4] + [1] + samples[3][4:], samples[4] + [1]]
     # Position ids come from ids: a pad inside a sample takes position 1 and does not count, yet it is attended to.
     finish(path, [{"token_ids": ids} for ids in samples], "cls", "position ids start at pad + 1 and skip pads; two-layer head (dense, tanh, out_proj); "
@@ -666,7 +674,7 @@ def bert_tokenizer():
 CHECKPOINTS = [llama, llama_tied_bias, llama_head_dim, llama_old_config, llama_rope_llama3, llama_rope_linear, llama_rope_dynamic, llama_rope_yarn,
                llama_pad_eos, mistral, qwen2, qwen3, gemma2, bert, bert_gelu_new, roberta, openrlhf_raw, openrlhf_normalized, trl_v_head,
                trl_v_head_file, v_head, llama_sharded, llama_f16, llama_bf16,
-               gemma, olmo2, smollm3, seed_oss, ministral, exaone4, exaone4_full, arcee]
+               gemma, olmo2, smollm3, seed_oss, ministral, exaone4, exaone4_full, arcee, xlm_roberta]
 
 
 def main():

@@ -212,6 +212,8 @@ def checkpoints():
                          {"tokenizer_class": "DebertaV2Tokenizer"} | bert | named(bos="[CLS]", eos="[SEP]")),
         "roberta": ("roberta", encoder | {"type_vocab_size": 1, "pad_token_id": 1}, roberta_like,
                     {"tokenizer_class": "RobertaTokenizer", "add_prefix_space": False, "trim_offsets": True} | roberta),
+        "xlm-roberta": ("xlm-roberta", encoder | {"type_vocab_size": 1, "pad_token_id": 1}, lambda: unigram(XLMR),
+                        {"tokenizer_class": "XLMRobertaTokenizer"} | roberta),
         "roberta-bert": ("roberta", encoder | {"type_vocab_size": 1, "pad_token_id": 0}, word_piece,
                          {"tokenizer_class": "BertTokenizer", "model_input_names": ["input_ids", "attention_mask"]} | bert),
     }
@@ -231,7 +233,7 @@ def make(name, folder):
     model_config = transformers.AutoConfig.for_model(model_type, **(SIZES | sizes))
     randomise(AutoModelForSequenceClassification.from_config(model_config), len(name)).save_pretrained(folder)
     tokenizer().save(str(folder / "tokenizer.json"))
-    is_decoder = model_type not in ("bert", "roberta")
+    is_decoder = model_type not in ("bert", "roberta", "xlm-roberta")
     if is_decoder:
         config = config | {"chat_template": TEMPLATE}
     write_json(folder / "tokenizer_config.json", config | {"model_max_length": 200, "clean_up_tokenization_spaces": False})
@@ -421,7 +423,7 @@ def reference(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:
         return f"tokenizer: {type(error).__name__}: {error}"[:160]
-    is_decoder = model_type not in ("bert", "roberta")
+    is_decoder = model_type not in ("bert", "roberta", "xlm-roberta")
     inputs = {
         "chat": lambda: tokenizer.apply_chat_template(CHAT, tokenize=True, return_dict=True),
         "pair": lambda: tokenizer(PAIR[0] + PAIR[1]) if is_decoder else tokenizer(*PAIR),
@@ -553,7 +555,7 @@ def compact(value):
 
 def tokens_of(folder):
     """Ids, and token types as the model sees them, of a chat, a pair and a text; null for what transformers refuses."""
-    is_decoder = read_json(folder / "config.json")["model_type"] not in ("bert", "roberta")
+    is_decoder = read_json(folder / "config.json")["model_type"] not in ("bert", "roberta", "xlm-roberta")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         pair = tokenizer(PAIR[0] + PAIR[1]) if is_decoder else tokenizer(*PAIR)

@@ -20,6 +20,7 @@ mod qwen3;
 mod roberta;
 mod seed_oss;
 mod smollm3;
+mod xlm_roberta;
 
 use crate::checkpoint::fields::Fields;
 use crate::model::backbone::BackboneConfig;
@@ -56,7 +57,7 @@ pub struct Family {
 }
 
 /// All that run here.
-pub const FAMILIES: [Family; 14] = [
+pub const FAMILIES: [Family; 15] = [
     llama::FAMILY,
     mistral::FAMILY,
     ministral::FAMILY,
@@ -71,6 +72,7 @@ pub const FAMILIES: [Family; 14] = [
     arcee::FAMILY,
     bert::FAMILY,
     roberta::FAMILY,
+    xlm_roberta::FAMILY,
 ];
 
 /// The family that `config.json` names.

@@ -18,11 +18,16 @@ pub(super) const FAMILY: Family = Family {
 };
 
 fn parse(fields: &Fields<'_>) -> Result<BackboneConfig, String> {
+    parse_with(fields, 50_265)
+}
+
+/// With this vocabulary where the file names none.
+pub(super) fn parse_with(fields: &Fields<'_>, vocab_size: usize) -> Result<BackboneConfig, String> {
     Ok(EncoderConfig {
         prefix: "roberta.",
         head: EncoderHead::TwoLayers,
         position_padding_id: Some(fields.or_default("pad_token_id", 1)?),
-        ..encoder::read(fields, 50_265)?
+        ..encoder::read(fields, vocab_size)?
     }
     .into())
 }

@@ -56,7 +56,8 @@ fn in_steps(model: &RewardModel<Cpu>, batch: &PackedBatch, max_tokens: usize) ->
 #[test]
 fn steps_change_no_bit() {
     for dir in families() {
-        let is_encoder = ["bert", "bert-gelu-new", "roberta"].iter().any(|name| dir.ends_with(name));
+        let is_encoder =
+            ["bert", "bert-gelu-new", "roberta", "xlm-roberta"].iter().any(|name| dir.ends_with(name));
         let lengths: &[usize] = if is_encoder { &[60, 1, 33] } else { &[530, 1, 60, 240] };
         // some begin alike
         let token = |sample: usize, at: usize| (5 + (at * at + if at < 40 { 0 } else { sample }) % 20) as u32;
