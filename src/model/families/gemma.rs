@@ -19,7 +19,8 @@ pub(super) const FAMILY: Family = Family {
     parse,
 };
 
-const DEFAULTS: Defaults = Defaults {
+/// Gemma-2's too, but for its sizes.
+pub(super) const DEFAULTS: Defaults = Defaults {
     vocab_size: 256_000,
     hidden: 3072,
     intermediate: 24_576,

@@ -7,7 +7,7 @@ use crate::model::backbone::Norms;
 use crate::model::families::Family;
 use crate::model::families::decoder;
 use crate::model::families::decoder::Defaults;
-use crate::model::families::decoder::LLAMA;
+use crate::model::families::gemma;
 use crate::text::FamilyTokenizer;
 
 pub(super) const FAMILY: Family = Family {
@@ -20,18 +20,13 @@ pub(super) const FAMILY: Family = Family {
 };
 
 const DEFAULTS: Defaults = Defaults {
-    vocab_size: 256_000,
     hidden: 2304,
     intermediate: 9216,
     num_layers: 26,
     heads: 8,
     kv_heads: Some(4),
-    kv_heads_may_be_null: false,
-    head_dim: Some(256),
-    head_dim_may_be_null: false,
-    max_positions: 8192,
     activation: ("hidden_activation", "gelu_pytorch_tanh"),
-    ..LLAMA
+    ..gemma::DEFAULTS
 };
 
 fn parse(fields: &Fields<'_>) -> Result<BackboneConfig, String> {
