@@ -42,6 +42,17 @@ fn config_file(model: &Path) -> PathBuf {
 }
 
 /// The lines that `rewarm score` answers.
+/// What `rewarm evaluate` tells of one pair.
+fn evaluate(model: &Path, pair: &Value) -> Value {
+    let (pairs, report) = (model.join("pairs.jsonl"), model.join("report"));
+    std::fs::write(&pairs, format!("{pair}\n")).unwrap();
+    let [path, pairs, target] = [model, &pairs, &report].map(|path| path.to_str().unwrap());
+    let output = run(&["evaluate", "--members", path, "--pairs", pairs, "--output", target]);
+    assert!(output.status.success(), "{output:?}");
+    let rewards = std::fs::read_to_string(report.join("rewards.jsonl")).unwrap();
+    serde_json::from_str(rewards.trim_end()).unwrap()
+}
+
 fn score_with(model: &Path, lines: &str) -> Vec<Value> {
     let output = score(&["--model", model.to_str().unwrap()], lines);
     text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -158,14 +169,7 @@ fn a_template_sees_all_of_a_message_wherever_it_is_sent() {
     let other = json!({"role": "assistant", "tool_calls": [{"id": 8}]});
     let pair = json!({"prompt": [parts], "chosen": [call], "rejected": [other], "tools": tools.to_string(),
         "chat_template_kwargs": {"x": 5}});
-    let pairs = model.path().join("pairs.jsonl");
-    std::fs::write(&pairs, format!("{pair}\n")).unwrap();
-    let report = model.path().join("report");
-    let [path, pairs, target] = [model.path(), &pairs, &report].map(|path| path.to_str().unwrap());
-    let output = run(&["evaluate", "--members", path, "--pairs", pairs, "--output", target]);
-    assert!(output.status.success(), "{output:?}");
-    let rewards = std::fs::read_to_string(report.join("rewards.jsonl")).unwrap();
-    let told: Value = serde_json::from_str(rewards.trim_end()).unwrap();
+    let told = evaluate(model.path(), &pair);
     assert_eq!(told["chosen_tokens"], scored[0]["tokens"], "{told}");
 }
 
@@ -196,13 +200,7 @@ fn tools_choose_the_template_for_tools_wherever_they_are_sent() {
     drop(server);
 
     let pair = json!({"prompt": [user], "chosen": [turn("c")], "rejected": [turn("d")], "tools": tools});
-    let (pairs, report) = (model.path().join("pairs.jsonl"), model.path().join("report"));
-    std::fs::write(&pairs, format!("{pair}\n")).unwrap();
-    let [path, pairs, target] = [model.path(), &pairs, &report].map(|path| path.to_str().unwrap());
-    let output = run(&["evaluate", "--members", path, "--pairs", pairs, "--output", target]);
-    assert!(output.status.success(), "{output:?}");
-    let rewards = std::fs::read_to_string(report.join("rewards.jsonl")).unwrap();
-    let told: Value = serde_json::from_str(rewards.trim_end()).unwrap();
+    let told = evaluate(model.path(), &pair);
     assert_eq!(told["chosen_tokens"], scored[0]["tokens"], "{told}");
 }
 

@@ -227,16 +227,29 @@ impl BackboneConfig {
         }
     }
 
-    /// What stands before the backbone's tensor names in a checkpoint, for example "model.".
-    pub fn prefix_in(&self, checkpoint: &Checkpoint) -> &'static str {
-        let probe = match self {
+    /// The tensor of the words' embedding, `[vocab_size, hidden]`, without the prefix.
+    pub fn embedding(&self) -> &'static str {
+        match self {
             Self::Decoder(_) => "embed_tokens.weight",
             Self::Encoder(_) => "embeddings.word_embeddings.weight",
-        };
+        }
+    }
+
+    /// How many layers.
+    pub fn num_layers(&self) -> usize {
+        match self {
+            Self::Decoder(config) => config.num_layers,
+            Self::Encoder(config) => config.num_layers,
+        }
+    }
+
+    /// What stands before the backbone's tensor names in a checkpoint, for example "model.".
+    pub fn prefix_in(&self, checkpoint: &Checkpoint) -> &'static str {
+        let embedding = self.embedding();
         let prefixes = self.prefixes();
         prefixes
             .into_iter()
-            .find(|prefix| checkpoint.contains(&format!("{prefix}{probe}")))
+            .find(|prefix| checkpoint.contains(&format!("{prefix}{embedding}")))
             .unwrap_or(prefixes[0])
     }
 

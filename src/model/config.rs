@@ -141,6 +141,11 @@ impl CheckpointConfig {
         })
     }
 
+    /// Whose it is.
+    pub fn family(&self) -> &'static Family {
+        families::find(&self.model_type).expect("the family's row has read it")
+    }
+
     /// The pooling rule: the manifest's, or else what the head's origin does.
     ///
     /// transformers' `*ForSequenceClassification` looks for the rightmost token that is not padding;

@@ -143,10 +143,7 @@ fn settle_padding(
 
 /// An adapter that was trained with more tokens than its base has stores their embedding.
 fn grow_vocabulary(checkpoint: &Checkpoint, config: &mut CheckpointConfig) {
-    let (end, said) = match &config.backbone {
-        BackboneConfig::Decoder(decoder) => ("embed_tokens.weight", decoder.vocab_size),
-        BackboneConfig::Encoder(encoder) => ("embeddings.word_embeddings.weight", encoder.vocab_size),
-    };
+    let (end, said) = (config.backbone.embedding(), config.backbone.vocab_size());
     let rows = config.backbone.prefixes().into_iter().find_map(|prefix| {
         let name = format!("{prefix}{end}");
         checkpoint.is_adapters(&name).then(|| checkpoint.info(&name)?.shape.first().copied()).flatten()

@@ -23,7 +23,6 @@ use crate::model::RewardModel;
 use crate::model::compatible;
 use crate::model::config::CheckpointConfig;
 use crate::model::ensemble::Ensemble;
-use crate::model::families;
 use crate::model::golden::GoldenRewards;
 use crate::model::head::Head;
 use crate::model::manifest::Manifest;
@@ -526,7 +525,7 @@ pub fn load_tokenizer(
         rule: manifest.text_rule,
         default_rule: config.origin.text_rule.or(config.backbone.default_text_rule()),
         ends: config.origin.ends,
-        family: families::find(&config.model_type).map(|family| family.tokenizer).unwrap_or_default(),
+        family: config.family().tokenizer,
         tokenizer_class: config.tokenizer_class.clone(),
     };
     let tokenizer = SampleTokenizer::load(checkpoint.text_dir(), &options)?;

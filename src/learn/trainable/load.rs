@@ -76,7 +76,7 @@ impl Trainable {
         origin::settle(&checkpoint, &manifest, &mut config)?;
         let mut fields = read_fields(&config_path)?;
         let tokenizer = variant::load_tokenizer(&checkpoint, &manifest, &config, options.max_tokens)?;
-        let num_layers = num_layers(&config.backbone);
+        let num_layers = config.backbone.num_layers();
         if options.frozen_layers > num_layers {
             let problem =
                 format!("frozen_layers is {}, the model has {num_layers} layers", options.frozen_layers);
@@ -173,13 +173,6 @@ fn read_fields(path: &Path) -> Result<Map<String, Value>, ModelError> {
     let text =
         disk::read_to_string(path, disk::SETTINGS_BYTES).map_err(|source| ModelError::read(path, source))?;
     serde_json::from_str(&text).map_err(|error| ModelError::config(path, error))
-}
-
-fn num_layers(backbone: &BackboneConfig) -> usize {
-    match backbone {
-        BackboneConfig::Decoder(config) => config.num_layers,
-        BackboneConfig::Encoder(config) => config.num_layers,
-    }
 }
 
 /// Tells by a name in the base whether a tensor stays as it is.

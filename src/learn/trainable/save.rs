@@ -19,7 +19,6 @@ use crate::disk;
 use crate::learn::adamw::with_values;
 use crate::model::ModelError;
 use crate::model::config::CheckpointConfig;
-use crate::model::families;
 use crate::model::pooling::HeadKind;
 use crate::text::TextEnd;
 use crate::text::TextRule;
@@ -125,11 +124,10 @@ fn is_transformers(head: HeadKind) -> bool {
 
 /// Makes `config.json` say that this is transformers' class with one label, if it is.
 pub(super) fn name_architecture(fields: &mut Map<String, Value>, config: &CheckpointConfig, head: HeadKind) {
-    let Ok(family) = families::find(&config.model_type) else { return };
     if !is_transformers(head) {
         return;
     }
-    let architecture = format!("{}ForSequenceClassification", family.class);
+    let architecture = format!("{}ForSequenceClassification", config.family().class);
     if config.architecture == architecture {
         return;
     }

@@ -12,21 +12,11 @@ impl Parser {
     /// One expression, or several with commas.
     pub(super) fn tuple(&mut self, with_if: bool, ends: &[&str]) -> Result<Expr> {
         let line = self.line();
-        let mut items = Vec::new();
-        let mut is_tuple = false;
-        loop {
-            if matches!(self.peek(), Token::BlockEnd | Token::VariableEnd)
-                || self.is_op(")")
-                || ends.iter().any(|end| self.is_word(end))
-            {
-                break;
-            }
-            items.push(if with_if { self.expression()? } else { self.nested(Self::parse_or)? });
-            if !self.skip_op(",") {
-                break;
-            }
-            is_tuple = true;
-        }
+        let item = |parser: &mut Self| match with_if {
+            true => parser.expression(),
+            false => parser.nested(Self::parse_or),
+        };
+        let (mut items, is_tuple) = self.with_commas(ends, item)?;
         match (items.pop(), is_tuple) {
             (None, false) => self.unexpected("an expression"),
             (Some(item), false) => Ok(item),
@@ -35,6 +25,27 @@ impl Parser {
                 Ok(Expr { line, kind: Kind::Tuple(items) })
             }
         }
+    }
+
+    /// Items up to a bracket, the end of the tag or one of these words, and whether there was a comma.
+    pub(super) fn with_commas<T>(
+        &mut self,
+        ends: &[&str],
+        item: impl Fn(&mut Self) -> Result<T>,
+    ) -> Result<(Vec<T>, bool)> {
+        let mut items = Vec::new();
+        let mut has_comma = false;
+        while !(matches!(self.peek(), Token::BlockEnd | Token::VariableEnd)
+            || self.is_op(")")
+            || ends.iter().any(|end| self.is_word(end)))
+        {
+            items.push(item(self)?);
+            if !self.skip_op(",") {
+                break;
+            }
+            has_comma = true;
+        }
+        Ok((items, has_comma))
     }
 
     pub(super) fn expression(&mut self) -> Result<Expr> {

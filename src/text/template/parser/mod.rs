@@ -357,21 +357,8 @@ impl Parser {
     /// What `set`, `for` and `with` assign to.
     fn target(&mut self, ends: &[&str], with_attributes: bool) -> Result<Target> {
         let line = self.line();
-        let mut targets = Vec::new();
-        let mut is_tuple = false;
-        loop {
-            if matches!(self.peek(), Token::BlockEnd | Token::VariableEnd)
-                || self.is_op(")")
-                || ends.iter().any(|end| self.is_word(end))
-            {
-                break;
-            }
-            targets.push(self.nested(|parser| parser.target_item(with_attributes))?);
-            if !self.skip_op(",") {
-                break;
-            }
-            is_tuple = true;
-        }
+        let item = |parser: &mut Self| parser.nested(|parser| parser.target_item(with_attributes));
+        let (mut targets, is_tuple) = self.with_commas(ends, item)?;
         match (targets.pop(), is_tuple) {
             (None, false) => self.unexpected("something to assign to"),
             (Some(target), false) => Ok(target),
