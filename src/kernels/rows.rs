@@ -136,9 +136,10 @@ impl Rows {
         to
     }
 
-    /// `(x - mean) / std · weight + bias` over each row; statistics in `f32`.
+    /// `(x - mean) / std · weight + bias` over each run of as many columns as `weight` and `bias` have; statistics in
+    /// `f32`.
     pub fn layer_norm(&self, isa: Isa, weight: &[f32], bias: &[f32], eps: f32) -> Self {
-        assert_eq!([weight.len(), bias.len()], [self.width; 2]);
+        assert!(self.width.is_multiple_of(weight.len()) && weight.len() == bias.len());
         let mut to = Self::new(Number::F32, self.rows, self.width);
         isa.run(LayerNorm { x: self, weight, bias, eps, to: &mut to });
         to
@@ -440,7 +441,7 @@ impl Kernel for RmsNorm<'_> {
     }
 }
 
-/// `(x - mean) / std · weight + bias`
+/// `(x - mean) / std · weight + bias` over runs of columns.
 struct LayerNorm<'a> {
     x: &'a Rows,
     weight: &'a [f32],
@@ -453,32 +454,35 @@ impl Kernel for LayerNorm<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let width = self.x.width;
+        let width = self.weight.len();
         for row in 0..self.x.rows {
-            let x = self.x.row(row);
-            let mut sums = simd.splat(0.0);
-            for x in x.chunks(S::LANES) {
-                sums = simd.add(sums, simd.load(x));
-            }
-            let mean = simd.splat(simd.sum(sums) / width as f32);
-            let (whole, rest) = x.split_at(width - width % S::LANES);
-            let mut squares = simd.splat(0.0);
-            for x in whole.chunks_exact(S::LANES) {
-                let centered = simd.sub(simd.load(x), mean);
-                squares = simd.mul_add(centered, centered, squares);
-            }
-            let mut square_sum = simd.sum(squares);
-            let mut lane = [0.0; 1];
-            simd.store(&mut lane, mean);
-            for x in rest {
-                square_sum += (x - lane[0]) * (x - lane[0]);
-            }
-            let scale = simd.splat(1.0 / (square_sum / width as f32 + self.eps).sqrt());
-            let parameters = self.weight.chunks(S::LANES).zip(self.bias.chunks(S::LANES));
-            let to = self.to.row_mut(row).chunks_mut(S::LANES);
-            for ((x, to), (weight, bias)) in x.chunks(S::LANES).zip(to).zip(parameters) {
-                let normed = simd.mul(simd.sub(simd.load(x), mean), scale);
-                simd.store(to, simd.mul_add(normed, simd.load(weight), simd.load(bias)));
+            let to = self.to.row_mut(row).chunks_exact_mut(width);
+            for (x, to) in self.x.row(row).chunks_exact(width).zip(to) {
+                let mut sums = simd.splat(0.0);
+                for x in x.chunks(S::LANES) {
+                    sums = simd.add(sums, simd.load(x));
+                }
+                let mean = simd.splat(simd.sum(sums) / width as f32);
+                let (whole, rest) = x.split_at(width - width % S::LANES);
+                let mut squares = simd.splat(0.0);
+                for x in whole.chunks_exact(S::LANES) {
+                    let centered = simd.sub(simd.load(x), mean);
+                    squares = simd.mul_add(centered, centered, squares);
+                }
+                let mut square_sum = simd.sum(squares);
+                let mut lane = [0.0; 1];
+                simd.store(&mut lane, mean);
+                for x in rest {
+                    square_sum += (x - lane[0]) * (x - lane[0]);
+                }
+                let scale = simd.splat(1.0 / (square_sum / width as f32 + self.eps).sqrt());
+                let parameters = self.weight.chunks(S::LANES).zip(self.bias.chunks(S::LANES));
+                for ((x, to), (weight, bias)) in
+                    x.chunks(S::LANES).zip(to.chunks_mut(S::LANES)).zip(parameters)
+                {
+                    let normed = simd.mul(simd.sub(simd.load(x), mean), scale);
+                    simd.store(to, simd.mul_add(normed, simd.load(weight), simd.load(bias)));
+                }
             }
         }
     }

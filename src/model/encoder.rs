@@ -62,7 +62,7 @@ pub fn load<O: Ops>(
             types: weights.table(&of("token_type_embeddings.weight"), config.type_vocab_size, hidden)?,
             positions: weights.table(&of("position_embeddings.weight"), config.max_positions, hidden)?,
             position_padding_id: config.position_padding_id,
-            norm: Norm::layer(weights, &of("LayerNorm"), hidden, config.norm_eps)?,
+            norm: Norm::layer(weights, &of("LayerNorm"), hidden, true, true, config.norm_eps)?,
         }) as _)
     })?;
     let layers = (0..config.num_layers)
@@ -100,8 +100,15 @@ impl<O: Ops> Layer<O> {
             up: linear("intermediate.dense", inside, hidden)?,
             activation: config.activation,
             down: linear("output.dense", hidden, inside)?,
-            attention_norm: Norm::layer(weights, &of("attention.output.LayerNorm"), hidden, config.norm_eps)?,
-            mlp_norm: Norm::layer(weights, &of("output.LayerNorm"), hidden, config.norm_eps)?,
+            attention_norm: Norm::layer(
+                weights,
+                &of("attention.output.LayerNorm"),
+                hidden,
+                true,
+                true,
+                config.norm_eps,
+            )?,
+            mlp_norm: Norm::layer(weights, &of("output.LayerNorm"), hidden, true, true, config.norm_eps)?,
         })
     }
 }

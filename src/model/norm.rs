@@ -41,18 +41,27 @@ impl<O: Ops> Norm<O> {
         Ok(Self::Rms { weight: weights.vector(&format!("{name}.weight"), width, offset)?, eps })
     }
 
-    /// Reads `name.weight` and `name.bias`.
+    /// Reads `name.weight` and `name.bias`, or does without: ones and zeros take their place.
     pub fn layer(
         weights: &mut Weights<'_, O>,
         name: &str,
         width: usize,
+        has_weight: bool,
+        has_bias: bool,
         eps: f64,
     ) -> std::result::Result<Self, ModelError> {
-        let weight = weights.vector(&format!("{name}.weight"), width, 0.0)?;
-        Ok(Self::Layer { weight, bias: weights.vector(&format!("{name}.bias"), width, 0.0)?, eps })
+        let mut vector = |has: bool, end: &str, constant: f32| match has {
+            true => weights.vector(&format!("{name}.{end}"), width, 0.0),
+            false => Ok(Arc::new(weights.ops().constant(vec![constant; width])?)),
+        };
+        Ok(Self::Layer {
+            weight: vector(has_weight, "weight", 1.0)?,
+            bias: vector(has_bias, "bias", 0.0)?,
+            eps,
+        })
     }
 
-    /// Norms each row, or, of an RMS norm of that width, each head.
+    /// Norms each row, or, of a norm of that width, each head.
     pub fn forward(&self, ops: &O, x: &O::Rows) -> Result<O::Rows> {
         match self {
             Self::Rms { weight, eps } => ops.rms_norm(x, weight, *eps),

@@ -118,6 +118,8 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
     fn load_gated(&self, gate: LinearSource<'_>, up: LinearSource<'_>) -> Result<Self::Gated>;
     /// A vector of a norm: `values`, with `offset` added to each.
     fn load_vector(&self, name: &str, values: Vec<f32>, offset: f32) -> Result<Self::Vector>;
+    /// A vector that is no parameter: what a norm has that a checkpoint lacks.
+    fn constant(&self, values: Vec<f32>) -> Result<Self::Vector>;
     /// An embedding, row-major.
     fn load_table(&self, name: &str, values: Averaged, rows: usize, width: usize) -> Result<Self::Table>;
 
@@ -169,7 +171,7 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
     fn add(&self, x: Self::Rows, y: &Self::Rows) -> Result<Self::Rows>;
     /// `x / rms(x) · weight` over each run of as many columns as `weight` has: a whole row, or each head of one.
     fn rms_norm(&self, x: &Self::Rows, weight: &Self::Vector, eps: f64) -> Result<Self::Rows>;
-    /// `(x - mean) / std · weight + bias` over each row.
+    /// `(x - mean) / std · weight + bias` over each run of as many columns as `weight` and `bias` have.
     fn layer_norm(
         &self,
         x: &Self::Rows,

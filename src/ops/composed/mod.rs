@@ -109,6 +109,10 @@ impl Ops for Composed {
         Tensor::new(values, &self.device)
     }
 
+    fn constant(&self, values: Vec<f32>) -> Result<Tensor> {
+        Tensor::new(values, &self.device)
+    }
+
     fn load_table(&self, _: &str, values: Averaged, rows: usize, width: usize) -> Result<Tensor> {
         self.tensor(&values, &[rows, width])
     }
@@ -197,11 +201,14 @@ impl Ops for Composed {
     }
 
     fn layer_norm(&self, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
-        if x.track_op() || weight.track_op() {
-            return forms::layer_norm(x, weight, bias, eps);
-        }
-        candle_nn::ops::layer_norm(&x.to_dtype(DType::F32)?.contiguous()?, weight, bias, eps as f32)?
-            .to_dtype(x.dtype())
+        let runs = x.reshape(((), weight.dim(0)?))?;
+        let normed = if [x, weight, bias].iter().any(|tensor| tensor.track_op()) {
+            forms::layer_norm(&runs, weight, bias, eps)?
+        } else {
+            candle_nn::ops::layer_norm(&runs.to_dtype(DType::F32)?.contiguous()?, weight, bias, eps as f32)?
+                .to_dtype(x.dtype())?
+        };
+        normed.reshape(x.shape())
     }
 
     fn rotary(&self, x: Tensor, head_dim: usize, packing: &Packing<'_>, which: Which<'_>) -> Result<Tensor> {
@@ -317,7 +324,7 @@ mod tests {
             let x = wave(&[rows, heads * width], 0.37);
             let by_head = x.reshape((rows, heads, width)).unwrap();
             let flat = |x: Result<Tensor>| x.unwrap().flatten_from(1);
-            let weight = wave(&[width], 0.7);
+            let (weight, bias) = (wave(&[width], 0.7), wave(&[width], 1.3));
             let (wide_weight, wide_bias) = (wave(&[heads * width], 0.7), wave(&[heads * width], 1.1));
             let batch = batch(&[rows]);
             let angles = (waves(rows * width / 2, 0.2), waves(rows * width / 2, 0.3));
@@ -330,6 +337,11 @@ mod tests {
                     "layer_norm",
                     OPS.layer_norm(&x, &wide_weight, &wide_bias, eps),
                     forms::layer_norm(&x, &wide_weight, &wide_bias, eps),
+                ),
+                (
+                    "layer_norm of heads",
+                    OPS.layer_norm(&x, &weight, &bias, eps),
+                    flat(forms::layer_norm(&by_head, &weight, &bias, eps)),
                 ),
                 (
                     "rotary",

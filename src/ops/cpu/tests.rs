@@ -260,7 +260,8 @@ proptest! {
         let head_dim = if is_long == 0 { head_dim + 1024 } else { head_dim } * 2;
         let width = heads * head_dim;
         let [x, y] = [seed, seed ^ 1].map(|seed| numbers(rows * width, seed));
-        let [weight, bias, of_head] = [(2, width), (3, width), (4, head_dim)].map(|(i, n)| numbers(n, seed ^ i));
+        let [weight, bias, of_head, bias_of_head] =
+            [(2, width), (3, width), (4, head_dim), (7, head_dim)].map(|(i, n)| numbers(n, seed ^ i));
         let [cos, sin] = [5, 6].map(|i| numbers(rows * head_dim / 2, seed ^ i));
         let batch = PackedBatch::pack(&[sequence(&vec![0; rows])]);
         let (eps, wide) = (1e-5, |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<_>>());
@@ -274,17 +275,20 @@ proptest! {
             };
             x.chunks_exact(weight.len()).flat_map(normed).collect()
         };
-        let layer_norm = |x: &[f32]| {
-            let x = wide(x);
-            let mean = x.iter().sum::<f64>() / width as f64;
-            let square = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / width as f64;
-            let (scale, size) = (1.0 / (square + eps).sqrt(), x.iter().map(|x| x.abs()).fold(0.0, f64::max));
-            let parameters = wide(&weight).into_iter().zip(wide(&bias));
-            let normed = x.into_iter().zip(parameters).map(|(x, (w, b))| {
-                let error = (width + 8) as f64 * EPSILON * size * scale * w.abs();
-                ((x - mean) * scale * w + b, error + EPSILON * b.abs())
-            });
-            normed.collect::<Vec<_>>()
+        let layer_norm = |x: &[f32], weight: &[f32], bias: &[f32]| -> Vec<(f64, f64)> {
+            let normed = |x: &[f32]| {
+                let (x, width) = (wide(x), weight.len() as f64);
+                let mean = x.iter().sum::<f64>() / width;
+                let square = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / width;
+                let (scale, size) = (1.0 / (square + eps).sqrt(), x.iter().map(|x| x.abs()).fold(0.0, f64::max));
+                let parameters = wide(weight).into_iter().zip(wide(bias));
+                let normed = x.into_iter().zip(parameters).map(move |(x, (w, b))| {
+                    let error = (width + 8.0) * EPSILON * size * scale * w.abs();
+                    ((x - mean) * scale * w + b, error + EPSILON * b.abs())
+                });
+                normed.collect::<Vec<_>>()
+            };
+            x.chunks_exact(weight.len()).flat_map(normed).collect()
         };
         let half = head_dim / 2;
         let turned = |place: usize, row: usize| {
@@ -315,8 +319,10 @@ proptest! {
             for weight in [&weight, &of_head] {
                 assert_within(&name("rms_norm"), &cpu.rms_norm(&of_x, weight, eps).unwrap(), rms(&x, weight))?;
             }
-            let normed = cpu.layer_norm(&of_x, &weight, &bias, eps).unwrap();
-            assert_within(&name("layer_norm"), &normed, x.chunks_exact(width).flat_map(layer_norm))?;
+            for (weight, bias) in [(&weight, &bias), (&of_head, &bias_of_head)] {
+                let normed = cpu.layer_norm(&of_x, weight, bias, eps).unwrap();
+                assert_within(&name("layer_norm"), &normed, layer_norm(&x, weight, bias))?;
+            }
 
             let packing = cpu.packing(&batch, Some((cos.clone(), sin.clone()))).unwrap();
             let listed: Vec<usize> = (0..rows).rev().collect();

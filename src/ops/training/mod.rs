@@ -72,11 +72,18 @@ pub struct Gated {
     up: Linear,
 }
 
-/// Name of a norm's tensor, and what is added to it.
+/// A norm's vector.
 #[derive(Clone, Debug)]
-pub struct Vector {
-    name: String,
-    offset: f64,
+pub enum Vector {
+    /// The tensor of this name.
+    Parameter {
+        /// In the checkpoint.
+        name: String,
+        /// What is added to it.
+        offset: f64,
+    },
+    /// What no checkpoint has, and no gradient changes.
+    Constant(Tensor),
 }
 
 /// Keys and values of a batch.
@@ -144,9 +151,12 @@ impl Training {
         }
     }
 
-    fn vector(&self, Vector { name, offset }: &Vector) -> Result<Tensor> {
-        let values = self.parameter(name)?;
-        if *offset == 0.0 { Ok(values.clone()) } else { values + *offset }
+    fn vector(&self, vector: &Vector) -> Result<Tensor> {
+        match vector {
+            Vector::Parameter { name, offset: 0.0 } => self.parameter(name).cloned(),
+            Vector::Parameter { name, offset } => self.parameter(name)? + *offset,
+            Vector::Constant(values) => Ok(values.clone()),
+        }
     }
 }
 
@@ -178,7 +188,11 @@ impl Ops for Training {
     }
 
     fn load_vector(&self, name: &str, _: Vec<f32>, offset: f32) -> Result<Vector> {
-        Ok(Vector { name: name.to_owned(), offset: f64::from(offset) })
+        Ok(Vector::Parameter { name: name.to_owned(), offset: f64::from(offset) })
+    }
+
+    fn constant(&self, values: Vec<f32>) -> Result<Vector> {
+        Ok(Vector::Constant(self.composed.constant(values)?))
     }
 
     fn load_table(&self, name: &str, _: Averaged, _: usize, _: usize) -> Result<String> {
@@ -308,6 +322,25 @@ mod tests {
     use rand_chacha::rand_core::SeedableRng;
 
     use super::*;
+
+    #[test]
+    fn a_norm_without_parameters_is_one_of_ones_and_zeros() {
+        let values: Vec<f32> = (0..12).map(|i| (i as f32 * 0.7).sin()).collect();
+        let x = Var::from_vec(values, (2, 6), &Device::Cpu).unwrap();
+        let run = |training: &Training, weight: &Vector, bias: &Vector| {
+            let normed = training.layer_norm(&x, weight, bias, 1e-5).unwrap();
+            let gradients = normed.sqr().unwrap().tanh().unwrap().sum_all().unwrap().backward().unwrap();
+            [&normed, gradients.get(&x).unwrap()].map(|x| x.to_vec2::<f32>().unwrap())
+        };
+        let none = Training::new(Arc::default(), None);
+        let [weight, bias] = [1.0, 0.0].map(|value| none.constant(vec![value; 3]).unwrap());
+        let constants = run(&none, &weight, &bias);
+        let of = |value: f32| Var::new(vec![value; 3], &Device::Cpu).unwrap().into_inner();
+        let parameters = HashMap::from([("a".to_owned(), of(1.0)), ("b".to_owned(), of(0.0))]);
+        let some = Training::new(Arc::new(parameters), None);
+        let [weight, bias] = ["a", "b"].map(|name| some.load_vector(name, Vec::new(), 0.0).unwrap());
+        assert_eq!(constants, run(&some, &weight, &bias));
+    }
 
     #[test]
     fn dropout_drops_its_share_and_keeps_the_mean() {

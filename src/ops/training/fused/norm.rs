@@ -27,14 +27,14 @@ struct Norm {
     runs: Kept<Vec<Run>>,
 }
 
-/// `(x - mean) / std · weight + bias` over each row.
+/// `(x - mean) / std · weight + bias` over each run of as many columns as `weight` and `bias` have.
 pub(in crate::ops::training) fn layer_norm(
     x: &Tensor,
     weight: &Tensor,
     bias: &Tensor,
     eps: f64,
 ) -> Result<Tensor> {
-    x.contiguous()?.apply_op3(weight, bias, Norm { eps, runs: Kept::new() })
+    x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Norm { eps, runs: Kept::new() })
 }
 
 /// `x / rms(x) · weight` over each run of as many columns as `weight` has.

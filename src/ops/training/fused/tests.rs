@@ -65,13 +65,16 @@ fn linear_layers_are_the_composed_ones() {
 #[test]
 fn norms_are_the_composed_ones() {
     for (rows, width, heads) in [(1, 2, 1), (3, 19, 2), (7, 64, 3)] {
-        let (x, weight, bias) = (wave(&[rows, width], 0.37), wave(&[width], 0.7), wave(&[width], 1.1));
-        check(
-            "layer norm",
-            &[&x, &weight, &bias],
-            || layer_norm(&x, &weight, &bias, 1e-5),
-            || OPS.layer_norm(&x, &weight, &bias, 1e-5),
-        );
+        let (weight, bias) = (wave(&[width], 0.7), wave(&[width], 1.1));
+        for heads in [1, heads] {
+            let x = wave(&[rows, heads * width], 0.37);
+            check(
+                "layer norm",
+                &[&x, &weight, &bias],
+                || layer_norm(&x, &weight, &bias, 1e-5),
+                || OPS.layer_norm(&x, &weight, &bias, 1e-5),
+            );
+        }
         let x = wave(&[rows, heads * width], 0.37);
         check("rms norm", &[&x, &weight], || rms_norm(&x, &weight, 1e-5), || OPS.rms_norm(&x, &weight, 1e-5));
     }
