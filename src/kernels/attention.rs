@@ -16,6 +16,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use crate::AttentionSpec;
+use crate::Distance;
 use crate::Segment;
 use crate::buffer::Buffer;
 use crate::isa::Isa;
@@ -314,6 +315,9 @@ struct Work {
     keep: [f32; MAX_QUERIES],
 }
 
+/// How many columns a lane is after the first.
+const AHEAD: [f32; 16] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
+
 /// An odd number of cache lines, so that rows do not fall into the same set.
 const SCORE_STRIDE: usize = BLOCK + 16;
 const WEIGHT_STRIDE: usize = BLOCK + 32;
@@ -337,11 +341,8 @@ impl Work {
     fn attend(&mut self, attention: &Attention<'_>, cache: &Cache, tile: &Tile<'_>, head: usize) {
         let spec = attention.spec;
         let count = tile.rows.len();
-        let last_key = if spec.causal { tile.first_position + count } else { tile.end_position };
-        let first_key = match spec.window {
-            Some(window) if spec.causal => (tile.first_position + 1).saturating_sub(window),
-            _ => 0,
-        };
+        let first_key = spec.seen(tile.first_position, tile.end_position).start;
+        let last_key = spec.seen(tile.first_position + count - 1, tile.end_position).end;
         if attention.number == Number::Bf16 {
             attention.isa.run(RoundQueries {
                 queries: tile.queries,
@@ -364,13 +365,16 @@ impl Work {
                 count,
                 columns: panels.start * width - positions.start..panels.end * width - positions.start,
                 visible: |query: usize| {
-                    let position = tile.first_position + query;
-                    let end = if spec.causal { position + 1 } else { tile.end_position };
-                    let start = spec.window.map_or(0, |window| (position + 1).saturating_sub(window));
+                    let seen = spec.seen(tile.first_position + query, tile.end_position);
                     let inside = |key: usize| key.clamp(positions.start, positions.end) - positions.start;
-                    inside(start)..inside(end)
+                    inside(seen.start)..inside(seen.end)
                 },
                 scale: spec.scale as f32,
+                slope: match &spec.distance {
+                    Distance::Ignored => None,
+                    Distance::Slopes(slopes) => Some(slopes[head]),
+                },
+                before: tile.first_position as f32 - positions.start as f32,
                 softcap: spec.softcap.map(|cap| cap as f32),
                 largest: &mut self.largest,
                 total: &mut self.total,
@@ -627,6 +631,10 @@ struct Softmax<'a, F> {
     /// The columns that a query sees.
     visible: F,
     scale: f32,
+    /// What a scaled score has for each position that the key is after the query.
+    slope: Option<f32>,
+    /// How many positions the first column is before the first query.
+    before: f32,
     softcap: Option<f32>,
     largest: &'a mut [f32; MAX_QUERIES],
     total: &'a mut [f32; MAX_QUERIES],
@@ -656,6 +664,15 @@ impl<F: Fn(usize) -> Range<usize>> Kernel for Softmax<'_, F> {
             row[start..visible.start].fill(f32::NEG_INFINITY);
             row[visible.end..end].fill(f32::NEG_INFINITY);
             let mut scale = self.scale;
+            if let Some(slope) = self.slope {
+                let (factor, slope, ahead) = (simd.splat(scale), simd.splat(slope), simd.load(&AHEAD));
+                for (index, x) in row[start..end].chunks_exact_mut(S::LANES).enumerate() {
+                    let column = (start + index * S::LANES) as f32;
+                    let distance = simd.add(ahead, simd.splat(column - self.before - query as f32));
+                    simd.store(x, simd.mul_add(simd.load(x), factor, simd.mul(slope, distance)));
+                }
+                scale = 1.0;
+            }
             if let Some(cap) = self.softcap {
                 let (factor, cap) = (simd.splat(scale / cap), simd.splat(cap));
                 for x in row[start..end].chunks_exact_mut(S::LANES) {

@@ -82,6 +82,7 @@ mod simd;
 mod tests;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -114,7 +115,7 @@ pub enum Activation {
 }
 
 /// What a query sees, and how scores are made.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct AttentionSpec {
     /// Query heads.
     pub heads: usize,
@@ -124,18 +125,36 @@ pub struct AttentionSpec {
     pub head_dim: usize,
     /// Only itself and what is before it.
     pub causal: bool,
-    /// Of those, only this many, itself included. Causal only.
+    /// Of those, only what is fewer than so many positions away: with 1, itself alone.
     pub window: Option<usize>,
     /// Factor on the scores.
     pub scale: f64,
+    /// What the scaled scores have for how far a key is from a query.
+    pub distance: Distance,
     /// `cap · tanh(score / cap)`
     pub softcap: Option<f64>,
+}
+
+/// What scores have for how far a key is from a query, beside rotary.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Distance {
+    /// Nothing.
+    Ignored,
+    /// The head's slope times the position of the key, less that of the query (ALiBi); one for each query head.
+    Slopes(Arc<[f32]>),
 }
 
 impl AttentionSpec {
     /// The key and value head that a query head reads.
     pub fn kv_head(&self, head: usize) -> usize {
         head * self.kv_heads / self.heads
+    }
+
+    /// The positions that a query at one of them sees, in a sequence that ends at `end`.
+    pub fn seen(&self, position: usize, end: usize) -> Range<usize> {
+        let first = self.window.map_or(0, |window| (position + 1).saturating_sub(window));
+        let last = if self.causal { 1 } else { self.window.unwrap_or(end) };
+        first..end.min(position + last)
     }
 }
 

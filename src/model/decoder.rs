@@ -24,6 +24,7 @@ use crate::model::transformer::Transformer;
 use crate::model::weights::Weights;
 use crate::ops::Activation;
 use crate::ops::AttentionSpec;
+use crate::ops::Distance;
 use crate::ops::Ops;
 use crate::ops::Precision::Working;
 use crate::ops::Which;
@@ -141,6 +142,7 @@ impl<O: Ops> Layer<O> {
                 causal: true,
                 window: config.windows[index],
                 scale: config.attention_scale,
+                distance: Distance::Ignored,
                 softcap: config.attention_softcap,
             },
             products: hidden * (2 * query_width + 2 * kv_width + mlp_layers * inside),

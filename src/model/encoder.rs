@@ -20,6 +20,7 @@ use crate::model::transformer::Transformer;
 use crate::model::weights::Weights;
 use crate::ops::Activation;
 use crate::ops::AttentionSpec;
+use crate::ops::Distance;
 use crate::ops::Ops;
 use crate::ops::Precision::Working;
 use crate::ops::Which;
@@ -93,6 +94,7 @@ impl<O: Ops> Layer<O> {
                 causal: false,
                 window: None,
                 scale: (head_dim as f64).powf(-0.5),
+                distance: Distance::Ignored,
                 softcap: None,
             },
             products: hidden * (4 * hidden + 2 * inside),

@@ -170,6 +170,7 @@ mod tests {
     use crate::model::transformer::Layer;
     use crate::model::weights::Part;
     use crate::ops::AttentionSpec;
+    use crate::ops::Distance;
     use crate::ops::Which;
     use crate::ops::batch::Sequence;
     use crate::ops::composed::Composed;
@@ -204,6 +205,7 @@ mod tests {
                 causal: true,
                 window: None,
                 scale: 0.1,
+                distance: Distance::Ignored,
                 softcap: None,
             }
         }

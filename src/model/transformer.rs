@@ -145,7 +145,8 @@ pub fn blocks<O: Ops>(
 fn attention_work(spec: &AttentionSpec, keys: usize) -> usize {
     /// What a softmax weight takes, in multiplications of a product.
     const SOFTMAX: usize = 32;
-    let keys = spec.window.map_or(keys, |window| window.min(keys));
+    let reach = |window: usize| if spec.causal { window } else { 2 * window - 1 };
+    let keys = spec.window.map_or(keys, |window| reach(window).min(keys));
     spec.heads * (2 * spec.head_dim + SOFTMAX) * keys
 }
 

@@ -33,6 +33,7 @@ use candle_core::DType;
 use candle_core::Result;
 pub use rewarm_kernels::Activation;
 pub use rewarm_kernels::AttentionSpec;
+pub use rewarm_kernels::Distance;
 
 use crate::ops::batch::PackedBatch;
 use crate::values::Averaged;

@@ -6,6 +6,7 @@ use half::f16;
 use proptest::prelude::*;
 
 use super::AttentionSpec;
+use super::Distance;
 use super::LinearSource;
 use super::Ops;
 use super::Precision;
@@ -26,11 +27,34 @@ pub(super) fn numbers(count: usize, seed: u64) -> Vec<f32> {
 
 pub(super) fn specs() -> impl Strategy<Value = AttentionSpec> {
     let heads = (1usize..3, 1usize..4, prop::sample::select(vec![2usize, 4, 16]));
-    let scores = (prop::option::of(1usize..12), prop::option::of(0.5f64..4.0));
-    (heads, any::<bool>(), scores).prop_map(|((kv_heads, group, head_dim), causal, (window, softcap))| {
-        let (heads, window) = (kv_heads * group, window.filter(|_| causal));
-        AttentionSpec { heads, kv_heads, head_dim, causal, window, scale: 0.4, softcap }
-    })
+    let scores = (prop::option::of(1usize..12), distances(), prop::option::of(0.5f64..4.0));
+    (heads, any::<bool>(), scores).prop_map(
+        |((kv_heads, group, head_dim), causal, (window, distance, softcap))| {
+            let heads = kv_heads * group;
+            let distance = distance.of(heads);
+            AttentionSpec { heads, kv_heads, head_dim, causal, window, scale: 0.4, distance, softcap }
+        },
+    )
+}
+
+/// Kinds of [`Distance`].
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Kind {
+    Ignored,
+    Slopes,
+}
+
+fn distances() -> impl Strategy<Value = Kind> {
+    prop::sample::select(vec![Kind::Ignored, Kind::Slopes])
+}
+
+impl Kind {
+    pub(super) fn of(self, heads: usize) -> Distance {
+        match self {
+            Self::Ignored => Distance::Ignored,
+            Self::Slopes => Distance::Slopes((1..=heads).map(|head| 0.6_f32.powi(head as i32)).collect()),
+        }
+    }
 }
 
 /// Of one sequence. `query` is row-major `[seq, heads, head_dim]`, key and value have `kv_heads`.
@@ -44,7 +68,8 @@ fn attention_of(i: usize, [query, key, value]: [&[f32]; 3], spec: &AttentionSpec
     let &AttentionSpec { heads, kv_heads, head_dim, .. } = spec;
     let seq = key.len() / (kv_heads * head_dim);
     let at = |x: &[f32], j: usize, kv: usize, d: usize| f64::from(x[(j * kv_heads + kv) * head_dim + d]);
-    let sees = |&j: &usize| !spec.causal || (j <= i && spec.window.is_none_or(|window| i - j < window));
+    let sees =
+        |&j: &usize| (!spec.causal || j <= i) && spec.window.is_none_or(|window| i.abs_diff(j) < window);
     let keys: Vec<usize> = (0..seq).filter(sees).collect();
     let mut output = Vec::with_capacity(heads * head_dim);
     for head in 0..heads {
@@ -52,7 +77,11 @@ fn attention_of(i: usize, [query, key, value]: [&[f32]; 3], spec: &AttentionSpec
         let query = &query[head * head_dim..][..head_dim];
         let score = |&j: &usize| {
             let dot: f64 = (0..head_dim).map(|d| f64::from(query[d]) * at(key, j, kv, d)).sum();
-            let score = dot * spec.scale;
+            let by_distance = match &spec.distance {
+                Distance::Ignored => 0.0,
+                Distance::Slopes(slopes) => f64::from(slopes[head]) * (j as f64 - i as f64),
+            };
+            let score = dot * spec.scale + by_distance;
             spec.softcap.map_or(score, |cap| cap * (score / cap).tanh()).exp()
         };
         let weights: Vec<f64> = keys.iter().map(score).collect();
@@ -94,13 +123,15 @@ pub(super) fn cases() -> impl Strategy<Value = Case> {
 pub(super) fn long_cases() -> impl Strategy<Value = Case> {
     let heads = (1usize..3, 1usize..4, prop::sample::select(vec![1usize, 3, 16, 33, 48, 80]), any::<bool>());
     let window = prop::option::of(prop::sample::select(vec![1usize, 31, 200, 512, 700]));
+    let window = (window, distances());
     let lengths = (0usize..1100, prop::collection::vec(1usize..200, 1..4), 300usize..1000);
     (heads, window, prop::option::of(0.5f64..4.0), lengths, any::<u64>()).prop_map(
-        |((kv_heads, group, head_dim, causal), window, softcap, (common, ends, alone), seed)| {
+        |((kv_heads, group, head_dim, causal), (window, distance), softcap, (common, ends, alone), seed)| {
             let ends = ends.iter().zip(1..).map(|(&end, token)| [vec![0; common], vec![token; end]].concat());
             let sequences = ends.chain([vec![9; alone]]).map(sequence).collect();
-            let (heads, window, scale) = (kv_heads * group, window.filter(|_| causal), 0.4);
-            let spec = AttentionSpec { heads, kv_heads, head_dim, causal, window, scale, softcap };
+            let (heads, scale) = (kv_heads * group, 0.4);
+            let distance = distance.of(heads);
+            let spec = AttentionSpec { heads, kv_heads, head_dim, causal, window, scale, distance, softcap };
             Case { spec, sequences, asking: None, every: 331, seed }
         },
     )

@@ -11,6 +11,7 @@ use candle_core::Tensor;
 use super::select;
 use super::softmax;
 use crate::ops::AttentionSpec;
+use crate::ops::Distance;
 use crate::ops::Which;
 use crate::ops::batch::PackedBatch;
 
@@ -34,6 +35,7 @@ struct MaskShape {
     keys: usize,
     /// The key that is the first query's own.
     lead: usize,
+    causal: bool,
     window: Option<usize>,
 }
 
@@ -59,17 +61,15 @@ impl<'a> Packing<'a> {
     }
 
     /// `[queries, keys]` in `f32`: zero where a query sees a key, else minus infinity.
-    fn mask(&self, shape: MaskShape, like: &Tensor) -> Result<Tensor> {
+    fn mask(&self, shape: MaskShape, spec: &AttentionSpec, like: &Tensor) -> Result<Tensor> {
         let mut masks = self.masks.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(mask) = masks.get(&shape) {
             return Ok(mask.clone());
         }
-        let MaskShape { queries, keys, lead, window } = shape;
+        let MaskShape { queries, keys, lead, .. } = shape;
         let mut mask = vec![f32::NEG_INFINITY; queries * keys];
-        for query in 0..queries {
-            let end = (lead + query + 1).min(keys);
-            let start = window.map_or(0, |window| (lead + query + 1).saturating_sub(window));
-            mask[query * keys + start..query * keys + end].fill(0.0);
+        for (query, mask) in mask.chunks_exact_mut(keys).enumerate() {
+            mask[spec.seen(lead + query, keys)].fill(0.0);
         }
         let mask = Tensor::from_vec(mask, (queries, keys), like.device())?;
         masks.insert(shape, mask.clone());
@@ -137,23 +137,25 @@ fn attend(
     for first in (0..all_queries).step_by(block) {
         let queries = block.min(all_queries - first);
         let own_key = lead + first;
-        let first_key = match spec.window {
-            Some(window) if spec.causal => (own_key + 1).saturating_sub(window),
-            _ => 0,
-        };
-        let end_key = if spec.causal { own_key + queries } else { all_keys };
-        let keys = end_key - first_key;
+        let first_key = spec.seen(own_key, all_keys).start;
+        let keys = spec.seen(own_key + queries - 1, all_keys).end - first_key;
+        let own_key = own_key - first_key;
 
         // the query heads that share a key head go into one product, so no key is repeated
         let block_query = query.narrow(1, first, queries)?.reshape((kv_heads, group * queries, head_dim))?;
         let block_key = key.narrow(1, first_key, keys)?.transpose(1, 2)?;
         let mut scores = (block_query.matmul(&block_key)?.to_dtype(DType::F32)? * spec.scale)?; // [kv_heads, group · queries, keys]
+        if let Distance::Slopes(slopes) = &spec.distance {
+            let bias = slopes_times_distance(slopes, own_key, [queries, keys], &scores)?;
+            scores = (scores + bias.reshape((kv_heads, group * queries, keys))?)?;
+        }
         if let Some(cap) = spec.softcap {
             scores = ((scores / cap)?.tanh()? * cap)?;
         }
-        if spec.causal && queries > 1 {
-            let shape = MaskShape { queries, keys, lead: own_key - first_key, window: spec.window };
-            let mask = packing.mask(shape, &scores)?;
+        if (spec.causal || spec.window.is_some()) && queries > 1 {
+            let AttentionSpec { causal, window, .. } = *spec;
+            let mask =
+                packing.mask(MaskShape { queries, keys, lead: own_key, causal, window }, spec, &scores)?;
             scores = scores.reshape((kv_heads, group, queries, keys))?.broadcast_add(&mask)?;
             scores = scores.reshape((kv_heads, group * queries, keys))?;
         }
@@ -162,6 +164,19 @@ fn attend(
         outputs.push(output.reshape((heads, queries, head_dim))?);
     }
     if outputs.len() == 1 { Ok(outputs.swap_remove(0)) } else { Tensor::cat(&outputs, 1) }
+}
+
+/// `[heads, queries, keys]`; `own_key` is the first query's own.
+fn slopes_times_distance(
+    slopes: &[f32],
+    own_key: usize,
+    [queries, keys]: [usize; 2],
+    like: &Tensor,
+) -> Result<Tensor> {
+    let of_query = |query: usize| (0..keys).map(move |key| key as f32 - (own_key + query) as f32);
+    let distances: Vec<f32> = (0..queries).flat_map(of_query).collect();
+    let distances = Tensor::from_vec(distances, (1, queries, keys), like.device())?;
+    Tensor::new(slopes, like.device())?.reshape((slopes.len(), 1, 1))?.broadcast_mul(&distances)
 }
 
 #[cfg(test)]

@@ -296,6 +296,7 @@ mod tests {
     use candle_core::Var;
 
     use super::*;
+    use crate::ops::Distance;
     use crate::ops::batch::Sequence;
 
     const OPS: Composed = Composed { device: Device::Cpu, dtype: DType::F32 };
@@ -379,6 +380,7 @@ mod tests {
             causal: true,
             window: Some(3),
             scale: 0.5,
+            distance: Distance::Slopes([0.3, 0.1, 0.4, 0.2].into()),
             softcap: Some(2.0),
         };
         let batch = batch(&[2, 3]);

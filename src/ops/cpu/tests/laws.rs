@@ -1,7 +1,9 @@
 //! A small transformer made of every operation: what holds of it to the last bit, and at the ends of `f32`.
 
 use super::*;
+use crate::ops::Distance;
 use crate::ops::composed::Composed;
+use crate::ops::textbook::Kind;
 
 const WIDTH: usize = 40;
 const HEAD_DIM: usize = 12;
@@ -10,6 +12,16 @@ const VOCAB: u32 = 10;
 const NAN_TOKEN: u32 = 8;
 /// Embedded as minus infinity.
 const INFINITE_TOKEN: u32 = 9;
+/// Whether attention is causal, its window, and what distances do.
+const KINDS: [Attention; 5] = [
+    (true, None, Kind::Ignored),
+    (true, Some(7), Kind::Ignored),
+    (false, None, Kind::Ignored),
+    (false, Some(5), Kind::Slopes),
+    (true, None, Kind::Slopes),
+];
+
+type Attention = (bool, Option<usize>, Kind);
 
 /// Two layers with the same weights, a norm before attention and one before the gated MLP, and a dense head.
 struct Tiny<O: Ops> {
@@ -26,7 +38,7 @@ struct Tiny<O: Ops> {
 }
 
 impl<O: Ops> Tiny<O> {
-    fn new(ops: O, causal: bool, window: Option<usize>) -> Self {
+    fn new(ops: O, (causal, window, distance): Attention) -> Self {
         let dtype = ops.dtype(Precision::Working);
         let spec = AttentionSpec {
             heads: 4,
@@ -35,6 +47,7 @@ impl<O: Ops> Tiny<O> {
             causal,
             window,
             scale: 0.3,
+            distance: distance.of(4),
             softcap: window.map(|_| 3.0),
         };
         let mut values = numbers(VOCAB as usize * WIDTH, 1);
@@ -133,11 +146,10 @@ fn alone(tiny: &Tiny<Cpu>, sequences: &[Sequence]) -> Vec<Vec<u32>> {
     sequences.iter().map(alone).collect()
 }
 
-/// Every form, causal with and without a window, and bidirectional.
+/// Every form with every kind of attention.
 fn tinies() -> impl Iterator<Item = Tiny<Cpu>> {
-    let kinds = [(true, None), (true, Some(7)), (false, None)];
     let forms = forms().into_iter();
-    forms.flat_map(move |cpu| kinds.map(|(causal, window)| Tiny::new(cpu.with_threads(1), causal, window)))
+    forms.flat_map(|cpu| KINDS.map(|kind| Tiny::new(cpu.with_threads(1), kind)))
 }
 
 fn sequences() -> impl Strategy<Value = Vec<Sequence>> {
@@ -203,13 +215,13 @@ fn neighbours_of_long_sequences_change_no_bit() {
 fn our_kernels_give_what_the_composed_form_does() {
     let sequences = [sequence(&[1, 2, 3]), sequence(&[5; 70]), sequence(&[7]), sequence(&[1, 2, 3, 4, 4])];
     let batch = PackedBatch::pack(&sequences);
-    for (causal, window) in [(true, None), (true, Some(7)), (false, None)] {
+    for kind in KINDS {
         let composed = Composed { device: candle_core::Device::Cpu, dtype: DType::F32 };
-        let expected = Tiny::new(composed, causal, window).rewards(&batch).concat();
+        let expected = Tiny::new(composed, kind).rewards(&batch).concat();
         for isa in Isa::all() {
-            let ours = Tiny::new(Cpu::with_isa(DType::F32, isa), causal, window).rewards(&batch).concat();
+            let ours = Tiny::new(Cpu::with_isa(DType::F32, isa), kind).rewards(&batch).concat();
             for (ours, expected) in ours.iter().zip(&expected) {
-                assert!((ours - expected).abs() < 1e-4, "{isa:?}: {ours}, not {expected}");
+                assert!((ours - expected).abs() < 1e-4, "{isa:?} {kind:?}: {ours}, not {expected}");
             }
         }
     }
@@ -292,7 +304,17 @@ fn attend(cpu: &Cpu, [q, k, v]: [&[f32]; 3], spec: &AttentionSpec) -> Vec<f32> {
 }
 
 fn spec(head_dim: usize, causal: bool) -> AttentionSpec {
-    AttentionSpec { heads: 1, kv_heads: 1, head_dim, causal, window: None, scale: 0.3, softcap: None }
+    let distance = Distance::Ignored;
+    AttentionSpec {
+        heads: 1,
+        kv_heads: 1,
+        head_dim,
+        causal,
+        window: None,
+        scale: 0.3,
+        distance,
+        softcap: None,
+    }
 }
 
 #[test]

@@ -19,6 +19,7 @@ use super::exp;
 use super::storage;
 use super::sum_of;
 use crate::ops::AttentionSpec;
+use crate::ops::Distance;
 use crate::ops::Which;
 use crate::ops::batch::PackedBatch;
 
@@ -30,7 +31,7 @@ pub(in crate::ops::training) fn attention(
     batch: &PackedBatch,
     spec: &AttentionSpec,
 ) -> Result<Tensor> {
-    let op = Attention { spec: *spec, runs: runs(which, batch)?, weights: Kept::new() };
+    let op = Attention { spec: spec.clone(), runs: runs(which, batch)?, weights: Kept::new() };
     query.contiguous()?.apply_op3(&key.contiguous()?, &value.contiguous()?, op)
 }
 
@@ -147,17 +148,21 @@ impl Attention {
 
     /// The keys that a query sees.
     fn seen(&self, run: &Run, query: usize) -> Range<usize> {
-        if !self.spec.causal {
-            return 0..run.rows.len();
-        }
-        let end = run.position + query + 1;
-        self.spec.window.map_or(0, |window| end.saturating_sub(window))..end
+        self.spec.seen(run.position + query, run.rows.len())
     }
 
-    fn weigh(&self, run: &Run, mut scores: Vec<f32>) -> Weights {
+    /// Scores of the `head`th of each group.
+    fn weigh(&self, run: &Run, head: usize, mut scores: Vec<f32>) -> Weights {
         let keys = run.rows.len();
         let scale = self.spec.scale as f32;
         scores.iter_mut().for_each(|score| *score *= scale);
+        if let Distance::Slopes(slopes) = &self.spec.distance {
+            for (place, row) in scores.chunks_exact_mut(keys).enumerate() {
+                let slope = slopes[place / run.queries * self.group() + head];
+                let own_key = (run.position + place % run.queries) as f32;
+                row.iter_mut().zip(0..).for_each(|(score, key)| *score += slope * (key as f32 - own_key));
+            }
+        }
         let slopes = self.spec.softcap.map(|cap| {
             let cap = cap as f32;
             let cap_one = |score: &mut f32| {
@@ -207,7 +212,7 @@ impl CustomOp3 for Attention {
             let places = run.first..run.first + run.queries;
             let query = self.heads(query, &places, head, group);
             let (key, value) = (self.heads(key, &run.rows, 0, 1), self.heads(value, &run.rows, 0, 1));
-            let weights = self.weigh(run, query.times(key.t())?);
+            let weights = self.weigh(run, head, query.times(key.t())?);
             let of_heads = self.scores(&weights.shares, run).times(value)?;
             self.add_heads(&mut attended, &of_heads, &places, head, group);
             kept.push(weights);

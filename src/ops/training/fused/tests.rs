@@ -5,6 +5,7 @@ use candle_core::Var;
 use super::*;
 use crate::ops::Activation;
 use crate::ops::AttentionSpec;
+use crate::ops::Distance;
 use crate::ops::Ops;
 use crate::ops::Which;
 use crate::ops::batch::PackedBatch;
@@ -137,16 +138,21 @@ fn attention_is_the_composed_one() {
         causal: false,
         window: None,
         scale: 0.4,
+        distance: Distance::Ignored,
         softcap: None,
     };
+    let slopes = |slopes: &[f32]| Distance::Slopes(slopes.into());
     let batch = batch(&[3, 1, 12, 7]);
     let packing = OPS.packing(&batch, None).unwrap();
     for spec in [
-        plain,
-        AttentionSpec { causal: true, ..plain },
-        AttentionSpec { causal: true, window: Some(4), heads: 6, ..plain },
-        AttentionSpec { causal: true, heads: 4, kv_heads: 1, softcap: Some(2.0), ..plain },
-        AttentionSpec { heads: 1, kv_heads: 1, head_dim: 2, ..plain },
+        plain.clone(),
+        AttentionSpec { causal: true, ..plain.clone() },
+        AttentionSpec { causal: true, window: Some(4), heads: 6, ..plain.clone() },
+        AttentionSpec { causal: true, heads: 4, kv_heads: 1, softcap: Some(2.0), ..plain.clone() },
+        AttentionSpec { heads: 1, kv_heads: 1, head_dim: 2, ..plain.clone() },
+        AttentionSpec { window: Some(3), ..plain.clone() },
+        AttentionSpec { distance: slopes(&[0.5, 0.1, 0.3, 0.02]), heads: 4, causal: true, ..plain.clone() },
+        AttentionSpec { distance: slopes(&[0.5, 0.1]), softcap: Some(2.0), window: Some(5), ..plain },
     ] {
         let rows = batch.num_rows();
         let [key, value] = [0.13, 0.29].map(|step| wave(&[rows, spec.kv_heads * spec.head_dim], step));
