@@ -10,6 +10,8 @@
 //! query adds up the same numbers in the same order whatever is beside it, and whether its prefix is its own or
 //! shared: a panel that a shared prefix does not fill is packed again for each continuation.
 
+mod relative;
+
 use std::ops::Range;
 
 use half::bf16;
@@ -31,6 +33,10 @@ use crate::product::Part;
 use crate::rows::Rows;
 use crate::rows::round;
 use crate::simd::Simd;
+
+use self::relative::Columns;
+use self::relative::Distances;
+pub use self::relative::Relative;
 
 /// Positions that the online softmax takes at a time; a multiple of every panel's width.
 const BLOCK: usize = 512;
@@ -78,6 +84,7 @@ pub struct Attention<'a> {
 pub struct Remembered<'a> {
     attention: Attention<'a>,
     cache: Cache,
+    distances: Option<(&'a Relative, Columns)>,
 }
 
 /// Keys and values of all segments and heads, in panels: for each segment and head its panels, end to end.
@@ -100,6 +107,17 @@ struct Sizes {
     depth: usize,
     /// `head_dim`, filled up to whole panels.
     columns: usize,
+}
+
+impl Sizes {
+    fn of(isa: Isa, number: Number, spec: &AttentionSpec) -> Self {
+        let width = isa.panel_width();
+        let depth = match number {
+            Number::F32 => spec.head_dim,
+            Number::Bf16 => spec.head_dim.next_multiple_of(BF16_DEPTH),
+        };
+        Self { width, depth, columns: spec.head_dim.next_multiple_of(width) }
+    }
 }
 
 /// Panels of a sequence that one segment has packed.
@@ -152,13 +170,7 @@ impl Cache {
 
 impl<'a> Attention<'a> {
     fn sizes(&self) -> Sizes {
-        let width = self.isa.panel_width();
-        let head_dim = self.spec.head_dim;
-        let depth = match self.number {
-            Number::F32 => head_dim,
-            Number::Bf16 => head_dim.next_multiple_of(BF16_DEPTH),
-        };
-        Sizes { width, depth, columns: head_dim.next_multiple_of(width) }
+        Sizes::of(self.isa, self.number, self.spec)
     }
 
     /// The panels of positions that a segment has packed for itself.
@@ -168,8 +180,15 @@ impl<'a> Attention<'a> {
     }
 
     /// Lays out the keys and values of all rows of the batch, each `[rows, kv_heads · head_dim]`; `in_parallel` if
-    /// that is worth several threads, those of the pool that this runs in.
-    pub fn remember(self, keys: Blocks<'_>, values: Blocks<'_>, in_parallel: bool) -> Remembered<'a> {
+    /// that is worth several threads, those of the pool that this runs in. `relative` where [`Distance::Buckets`] asks
+    /// for it.
+    pub fn remember(
+        self,
+        keys: Blocks<'_>,
+        values: Blocks<'_>,
+        relative: Option<&'a Relative>,
+        in_parallel: bool,
+    ) -> Remembered<'a> {
         let sizes @ Sizes { width, depth, columns } = self.sizes();
         let mut starts = Vec::with_capacity(self.segments.len());
         let mut panels = 0;
@@ -208,7 +227,15 @@ impl<'a> Attention<'a> {
         }
         let cache =
             Cache { number: self.number, sizes, kv_heads, keys: key_panels, values: value_panels, starts };
-        Remembered { attention: self, cache }
+        let longest = self.segments.iter().map(Segment::end_position).max().unwrap_or(0);
+        let distances = match &self.spec.distance {
+            Distance::Buckets(buckets) => {
+                let relative = relative.expect("a layer with buckets has tables");
+                Some((relative, Columns::new(buckets, longest, width)))
+            }
+            Distance::Ignored | Distance::Slopes(_) => None,
+        };
+        Remembered { attention: self, cache, distances }
     }
 
     /// The row of each position of a panel; fewer at the end of a sequence.
@@ -275,10 +302,10 @@ impl Remembered<'_> {
     /// Attention of a block of queries, `[rows, heads · head_dim]`; `place(query)` is the segment and the position
     /// of a query. Returns a block like it.
     pub fn attend(&self, queries: &Rows, place: &dyn Fn(usize) -> (usize, usize)) -> Rows {
-        let Self { attention, cache } = self;
+        let Self { attention, cache, distances } = self;
         let Attention { number, segments, spec, .. } = *attention;
         let mut output = Rows::new(number, queries.len(), spec.heads * spec.head_dim);
-        let mut work = Work::new(attention);
+        let mut work = Work::new(attention, distances.as_ref());
         let mut first = 0;
         while first < queries.len() {
             let (segment, first_position) = place(first);
@@ -299,7 +326,7 @@ impl Remembered<'_> {
 }
 
 /// Memory of one thread.
-struct Work {
+struct Work<'a> {
     multiplier: Multiplier,
     /// `[queries, BLOCK]`; for `f32` the softmax weights take their place.
     scores: Buffer,
@@ -313,6 +340,7 @@ struct Work {
     total: [f32; MAX_QUERIES],
     /// What the sums so far are worth under the new largest score.
     keep: [f32; MAX_QUERIES],
+    distances: Option<Distances<'a>>,
 }
 
 /// How many columns a lane is after the first.
@@ -322,8 +350,8 @@ const AHEAD: [f32; 16] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12.,
 const SCORE_STRIDE: usize = BLOCK + 16;
 const WEIGHT_STRIDE: usize = BLOCK + 32;
 
-impl Work {
-    fn new(attention: &Attention<'_>) -> Self {
+impl<'a> Work<'a> {
+    fn new(attention: &Attention<'_>, distances: Option<&'a (&'a Relative, Columns)>) -> Self {
         let Sizes { depth, columns, .. } = attention.sizes();
         Self {
             multiplier: Multiplier::new(attention.isa, attention.number),
@@ -334,6 +362,7 @@ impl Work {
             largest: [0.0; MAX_QUERIES],
             total: [0.0; MAX_QUERIES],
             keep: [0.0; MAX_QUERIES],
+            distances: distances.map(|(relative, columns)| Distances::new(attention.isa, relative, columns)),
         }
     }
 
@@ -371,7 +400,7 @@ impl Work {
                 },
                 scale: spec.scale as f32,
                 slope: match &spec.distance {
-                    Distance::Ignored => None,
+                    Distance::Ignored | Distance::Buckets(_) => None,
                     Distance::Slopes(slopes) => Some(slopes[head]),
                 },
                 before: tile.first_position as f32 - positions.start as f32,
@@ -403,11 +432,22 @@ impl Work {
             Number::Bf16 => Operand::Bf16(self.queries.numbers(), depth),
         };
         let kv_head = attention.spec.kv_head(head);
+        let positions = tile.first_position..tile.first_position + tile.rows.len();
+        if let Some(distances) = &mut self.distances {
+            let keys = panels.start * width..panels.end * width;
+            distances.multiply(&mut self.multiplier, (kv_head, queries), &positions, &keys);
+        }
         for piece in &tile.path {
             for panel in piece.panels.start.max(panels.start)..piece.panels.end.min(panels.end) {
-                let to = &mut self.scores.numbers_mut()[panel * width % BLOCK..];
-                let keys = Part { rows: queries, panel: cache.keys(piece, kv_head, panel), depth };
-                self.multiplier.multiply(tile.rows.len(), std::iter::once(keys), 0, &mut Scores { to });
+                let scores = &mut self.scores.numbers_mut()[panel * width % BLOCK..];
+                let keys = cache.keys(piece, kv_head, panel);
+                let part = Part { rows: queries, panel: keys, depth };
+                let mut to = Store { to: scores, stride: SCORE_STRIDE };
+                self.multiplier.multiply(tile.rows.len(), std::iter::once(part), 0, &mut to);
+                if let Some(distances) = &mut self.distances {
+                    let multiplier = &mut self.multiplier;
+                    distances.add(multiplier, (head, keys, panel * width), &positions, scores);
+                }
             }
         }
     }
@@ -579,16 +619,18 @@ impl Kernel for RoundQueries<'_> {
     }
 }
 
-struct Scores<'a> {
+/// Keeps sums as they are, a row every `stride` numbers.
+struct Store<'a> {
     to: &'a mut [f32],
+    stride: usize,
 }
 
-impl Epilogue for Scores<'_> {
+impl Epilogue for Store<'_> {
     #[inline(always)]
     fn tile<S: Simd>(&mut self, simd: S, rows: Range<usize>, _: usize, sums: &[f32]) {
         let width = 2 * S::LANES;
         for (row, sums) in rows.zip(sums.chunks_exact(width)) {
-            let to = &mut self.to[row * SCORE_STRIDE..][..width];
+            let to = &mut self.to[row * self.stride..][..width];
             for (sums, to) in sums.chunks_exact(S::LANES).zip(to.chunks_exact_mut(S::LANES)) {
                 simd.store(to, simd.load(sums));
             }

@@ -88,6 +88,7 @@ use serde::Serialize;
 
 pub use attention::Attention;
 pub use attention::Blocks;
+pub use attention::Relative;
 pub use attention::Remembered;
 pub use isa::Isa;
 pub use product::Number;
@@ -142,6 +143,39 @@ pub enum Distance {
     Ignored,
     /// The head's slope times the position of the key, less that of the query (ALiBi); one for each query head.
     Slopes(Arc<[f32]>),
+    /// The query times a row of a table, and the key times the same row of another, both scaled like the score: what is
+    /// [`Relative`] of the layer (disentangled attention).
+    Buckets(Buckets),
+}
+
+/// Which row of a table a distance takes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Buckets {
+    rows: usize,
+    /// Of queries from so many positions before a key to as many after it; those further away take the ends'.
+    of_distance: Arc<[u32]>,
+}
+
+impl Buckets {
+    /// For tables of `rows` rows: `row(distance)` is that of a query so far after a key. It must not fall as distances
+    /// grow, nor change beyond `reach`.
+    pub fn new(rows: usize, reach: usize, row: impl Fn(isize) -> usize) -> Self {
+        let distances = -(reach as isize)..=reach as isize;
+        let of_distance: Arc<[u32]> = distances.map(|distance| row(distance) as u32).collect();
+        assert!(of_distance.is_sorted() && of_distance.iter().all(|&row| (row as usize) < rows));
+        Self { rows, of_distance }
+    }
+
+    /// How many rows the tables have.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// The row of a query so far after a key.
+    pub fn row(&self, distance: isize) -> usize {
+        let reach = (self.of_distance.len() / 2) as isize;
+        self.of_distance[(distance.clamp(-reach, reach) + reach) as usize] as usize
+    }
 }
 
 impl AttentionSpec {

@@ -222,6 +222,41 @@ impl Kernel for Touch<'_> {
     }
 }
 
+/// Numbers at places, those of a vector at a time.
+struct Gather<'a> {
+    from: &'a [f32],
+    at: &'a [u32],
+    less: u32,
+    to: &'a mut [f32],
+}
+
+impl Kernel for Gather<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        for (at, to) in self.at.chunks_exact(S::LANES).zip(self.to.chunks_exact_mut(S::LANES)) {
+            simd.store(to, simd.gather(self.from, at, self.less));
+        }
+    }
+}
+
+#[test]
+fn numbers_are_taken_from_their_places_and_from_nowhere_beyond() {
+    for isa in Isa::all() {
+        for count in [1, 2, 16, 37] {
+            let mut values = Guarded::new::<f32>(count);
+            values.get_mut()[..count].copy_from_slice(&numbers(count, 1));
+            let values = &values.get::<f32>()[..count];
+            let at: Vec<u32> =
+                (0..32).map(|i| [5 + i % count as u32, u32::MAX, 0, 5][i as usize % 4]).collect();
+            let mut to = vec![f32::NAN; 32];
+            isa.run(Gather { from: values, at: &at, less: 5, to: &mut to });
+            let expected = |&at: &u32| values[(at.wrapping_sub(5) as usize).min(count - 1)];
+            assert_eq!(to, at.iter().map(expected).collect::<Vec<_>>(), "{isa:?}");
+        }
+    }
+}
+
 #[test]
 fn vectors_touch_nothing_beyond_a_slice() {
     for isa in Isa::all() {

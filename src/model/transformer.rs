@@ -18,6 +18,7 @@
 use std::borrow::Cow;
 use std::fmt::Debug;
 use std::ops::Range;
+use std::sync::Arc;
 
 use candle_core::Result;
 
@@ -62,6 +63,11 @@ pub trait Layer<O: Ops>: Debug + Send + Sync {
         packing: &O::Packing<'_>,
         which: Which<'_>,
     ) -> Result<[O::Rows; 2]>;
+    /// Tables that attention takes rows of by distance, if it does.
+    fn relative(&self, ops: &O) -> Result<Option<Arc<O::Relative>>> {
+        let _ = ops;
+        Ok(None)
+    }
     /// From attention's output to the layer's.
     fn finish(&self, ops: &O, x: O::Rows, attended: &O::Rows) -> Result<O::Rows>;
 }
@@ -294,7 +300,8 @@ impl<O: Ops> Way<'_, '_, O> {
                 }
                 _ => Which::Run(0..self.batch.num_rows()),
             };
-            let memory = ops.remember(keys, values, self.packing, layer.spec())?;
+            let relative = layer.relative(ops)?;
+            let memory = ops.remember(keys, values, relative.as_deref(), self.packing, layer.spec())?;
             let work = |going: &Going<O::Rows>| {
                 let Range { start, end } = going.places;
                 self.work(&**layer, end - start, asking.row(start), asking.row(end - 1))

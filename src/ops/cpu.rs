@@ -26,6 +26,7 @@ use rewarm_kernels::Blocks;
 pub use rewarm_kernels::Isa;
 use rewarm_kernels::Linear;
 use rewarm_kernels::Number;
+use rewarm_kernels::Relative;
 use rewarm_kernels::Remembered as Panels;
 use rewarm_kernels::Rows;
 use rewarm_kernels::Then;
@@ -156,6 +157,7 @@ impl Ops for Cpu {
     type Table = Table;
     type Packing<'a> = Packing<'a>;
     type Remembered<'a> = Remembered<'a>;
+    type Relative = Relative;
 
     fn name(&self) -> String {
         format!("cpu {:?} {:?}", self.isa, self.dtype)
@@ -321,17 +323,23 @@ impl Ops for Cpu {
         Ok(x.rotary(self.isa, head_dim, angles))
     }
 
+    fn relative(&self, keys: Option<Rows>, queries: Option<Rows>, spec: &AttentionSpec) -> Result<Relative> {
+        Ok(Relative::new(self.isa, self.operand_number(), spec, keys.as_ref(), queries.as_ref()))
+    }
+
     fn remember<'a>(
         &self,
         keys: Vec<Rows>,
         values: Vec<Rows>,
+        relative: Option<&'a Relative>,
         packing: &'a Packing<'_>,
         spec: &'a AttentionSpec,
     ) -> Result<Remembered<'a>> {
         let batch = packing.batch;
         let (isa, number) = (self.isa, self.operand_number());
         let attention = Attention { isa, number, segments: batch.segments(), spec };
-        let panels = attention.remember(Blocks::new(&keys), Blocks::new(&values), keys.len() > 1);
+        let in_parallel = keys.len() > 1;
+        let panels = attention.remember(Blocks::new(&keys), Blocks::new(&values), relative, in_parallel);
         Ok(Remembered { batch, panels })
     }
 

@@ -28,11 +28,14 @@ pub mod training;
 use std::borrow::Cow;
 use std::fmt::Debug;
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::OnceLock;
 
 use candle_core::DType;
 use candle_core::Result;
 pub use rewarm_kernels::Activation;
 pub use rewarm_kernels::AttentionSpec;
+pub use rewarm_kernels::Buckets;
 pub use rewarm_kernels::Distance;
 
 use crate::ops::batch::PackedBatch;
@@ -107,6 +110,8 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
     type Packing<'a>: Sync;
     /// Keys and values of all rows of a batch, in one layer.
     type Remembered<'a>: Sync;
+    /// Tables that [`Distance::Buckets`] speaks of, laid out for attention.
+    type Relative: Debug + Send + Sync + 'static;
 
     /// Names the form, where it keeps weights, and in what: weights that are equal are held once for each.
     fn name(&self) -> String;
@@ -189,11 +194,31 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
         packing: &Self::Packing<'_>,
         which: Which<'_>,
     ) -> Result<Self::Rows>;
-    /// Lays out the keys and values of all rows of a batch, in blocks, for attention.
+    /// What depends on weights alone: made once, and kept where the weights stay as they are.
+    fn of_weights<T>(&self, kept: &OnceLock<Arc<T>>, make: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
+        match kept.get() {
+            Some(made) => Ok(made.clone()),
+            None => {
+                let made = Arc::new(make()?);
+                Ok(kept.get_or_init(|| made).clone())
+            }
+        }
+    }
+    /// Lays out a layer's tables for [`Distance::Buckets`]: a row for each bucket. `keys`, `[buckets, kv_heads ·
+    /// head_dim]`, is for queries to be multiplied with; `queries`, `[buckets, heads · head_dim]`, for keys.
+    fn relative(
+        &self,
+        keys: Option<Self::Rows>,
+        queries: Option<Self::Rows>,
+        spec: &AttentionSpec,
+    ) -> Result<Self::Relative>;
+    /// Lays out the keys and values of all rows of a batch, in blocks, for attention; with `relative` where distances
+    /// count by [`Distance::Buckets`].
     fn remember<'a>(
         &self,
         keys: Vec<Self::Rows>,
         values: Vec<Self::Rows>,
+        relative: Option<&'a Self::Relative>,
         packing: &'a Self::Packing<'_>,
         spec: &'a AttentionSpec,
     ) -> Result<Self::Remembered<'a>>;

@@ -1,11 +1,14 @@
 //! Attention as the textbook has it, in `f64`, one query at a time; and packed batches to hold every form to it.
 
+use std::ops::Range;
+
 use candle_core::DType;
 use half::bf16;
 use half::f16;
 use proptest::prelude::*;
 
 use super::AttentionSpec;
+use super::Buckets;
 use super::Distance;
 use super::LinearSource;
 use super::Ops;
@@ -42,10 +45,14 @@ pub(super) fn specs() -> impl Strategy<Value = AttentionSpec> {
 pub(super) enum Kind {
     Ignored,
     Slopes,
+    /// Each distance has a row, up to three and then all the same.
+    Clipped,
+    /// Far distances share rows.
+    Shared,
 }
 
 fn distances() -> impl Strategy<Value = Kind> {
-    prop::sample::select(vec![Kind::Ignored, Kind::Slopes])
+    prop::sample::select(vec![Kind::Ignored, Kind::Slopes, Kind::Clipped, Kind::Shared])
 }
 
 impl Kind {
@@ -53,18 +60,60 @@ impl Kind {
         match self {
             Self::Ignored => Distance::Ignored,
             Self::Slopes => Distance::Slopes((1..=heads).map(|head| 0.6_f32.powi(head as i32)).collect()),
+            Self::Clipped => {
+                Distance::Buckets(Buckets::new(6, 3, |distance| (distance + 3).clamp(0, 5) as usize))
+            }
+            Self::Shared => Distance::Buckets(Buckets::new(150, 1000, |distance| {
+                let far = distance.abs();
+                let bucket = if far <= 40 { far } else { 40 + (far - 40).isqrt() };
+                (75 + bucket * distance.signum()) as usize
+            })),
         }
     }
 }
 
+/// Tables of keys, `[buckets, kv_heads, head_dim]`, and of queries, `[buckets, heads, head_dim]`.
+pub(super) type Tables = [Option<Vec<f32>>; 2];
+
+/// Both, or one of them, where distances take rows of tables.
+pub(super) fn tables(spec: &AttentionSpec, seed: u64) -> Option<Tables> {
+    let Distance::Buckets(buckets) = &spec.distance else { return None };
+    let table = |heads: usize, which: u64| {
+        (seed % 3 != which).then(|| numbers(buckets.rows() * heads * spec.head_dim, seed ^ (4 + which)))
+    };
+    Some([table(spec.kv_heads, 1), table(spec.heads, 2)])
+}
+
+/// In a form.
+pub(super) fn relative<O: Ops>(
+    ops: &O,
+    tables: Option<&Tables>,
+    spec: &AttentionSpec,
+) -> Option<O::Relative> {
+    let widths = [spec.kv_heads, spec.heads].map(|heads| heads * spec.head_dim);
+    let table = |which: usize, tables: &Tables| {
+        tables[which].as_ref().map(|table| rows(ops, table, widths[which], 0..table.len() / widths[which]))
+    };
+    tables.map(|tables| ops.relative(table(0, tables), table(1, tables), spec).unwrap())
+}
+
 /// Of one sequence. `query` is row-major `[seq, heads, head_dim]`, key and value have `kv_heads`.
-pub(super) fn attention([query, key, value]: [&[f32]; 3], spec: &AttentionSpec) -> Vec<f32> {
+pub(super) fn attention(
+    [query, key, value]: [&[f32]; 3],
+    tables: Option<&Tables>,
+    spec: &AttentionSpec,
+) -> Vec<f32> {
     let queries = query.chunks_exact(spec.heads * spec.head_dim).enumerate();
-    queries.flat_map(|(i, query)| attention_of(i, [query, key, value], spec)).collect()
+    queries.flat_map(|(i, query)| attention_of(i, [query, key, value], tables, spec)).collect()
 }
 
 /// The same of the query at one position, `[heads, head_dim]`.
-fn attention_of(i: usize, [query, key, value]: [&[f32]; 3], spec: &AttentionSpec) -> Vec<f32> {
+fn attention_of(
+    i: usize,
+    [query, key, value]: [&[f32]; 3],
+    tables: Option<&Tables>,
+    spec: &AttentionSpec,
+) -> Vec<f32> {
     let &AttentionSpec { heads, kv_heads, head_dim, .. } = spec;
     let seq = key.len() / (kv_heads * head_dim);
     let at = |x: &[f32], j: usize, kv: usize, d: usize| f64::from(x[(j * kv_heads + kv) * head_dim + d]);
@@ -76,12 +125,19 @@ fn attention_of(i: usize, [query, key, value]: [&[f32]; 3], spec: &AttentionSpec
         let kv = head * kv_heads / heads;
         let query = &query[head * head_dim..][..head_dim];
         let score = |&j: &usize| {
-            let dot: f64 = (0..head_dim).map(|d| f64::from(query[d]) * at(key, j, kv, d)).sum();
-            let by_distance = match &spec.distance {
-                Distance::Ignored => 0.0,
-                Distance::Slopes(slopes) => f64::from(slopes[head]) * (j as f64 - i as f64),
-            };
-            let score = dot * spec.scale + by_distance;
+            let mut dot: f64 = (0..head_dim).map(|d| f64::from(query[d]) * at(key, j, kv, d)).sum();
+            if let (Distance::Buckets(buckets), Some([keys, queries])) = (&spec.distance, tables) {
+                let row = buckets.row(i as isize - j as isize);
+                let of_keys = |d: usize| keys.as_ref().map_or(0.0, |table| at(table, row, kv, d));
+                let of_query = |d: usize| f64::from(query[d]) * of_keys(d);
+                let wide = |table: &Vec<f32>, d: usize| f64::from(table[(row * heads + head) * head_dim + d]);
+                let of_queries = |d: usize| queries.as_ref().map_or(0.0, |table| wide(table, d));
+                dot += (0..head_dim).map(|d| of_query(d) + at(key, j, kv, d) * of_queries(d)).sum::<f64>();
+            }
+            let mut score = dot * spec.scale;
+            if let Distance::Slopes(slopes) = &spec.distance {
+                score += f64::from(slopes[head]) * (j as f64 - i as f64);
+            }
             spec.softcap.map_or(score, |cap| cap * (score / cap).tanh()).exp()
         };
         let weights: Vec<f64> = keys.iter().map(score).collect();
@@ -151,6 +207,11 @@ impl Case {
         std::array::from_fn(|i| numbers(rows * self.widths()[i], seeds[i]).into_iter().map(round).collect())
     }
 
+    fn tables(&self, round: fn(f32) -> f32) -> Option<Tables> {
+        let rounded = |table: Vec<f32>| table.into_iter().map(round).collect();
+        tables(&self.spec, self.seed).map(|tables| tables.map(|table| table.map(rounded)))
+    }
+
     fn widths(&self) -> [usize; 3] {
         let AttentionSpec { heads, kv_heads, head_dim, .. } = self.spec;
         [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
@@ -167,6 +228,7 @@ impl Case {
     pub(super) fn expected(&self, round: fn(f32) -> f32) -> Vec<Vec<f32>> {
         let batch = self.batch();
         let [q, k, v] = self.projections(batch.num_rows(), round);
+        let tables = self.tables(round);
         let [wide, narrow, _] = self.widths();
         let of_row = |&row: &usize| {
             let path: Vec<usize> = batch.path(batch.segment_of(row)).into_iter().flatten().collect();
@@ -175,7 +237,7 @@ impl Case {
             let along =
                 |x: &[f32]| path.iter().flat_map(|row| &x[row * narrow..][..narrow]).copied().collect();
             let (k, v): (Vec<f32>, Vec<f32>) = (along(&k), along(&v));
-            attention_of(position, [&q[row * wide..][..wide], &k, &v], &self.spec)
+            attention_of(position, [&q[row * wide..][..wide], &k, &v], tables.as_ref(), &self.spec)
         };
         self.asking(batch.num_rows()).iter().step_by(self.every).map(of_row).collect()
     }
@@ -193,7 +255,8 @@ impl Case {
         let [q, k, v] = std::array::from_fn(|i| blocks(ops, &qkv[i], widths[i]));
         let packing = ops.packing(&batch, None).unwrap();
         let asking = self.asking(rows);
-        let memory = ops.remember(k, v, &packing, &self.spec).unwrap();
+        let relative = relative(ops, self.tables(|x| x).as_ref(), &self.spec);
+        let memory = ops.remember(k, v, relative.as_ref(), &packing, &self.spec).unwrap();
         let attended = match &self.asking {
             None => attend(ops, &q, Which::Run(0..rows), &memory),
             Some(_) => attend(ops, &ops.gather(&q, &asking).unwrap(), Which::Listed(&asking), &memory),
@@ -228,11 +291,14 @@ pub(super) fn attend<O: Ops>(
 
 /// Values as rows in blocks: an embedding whose ids are its rows.
 fn blocks<O: Ops>(ops: &O, values: &[f32], width: usize) -> Vec<O::Rows> {
-    let rows = values.len() / width;
-    let table = ops.load_table("table", Averaged::F32(values.to_vec()), rows, width).unwrap();
-    let ids: Vec<u32> = (0..rows as u32).collect();
-    let embed = |block| ops.embed(&[(&table, &ids[block])], None).unwrap();
-    ops.blocks(rows).into_iter().map(embed).collect()
+    ops.blocks(values.len() / width).into_iter().map(|block| rows(ops, values, width, block)).collect()
+}
+
+/// Some of them in one block.
+fn rows<O: Ops>(ops: &O, values: &[f32], width: usize, block: Range<usize>) -> O::Rows {
+    let table = ops.load_table("table", Averaged::F32(values.to_vec()), values.len() / width, width).unwrap();
+    let ids: Vec<u32> = block.map(|row| row as u32).collect();
+    ops.embed(&[(&table, &ids)], None).unwrap()
 }
 
 /// What may be rounded already for the next product: so the identity's product reads it.

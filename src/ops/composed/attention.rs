@@ -8,9 +8,12 @@ use candle_core::DType;
 use candle_core::Result;
 use candle_core::Tensor;
 
+use super::Relative;
+use super::Remembered;
 use super::select;
 use super::softmax;
 use crate::ops::AttentionSpec;
+use crate::ops::Buckets;
 use crate::ops::Distance;
 use crate::ops::Which;
 use crate::ops::batch::PackedBatch;
@@ -77,15 +80,9 @@ impl<'a> Packing<'a> {
     }
 }
 
-/// `query` is `[queries, heads, head_dim]`, of the rows that `which` says; key and value are
-/// `[rows, kv_heads, head_dim]`, of all. Returns `[queries, heads, head_dim]`.
-pub(super) fn attention(
-    [query, key, value]: [&Tensor; 3],
-    which: Which<'_>,
-    packing: &Packing<'_>,
-    spec: &AttentionSpec,
-) -> Result<Tensor> {
-    let batch = packing.batch;
+/// `query` is `[queries, heads, head_dim]`, of the rows that `which` says. Returns `[queries, heads, head_dim]`.
+pub(super) fn attention(query: &Tensor, which: Which<'_>, to: &Remembered<'_>) -> Result<Tensor> {
+    let batch = to.packing.batch;
     // (segment, its first query's place in `query`, in the segment, how many)
     let runs: Vec<(usize, usize, usize, usize)> = match which {
         Which::Run(rows) if rows == (0..batch.num_rows()) => {
@@ -99,10 +96,9 @@ pub(super) fn attention(
     for (segment, place, first, queries) in runs {
         let heads_first = |x: &Tensor| x.transpose(0, 1)?.contiguous(); // [heads, rows, head_dim]
         let query = heads_first(&query.narrow(0, place, queries)?)?;
-        let (key, value) =
-            (heads_first(&along(key, batch, segment)?)?, heads_first(&along(value, batch, segment)?)?);
+        let [key, value] = [&to.key, &to.value].map(|x| heads_first(&along(x, batch, segment)?));
         let lead = batch.segments()[segment].first_position + first;
-        outputs.push(attend([&query, &key, &value], lead, packing, spec, MAX_SCORES)?.transpose(0, 1)?);
+        outputs.push(attend([&query, &key?, &value?], lead, to, MAX_SCORES)?.transpose(0, 1)?);
     }
     Tensor::cat(&outputs, 0)
 }
@@ -125,10 +121,10 @@ fn along(x: &Tensor, batch: &PackedBatch, segment: usize) -> Result<Tensor> {
 fn attend(
     [query, key, value]: [&Tensor; 3],
     lead: usize,
-    packing: &Packing<'_>,
-    spec: &AttentionSpec,
+    to: &Remembered<'_>,
     max_scores: usize,
 ) -> Result<Tensor> {
+    let (packing, spec) = (to.packing, to.spec);
     let (heads, all_queries, head_dim) = query.dims3()?;
     let (kv_heads, all_keys, _) = key.dims3()?;
     let group = heads / kv_heads;
@@ -144,7 +140,12 @@ fn attend(
         // the query heads that share a key head go into one product, so no key is repeated
         let block_query = query.narrow(1, first, queries)?.reshape((kv_heads, group * queries, head_dim))?;
         let block_key = key.narrow(1, first_key, keys)?.transpose(1, 2)?;
-        let mut scores = (block_query.matmul(&block_key)?.to_dtype(DType::F32)? * spec.scale)?; // [kv_heads, group · queries, keys]
+        let mut scores = block_query.matmul(&block_key)?.to_dtype(DType::F32)?; // [kv_heads, group · queries, keys]
+        if let (Distance::Buckets(buckets), Some(tables)) = (&spec.distance, to.relative) {
+            let rows = rows_of_tables(buckets, own_key, [queries, keys], &scores)?;
+            scores = (scores + tables.scores(&block_query, &block_key, &rows)?)?;
+        }
+        scores = (scores * spec.scale)?;
         if let Distance::Slopes(slopes) = &spec.distance {
             let bias = slopes_times_distance(slopes, own_key, [queries, keys], &scores)?;
             scores = (scores + bias.reshape((kv_heads, group * queries, keys))?)?;
@@ -164,6 +165,43 @@ fn attend(
         outputs.push(output.reshape((heads, queries, head_dim))?);
     }
     if outputs.len() == 1 { Ok(outputs.swap_remove(0)) } else { Tensor::cat(&outputs, 1) }
+}
+
+/// `[queries, keys]`; `own_key` is the first query's own.
+fn rows_of_tables(
+    buckets: &Buckets,
+    own_key: usize,
+    [queries, keys]: [usize; 2],
+    like: &Tensor,
+) -> Result<Tensor> {
+    let row = |query: usize, key: usize| buckets.row((own_key + query) as isize - key as isize) as u32;
+    let rows: Vec<u32> = (0..queries).flat_map(|query| (0..keys).map(move |key| row(query, key))).collect();
+    Tensor::from_vec(rows, (queries, keys), like.device())
+}
+
+impl Relative {
+    /// What the scores have for distances: `[kv_heads, group · queries, keys]`, of queries
+    /// `[kv_heads, group · queries, head_dim]` and keys `[kv_heads, head_dim, keys]`, and the row for each pair of them.
+    fn scores(&self, query: &Tensor, key: &Tensor, rows: &Tensor) -> Result<Tensor> {
+        let (kv_heads, all, _) = query.dims3()?;
+        let (queries, keys) = rows.dims2()?;
+        let group = all / queries;
+        let rows = rows.unsqueeze(0)?;
+        let mut scores = Vec::with_capacity(2);
+        if let Some(table) = &self.keys {
+            let products = query.matmul(&table.permute((1, 2, 0))?.contiguous()?)?; // [kv_heads, group · queries, buckets]
+            let rows = rows.repeat((kv_heads, group, 1))?;
+            scores.push(products.gather(&rows, 2)?);
+        }
+        if let Some(table) = &self.queries {
+            let (buckets, heads, head_dim) = table.dims3()?;
+            let by_head = table.transpose(0, 1)?.reshape((kv_heads, group * buckets, head_dim))?;
+            let products = by_head.matmul(&key.contiguous()?)?.reshape((heads, buckets, keys))?;
+            let taken = products.gather(&rows.repeat((heads, 1, 1))?, 1)?; // [heads, queries, keys]
+            scores.push(taken.reshape((kv_heads, all, keys))?);
+        }
+        Tensor::stack(&scores, 0)?.to_dtype(DType::F32)?.sum(0)
+    }
 }
 
 /// `[heads, queries, keys]`; `own_key` is the first query's own.
@@ -189,6 +227,8 @@ mod tests {
     use crate::ops::textbook;
     use crate::ops::textbook::numbers;
 
+    const OPS: Composed = Composed { device: Device::Cpu, dtype: DType::F32 };
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -199,7 +239,8 @@ mod tests {
             let AttentionSpec { heads, kv_heads, head_dim, .. } = spec;
             let [query, key, value] = [(heads, seed), (kv_heads, seed ^ 1), (kv_heads, seed ^ 2)]
                 .map(|(n, seed)| numbers(seq * n * head_dim, seed));
-            let expected = textbook::attention([&query, &key, &value], &spec);
+            let tables = textbook::tables(&spec, seed);
+            let expected = textbook::attention([&query, &key, &value], tables.as_ref(), &spec);
             let heads_first = |x: &[f32], heads: usize| {
                 Tensor::new(x, &Device::Cpu).unwrap().reshape((seq, heads, head_dim)).unwrap()
                     .transpose(0, 1).unwrap().contiguous().unwrap()
@@ -207,7 +248,11 @@ mod tests {
             let batch = PackedBatch::pack(&[]);
             let packing = Packing::new(&batch, None);
             let (q, k, v) = (heads_first(&query, heads), heads_first(&key, kv_heads), heads_first(&value, kv_heads));
-            let output = attend([&q, &k, &v], 0, &packing, &spec, max_scores).unwrap();
+            let relative = textbook::relative(&OPS, tables.as_ref(), &spec);
+            let memory = Remembered {
+                key: k.clone(), value: v.clone(), relative: relative.as_ref(), packing: &packing, spec: &spec,
+            };
+            let output = attend([&q, &k, &v], 0, &memory, max_scores).unwrap();
             let output: Vec<f32> = output.transpose(0, 1).unwrap().flatten_all().unwrap().to_vec1().unwrap();
             for (ours, textbook) in output.iter().zip(&expected) {
                 prop_assert!((ours - textbook).abs() < 1e-5, "{} {}", ours, textbook);
@@ -216,8 +261,7 @@ mod tests {
 
         #[test]
         fn packed_attention_is_the_textbooks(case in textbook::cases()) {
-            let ops = Composed { device: Device::Cpu, dtype: DType::F32 };
-            case.check(&ops, &case.expected(|x| x), 1e-5)?;
+            case.check(&OPS, &case.expected(|x| x), 1e-5)?;
         }
     }
 }

@@ -56,10 +56,18 @@ pub struct Gated {
 
 /// Keys and values of a batch, `[rows, kv_heads, head_dim]`.
 pub struct Remembered<'a> {
-    key: Tensor,
-    value: Tensor,
-    packing: &'a Packing<'a>,
-    spec: &'a AttentionSpec,
+    pub(super) key: Tensor,
+    pub(super) value: Tensor,
+    pub(super) relative: Option<&'a Relative>,
+    pub(super) packing: &'a Packing<'a>,
+    pub(super) spec: &'a AttentionSpec,
+}
+
+/// Tables of a layer, `[buckets, kv_heads or heads, head_dim]`.
+#[derive(Debug)]
+pub struct Relative {
+    keys: Option<Tensor>,
+    queries: Option<Tensor>,
 }
 
 impl Composed {
@@ -80,6 +88,7 @@ impl Ops for Composed {
     type Table = Tensor;
     type Packing<'a> = Packing<'a>;
     type Remembered<'a> = Remembered<'a>;
+    type Relative = Relative;
 
     fn name(&self) -> String {
         format!("composed {:?} {:?}", self.device.location(), self.dtype)
@@ -222,21 +231,31 @@ impl Ops for Composed {
         turned.reshape(x.shape())
     }
 
+    fn relative(
+        &self,
+        keys: Option<Tensor>,
+        queries: Option<Tensor>,
+        spec: &AttentionSpec,
+    ) -> Result<Relative> {
+        let [keys, queries] = [keys, queries].map(|table| table.map(|x| by_head(&x, spec)).transpose());
+        Ok(Relative { keys: keys?, queries: queries? })
+    }
+
     fn remember<'a>(
         &self,
         keys: Vec<Tensor>,
         values: Vec<Tensor>,
+        relative: Option<&'a Relative>,
         packing: &'a Packing<'_>,
         spec: &'a AttentionSpec,
     ) -> Result<Remembered<'a>> {
         let [key, value] = [&keys, &values].map(|x| by_head(whole(x)?, spec));
-        Ok(Remembered { key: key?, value: value?, packing, spec })
+        Ok(Remembered { key: key?, value: value?, relative, packing, spec })
     }
 
     fn attend(&self, queries: &Tensor, which: Which<'_>, to: &Remembered<'_>) -> Result<Tensor> {
-        let Remembered { key, value, packing, spec } = to;
-        let query = by_head(queries, spec)?;
-        attention::attention([&query, key, value], which, packing, spec)?.flatten_from(1)
+        let query = by_head(queries, to.spec)?;
+        attention::attention(&query, which, to)?.flatten_from(1)
     }
 
     fn gather(&self, blocks: &[Tensor], rows: &[usize]) -> Result<Vec<Tensor>> {
@@ -296,6 +315,7 @@ mod tests {
     use candle_core::Var;
 
     use super::*;
+    use crate::ops::Buckets;
     use crate::ops::Distance;
     use crate::ops::batch::Sequence;
 
@@ -371,6 +391,7 @@ mod tests {
         let (table, other_table) = (var(&[7, 16], 0.11), var(&[3, 16], 0.23));
         let (query, key, value) = (linear(16, 32, 0.3), linear(16, 16, 0.5), linear(16, 16, 0.7));
         let (head_weight, weight, bias) = (var(&[8], 0.9), var(&[16], 1.1), var(&[16], 1.3));
+        let (of_keys, of_queries) = (var(&[3, 16], 0.43), var(&[3, 32], 0.53));
         let gated = Gated { gate: linear(16, 6, 0.13), up: linear(16, 6, 0.19) };
         let (output, down, dense) = (linear(32, 16, 0.17), linear(6, 16, 0.29), linear(16, 4, 0.31));
         let spec = AttentionSpec {
@@ -380,7 +401,7 @@ mod tests {
             causal: true,
             window: Some(3),
             scale: 0.5,
-            distance: Distance::Slopes([0.3, 0.1, 0.4, 0.2].into()),
+            distance: Distance::Buckets(Buckets::new(3, 1, |distance| (distance + 1).clamp(0, 2) as usize)),
             softcap: Some(2.0),
         };
         let batch = batch(&[2, 3]);
@@ -396,7 +417,8 @@ mod tests {
         let wanted = [1, 3, 4];
         let q = OPS.gather(&[q], &wanted).unwrap().swap_remove(0);
         let q = OPS.rotary(q, 8, &packing, Which::Listed(&wanted)).unwrap();
-        let memory = OPS.remember(vec![k], vec![v], &packing, &spec).unwrap();
+        let relative = OPS.relative(Some(of_keys.clone()), Some(of_queries.clone()), &spec).unwrap();
+        let memory = OPS.remember(vec![k], vec![v], Some(&relative), &packing, &spec).unwrap();
         let attended = OPS.attend(&q, Which::Listed(&wanted), &memory).unwrap();
         let x = OPS.gather(&[x], &wanted).unwrap().swap_remove(0);
         let x = OPS.linear_add(&attended, &output, x).unwrap();
@@ -426,6 +448,8 @@ mod tests {
             ("head norm", &head_weight),
             ("norm weight", &weight),
             ("norm bias", &bias),
+            ("table of keys", &of_keys),
+            ("table of queries", &of_queries),
         ];
         let layers = layers.filter_map(|(name, input)| Some((name, input?)));
         for (name, input) in layers.chain(others) {

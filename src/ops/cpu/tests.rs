@@ -408,7 +408,7 @@ fn check_attention(case: &textbook::Case) -> Checked {
 }
 
 proptest! {
-    #![proptest_config(config(3))]
+    #![proptest_config(config(6))]
 
     #[test]
     fn attention_over_several_blocks_is_the_textbooks(case in textbook::long_cases()) {

@@ -24,6 +24,7 @@ use std::mem;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::OnceLock;
 use std::sync::PoisonError;
 
 use candle_core::DType;
@@ -40,9 +41,10 @@ use super::LinearSource;
 use super::Ops;
 use super::Precision;
 use super::Which;
-use super::composed;
 use super::composed::Composed;
 use super::composed::Packing;
+use super::composed::Relative;
+use super::composed::Remembered;
 use crate::ops::batch::PackedBatch;
 use crate::values::Averaged;
 
@@ -84,14 +86,6 @@ pub enum Vector {
     },
     /// What no checkpoint has, and no gradient changes.
     Constant(Tensor),
-}
-
-/// Keys and values of a batch.
-pub struct Remembered<'a> {
-    key: Tensor,
-    value: Tensor,
-    batch: &'a PackedBatch,
-    spec: &'a AttentionSpec,
 }
 
 /// What a forward looked up in tables: the sum of one row of each, times `scale`.
@@ -168,6 +162,7 @@ impl Ops for Training {
     type Table = String;
     type Packing<'a> = Packing<'a>;
     type Remembered<'a> = Remembered<'a>;
+    type Relative = Relative;
 
     fn name(&self) -> String {
         "training".to_owned()
@@ -289,19 +284,37 @@ impl Ops for Training {
         fused::rotary(&x, head_dim, &cos, &sin)
     }
 
+    /// Each forward makes it anew, of its own parameters.
+    fn of_weights<T>(&self, _: &OnceLock<Arc<T>>, make: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
+        Ok(Arc::new(make()?))
+    }
+
+    fn relative(
+        &self,
+        keys: Option<Tensor>,
+        queries: Option<Tensor>,
+        spec: &AttentionSpec,
+    ) -> Result<Relative> {
+        self.composed.relative(keys, queries, spec)
+    }
+
     fn remember<'a>(
         &self,
         keys: Vec<Tensor>,
         values: Vec<Tensor>,
+        relative: Option<&'a Relative>,
         packing: &'a Packing<'_>,
         spec: &'a AttentionSpec,
     ) -> Result<Remembered<'a>> {
-        let [key, value] = [&keys, &values].map(|x| composed::whole(x).cloned());
-        Ok(Remembered { key: key?, value: value?, batch: packing.batch(), spec })
+        self.composed.remember(keys, values, relative, packing, spec)
     }
 
     fn attend(&self, queries: &Tensor, which: Which<'_>, to: &Remembered<'_>) -> Result<Tensor> {
-        fused::attention([queries, &to.key, &to.value], which, to.batch, to.spec)
+        if to.relative.is_some() {
+            return self.composed.attend(queries, which, to);
+        }
+        let (key, value) = (to.key.flatten_from(1)?, to.value.flatten_from(1)?);
+        fused::attention([queries, &key, &value], which, to.packing.batch(), to.spec)
     }
 
     fn gather(&self, blocks: &[Tensor], rows: &[usize]) -> Result<Vec<Tensor>> {

@@ -13,12 +13,14 @@ const NAN_TOKEN: u32 = 8;
 /// Embedded as minus infinity.
 const INFINITE_TOKEN: u32 = 9;
 /// Whether attention is causal, its window, and what distances do.
-const KINDS: [Attention; 5] = [
+const KINDS: [Attention; 7] = [
     (true, None, Kind::Ignored),
     (true, Some(7), Kind::Ignored),
     (false, None, Kind::Ignored),
     (false, Some(5), Kind::Slopes),
     (true, None, Kind::Slopes),
+    (true, Some(30), Kind::Clipped),
+    (false, None, Kind::Shared),
 ];
 
 type Attention = (bool, Option<usize>, Kind);
@@ -27,6 +29,7 @@ type Attention = (bool, Option<usize>, Kind);
 struct Tiny<O: Ops> {
     ops: O,
     spec: AttentionSpec,
+    relative: Option<O::Relative>,
     table: O::Table,
     norm: [O::Vector; 3],
     of_head: O::Vector,
@@ -62,7 +65,9 @@ impl<O: Ops> Tiny<O> {
         let gated =
             gate.with_source(dtype, |gate| up.with_source(dtype, |up| ops.load_gated(gate, up).unwrap()));
         let head = |source: LinearSource<'_>| ops.load_linear(source, Precision::F32).unwrap();
+        let tables = textbook::tables(&spec, 14 * 3);
         Self {
+            relative: textbook::relative(&ops, tables.as_ref(), &spec),
             spec,
             table: ops.load_table("table", averaged(dtype, &values), VOCAB as usize, WIDTH).unwrap(),
             norm: [4, 5, 6].map(|seed| ops.load_vector("norm", numbers(WIDTH, seed), 0.0).unwrap()),
@@ -113,7 +118,7 @@ impl<O: Ops> Tiny<O> {
                 k.push(of_block.1);
                 v.push(of_block.2);
             }
-            let memory = ops.remember(k, v, &packing, &self.spec)?;
+            let memory = ops.remember(k, v, self.relative.as_ref(), &packing, &self.spec)?;
             let finish = |((x, query), rows): ((O::Rows, O::Rows), Range<usize>)| {
                 let attended = ops.attend(&query, Which::Run(rows), &memory)?;
                 let x = ops.linear_add(&attended, &self.output, x)?;
@@ -299,7 +304,7 @@ fn attend(cpu: &Cpu, [q, k, v]: [&[f32]; 3], spec: &AttentionSpec) -> Vec<f32> {
     let packing = cpu.packing(&batch, None).unwrap();
     let [q, k, v] = [q, k, v].map(|x| [rows_of(x, spec.head_dim)]);
     let [k, v] = [k, v].map(Vec::from);
-    let memory = cpu.remember(k, v, &packing, spec).unwrap();
+    let memory = cpu.remember(k, v, None, &packing, spec).unwrap();
     values_of(&cpu.attend(&q[0], Which::Run(0..batch.num_rows()), &memory).unwrap())
 }
 

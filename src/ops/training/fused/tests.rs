@@ -162,7 +162,11 @@ fn attention_is_the_composed_one() {
             let fused = || attention([&query, &key, &value], which.clone(), &batch, &spec);
             let composed = || {
                 let [query, key, value] = [&query, &key, &value].map(|var| var.as_tensor().clone());
-                OPS.attend(&query, which.clone(), &OPS.remember(vec![key], vec![value], &packing, &spec)?)
+                OPS.attend(
+                    &query,
+                    which.clone(),
+                    &OPS.remember(vec![key], vec![value], None, &packing, &spec)?,
+                )
             };
             check(&format!("{spec:?} {which:?}"), &[&query, &key, &value], fused, composed);
         }

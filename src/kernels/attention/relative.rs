@@ -1,0 +1,331 @@
+//! Disentangled attention: what a score has for the distance between its query and its key.
+//!
+//! ```text
+//! score = query · key + query · keys[row of the distance] + key · queries[row of the distance]
+//!
+//! a tile of queries:  queries · keysᵀ          [queries, columns in reach]    once for a block of positions
+//! a panel of keys:    queries in reach · keyᵀ  [columns in reach, positions]  with the panel that scores are made of
+//! then each score takes its number of either: by distance, along a row of the one and a diagonal of the other
+//! ```
+//!
+//! Tables are multiplied as they are, however many distances share a row, and only where a tile can reach. Their rows
+//! are turned round to *columns*, which grow as keys go on: where neighbours have columns of their own, as near keys
+//! do, a vector of scores takes a run of numbers.
+
+use std::ops::Range;
+
+use half::bf16;
+
+use super::Blocks;
+use super::MAX_QUERIES;
+use super::PackKeys;
+use super::SCORE_STRIDE;
+use super::Sizes;
+use super::Store;
+use crate::AttentionSpec;
+use crate::Buckets;
+use crate::buffer::Buffer;
+use crate::isa::Isa;
+use crate::isa::Kernel;
+use crate::product::Multiplier;
+use crate::product::Number;
+use crate::product::Operand;
+use crate::product::Panel;
+use crate::product::Part;
+use crate::rows::Rows;
+use crate::rows::round;
+use crate::simd::Simd;
+
+/// The tables of a layer, laid out for the products. They depend on weights alone.
+pub struct Relative {
+    number: Number,
+    sizes: Sizes,
+    /// Of both tables, in panels.
+    panels: usize,
+    /// For each key head its panels.
+    keys: Option<Buffer>,
+    /// `[heads, columns and room, depth]`
+    queries: Option<Buffer>,
+}
+
+/// Tile registers read 16 rows at a time, wherever they begin.
+const ROOM: usize = 16;
+
+impl Relative {
+    /// Lays out the tables that `spec` speaks of: `keys`, `[rows, kv_heads · head_dim]`, for queries to be multiplied
+    /// with, and `queries`, `[rows, heads · head_dim]`, for keys. Number and instruction set are those of
+    /// [`Attention`](super::Attention).
+    pub fn new(
+        isa: Isa,
+        number: Number,
+        spec: &AttentionSpec,
+        keys: Option<&Rows>,
+        queries: Option<&Rows>,
+    ) -> Self {
+        let sizes @ Sizes { width, depth, .. } = Sizes::of(isa, number, spec);
+        let rows = [keys, queries].into_iter().flatten().map(Rows::len).max().unwrap_or(0);
+        assert!([keys, queries].into_iter().flatten().all(|table| table.len() == rows), "tables differ");
+        let of_head = |head: usize| head * spec.head_dim..(head + 1) * spec.head_dim;
+        let columns: Vec<usize> = (0..rows).rev().collect();
+        let panels = rows.div_ceil(width);
+        let words = match number {
+            Number::F32 => depth,
+            Number::Bf16 => depth / 2,
+        };
+        let pack_keys = |table: &Rows| {
+            let mut packed = Buffer::for_numbers::<u32>(spec.kv_heads * panels * width * words);
+            let mut left = packed.numbers_mut::<u32>();
+            for head in 0..spec.kv_heads {
+                for rows in columns.chunks(width) {
+                    let (to, rest) = left.split_at_mut(width * words);
+                    let keys = Blocks::new(std::slice::from_ref(table));
+                    isa.run(PackKeys { keys, number, rows, of_head: of_head(head), to });
+                    left = rest;
+                }
+            }
+            packed
+        };
+        let lay_queries = |table: &Rows| {
+            let held = panels * width + ROOM;
+            let mut laid = Buffer::for_numbers::<u32>(spec.heads * held * words);
+            let of_heads = laid.numbers_mut::<u32>().chunks_exact_mut(held * words);
+            for (head, to) in of_heads.enumerate().take(spec.heads) {
+                let (columns, of_head) = (&columns[..], of_head(head));
+                isa.run(LayQueries { table, number, columns, of_head, depth: words, to });
+            }
+            laid
+        };
+        Self { number, sizes, panels, keys: keys.map(pack_keys), queries: queries.map(lay_queries) }
+    }
+
+    /// Numbers from one query to the next, in the products with all columns.
+    fn stride(&self) -> usize {
+        self.panels * self.sizes.width + 16
+    }
+
+    /// One panel of columns.
+    fn keys<'b>(&self, buffer: &'b Buffer, kv_head: usize, panel: usize) -> Panel<'b> {
+        let Sizes { width, depth, .. } = self.sizes;
+        let at = (kv_head * self.panels + panel) * width * depth;
+        match self.number {
+            Number::F32 => Panel::F32(&buffer.numbers()[at..at + width * depth]),
+            Number::Bf16 => Panel::Bf16(&buffer.numbers()[at..at + width * depth]),
+        }
+    }
+
+    /// The rows from one column on.
+    fn queries(&self, head: usize, column: usize) -> Option<Operand<'_>> {
+        let Sizes { width, depth, .. } = self.sizes;
+        let at = (head * (self.panels * width + ROOM) + column) * depth;
+        self.queries.as_ref().map(|buffer| match self.number {
+            Number::F32 => Operand::F32(&buffer.numbers()[at..], depth),
+            Number::Bf16 => Operand::Bf16(&buffer.numbers()[at..], depth),
+        })
+    }
+}
+
+/// Rows of a table and a head, as operands of a product, zeros at the end.
+struct LayQueries<'a> {
+    table: &'a Rows,
+    number: Number,
+    columns: &'a [usize],
+    of_head: Range<usize>,
+    /// In words.
+    depth: usize,
+    to: &'a mut [u32],
+}
+
+impl Kernel for LayQueries<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let (laid, room) = self.to.split_at_mut(self.columns.len() * self.depth);
+        room.fill(0);
+        for (&row, to) in self.columns.iter().zip(laid.chunks_exact_mut(self.depth)) {
+            let from = &self.table.row(row)[self.of_head.clone()];
+            match self.number {
+                Number::F32 => bytemuck::cast_slice_mut(to).copy_from_slice(from),
+                Number::Bf16 => {
+                    let to: &mut [bf16] = bytemuck::cast_slice_mut(to);
+                    let (to, rest) = to.split_at_mut(from.len());
+                    rest.fill(bf16::ZERO);
+                    round(simd, from, to);
+                }
+            }
+        }
+    }
+}
+
+/// The column of each distance that there is in a batch.
+pub(super) struct Columns {
+    /// By how far a key is after a query, from `-before` on; never falling.
+    of_distance: Vec<u32>,
+    /// How many of the next are each one more than the one before.
+    runs: Vec<u32>,
+    before: usize,
+}
+
+impl Columns {
+    /// For sequences of at most so many tokens, filled up to a multiple of `width` keys.
+    pub(super) fn new(buckets: &Buckets, longest: usize, width: usize) -> Self {
+        let before = longest.saturating_sub(1);
+        let distances = 0..before + longest.next_multiple_of(width);
+        let column = |at: usize| buckets.rows() - 1 - buckets.row(before as isize - at as isize);
+        let of_distance: Vec<u32> = distances.map(|at| column(at) as u32).collect();
+        let mut runs = vec![0; of_distance.len()];
+        for at in (1..runs.len()).rev() {
+            if of_distance[at] == of_distance[at - 1] + 1 {
+                runs[at - 1] = runs[at] + 1;
+            }
+        }
+        Self { of_distance, runs, before }
+    }
+
+    /// The columns that some queries take of some keys.
+    fn reach(&self, queries: &Range<usize>, keys: &Range<usize>) -> Range<usize> {
+        let first = self.of_distance[self.before + keys.start - (queries.end - 1)];
+        let last = self.of_distance[self.before + keys.end - 1 - queries.start];
+        first as usize..last as usize + 1
+    }
+
+    /// For each distance from the last query to the first key on: where a score's number is in `[columns, width]`,
+    /// which begins with column `first`, if the first key's were at zero.
+    fn diagonals(&self, queries: &Range<usize>, keys: &Range<usize>, first: usize, to: &mut Vec<u32>) {
+        let start = self.before + keys.start - (queries.end - 1);
+        let distances = &self.of_distance[start..start + queries.len() + keys.len() - 1];
+        let place = |(at, column): (usize, &u32)| ((*column as usize - first) * keys.len() + at) as u32;
+        to.clear();
+        to.extend(distances.iter().enumerate().map(place));
+    }
+}
+
+/// What a thread multiplies with tables.
+pub(super) struct Distances<'a> {
+    isa: Isa,
+    relative: &'a Relative,
+    columns: &'a Columns,
+    /// `[queries, columns]`, from this column on.
+    of_queries: Buffer,
+    first_column: usize,
+    /// `[columns, width]`, and where scores find theirs.
+    of_keys: Buffer,
+    diagonals: Vec<u32>,
+}
+
+impl<'a> Distances<'a> {
+    pub(super) fn new(isa: Isa, relative: &'a Relative, columns: &'a Columns) -> Self {
+        let width = relative.sizes.width;
+        Self {
+            isa,
+            relative,
+            columns,
+            of_queries: Buffer::for_numbers::<f32>(MAX_QUERIES * relative.stride()),
+            first_column: 0,
+            of_keys: Buffer::for_numbers::<f32>((MAX_QUERIES + width) * width),
+            diagonals: Vec::with_capacity(MAX_QUERIES + width),
+        }
+    }
+
+    /// Multiplies queries with the columns that they take of some keys.
+    pub(super) fn multiply(
+        &mut self,
+        multiplier: &mut Multiplier,
+        (kv_head, rows): (usize, Operand<'_>),
+        queries: &Range<usize>,
+        keys: &Range<usize>,
+    ) {
+        let Some(table) = &self.relative.keys else { return };
+        let Sizes { width, depth, .. } = self.relative.sizes;
+        let reach = self.columns.reach(queries, keys);
+        self.first_column = reach.start / width * width;
+        for panel in reach.start / width..reach.end.div_ceil(width) {
+            let part = Part { rows, panel: self.relative.keys(table, kv_head, panel), depth };
+            let to = &mut self.of_queries.numbers_mut()[panel * width - self.first_column..];
+            let mut to = Store { to, stride: self.relative.stride() };
+            multiplier.multiply(queries.len(), std::iter::once(part), 0, &mut to);
+        }
+    }
+
+    /// Adds to the scores of one panel of keys what they have for distances.
+    pub(super) fn add(
+        &mut self,
+        multiplier: &mut Multiplier,
+        (head, panel, first_key): (usize, Panel<'_>, usize),
+        queries: &Range<usize>,
+        scores: &mut [f32],
+    ) {
+        let Sizes { width, depth, .. } = self.relative.sizes;
+        let keys = first_key..first_key + width;
+        let reach = self.columns.reach(queries, &keys);
+        let table = self.relative.queries(head, reach.start);
+        if let Some(rows) = table {
+            self.columns.diagonals(queries, &keys, reach.start, &mut self.diagonals);
+            let part = Part { rows, panel, depth };
+            let mut to = Store { to: self.of_keys.numbers_mut(), stride: width };
+            multiplier.multiply(reach.len(), std::iter::once(part), 0, &mut to);
+        }
+        let (stride, first) = (self.relative.stride(), self.first_column);
+        self.isa.run(AddDistances {
+            scores,
+            queries: queries.clone(),
+            first_key,
+            columns: self.columns,
+            of_queries: self.relative.keys.as_ref().map(|_| (self.of_queries.numbers(), stride, first)),
+            of_keys: table
+                .map(|_| (&self.of_keys.numbers()[..reach.len() * width], self.diagonals.as_slice())),
+        });
+    }
+}
+
+/// Adds numbers for distances to the scores of one panel of keys.
+struct AddDistances<'a> {
+    /// From the panel's first column on.
+    scores: &'a mut [f32],
+    queries: Range<usize>,
+    first_key: usize,
+    columns: &'a Columns,
+    /// Of each query with the columns from one on; a row every so many numbers.
+    of_queries: Option<(&'a [f32], usize, usize)>,
+    /// Of columns with the keys, and the [diagonals](Columns::diagonals).
+    of_keys: Option<(&'a [f32], &'a [u32])>,
+}
+
+impl Kernel for AddDistances<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Columns { of_distance, runs, before } = self.columns;
+        let count = self.queries.len();
+        for (index, query) in self.queries.enumerate() {
+            let row = &mut self.scores[index * SCORE_STRIDE..][..2 * S::LANES];
+            for (half, scores) in row.chunks_exact_mut(S::LANES).enumerate() {
+                let mut sum = simd.load(scores);
+                if let Some((numbers, stride, first)) = self.of_queries {
+                    let numbers = &numbers[index * stride..][..stride];
+                    let at = before + self.first_key + half * S::LANES - query;
+                    let columns = &of_distance[at..at + S::LANES];
+                    let taken = if runs[at] as usize >= S::LANES - 1 {
+                        simd.load(&numbers[columns[0] as usize - first..][..S::LANES])
+                    } else {
+                        simd.gather(numbers, columns, first as u32)
+                    };
+                    sum = simd.add(sum, taken);
+                }
+                if let Some((numbers, diagonals)) = self.of_keys {
+                    let at = count - 1 - index;
+                    let places = &diagonals[at + half * S::LANES..][..S::LANES];
+                    sum = simd.add(sum, simd.gather(numbers, places, at as u32));
+                }
+                simd.store(scores, sum);
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Relative {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { number, panels, keys, queries, .. } = self;
+        let has = [keys.is_some(), queries.is_some()];
+        write!(f, "Relative({panels} panels of {number:?}, for queries and for keys: {has:?})")
+    }
+}
