@@ -65,15 +65,18 @@ FROM ${RUNTIME_IMAGE} AS runtime-cpu
 FROM ${CUDA_RUNTIME_IMAGE} AS runtime-cuda
 
 FROM runtime-${FEATURES:-cpu}
-# The certificates, for models from a hub: the build image's bundle, which saves a package manager's layer.
+# The certificates, for models from a hub: the build image's bundle, which saves a package manager's layer. Your own: mount
+# them in its place.
 COPY --from=toolchain-cpu /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
+ENV SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt
 # `rewarm serve` without a config looks for its demo family in deploy/demo.
 WORKDIR /opt/rewarm
 COPY deploy/demo deploy/demo
 COPY LICENSE* ./
 COPY --from=build /build/target/release/rewarm /usr/local/bin/rewarm
 
-# A number, not a name, so that an orchestrator can see that it is not root. It owns no file and needs to write none.
+# A number, not a name, so that an orchestrator can see that it is not root. It owns no file and needs to write none, but
+# where models of a hub are kept: `-v models:/models -e HF_HOME=/models`, writable for it.
 USER 10001:10001
 
 # gRPC; metrics, healthz and readyz. The admin port (50052) listens on the container's own loopback only.

@@ -16,7 +16,7 @@
 //!         ops        merge         text
 //!          │           │
 //!       kernels    checkpoint                                 kernels: a crate of its own, with all unsafe code
-//!          └───────────┴── values
+//!          └───────────┴── values                             hub: a model's id becomes a directory, before all else
 //! ```
 //!
 //! A use points down, and no files use each other in a circle (`tests/layering.rs` holds us to that). One request:
@@ -40,6 +40,7 @@ pub mod client;
 pub mod config;
 pub mod disk;
 pub mod engine;
+pub mod hub;
 pub mod learn;
 pub mod merge;
 pub mod metrics;

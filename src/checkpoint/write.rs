@@ -30,7 +30,7 @@ pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 pub const PARTIAL: &str = ".rewarm-partial-";
 
 /// What beside weights and `config.json` makes a checkpoint: text files, some of them only for `transformers`.
-const TEXT_FILES: [&str; 15] = [
+pub const TEXT_FILES: [&str; 15] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",

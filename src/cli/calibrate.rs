@@ -10,10 +10,13 @@ use anyhow::bail;
 use clap::Args;
 
 use crate::checkpoint::lora;
+use crate::cli::fetch::Fetcher;
 use crate::cli::load;
 use crate::cli::progress;
 use crate::config::ConfigError;
 use crate::config::VariantOptions;
+use crate::hub;
+use crate::hub::HubId;
 use crate::model::golden;
 use crate::model::golden::GoldenRewards;
 use crate::model::manifest::Manifest;
@@ -79,16 +82,16 @@ pub(super) fn run(args: &CalibrateArgs) -> anyhow::Result<()> {
     if args.golden_only && args.golden == 0 {
         bail!("--golden-only with --golden 0 leaves nothing to do");
     }
-    check_members(&args.members)?;
-    if args.base.is_some() && !args.members.iter().any(|member| lora::is_adapter(member)) {
-        bail!("--base is for LoRA adapters: none of the members is one");
+    let members = members(args)?;
+    if args.base.is_some() && !members.iter().any(|member| lora::is_adapter(member)) {
+        bail!("--{}", lora::NO_ADAPTER);
     }
     if args.clear {
-        return clear(&args.members);
+        return clear(&members);
     }
     let references = calibrate::read_references(&args.references).context("read the references")?;
-    let mut findings = Vec::with_capacity(args.members.len());
-    for member in &args.members {
+    let mut findings = Vec::with_capacity(members.len());
+    for member in &members {
         let finding = measure(args, member, &references);
         findings.push(finding.with_context(|| format!("calibrate {}", member.display()))?);
     }
@@ -125,14 +128,27 @@ impl Finding<'_> {
 }
 
 /// Each is there, and given once, or it would be measured twice and reported as two.
-fn check_members(paths: &[PathBuf]) -> anyhow::Result<()> {
+fn members(args: &CalibrateArgs) -> anyhow::Result<Vec<PathBuf>> {
+    let mut fetcher = Fetcher::default();
+    let mut find = |member: &PathBuf| {
+        let place = hub::place(member, Path::new("")).map_err(anyhow::Error::msg)?;
+        match HubId::of(&place) {
+            Some(id) if !args.dry_run => bail!(
+                "{id} is a model of the hub, whose copy here others use too, and this command writes beside the weights: \
+                 download it, `hf download {} --local-dir DIR`, and give that directory",
+                id.download_arguments()
+            ),
+            _ => fetcher.dir(&place),
+        }
+    };
+    let paths = args.members.iter().map(&mut find).collect::<Result<Vec<_>, _>>()?;
     let mut seen = HashSet::new();
-    for path in paths {
+    for path in &paths {
         if !seen.insert(path.canonicalize().with_context(|| format!("find {}", path.display()))?) {
             bail!("{} is given twice", path.display());
         }
     }
-    Ok(())
+    Ok(paths)
 }
 
 fn measure<'a>(args: &CalibrateArgs, member: &'a Path, references: &[Input]) -> anyhow::Result<Finding<'a>> {

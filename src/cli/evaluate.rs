@@ -9,6 +9,7 @@ use clap::Args;
 use indicatif::ProgressBar;
 
 use crate::cli::TruncationArg;
+use crate::cli::fetch::Fetcher;
 use crate::cli::parse_reduction;
 use crate::cli::progress;
 use crate::cli::trial;
@@ -40,7 +41,7 @@ use crate::telemetry;
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct EvaluateArgs {
-    /// Checkpoints of one family; one alone is evaluated by itself.
+    /// Checkpoints of one family, directories or models of the hub; one alone is evaluated by itself.
     #[arg(long, value_name = "DIR,DIR", num_args = 1.., value_delimiter = ',', required = true)]
     members: Vec<String>,
     /// What members (and --gold) were trained on, where they are LoRA adapters (PEFT directories).
@@ -115,7 +116,13 @@ pub(super) fn run(args: EvaluateArgs) -> anyhow::Result<()> {
     // Before anything slow: a folder that cannot be written is told at once.
     std::fs::create_dir_all(&output).with_context(|| format!("create {}", output.display()))?;
     tempfile::tempfile_in(&output).with_context(|| format!("write into {}", output.display()))?;
-    let config = args.check()?;
+    let mut config = args.check()?;
+    let mut fetcher = Fetcher::default();
+    (config.members, config.base) = fetcher.family(&config.members, config.base.as_deref())?;
+    config.warm = config.warm.map(|warm| fetcher.named(&warm)).transpose()?;
+    if let Some((_, gold)) = &mut config.best_of_n {
+        *gold = fetcher.named(gold)?;
+    }
 
     let gold = config.best_of_n.as_ref().map(|(_, gold)| gold);
     let dirs = config.members.iter().chain(&config.warm).chain(gold);

@@ -1,5 +1,7 @@
-//! Loads variants, each tried in another process before, and shows how far it is: a bar on a terminal, lines in the log.
+//! Loads variants, fetched from a hub if need be and tried in another process before, and shows how far it is: a bar on a
+//! terminal, lines in the log.
 
+use crate::cli::fetch::Fetcher;
 use crate::cli::progress;
 use crate::cli::trial;
 use crate::cli::trial::Refused;
@@ -13,6 +15,7 @@ use crate::service::Loaded;
 
 /// Loads one variant, with a bar when standard error is a terminal.
 pub(super) fn load(loader: &mut Loader, config: &VariantConfig) -> Result<Variant, ModelError> {
+    let config = &Fetcher::default().variant(config)?;
     trial::then(&[subject(config, false)], || load_tried(loader, config))
         .unwrap_or_else(|Refused { problem, .. }| Err(ModelError::Refused(problem)))
 }
@@ -26,6 +29,9 @@ pub(super) fn all(loader: &mut Loader, configs: &[VariantConfig]) -> Result<Vec<
         let variant = load_tried(loader, config).map_err(|source| failed(config, source))?;
         Ok(Loaded { variant, golden })
     };
+    let mut fetcher = Fetcher::default();
+    let fetch = |config| fetcher.variant(config).map_err(|source| failed(config, source));
+    let configs = configs.iter().map(fetch).collect::<Result<Vec<_>, _>>()?;
     let subjects: Vec<Subject> = configs.iter().map(|config| subject(config, true)).collect();
     trial::then(&subjects, || configs.iter().map(&mut load).collect()).unwrap_or_else(
         |Refused { subject, problem }| Err(failed(&configs[subject], ModelError::Refused(problem))),
@@ -34,6 +40,7 @@ pub(super) fn all(loader: &mut Loader, configs: &[VariantConfig]) -> Result<Vec<
 
 /// Everything that can be checked without reading weights. Returns the text rule.
 pub(super) fn check(loader: &mut Loader, config: &VariantConfig) -> Result<&'static str, ModelError> {
+    let config = &Fetcher::default().variant(config)?;
     // again in this process, which logs what is odd
     let check = || {
         let text_rule = loader.check(config)?;

@@ -7,6 +7,7 @@ use anyhow::Context;
 use clap::Args;
 
 use crate::checkpoint::write::MAX_SHARD_BYTES;
+use crate::cli::fetch::Fetcher;
 use crate::cli::progress;
 use crate::cli::stop;
 use crate::cli::trial;
@@ -20,7 +21,7 @@ use crate::offline::merge::greedy::Greedy;
 
 /// Averages the weights of reward models into one (WARM).
 ///
-/// Members are Hugging Face directories of one family: fine-tuned from one pretrain, with the same architecture,
+/// Members are Hugging Face directories, or models of the hub (org/name@revision), of one family: fine-tuned from one pretrain, with the same architecture,
 /// vocabulary and head. What cannot be averaged is refused, what is odd is warned of. Sums run in f64 and are rounded
 /// once. The result is an ordinary Hugging Face directory with the first member's config, tokenizer and chat template,
 /// and rewarm-merge.json: what was merged, by digest, and how alike it was. It appears whole or not at all.
@@ -59,11 +60,14 @@ pub(super) fn run(args: MergeArgs) -> anyhow::Result<()> {
             return Err(ConfigError(problems).into());
         }
     }
+    let mut fetcher = Fetcher::default();
+    let members = args.members.iter().map(|member| fetcher.named(member)).collect::<Result<_, _>>()?;
+    let base = args.base.as_deref().map(|base| fetcher.named(base)).transpose()?;
     let stop = stop::on_signal()?;
     let goes_on = || !stop.is_set();
     let mut options = Options {
-        members: args.members,
-        base: args.base,
+        members,
+        base,
         coefficients: args.coefficients,
         dtype: args.dtype,
         output: args.output,

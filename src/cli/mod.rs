@@ -3,6 +3,7 @@
 mod bench;
 mod calibrate;
 mod evaluate;
+mod fetch;
 mod load;
 mod merge;
 mod progress;
@@ -90,7 +91,7 @@ struct ServeArgs {
     #[arg(long, value_name = "FILE", env = "REWARM_CONFIG")]
     config: Option<PathBuf>,
     /// Validates the configuration and the checkpoints it names, short of reading weights, prints every problem,
-    /// and exits 0 or 1.
+    /// and exits 0 or 1. Models of the hub are fetched.
     #[arg(long)]
     check: bool,
     /// Where gRPC listens [default: 0.0.0.0:50051].
@@ -139,7 +140,8 @@ The configuration, with its defaults (unknown keys are errors; paths are relativ
 
   [variants.NAME]                     # NAME: 1 to 64 of a-z, 0-9, _ and -
   mode = \"warm\"                       # warm: one model, or members merged at load; ens: members
-  model = \"path\"                      # or: members = [\"path\", \"path\"]
+  model = \"path\"                      # or: members = [\"path\", \"path\"]; a path is a directory, or else a model of
+                                      # the hub: \"org/name\", \"org/name@revision\"
   base = \"path\"                       # what members that are LoRA adapters (PEFT directories) were trained on
   coefficients = [0.5, 0.5]           # warm: members' shares, summing to 1 (equal when absent)
   reduction = \"mean\"                  # ens: \"mean\", \"min\", \"median\", { mean-std = { beta = 0.5 } },
@@ -158,7 +160,10 @@ The configuration, with its defaults (unknown keys are errors; paths are relativ
   format = \"text\"                     # text or json
   level = \"info\"
 
-A flag wins over its variable, a variable over the file.";
+A flag wins over its variable, a variable over the file.
+
+Models of the hub are kept in the cache that Python's libraries use, and HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_ENDPOINT and
+HF_HUB_OFFLINE mean what they mean there. A reload asks again which commit a branch is.";
 
 /// Scores JSON lines, with models in this process or with a server.
 ///
@@ -214,7 +219,7 @@ struct ScoreArgs {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 struct ScoreBy {
-    /// A checkpoint: a Hugging Face directory.
+    /// A checkpoint: a Hugging Face directory, or a model of the hub, org/name or org/name@revision.
     #[arg(long, value_name = "DIR")]
     model: Option<String>,
     /// Several checkpoints of one family; say with --mode what becomes of them.

@@ -15,6 +15,7 @@ use anyhow::bail;
 use clap::Args;
 use indicatif::ProgressBar;
 
+use crate::cli::fetch::Fetcher;
 use crate::cli::progress;
 use crate::cli::stop;
 use crate::cli::trial;
@@ -113,7 +114,11 @@ Examples:
 pub(super) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     start_again_with_threads_told();
     telemetry::start(&telemetry::Config { level: telemetry::Level::warnings(), ..Default::default() });
-    let config = args.options.load()?;
+    let mut config = args.options.load()?;
+    let mut fetcher = Fetcher::default();
+    for base in config.members.iter_mut().map(|member| &mut member.base).chain([&mut config.base]) {
+        *base = fetcher.dir(base)?;
+    }
     let bases: BTreeSet<&PathBuf> =
         config.members.iter().map(|member| &member.base).chain([&config.base]).collect();
     let subjects: Vec<Subject> =

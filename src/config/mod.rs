@@ -352,7 +352,7 @@ model = 'a'
 members = ['b']
 [variants.e]
 mode = 'ens'
-members = ['a', 'missing', 'org/name']
+members = ['a', 'missing', './org/name']
 coefficients = [0.5]
 reduction = { mean-std = { beta = -1.0 } }
 [routing]
@@ -370,7 +370,7 @@ shadow = { variant = 'e', fraction = 0.1 }
             "variants.e: coefficients sum to 0.5",
             "variants.e: reduction: -1 must be finite",
             "missing` is not a directory",
-            "org/name` is not a directory (hub ids such as org/name are not supported yet)",
+            "/./org/name` is not a directory",
             "rewarm.toml:16: routing.shadow is not supported yet",
             "rewarm.toml:3: unknown key `server.colour`",
             "rewarm.toml:17: unknown key `colours`",

@@ -12,6 +12,7 @@ use crate::config::ConfigError;
 use crate::config::file::Problems;
 use crate::config::file::Section;
 use crate::disk;
+use crate::hub;
 use crate::model::variant::Dtype;
 use crate::offline::train::config::Choice;
 use crate::offline::train::config::Choices;
@@ -34,7 +35,7 @@ pub struct TrainOptions {
     /// The configuration, a TOML file; flags win over it. Its keys are below.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The checkpoint to start from: *Model, *ForCausalLM or *ForSequenceClassification of any family that is served.
+    /// The checkpoint to start from, a directory or a model of the hub: *Model, *ForCausalLM or *ForSequenceClassification of any family that is served.
     #[arg(long, value_name = "DIR")]
     base: Option<PathBuf>,
     /// Pairs to train on: JSON lines, plain or gzipped, {"prompt", "chosen", "rejected"}, strings or lists of messages.
@@ -130,7 +131,7 @@ impl TrainOptions {
         let section = Section::parse(name, text, &mut problems);
         let mut file = Keys { section, problems };
 
-        let base = file.path("base", &self.base, folder);
+        let base = file.model("base", &self.base, folder);
         let output = file.path("output", &self.output, folder);
         let seed = file.value("seed", self.seed, 0, any());
         let epochs = file.value("epochs", self.epochs, 1, AT_LEAST_ONE);
@@ -144,9 +145,6 @@ impl TrainOptions {
         let probe = file.probe();
         let mut problems = file.finish();
 
-        if let Some(base) = base.as_ref().filter(|base| !base.is_dir()) {
-            problems.add(format!("base: {} is not a directory", base.display()));
-        }
         for path in data.pairs.iter().chain(&data.validation).filter(|path| !path.exists()) {
             problems.add(format!("there is no file {}", path.display()));
         }
@@ -239,10 +237,7 @@ impl TrainOptions {
             own.problems
                 .add(format!("{place}: a member has its own {key}, and {flag} is given: give one of them"));
         }
-        let base = own.take::<PathBuf>("base").map(|path| folder.join(path));
-        if let Some(base) = base.as_ref().filter(|base| !base.is_dir()) {
-            own.problems.add(format!("base of a member: {} is not a directory", base.display()));
-        }
+        let base = own.take::<PathBuf>("base").and_then(|path| own.place("base of a member", &path, folder));
         let member = Member {
             base: base.unwrap_or(drawn.base),
             learning_rate: own.value("learning_rate", None, drawn.learning_rate, POSITIVE),
@@ -353,6 +348,23 @@ impl<'i> Keys<'i> {
             self.problems.add(format!("{key} is missing: name it in the file or with --{key}"));
         }
         path
+    }
+
+    /// The same for a model: a directory, or one of the hub.
+    fn model(&mut self, key: &str, flag: &Option<PathBuf>, folder: &Path) -> Option<PathBuf> {
+        let in_file = self.take::<PathBuf>(key);
+        match (flag, in_file) {
+            (Some(flag), _) => self.place(key, flag, Path::new("")),
+            (None, Some(path)) => self.place(key, &path, folder),
+            (None, None) => {
+                self.problems.add(format!("{key} is missing: name it in the file or with --{key}"));
+                None
+            }
+        }
+    }
+
+    fn place(&mut self, key: &str, path: &Path, folder: &Path) -> Option<PathBuf> {
+        hub::place(path, folder).map_err(|problem| self.problems.add(format!("{key}: {problem}"))).ok()
     }
 
     fn paths(&mut self, key: &str, flag: &Option<Vec<PathBuf>>, folder: &Path) -> Vec<PathBuf> {

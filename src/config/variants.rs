@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use crate::checkpoint::lora;
 use crate::config::file::Problems;
 use crate::config::file::Section;
+use crate::hub;
+use crate::hub::HubId;
 use crate::model::manifest::MAX_COUNT;
 use crate::model::pooling::Pooling;
 use crate::model::scorer::Reduction;
@@ -21,7 +23,7 @@ const MAX_NAME_BYTES: usize = 64;
 pub struct VariantOptions {
     /// "warm" or "ens".
     pub mode: Option<Mode>,
-    /// One checkpoint.
+    /// One checkpoint: a directory, or a model of the hub.
     pub model: Option<String>,
     /// Several checkpoints.
     pub members: Option<Vec<String>>,
@@ -147,8 +149,10 @@ impl VariantOptions {
         let members: Vec<PathBuf> =
             members.iter().filter_map(|member| directory(member, folder, &mut problems)).collect();
         let base = self.base.and_then(|base| directory(&base, folder, &mut problems));
-        if base.is_some() && !members.iter().any(|member| lora::is_adapter(member)) {
-            problems.add("base is for LoRA adapters: none of the members is one");
+        // of what is still at a hub it is seen when it is here
+        let may_be_adapter = |member: &PathBuf| lora::is_adapter(member) || HubId::of(member).is_some();
+        if base.is_some() && !members.iter().any(may_be_adapter) {
+            problems.add(lora::NO_ADAPTER);
         }
         match self.mode {
             Some(mode) if problems.0.is_empty() => Ok(VariantConfig {
@@ -188,12 +192,5 @@ pub fn coefficient_problems(coefficients: &[f64], num_members: usize) -> Vec<Str
 }
 
 fn directory(member: &str, folder: &Path, problems: &mut Problems) -> Option<PathBuf> {
-    let path = folder.join(member);
-    if path.is_dir() {
-        return Some(path);
-    }
-    let is_hub_id = member.split('/').count() == 2 && !member.starts_with(['.', '/', '~']);
-    let hint = if is_hub_id { " (hub ids such as org/name are not supported yet)" } else { "" };
-    problems.add(format!("`{}` is not a directory{hint}", path.display()));
-    None
+    hub::place(Path::new(member), folder).map_err(|problem| problems.add(problem)).ok()
 }

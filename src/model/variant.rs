@@ -16,6 +16,7 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::Digest;
 use crate::checkpoint::ahead::ReadAhead;
 use crate::checkpoint::hex;
+use crate::hub::Snapshot;
 use crate::merge::kinship;
 use crate::merge::kinship::Kinship;
 use crate::model::ModelError;
@@ -227,8 +228,10 @@ pub struct VariantInfo {
 /// One of the models that a variant was made from.
 #[derive(Clone, Debug)]
 pub struct MemberInfo {
-    /// As configured.
+    /// The directory: as configured, or in the hub's cache.
     pub path: String,
+    /// "org/name@COMMIT", where it is in a hub's cache.
+    pub source: Option<String>,
     /// Its share in a merge, else 1.
     pub coefficient: f64,
     /// Hex digest of its weights.
@@ -309,6 +312,7 @@ impl Loader {
             .zip(&coefficients)
             .map(|((member, digest), &coefficient)| MemberInfo {
                 path: member.path.display().to_string(),
+                source: Snapshot::of(&member.path).map(|snapshot| snapshot.to_string()),
                 coefficient,
                 digest: hex(digest),
                 calibration: member.manifest.calibration.filter(|_| config.mode == Mode::Ens),
@@ -553,7 +557,8 @@ fn notes(members: &[Member]) -> Vec<String> {
         let end = member.tokenizer.end();
         let end = (end != TextEnd::AsIs)
             .then(|| format!("the end of texts is not as they are given: text_end {}", end.name()));
-        for note in member.config.origin.notes.iter().cloned().chain(end) {
+        let base = member.checkpoint.base().and_then(Snapshot::of).map(|base| format!("the base is {base}"));
+        for note in member.config.origin.notes.iter().cloned().chain(end).chain(base) {
             if !notes.contains(&note) {
                 notes.push(note);
             }

@@ -159,6 +159,7 @@ fn variant(info: &VariantInfo) -> proto::VariantInfo {
 fn member(info: &MemberInfo) -> proto::MemberInfo {
     proto::MemberInfo {
         path: info.path.clone(),
+        source: info.source.clone().unwrap_or_default(),
         coefficient: info.coefficient,
         digest: info.digest.clone(),
         calibration: info

@@ -151,6 +151,7 @@ pub(crate) fn ensemble(name: &str, models: &[Arc<Fake>]) -> Variant {
     let is_ens = models.len() > 1;
     let member = |index: usize| MemberInfo {
         path: format!("fake/{index}"),
+        source: None,
         coefficient: 1.0,
         digest: format!("digest-{index}"),
         calibration: None,

@@ -99,6 +99,15 @@ impl Server {
         server
     }
 
+    /// As [`Self::start`], with what `set` makes of the command.
+    pub(crate) fn start_as(args: &[&str], set: impl FnOnce(&mut Command)) -> Self {
+        let mut command = rewarm(&[&SERVE[..], args].concat());
+        set(&mut command);
+        let (server, log) = Self::of(command);
+        std::thread::spawn(move || log.for_each(drop));
+        server
+    }
+
     /// As [`Self::start`], but the pipe of its log is closed once it is ready.
     pub(crate) fn start_unread(args: &[&str]) -> Self {
         Self::start_with_log(args).0

@@ -38,6 +38,9 @@ const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 /// What stands before the base model's own names in an adapter's.
 const PREFIX: &str = "base_model.model.";
 
+/// What is wrong with a base that nobody was trained on.
+pub const NO_ADAPTER: &str = "base is for LoRA adapters: none of the members is one";
+
 /// Whether a directory is an adapter and not a model.
 pub fn is_adapter(dir: &Path) -> bool {
     disk::is_there(&dir.join(CONFIG_FILE))

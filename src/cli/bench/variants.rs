@@ -14,6 +14,7 @@ use tempfile::TempDir;
 
 use crate::bench::shape::Shape;
 use crate::cli::bench::between;
+use crate::cli::fetch::Fetcher;
 use crate::cli::load;
 use crate::cli::progress;
 use crate::config;
@@ -33,7 +34,7 @@ const MAX_MEMBERS: usize = 64;
 
 #[derive(Debug, Args)]
 pub(super) struct VariantArgs {
-    /// Checkpoints, each a variant of its own: Hugging Face directories.
+    /// Checkpoints, each a variant of its own: Hugging Face directories, or models of the hub.
     #[arg(long, value_name = "DIR,DIR", value_delimiter = ',', group = "source")]
     model: Option<Vec<String>>,
     /// Checkpoints of one family, together: merged (WARM) beside an ensemble (ENS), or what --mode says.
@@ -71,7 +72,7 @@ pub(super) struct Chosen {
 }
 
 impl VariantArgs {
-    /// Checks what can be checked without reading weights, and writes the checkpoints of a random shape.
+    /// Checks what can be checked without reading weights, fetches models of a hub, and writes the checkpoints of a random shape.
     pub(super) fn choose(&self) -> anyhow::Result<Chosen> {
         if self.mode.is_some() && self.members.is_none() && self.shape.is_none() {
             bail!("--mode says what becomes of --members or of --shape: give one of them");
@@ -91,6 +92,10 @@ impl VariantArgs {
         (service.listen, service.admin, service.metrics) = (any_port, any_port, any_port);
         (service.drain_grace, service.drain_limit) = (Duration::ZERO, Duration::ZERO);
         keep(&mut service.models.variants, &self.variant)?;
+        let mut fetcher = Fetcher::default();
+        for variant in &mut service.models.variants {
+            *variant = fetcher.variant(variant)?;
+        }
         // Each request names its variant: routing only has to be valid.
         let names = service.models.variants.iter().map(|variant| (variant.name.clone(), 1.0));
         service.models.weights = names.collect();

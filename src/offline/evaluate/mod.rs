@@ -37,6 +37,7 @@ use anyhow::ensure;
 pub use self::output::write;
 pub use self::table::table;
 
+use crate::hub::Snapshot;
 use crate::model::scorer::Calibration;
 use crate::model::scorer::Reduction;
 use crate::model::variant::Dtype;
@@ -255,11 +256,14 @@ fn read_pairs(config: &Config) -> anyhow::Result<Vec<Dataset>> {
     config.pairs.iter().map(read).collect()
 }
 
-/// The last folder of each path, where that tells the members apart; else the paths.
+/// The last folder of each path (a model of the hub by its own name), where that tells the members apart; else the paths.
 fn member_names(members: &[PathBuf]) -> Vec<String> {
     let short: Vec<String> = members
         .iter()
         .map(|path| {
+            if let Some(snapshot) = Snapshot::of(path) {
+                return snapshot.to_string();
+            }
             path.file_name()
                 .map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
         })

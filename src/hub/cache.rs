@@ -1,0 +1,148 @@
+//! The cache on disk, in the layout of Python's `huggingface_hub` (2.4.0), which reads and writes it too.
+//!
+//! ```text
+//! models--org--name/refs/main                        a commit
+//! models--org--name/trees/COMMIT.json                what the commit consists of: sizes and digests
+//! models--org--name/snapshots/COMMIT/config.json  →  ../../blobs/DIGEST
+//! models--org--name/blobs/DIGEST.incomplete          what was cut, and goes on from there
+//! .locks/models--org--name/DIGEST.lock               held while a blob is fetched
+//! ```
+//!
+//! Names appear whole: what is written under another one is renamed.
+
+use std::fs::File;
+use std::io;
+use std::io::Write;
+use std::path::Path;
+use std::path::PathBuf;
+
+use crate::hub::HubError;
+use crate::hub::choose;
+use crate::hub::is_commit;
+use crate::hub::tree::Tree;
+
+/// Before a repository's name, whose slash is two dashes here.
+pub(super) const FOLDER_PREFIX: &str = "models--";
+/// The folder of commits.
+pub(super) const SNAPSHOTS: &str = "snapshots";
+
+/// One repository in the cache.
+pub(super) struct Repository {
+    folder: PathBuf,
+    locks: PathBuf,
+}
+
+impl Repository {
+    /// "org/name" in this cache.
+    pub(super) fn new(cache: &Path, repo: &str) -> Self {
+        let name = format!("{FOLDER_PREFIX}{}", repo.replace('/', "--"));
+        Self { folder: cache.join(&name), locks: cache.join(".locks").join(&name) }
+    }
+
+    /// Which commit a branch was, when it was last asked for.
+    pub(super) fn commit_of(&self, revision: &str) -> Option<String> {
+        let commit = std::fs::read_to_string(self.folder.join("refs").join(revision)).ok()?;
+        Some(commit.trim().to_owned()).filter(|commit| is_commit(commit))
+    }
+
+    /// Notes it.
+    pub(super) fn set_commit(&self, revision: &str, commit: &str) -> Result<(), HubError> {
+        if self.commit_of(revision).as_deref() == Some(commit) {
+            return Ok(()); // the cache may be one that we may only read
+        }
+        self.write(&self.folder.join("refs").join(revision), commit.as_bytes())
+    }
+
+    /// What a commit consists of, if somebody has asked.
+    pub(super) fn tree(&self, commit: &str) -> Option<Tree> {
+        let text = std::fs::read(self.tree_path(commit)).ok()?;
+        serde_json::from_slice(&text).ok().filter(Tree::is_sound)
+    }
+
+    /// Notes it.
+    pub(super) fn write_tree(&self, commit: &str, tree: &Tree) -> Result<(), HubError> {
+        let text = serde_json::to_vec_pretty(tree).expect("strings and numbers are JSON");
+        self.write(&self.tree_path(commit), &text)
+    }
+
+    fn tree_path(&self, commit: &str) -> PathBuf {
+        self.folder.join(format!("trees/{commit}.json"))
+    }
+
+    /// Where the files of a commit are.
+    pub(super) fn snapshot(&self, commit: &str) -> PathBuf {
+        self.folder.join(SNAPSHOTS).join(commit)
+    }
+
+    /// The same, if all of them are there that make a model.
+    pub(super) fn whole(&self, commit: &str, tree: &Tree) -> Option<PathBuf> {
+        let dir = self.snapshot(commit);
+        let mut wanted = choose::small(tree);
+        if !wanted.iter().all(|file| dir.join(file).exists()) {
+            return None; // the index, without which nobody knows the shards, may be missing
+        }
+        let weights = choose::weights(tree, &dir).ok()?;
+        let has_weights = !weights.is_empty();
+        wanted.extend(weights);
+        (has_weights && wanted.iter().all(|file| dir.join(file).exists())).then_some(dir)
+    }
+
+    /// Where a content is.
+    pub(super) fn blob(&self, etag: &str) -> PathBuf {
+        self.folder.join("blobs").join(etag)
+    }
+
+    /// Where it is until it is whole, in a folder that exists.
+    pub(super) fn partial(&self, etag: &str) -> Result<PathBuf, HubError> {
+        let path = self.blob(&format!("{etag}.incomplete"));
+        make_room(&path)?;
+        Ok(path)
+    }
+
+    /// Gives a whole content its name.
+    pub(super) fn keep(&self, partial: &Path, etag: &str) -> Result<(), HubError> {
+        std::fs::rename(partial, self.blob(etag)).map_err(|source| HubError::cache("rename", partial, source))
+    }
+
+    /// Makes a content a file of a commit.
+    pub(super) fn link(&self, commit: &str, file: &str, etag: &str) -> Result<(), HubError> {
+        let path = self.snapshot(commit).join(file);
+        make_room(&path)?;
+        // relative, so that the cache can be moved and mounted elsewhere
+        let up = "../".repeat(1 + file.split('/').count());
+        match std::os::unix::fs::symlink(format!("{up}blobs/{etag}"), &path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.exists() => Ok(()),
+            linked => linked.map_err(|source| HubError::cache("write", &path, source)),
+        }
+    }
+
+    /// Lets nobody else fetch this content until it is dropped.
+    pub(super) fn lock(&self, etag: &str) -> Result<File, HubError> {
+        let path = self.locks.join(format!("{etag}.lock"));
+        make_room(&path)?;
+        let failed = |source| HubError::cache("lock", &path, source);
+        let options = || File::options().create(true).truncate(false).read(true).write(true).open(&path);
+        let file = options().map_err(failed)?;
+        if file.try_lock().is_err() {
+            tracing::info!(lock = %path.display(), "another process fetches this file, waiting for it");
+            file.lock().map_err(failed)?;
+        }
+        Ok(file)
+    }
+
+    fn write(&self, path: &Path, content: &[u8]) -> Result<(), HubError> {
+        make_room(path)?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let write = || {
+            let mut file = tempfile::NamedTempFile::new_in(folder)?;
+            file.write_all(content)?;
+            file.persist(path).map_err(|error| error.error)
+        };
+        write().map(drop).map_err(|source| HubError::cache("write", path, source))
+    }
+}
+
+fn make_room(file: &Path) -> Result<(), HubError> {
+    let folder = file.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder).map_err(|source| HubError::cache("make", folder, source))
+}

@@ -1,0 +1,149 @@
+//! What the variables of the Python library say, read once.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::PathBuf;
+
+use crate::hub::HubError;
+
+const ENDPOINT: &str = "https://huggingface.co";
+
+/// Where the hub is, and where what it holds is kept.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// `HF_ENDPOINT`, without a slash at the end.
+    pub endpoint: String,
+    /// `HF_TOKEN`, or the file where `hf auth login` leaves it.
+    pub token: Option<String>,
+    /// `HF_HUB_CACHE`, or `hub` in `HF_HOME`.
+    pub cache: PathBuf,
+    /// `HF_HUB_OFFLINE`: nothing is asked of anybody.
+    pub is_offline: bool,
+    /// `SSL_CERT_FILE`, or `REQUESTS_CA_BUNDLE`: certificates to trust in place of those that are built in.
+    pub certificates: Option<PathBuf>,
+}
+
+/// Without the token.
+impl fmt::Debug for Settings {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { endpoint, token, cache, is_offline, certificates } = self;
+        let token = token.as_ref().map(|_| "secret");
+        write!(formatter, "{:?}", (endpoint, token, cache, is_offline, certificates))
+    }
+}
+
+impl Settings {
+    /// Of this process.
+    pub fn from_env() -> Result<Self, HubError> {
+        Self::read(&|name| std::env::var_os(name))
+    }
+
+    /// An empty variable is an absent one.
+    fn read(variable: &dyn Fn(&str) -> Option<OsString>) -> Result<Self, HubError> {
+        let get = |name: &str| variable(name).filter(|value| !value.is_empty());
+        let text = |name: &str| get(name).map(|value| value.to_string_lossy().trim().to_owned());
+        let user = get("HOME").map(PathBuf::from);
+        let path = |name: &str| {
+            let path = PathBuf::from(get(name)?);
+            match (path.strip_prefix("~"), &user) {
+                (Ok(below), Some(user)) => Some(user.join(below)),
+                _ => Some(path),
+            }
+        };
+        let is_true = |name: &str| {
+            text(name)
+                .is_some_and(|value| ["1", "ON", "YES", "TRUE"].contains(&value.to_uppercase().as_str()))
+        };
+        let home = path("HF_HOME")
+            .or_else(|| path("XDG_CACHE_HOME").map(|cache| cache.join("huggingface")))
+            .or_else(|| user.as_ref().map(|user| user.join(".cache/huggingface")));
+        let cache = path("HF_HUB_CACHE")
+            .or_else(|| path("HUGGINGFACE_HUB_CACHE"))
+            .or_else(|| home.as_ref().map(|home| home.join("hub")));
+        let endpoint = text("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned());
+        let endpoint = endpoint.trim_end_matches('/').to_owned();
+        if !["http://", "https://"].iter().any(|scheme| endpoint.starts_with(scheme)) {
+            return Err(HubError::Setting(format!(
+                "HF_ENDPOINT is `{endpoint}`: expected a URL, for example {ENDPOINT}"
+            )));
+        }
+        let token_file = path("HF_TOKEN_PATH").or_else(|| home.map(|home| home.join("token")));
+        let in_file = || {
+            let text = std::fs::read_to_string(token_file.as_ref()?).ok()?;
+            Some(text.trim().to_owned())
+                .filter(|token| !token.is_empty() && !is_true("HF_HUB_DISABLE_IMPLICIT_TOKEN"))
+        };
+        let token = text("HF_TOKEN").or_else(|| text("HUGGING_FACE_HUB_TOKEN")).or_else(in_file);
+        if token.as_ref().is_some_and(|token| !token.bytes().all(|byte| byte.is_ascii_graphic())) {
+            return Err(HubError::Setting(
+                "HF_TOKEN holds a blank, or what is no letter: copy the token again".to_owned(),
+            ));
+        }
+        let cache = cache.ok_or_else(|| {
+            HubError::Setting("there is no place for models of the hub: set HF_HOME, or HOME".to_owned())
+        })?;
+        // the second is asked for only where the first says nothing, as there
+        let offline = if get("HF_HUB_OFFLINE").is_some() { "HF_HUB_OFFLINE" } else { "TRANSFORMERS_OFFLINE" };
+        Ok(Self {
+            endpoint,
+            token,
+            cache,
+            is_offline: is_true(offline),
+            certificates: path("SSL_CERT_FILE").or_else(|| path("REQUESTS_CA_BUNDLE")),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn read(variables: &[(&str, &str)]) -> Result<Settings, HubError> {
+        let find =
+            |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
+        Settings::read(&find)
+    }
+
+    #[test]
+    fn variables_are_read_as_python_reads_them() {
+        let cache = |variables: &[(&str, &str)]| read(variables).unwrap().cache.display().to_string();
+        assert_eq!(cache(&[("HOME", "/u")]), "/u/.cache/huggingface/hub");
+        assert_eq!(cache(&[("HOME", "/u"), ("XDG_CACHE_HOME", "/x")]), "/x/huggingface/hub");
+        assert_eq!(cache(&[("HOME", "/u"), ("XDG_CACHE_HOME", "/x"), ("HF_HOME", "~/h")]), "/u/h/hub");
+        assert_eq!(cache(&[("HF_HOME", "/h"), ("HF_HUB_CACHE", "/c")]), "/c");
+        assert_eq!(cache(&[("HF_HOME", "/h"), ("HF_HUB_CACHE", "")]), "/h/hub");
+        assert_eq!(cache(&[("HF_HOME", "/h"), ("HUGGINGFACE_HUB_CACHE", "/c")]), "/c");
+        assert!(read(&[]).is_err());
+
+        let offline =
+            |variables: &[(&str, &str)]| read(&[variables, &[("HOME", "/u")]].concat()).unwrap().is_offline;
+        assert!(offline(&[("HF_HUB_OFFLINE", "1")]) && offline(&[("HF_HUB_OFFLINE", "true")]));
+        assert!(offline(&[("TRANSFORMERS_OFFLINE", "yes")]));
+        assert!(!offline(&[]) && !offline(&[("HF_HUB_OFFLINE", "0"), ("TRANSFORMERS_OFFLINE", "1")]));
+
+        let endpoint =
+            |value: &str| read(&[("HOME", "/u"), ("HF_ENDPOINT", value)]).map(|settings| settings.endpoint);
+        assert_eq!(endpoint("").unwrap(), ENDPOINT);
+        assert_eq!(endpoint("http://127.0.0.1:8/").unwrap(), "http://127.0.0.1:8");
+        assert!(endpoint("hub.example").unwrap_err().to_string().contains("expected a URL"));
+    }
+
+    #[test]
+    fn a_token_comes_from_its_variable_or_its_file_and_is_never_shown() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().to_str().unwrap();
+        std::fs::write(Path::new(path).join("token"), "hf_file\n").unwrap();
+        let token = |variables: &[(&str, &str)]| {
+            read(&[variables, &[("HF_HOME", path)]].concat()).map(|settings| settings.token)
+        };
+        assert_eq!(token(&[]).unwrap().as_deref(), Some("hf_file"));
+        assert_eq!(token(&[("HF_TOKEN", " hf_variable\n")]).unwrap().as_deref(), Some("hf_variable"));
+        assert_eq!(token(&[("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")]).unwrap(), None);
+        assert_eq!(token(&[("HF_TOKEN_PATH", "/nowhere")]).unwrap(), None);
+        assert!(token(&[("HF_TOKEN", "a\nb")]).is_err());
+        let shown = format!("{:?}", read(&[("HF_HOME", path)]).unwrap());
+        assert!(!shown.contains("hf_file") && shown.contains("secret"), "{shown}");
+    }
+}
