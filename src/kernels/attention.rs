@@ -36,6 +36,7 @@ use crate::simd::Simd;
 
 use self::relative::Columns;
 use self::relative::Distances;
+use self::relative::OfPanel;
 pub use self::relative::Relative;
 
 /// Positions that the online softmax takes at a time; a multiple of every panel's width.
@@ -362,7 +363,7 @@ impl<'a> Work<'a> {
             largest: [0.0; MAX_QUERIES],
             total: [0.0; MAX_QUERIES],
             keep: [0.0; MAX_QUERIES],
-            distances: distances.map(|(relative, columns)| Distances::new(attention.isa, relative, columns)),
+            distances: distances.map(|(relative, columns)| Distances::new(relative, columns)),
         }
     }
 
@@ -442,11 +443,18 @@ impl<'a> Work<'a> {
                 let scores = &mut self.scores.numbers_mut()[panel * width % BLOCK..];
                 let keys = cache.keys(piece, kv_head, panel);
                 let part = Part { rows: queries, panel: keys, depth };
-                let mut to = Store { to: scores, stride: SCORE_STRIDE };
-                self.multiplier.multiply(tile.rows.len(), std::iter::once(part), 0, &mut to);
-                if let Some(distances) = &mut self.distances {
-                    let multiplier = &mut self.multiplier;
-                    distances.add(multiplier, (head, keys, panel * width), &positions, scores);
+                let part = std::iter::once(part);
+                match &mut self.distances {
+                    None => {
+                        let mut to = Store { to: scores, stride: SCORE_STRIDE };
+                        self.multiplier.multiply(tile.rows.len(), part, 0, &mut to);
+                    }
+                    Some(distances) => {
+                        let of_panel = (head, keys, panel * width);
+                        let add = distances.of_panel(&mut self.multiplier, of_panel, &positions);
+                        let mut to = StoreWith { to: scores, count: tile.rows.len(), add };
+                        self.multiplier.multiply(tile.rows.len(), part, 0, &mut to);
+                    }
                 }
             }
         }
@@ -633,6 +641,29 @@ impl Epilogue for Store<'_> {
             let to = &mut self.to[row * self.stride..][..width];
             for (sums, to) in sums.chunks_exact(S::LANES).zip(to.chunks_exact_mut(S::LANES)) {
                 simd.store(to, simd.load(sums));
+            }
+        }
+    }
+}
+
+/// Keeps scores with what they have for distances.
+struct StoreWith<'a> {
+    to: &'a mut [f32],
+    /// How many queries there are.
+    count: usize,
+    add: OfPanel<'a>,
+}
+
+impl Epilogue for StoreWith<'_> {
+    #[inline(always)]
+    fn tile<S: Simd>(&mut self, simd: S, rows: Range<usize>, _: usize, sums: &[f32]) {
+        let width = 2 * S::LANES;
+        for (row, sums) in rows.zip(sums.chunks_exact(width)) {
+            let to = &mut self.to[row * SCORE_STRIDE..][..width];
+            let parts = sums.chunks_exact(S::LANES).zip(to.chunks_exact_mut(S::LANES));
+            for (half, (sums, to)) in parts.enumerate() {
+                let (before_last, key) = (self.count - 1 - row, half * S::LANES);
+                simd.store(to, self.add.add(simd, row, before_last, key, simd.load(sums)));
             }
         }
     }

@@ -54,6 +54,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn scale(self, x: Self::V, n: Self::V) -> Self::V;
     /// `then` where `a < b`, else `otherwise`.
     fn where_less(self, a: Self::V, b: Self::V, then: Self::V, otherwise: Self::V) -> Self::V;
+    /// Of as many numbers as a vector has, those at these places, `less` subtracted from each; none may be beyond.
+    fn pick(self, from: &[f32], at: &[u32], less: u32) -> Self::V;
     /// The numbers at these places, `less` subtracted from each; the last one beyond the end.
     fn gather(self, from: &[f32], at: &[u32], less: u32) -> Self::V;
     /// In a fixed order.
@@ -277,6 +279,10 @@ impl Simd for Portable {
         std::array::from_fn(|i| if a[i] < b[i] { then[i] } else { otherwise[i] })
     }
     #[inline(always)]
+    fn pick(self, from: &[f32], at: &[u32], less: u32) -> Self::V {
+        std::array::from_fn(|i| from[at[i].wrapping_sub(less) as usize % PORTABLE_LANES])
+    }
+    #[inline(always)]
     fn gather(self, from: &[f32], at: &[u32], less: u32) -> Self::V {
         std::array::from_fn(|i| from[(at[i].wrapping_sub(less) as usize).min(from.len() - 1)])
     }
@@ -336,8 +342,8 @@ mod x86 {
     // SAFETY of every block below: a value of the type proves that the machine has the instructions, since only `new`
     // makes one, whose caller promised it. Memory is touched by `load_ptr` and `store_ptr` alone, as their callers
     // promise; by masked loads and stores, of which lanes beyond a slice's length touch nothing and do not fault; in
-    // `gather`, after the length of places was checked and they were brought inside; and in `store_bf16`, after its
-    // length was checked. `__m256bh` is any 256 bits.
+    // `pick` and `gather`, after the length of places was checked, those of `gather` brought inside; and in
+    // `store_bf16`, after its length was checked. `__m256bh` is any 256 bits.
     impl<const BF16: bool> Simd for Avx512<BF16> {
         type V = __m512;
         const LANES: usize = 16;
@@ -480,6 +486,15 @@ mod x86 {
             unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), otherwise, then) }
         }
         #[inline(always)]
+        fn pick(self, from: &[f32], at: &[u32], less: u32) -> __m512 {
+            assert!(at.len() >= 16);
+            unsafe {
+                let at =
+                    _mm512_sub_epi32(_mm512_loadu_epi32(at.as_ptr().cast()), _mm512_set1_epi32(less as i32));
+                _mm512_permutexvar_ps(at, self.load(from))
+            }
+        }
+        #[inline(always)]
         fn gather(self, from: &[f32], at: &[u32], less: u32) -> __m512 {
             assert!(at.len() >= 16 && !from.is_empty());
             let last = (from.len() - 1).min(i32::MAX as usize) as i32;
@@ -599,6 +614,15 @@ mod x86 {
         #[inline(always)]
         fn where_less(self, a: __m256, b: __m256, then: __m256, otherwise: __m256) -> __m256 {
             unsafe { _mm256_blendv_ps(otherwise, then, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b)) }
+        }
+        #[inline(always)]
+        fn pick(self, from: &[f32], at: &[u32], less: u32) -> __m256 {
+            assert!(at.len() >= 8);
+            unsafe {
+                let at =
+                    _mm256_sub_epi32(_mm256_loadu_si256(at.as_ptr().cast()), _mm256_set1_epi32(less as i32));
+                _mm256_permutevar8x32_ps(self.load(from), at)
+            }
         }
         #[inline(always)]
         fn gather(self, from: &[f32], at: &[u32], less: u32) -> __m256 {

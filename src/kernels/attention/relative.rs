@@ -9,8 +9,7 @@
 //! ```
 //!
 //! Tables are multiplied as they are, however many distances share a row, and only where a tile can reach. Their rows
-//! are turned round to *columns*, which grow as keys go on: where neighbours have columns of their own, as near keys
-//! do, a vector of scores takes a run of numbers.
+//! are turned round to *columns*, which grow as keys go on.
 
 use std::ops::Range;
 
@@ -19,7 +18,6 @@ use half::bf16;
 use super::Blocks;
 use super::MAX_QUERIES;
 use super::PackKeys;
-use super::SCORE_STRIDE;
 use super::Sizes;
 use super::Store;
 use crate::AttentionSpec;
@@ -160,8 +158,6 @@ impl Kernel for LayQueries<'_> {
 pub(super) struct Columns {
     /// By how far a key is after a query, from `-before` on; never falling.
     of_distance: Vec<u32>,
-    /// How many of the next are each one more than the one before.
-    runs: Vec<u32>,
     before: usize,
 }
 
@@ -172,27 +168,25 @@ impl Columns {
         let distances = 0..before + longest.next_multiple_of(width);
         let column = |at: usize| buckets.rows() - 1 - buckets.row(before as isize - at as isize);
         let of_distance: Vec<u32> = distances.map(|at| column(at) as u32).collect();
-        let mut runs = vec![0; of_distance.len()];
-        for at in (1..runs.len()).rev() {
-            if of_distance[at] == of_distance[at - 1] + 1 {
-                runs[at - 1] = runs[at] + 1;
-            }
-        }
-        Self { of_distance, runs, before }
+        Self { of_distance, before }
     }
 
     /// The columns that some queries take of some keys.
     fn reach(&self, queries: &Range<usize>, keys: &Range<usize>) -> Range<usize> {
-        let first = self.of_distance[self.before + keys.start - (queries.end - 1)];
-        let last = self.of_distance[self.before + keys.end - 1 - queries.start];
+        let first = self.from(keys.start, queries.end - 1)[0];
+        let last = self.from(keys.end - 1, queries.start)[0];
         first as usize..last as usize + 1
+    }
+
+    /// From one key and query on.
+    fn from(&self, key: usize, query: usize) -> &[u32] {
+        &self.of_distance[self.before + key - query..]
     }
 
     /// For each distance from the last query to the first key on: where a score's number is in `[columns, width]`,
     /// which begins with column `first`, if the first key's were at zero.
     fn diagonals(&self, queries: &Range<usize>, keys: &Range<usize>, first: usize, to: &mut Vec<u32>) {
-        let start = self.before + keys.start - (queries.end - 1);
-        let distances = &self.of_distance[start..start + queries.len() + keys.len() - 1];
+        let distances = &self.from(keys.start, queries.end - 1)[..queries.len() + keys.len() - 1];
         let place = |(at, column): (usize, &u32)| ((*column as usize - first) * keys.len() + at) as u32;
         to.clear();
         to.extend(distances.iter().enumerate().map(place));
@@ -201,7 +195,6 @@ impl Columns {
 
 /// What a thread multiplies with tables.
 pub(super) struct Distances<'a> {
-    isa: Isa,
     relative: &'a Relative,
     columns: &'a Columns,
     /// `[queries, columns]`, from this column on.
@@ -213,10 +206,9 @@ pub(super) struct Distances<'a> {
 }
 
 impl<'a> Distances<'a> {
-    pub(super) fn new(isa: Isa, relative: &'a Relative, columns: &'a Columns) -> Self {
+    pub(super) fn new(relative: &'a Relative, columns: &'a Columns) -> Self {
         let width = relative.sizes.width;
         Self {
-            isa,
             relative,
             columns,
             of_queries: Buffer::for_numbers::<f32>(MAX_QUERIES * relative.stride()),
@@ -246,14 +238,13 @@ impl<'a> Distances<'a> {
         }
     }
 
-    /// Adds to the scores of one panel of keys what they have for distances.
-    pub(super) fn add(
+    /// Multiplies one panel of keys with the columns that queries take of them, and tells what comes to the scores.
+    pub(super) fn of_panel(
         &mut self,
         multiplier: &mut Multiplier,
         (head, panel, first_key): (usize, Panel<'_>, usize),
         queries: &Range<usize>,
-        scores: &mut [f32],
-    ) {
+    ) -> OfPanel<'_> {
         let Sizes { width, depth, .. } = self.relative.sizes;
         let keys = first_key..first_key + width;
         let reach = self.columns.reach(queries, &keys);
@@ -265,60 +256,54 @@ impl<'a> Distances<'a> {
             multiplier.multiply(reach.len(), std::iter::once(part), 0, &mut to);
         }
         let (stride, first) = (self.relative.stride(), self.first_column);
-        self.isa.run(AddDistances {
-            scores,
-            queries: queries.clone(),
-            first_key,
-            columns: self.columns,
+        OfPanel {
+            columns: self.columns.from(first_key, queries.end - 1),
             of_queries: self.relative.keys.as_ref().map(|_| (self.of_queries.numbers(), stride, first)),
-            of_keys: table
-                .map(|_| (&self.of_keys.numbers()[..reach.len() * width], self.diagonals.as_slice())),
-        });
+            of_keys: table.map(|_| (&self.of_keys.numbers()[..reach.len() * width], &self.diagonals[..])),
+        }
     }
 }
 
-/// Adds numbers for distances to the scores of one panel of keys.
-struct AddDistances<'a> {
-    /// From the panel's first column on.
-    scores: &'a mut [f32],
-    queries: Range<usize>,
-    first_key: usize,
-    columns: &'a Columns,
+/// What scores of one panel of keys have for distances.
+#[derive(Clone, Copy)]
+pub(super) struct OfPanel<'a> {
+    /// From the last query to the first key on.
+    columns: &'a [u32],
     /// Of each query with the columns from one on; a row every so many numbers.
     of_queries: Option<(&'a [f32], usize, usize)>,
     /// Of columns with the keys, and the [diagonals](Columns::diagonals).
     of_keys: Option<(&'a [f32], &'a [u32])>,
 }
 
-impl Kernel for AddDistances<'_> {
-    type Output = ();
+impl OfPanel<'_> {
+    /// Of a query that is so many before the last one, with the keys from `key` on.
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Columns { of_distance, runs, before } = self.columns;
-        let count = self.queries.len();
-        for (index, query) in self.queries.enumerate() {
-            let row = &mut self.scores[index * SCORE_STRIDE..][..2 * S::LANES];
-            for (half, scores) in row.chunks_exact_mut(S::LANES).enumerate() {
-                let mut sum = simd.load(scores);
-                if let Some((numbers, stride, first)) = self.of_queries {
-                    let numbers = &numbers[index * stride..][..stride];
-                    let at = before + self.first_key + half * S::LANES - query;
-                    let columns = &of_distance[at..at + S::LANES];
-                    let taken = if runs[at] as usize >= S::LANES - 1 {
-                        simd.load(&numbers[columns[0] as usize - first..][..S::LANES])
-                    } else {
-                        simd.gather(numbers, columns, first as u32)
-                    };
-                    sum = simd.add(sum, taken);
-                }
-                if let Some((numbers, diagonals)) = self.of_keys {
-                    let at = count - 1 - index;
-                    let places = &diagonals[at + half * S::LANES..][..S::LANES];
-                    sum = simd.add(sum, simd.gather(numbers, places, at as u32));
-                }
-                simd.store(scores, sum);
-            }
+    pub(super) fn add<S: Simd>(
+        &self,
+        simd: S,
+        query: usize,
+        before_last: usize,
+        key: usize,
+        sum: S::V,
+    ) -> S::V {
+        let mut sum = sum;
+        let at = before_last + key;
+        if let Some((numbers, stride, first)) = self.of_queries {
+            let numbers = &numbers[query * stride..][..stride];
+            let columns = &self.columns[at..at + S::LANES];
+            let start = columns[0];
+            // near or far, neighbours share columns or have the next ones: all are in one vector
+            let taken = if columns[S::LANES - 1] - start < S::LANES as u32 {
+                simd.pick(&numbers[start as usize - first..][..S::LANES], columns, start)
+            } else {
+                simd.gather(numbers, columns, first as u32)
+            };
+            sum = simd.add(sum, taken);
         }
+        if let Some((numbers, diagonals)) = self.of_keys {
+            sum = simd.add(sum, simd.gather(numbers, &diagonals[at..at + S::LANES], before_last as u32));
+        }
+        sum
     }
 }
 
