@@ -480,8 +480,12 @@ fn progress_only_grows_and_ends_with_everything() {
 fn members_that_are_not_one_family_are_not_merged() {
     type Change = fn(&mut TinyCheckpoint);
     let cases: [(&str, Change, &[&str]); 7] = [
-        ("rope", |c| c.config["rope_theta"] = json!(500.0), &["`backbone.rope.theta` is 10000.0", "500.0"]),
-        ("norm", |c| c.config["rms_norm_eps"] = json!(1e-3), &["`backbone.norm_eps`"]),
+        (
+            "rope",
+            |c| c.config["rope_theta"] = json!(500.0),
+            &["`backbone.ropes[0].theta` is 10000.0", "500.0"],
+        ),
+        ("norm", |c| c.config["rms_norm_eps"] = json!(1e-3), &["eps` is "]),
         ("pad id", |c| c.config["pad_token_id"] = json!(2), &["`pad_token_id` is 0", "2"]),
         (
             "family",
@@ -512,7 +516,7 @@ fn members_that_are_not_one_family_are_not_merged() {
                     }
                 }
             },
-            &["`backbone.intermediate` is 32", "48"],
+            &["`intermediate_size` is 32", "48"],
         ),
         (
             "tokenizer",

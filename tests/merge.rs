@@ -422,7 +422,7 @@ fn what_cannot_be_averaged_is_refused_by_name_and_nothing_is_written() {
                 shape[0] = 65;
                 values.resize(65 * 16, 0.1);
             },
-            &["`backbone.vocab_size` is 64 in the first and 65"],
+            &["`vocab_size` is 64 in the first and 65"],
         ),
         (
             "tokenizer",
@@ -454,14 +454,18 @@ fn what_cannot_be_averaged_is_refused_by_name_and_nothing_is_written() {
                 "`split_special_tokens` is false in the first and true in the second",
             ],
         ),
-        ("rope", |c| c.config["rope_theta"] = json!(500.0), &["`backbone.rope.theta` is 10000.0", "500.0"]),
+        (
+            "rope",
+            |c| c.config["rope_theta"] = json!(500.0),
+            &["`backbone.ropes[0].theta` is 10000.0", "500.0"],
+        ),
         (
             "rope_scaling beside rope_parameters",
             |c| {
                 c.config["rope_parameters"] = json!({"rope_type": "default", "rope_theta": 10000.0});
                 c.config["rope_scaling"] = json!({"rope_type": "linear", "factor": 2.0});
             },
-            &["`backbone.rope.scaling", "linear"],
+            &["`backbone.ropes[0].scaling", "linear"],
         ),
         ("pad", |c| c.config["pad_token_id"] = json!(2), &["`pad_token_id` is 0", "2"]),
         (

@@ -27,7 +27,6 @@ use rewarm::model::variant::Loader;
 use rewarm::model::variant::Mode;
 use rewarm::model::variant::VariantConfig;
 use rewarm::model::weights::TensorStore;
-use rewarm::model::weights::Weights;
 use rewarm::ops::batch::MIN_SHARED_PREFIX;
 use rewarm::ops::batch::PackedBatch;
 use rewarm::ops::batch::Sequence;
@@ -60,17 +59,8 @@ fn family(paths: &[PathBuf]) -> Ensemble<Composed> {
     let mut store = TensorStore::default();
     let load = |path: &PathBuf| {
         let config = CheckpointConfig::load(&path.join("config.json"), &Manifest::default()).unwrap();
-        let (checkpoint, mut progress) = (Checkpoint::open(path).unwrap(), |_| ());
-        let members = [(&checkpoint, 1.0)];
-        let mut weights = Weights::new(
-            &members,
-            config.backbone.prefix_in(&checkpoint),
-            &config.backbone,
-            &ops,
-            Some(&mut store),
-            &mut progress,
-        );
-        RewardModel::load(&mut weights, &config).unwrap()
+        let checkpoint = Checkpoint::open(path).unwrap();
+        RewardModel::of_checkpoint(&checkpoint, &config, &ops, &mut store).unwrap()
     };
     Ensemble::new(ops.clone(), paths.iter().map(load).collect())
 }

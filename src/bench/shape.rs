@@ -11,6 +11,11 @@ use serde_json::Value;
 use serde_json::json;
 
 use crate::bench::noise::Noise;
+use crate::model::config::CheckpointConfig;
+use crate::model::manifest::Manifest;
+use crate::model::plan::ModelPlan;
+use crate::model::plan::Role;
+use crate::model::plan::TensorPlan;
 
 /// A shape that has a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
@@ -108,69 +113,12 @@ impl Sizes {
         }
     }
 
-    /// Name and shape of each tensor.
-    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
-        match self.family {
-            Family::Llama => self.llama_tensors(),
-            Family::Bert => self.bert_tensors(),
-        }
-    }
-
-    fn llama_tensors(&self) -> Vec<(String, Vec<usize>)> {
-        let Self { vocab, hidden, intermediate, heads, kv_heads, .. } = *self;
-        let kv = hidden / heads * kv_heads;
-        let mut tensors = vec![
-            ("model.embed_tokens.weight".to_owned(), vec![vocab, hidden]),
-            ("model.norm.weight".to_owned(), vec![hidden]),
-            ("score.weight".to_owned(), vec![1, hidden]),
-        ];
-        for layer in 0..self.layers {
-            for (name, shape) in [
-                ("self_attn.q_proj", vec![hidden, hidden]),
-                ("self_attn.k_proj", vec![kv, hidden]),
-                ("self_attn.v_proj", vec![kv, hidden]),
-                ("self_attn.o_proj", vec![hidden, hidden]),
-                ("mlp.gate_proj", vec![intermediate, hidden]),
-                ("mlp.up_proj", vec![intermediate, hidden]),
-                ("mlp.down_proj", vec![hidden, intermediate]),
-                ("input_layernorm", vec![hidden]),
-                ("post_attention_layernorm", vec![hidden]),
-            ] {
-                tensors.push((format!("model.layers.{layer}.{name}.weight"), shape));
-            }
-        }
-        tensors
-    }
-
-    fn bert_tensors(&self) -> Vec<(String, Vec<usize>)> {
-        let Self { vocab, hidden, intermediate, max_tokens, .. } = *self;
-        let mut tensors = vec![
-            ("bert.embeddings.word_embeddings.weight".to_owned(), vec![vocab, hidden]),
-            ("bert.embeddings.position_embeddings.weight".to_owned(), vec![max_tokens, hidden]),
-            ("bert.embeddings.token_type_embeddings.weight".to_owned(), vec![2, hidden]),
-        ];
-        let mut with_bias = |name: String, shape: Vec<usize>| {
-            tensors.push((format!("{name}.bias"), vec![shape[0]]));
-            tensors.push((format!("{name}.weight"), shape));
-        };
-        with_bias("bert.embeddings.LayerNorm".to_owned(), vec![hidden]);
-        for layer in 0..self.layers {
-            for (name, shape) in [
-                ("attention.self.query", vec![hidden, hidden]),
-                ("attention.self.key", vec![hidden, hidden]),
-                ("attention.self.value", vec![hidden, hidden]),
-                ("attention.output.dense", vec![hidden, hidden]),
-                ("attention.output.LayerNorm", vec![hidden]),
-                ("intermediate.dense", vec![intermediate, hidden]),
-                ("output.dense", vec![hidden, intermediate]),
-                ("output.LayerNorm", vec![hidden]),
-            ] {
-                with_bias(format!("bert.encoder.layer.{layer}.{name}"), shape);
-            }
-        }
-        with_bias("bert.pooler.dense".to_owned(), vec![hidden, hidden]);
-        with_bias("classifier".to_owned(), vec![1, hidden]);
-        tensors
+    /// All that the model reads.
+    pub fn tensors(&self) -> Vec<TensorPlan> {
+        let Value::Object(fields) = self.config() else { unreachable!("written as one") };
+        let config = CheckpointConfig::parse(&fields, &Manifest::default()).expect("a config that runs");
+        let head = config.backbone.head.clone();
+        ModelPlan::new(config.backbone.prefixes[0], config.backbone, head).tensors
     }
 
     /// Writes a checkpoint directory with random weights in f16. Members of one family start from the same
@@ -191,18 +139,15 @@ impl Sizes {
             std::fs::write(&path, value.to_string()).with_context(|| format!("write {}", path.display()))?;
         }
         let (mut base, mut own) = (Noise::new(0), Noise::new(member + 1));
-        let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = (self.tensors().into_iter())
-            .map(|(name, shape)| {
-                let is_norm =
-                    shape.len() == 1 && name.to_lowercase().contains("norm") && name.ends_with("weight");
-                // Norms keep the size of what passes; the others are as small as a trained model's.
-                let (mean, size) = if is_norm { (1.0, 0.1) } else { (0.0, 0.1) };
-                let mut draw = || mean + size * (base.unit() - 0.5 + (own.unit() - 0.5) / 16.0);
-                let count = shape.iter().product();
-                let bytes = (0..count).flat_map(|_| half::f16::from_f64(draw()).to_le_bytes()).collect();
-                (name, shape, bytes)
-            })
-            .collect();
+        let draw_all = |TensorPlan { name, shape, role, .. }: TensorPlan| {
+            // Norms keep the size of what passes; the others are as small as a trained model's.
+            let mean = if role == Role::NormWeight { 1.0 } else { 0.0 };
+            let mut draw = || mean + 0.1 * (base.unit() - 0.5 + (own.unit() - 0.5) / 16.0);
+            let count = shape.iter().product();
+            let bytes = (0..count).flat_map(|_| half::f16::from_f64(draw()).to_le_bytes()).collect();
+            (name, shape, bytes)
+        };
+        let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = self.tensors().into_iter().map(draw_all).collect();
         let views = tensors
             .iter()
             .map(|(name, shape, bytes)| Ok((name, TensorView::new(Dtype::F16, shape.clone(), bytes)?)))
@@ -229,7 +174,7 @@ mod tests {
     fn shapes_have_their_models_sizes() {
         let millions = |shape: Shape| {
             let tensors = shape.sizes().tensors();
-            tensors.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum::<usize>() / 1_000_000
+            tensors.iter().map(|tensor| tensor.shape.iter().product::<usize>()).sum::<usize>() / 1_000_000
         };
         let parameters: Vec<(&str, usize)> =
             Shape::value_variants().iter().map(|shape| (shape.name(), millions(*shape))).collect();

@@ -4,6 +4,7 @@ use serde_json::Map;
 use serde_json::Value;
 
 /// A JSON object.
+#[derive(Clone, Copy)]
 pub struct Fields<'a>(pub &'a Map<String, Value>);
 
 impl Fields<'_> {

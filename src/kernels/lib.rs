@@ -85,6 +85,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use serde::Serialize;
+use serde::Serializer;
 
 pub use attention::Attention;
 pub use attention::Blocks;
@@ -116,7 +117,7 @@ pub enum Activation {
 }
 
 /// What a query sees, and how scores are made.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct AttentionSpec {
     /// Query heads.
     pub heads: usize,
@@ -137,22 +138,24 @@ pub struct AttentionSpec {
 }
 
 /// What scores have for how far a key is from a query, beside rotary.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Distance {
     /// Nothing.
     Ignored,
     /// The head's slope times the position of the key, less that of the query (ALiBi); one for each query head.
-    Slopes(Arc<[f32]>),
+    Slopes(#[serde(serialize_with = "serialize_shared")] Arc<[f32]>),
     /// The query times a row of a table, and the key times the same row of another, both scaled like the score: what is
     /// [`Relative`] of the layer (disentangled attention).
     Buckets(Buckets),
 }
 
 /// Which row of a table a distance takes.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Buckets {
     rows: usize,
     /// Of queries from so many positions before a key to as many after it; those further away take the ends'.
+    #[serde(serialize_with = "serialize_shared")]
     of_distance: Arc<[u32]>,
 }
 
@@ -176,6 +179,13 @@ impl Buckets {
         let reach = (self.of_distance.len() / 2) as isize;
         self.of_distance[(distance.clamp(-reach, reach) + reach) as usize] as usize
     }
+}
+
+fn serialize_shared<T: Serialize, S: Serializer>(
+    values: &Arc<[T]>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    values[..].serialize(serializer)
 }
 
 impl AttentionSpec {

@@ -145,8 +145,8 @@ impl Rows {
         to
     }
 
-    /// Turns each pair (`i`, `i + head_dim / 2`) of each head; `angles(row)` are its cosines and sines, each
-    /// `[head_dim / 2]`.
+    /// Turns each pair (`i`, `i + pairs`) of each head; `angles(row)` are its cosines and sines, each `[pairs]`, which
+    /// is at most half a head.
     pub fn rotary<'b>(
         mut self,
         isa: Isa,
@@ -502,8 +502,8 @@ impl<'b, F: Fn(usize) -> (&'b [f32], &'b [f32])> Kernel for Rotary<'_, F> {
         for row in 0..self.x.rows {
             let (cos, sin) = (self.angles)(row);
             for head in self.x.row_mut(row).chunks_exact_mut(self.head_dim) {
-                let (first, second) = head.split_at_mut(self.head_dim / 2);
-                let pairs = first.chunks_mut(S::LANES).zip(second.chunks_mut(S::LANES));
+                let (first, second) = head.split_at_mut(cos.len());
+                let pairs = first.chunks_mut(S::LANES).zip(second[..cos.len()].chunks_mut(S::LANES));
                 for ((a, b), (cos, sin)) in pairs.zip(cos.chunks(S::LANES).zip(sin.chunks(S::LANES))) {
                     let (x, y, cos, sin) = (simd.load(a), simd.load(b), simd.load(cos), simd.load(sin));
                     simd.store(a, simd.sub(simd.mul(x, cos), simd.mul(y, sin)));

@@ -24,6 +24,12 @@ pub fn check_members(members: &[(&Path, &CheckpointConfig, &Checkpoint)]) -> Res
             member: dir.to_owned(),
             problem,
         };
+        for ((key, one), (_, other)) in first_config.backbone.sizes().into_iter().zip(config.backbone.sizes())
+        {
+            if one != other {
+                return Err(refuse(format!("`{key}` is {one} in the first and {other} in the second")));
+            }
+        }
         let value = serde_json::to_value(config).map_err(|error| ModelError::config(dir, error))?;
         if let Some(difference) = difference("", &first_value, &value) {
             return Err(refuse(difference));

@@ -20,11 +20,11 @@ use serde_json::Value;
 use crate::checkpoint::fields::Fields;
 use crate::disk;
 use crate::model::ModelError;
-use crate::model::backbone::BackboneConfig;
 use crate::model::families;
 use crate::model::families::Family;
 use crate::model::manifest::Manifest;
-use crate::model::pooling::HeadKind;
+use crate::model::plan::BackbonePlan;
+use crate::model::plan::HeadPlan;
 use crate::model::pooling::Pooling;
 use crate::model::scorer::Calibration;
 use crate::text::TextEnds;
@@ -41,7 +41,7 @@ pub struct CheckpointConfig {
     #[serde(skip)]
     pub tokenizer_class: Option<String>,
     /// The transformer below the head.
-    pub backbone: BackboneConfig,
+    pub backbone: BackbonePlan,
     /// Where the head is, when the config says so (OpenRLHF); else it is found by its tensors.
     pub value_head_prefix: Option<String>,
     /// OpenRLHF's `(reward - mean) / std`, when `normalize_reward` asks for it.
@@ -82,7 +82,8 @@ impl CheckpointConfig {
         Self::parse(&fields, manifest).map_err(|problem| ModelError::config(path, problem))
     }
 
-    fn parse(fields: &Map<String, Value>, manifest: &Manifest) -> Result<Self, String> {
+    /// The same of what it holds; the error names field and value.
+    pub fn parse(fields: &Map<String, Value>, manifest: &Manifest) -> Result<Self, String> {
         let fields = Fields(fields);
         fields.refuse_unless(
             "quantization_config",
@@ -105,7 +106,17 @@ impl CheckpointConfig {
         let family = families::find(&model_type)?;
         check_architecture(&architecture, family)?;
         check_labels(&fields)?;
-        let backbone = (family.parse)(&fields)?;
+        let of_text = match family.nested {
+            None => fields,
+            Some(key) => match fields.0.get(key) {
+                Some(Value::Object(nested)) => Fields(nested),
+                other => {
+                    let found = other.map_or("missing".to_owned(), |value| value.to_string());
+                    return Err(format!("`{key}` is {found}: expected the config of the text model"));
+                }
+            },
+        };
+        let backbone = (family.parse)(&of_text)?;
         let normalization = if fields.optional::<bool>("normalize_reward")?.unwrap_or(false) {
             let calibration = Calibration { mean: fields.required("mean")?, std: fields.required("std")? };
             if !(calibration.std > 0.0 && calibration.std.is_finite() && calibration.mean.is_finite()) {
@@ -115,17 +126,17 @@ impl CheckpointConfig {
         } else {
             None
         };
-        let eos_token_ids = match fields.0.get("eos_token_id") {
+        let eos_token_ids = match of_text.0.get("eos_token_id") {
             None => family.eos_token_id.into_iter().collect(),
             Some(Value::Array(ids)) => ids.iter().filter_map(Value::as_u64).map(|id| id as u32).collect(),
             Some(Value::Number(id)) => id.as_u64().map(|id| id as u32).into_iter().collect(),
             _ => Vec::new(),
         };
-        let pad_token_id = match fields.0.get("pad_token_id") {
+        let pad_token_id = match of_text.0.get("pad_token_id") {
             _ if manifest.pad_token_id.is_some() => manifest.pad_token_id,
             None => family.pad_token_id,
             // transformers writes -1 for "none" in some families
-            Some(_) => fields.optional::<i64>("pad_token_id")?.and_then(|id| u32::try_from(id).ok()),
+            Some(_) => of_text.optional::<i64>("pad_token_id")?.and_then(|id| u32::try_from(id).ok()),
         };
         Ok(Self {
             architecture,
@@ -146,16 +157,26 @@ impl CheckpointConfig {
         families::find(&self.model_type).expect("the family's row has read it")
     }
 
-    /// The pooling rule: the manifest's, or else what the head's origin does.
+    /// The pooling rule: the manifest's, or else that of the head. Fails where the files leave it open.
     ///
-    /// transformers' `*ForSequenceClassification` looks for the rightmost token that is not padding;
-    /// OpenRLHF and TRL take the last token of the attention mask; encoders take the first token.
-    pub fn pooling(&self, head: HeadKind) -> Pooling {
-        self.pooling.unwrap_or(match (head, &self.backbone, self.pad_token_id) {
-            (_, BackboneConfig::Encoder(_), _) => Pooling::Cls,
-            (HeadKind::Score, BackboneConfig::Decoder(_), Some(_)) => Pooling::LastNonPad,
-            (_, BackboneConfig::Decoder(_), _) => Pooling::LastToken,
-        })
+    /// transformers' `*ForSequenceClassification` of a decoder looks for the rightmost token that is not padding, and
+    /// takes the last token where none is named.
+    pub fn pooling(&self, head: &HeadPlan) -> Result<Pooling, ModelError> {
+        let rule = match (self.pooling, head.pooling) {
+            (Some(rule), _) => rule,
+            (None, Pooling::LastNonPad) => match (&self.origin.pad_doubt, self.pad_token_id) {
+                (Some(doubt), _) => return Err(ModelError::Unsupported(doubt.clone())),
+                (None, Some(_)) => Pooling::LastNonPad,
+                (None, None) => Pooling::LastToken,
+            },
+            (None, rule) => rule,
+        };
+        if rule == Pooling::FirstEos && self.eos_token_ids.is_empty() {
+            return Err(ModelError::Unsupported(
+                "pooling first_eos needs an `eos_token_id` in config.json".to_owned(),
+            ));
+        }
+        Ok(rule)
     }
 }
 

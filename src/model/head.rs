@@ -1,7 +1,7 @@
 //! Pooling, then the reward head.
 //!
 //! ```text
-//! wanted rows of hidden states → (mean →) [batch, hidden] → (dense → tanh) → linear → [batch]
+//! wanted rows of hidden states → (mean →) [batch, hidden] → (dense → activation → norm →) linear → [batch]
 //! ```
 //!
 //! Dropout, in training, is where transformers has it: before the last layer, and in RoBERTa before the dense one.
@@ -9,14 +9,13 @@
 //! Nothing follows the last linear layer: a reward is a logit. Everything here is `f32`.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::model::ModelError;
-use crate::model::backbone::BackboneConfig;
-use crate::model::backbone::EncoderHead;
 use crate::model::config::CheckpointConfig;
-use crate::model::pooling::HeadKind;
+use crate::model::norm::Norm;
+use crate::model::plan::HeadPlan;
+use crate::model::plan::ModelPlan;
 use crate::model::pooling::Pooling;
 use crate::model::scorer::Calibration;
 use crate::model::transformer::Wanted;
@@ -29,73 +28,50 @@ use crate::ops::batch::PackedBatch;
 /// The reward head of a model, with the pooling before it.
 #[derive(Debug)]
 pub struct Head<O: Ops> {
-    kind: HeadKind,
-    last_layer: String,
     pooling: Pooling,
+    pools_late: bool,
     pad_token_id: Option<u32>,
     eos_token_ids: Vec<u32>,
-    dense: Option<Arc<O::Linear>>,
+    dense: Option<Dense<O>>,
     output: Arc<O::Linear>,
     normalization: Option<Calibration>,
 }
 
+/// The layer before the last.
+#[derive(Debug)]
+struct Dense<O: Ops> {
+    linear: Arc<O::Linear>,
+    activation: Activation,
+    norm: Option<Norm<O>>,
+    drops_input: bool,
+}
+
 impl<O: Ops> Head<O> {
-    /// Finds the head among the checkpoint's tensors, and loads it.
-    pub fn load(weights: &mut Weights<'_, O>, config: &CheckpointConfig) -> Result<Self, ModelError> {
-        let hidden = config.backbone.hidden();
-        let (kind, last_layer) = find(weights, config)?;
-        if let (Some(doubt), HeadKind::Score, None) = (&config.origin.pad_doubt, kind, config.pooling) {
-            return Err(ModelError::Unsupported(doubt.clone()));
-        }
-        let pooling = config.pooling(kind);
-        if pooling == Pooling::FirstEos && config.eos_token_ids.is_empty() {
-            return Err(ModelError::Unsupported(
-                "pooling first_eos needs an `eos_token_id` in config.json".to_owned(),
-            ));
-        }
-        let dense = match kind {
-            HeadKind::BertClassifier => Some(format!("{}pooler.dense", weights.backbone_prefix())),
-            HeadKind::RobertaClassifier => Some("classifier.dense".to_owned()),
-            HeadKind::Score | HeadKind::OpenRlhf | HeadKind::TrlValueHead | HeadKind::ValueHead => None,
-        };
-        let rows = weights.rows(&format!("{last_layer}.weight"))?;
-        if rows != 1 {
-            return Err(ModelError::Unsupported(format!(
-                "the head `{last_layer}` has {rows} labels, a reward model has 1"
-            )));
-        }
-        let dense =
-            dense.map(|name| weights.linear(&name, hidden, hidden, true, Precision::F32)).transpose()?;
-        let bias = format!("{last_layer}.bias");
-        let has_bias = match kind {
-            HeadKind::Score | HeadKind::OpenRlhf => {
-                weights.ignore(&bias, "the class of the model has no bias there");
-                false
-            }
-            HeadKind::TrlValueHead | HeadKind::BertClassifier | HeadKind::RobertaClassifier => true,
-            HeadKind::ValueHead => weights.contains(&bias), // of nobody's class
-        };
-        let output = weights.linear(&last_layer, 1, hidden, has_bias, Precision::F32)?;
+    /// Reads what the plan names; the rest is as the config says.
+    pub fn load(
+        weights: &mut Weights<'_, O>,
+        plan: &ModelPlan,
+        config: &CheckpointConfig,
+    ) -> Result<Self, ModelError> {
+        let HeadPlan { dense, output, pools_late, .. } = &plan.head;
+        let dense = dense.as_ref().map(|dense| {
+            let weights = weights.below(if dense.is_in_backbone { &plan.prefix } else { "" });
+            Ok::<_, ModelError>(Dense {
+                linear: weights.linear(&dense.linear, Precision::F32)?,
+                activation: dense.activation,
+                norm: dense.norm.as_ref().map(|norm| Norm::load(weights, norm)).transpose()?,
+                drops_input: dense.drops_input,
+            })
+        });
         Ok(Self {
-            kind,
-            last_layer,
-            pooling,
+            pooling: config.pooling(&plan.head)?,
+            pools_late: *pools_late,
             pad_token_id: config.pad_token_id,
             eos_token_ids: config.eos_token_ids.clone(),
-            dense,
-            output,
+            dense: dense.transpose()?,
+            output: weights.below("").linear(output, Precision::F32)?,
             normalization: config.normalization,
         })
-    }
-
-    /// Where the head comes from.
-    pub fn kind(&self) -> HeadKind {
-        self.kind
-    }
-
-    /// The name of the last layer, without `.weight` and `.bias`.
-    pub fn last_layer(&self) -> &str {
-        &self.last_layer
     }
 
     /// The rule that picks the hidden states.
@@ -129,8 +105,7 @@ impl<O: Ops> Head<O> {
         hidden: &[O::Rows],
         batch: &PackedBatch,
     ) -> candle_core::Result<Vec<O::Rows>> {
-        let pooled = self.pooled(ops, hidden, batch)?;
-        ops.each(pooled.iter().collect(), |x| ops.linear(&*self.feature(ops, x)?, &self.output))
+        ops.each(self.pooled(ops, hidden, batch)?, |x| ops.linear(&x, &self.output))
     }
 
     /// What the last layer reads, `[batch, hidden]`, in blocks.
@@ -140,8 +115,7 @@ impl<O: Ops> Head<O> {
         hidden: &[O::Rows],
         batch: &PackedBatch,
     ) -> candle_core::Result<Vec<O::Rows>> {
-        let pooled = self.pooled(ops, hidden, batch)?;
-        ops.each(pooled.iter().collect(), |x| Ok(self.feature(ops, x)?.into_owned()))
+        Ok(self.pooled(ops, hidden, batch)?.into_iter().map(Cow::into_owned).collect())
     }
 
     /// Of an OpenRLHF checkpoint that asks for it.
@@ -149,31 +123,39 @@ impl<O: Ops> Head<O> {
         self.normalization
     }
 
-    /// One row for each sequence, `[batch, hidden]`.
+    /// What the last layer reads, one row for each sequence, `[batch, hidden]`.
     fn pooled<'h>(
         &self,
         ops: &O,
         hidden: &'h [O::Rows],
         batch: &PackedBatch,
-    ) -> candle_core::Result<Cow<'h, [O::Rows]>> {
-        Ok(match self.pooling {
-            Pooling::Mean => {
-                let rows = |sequence| batch.runs(sequence).into_iter().flatten().collect();
-                ops.mean(hidden, &(0..batch.len()).map(rows).collect::<Vec<_>>())?.into()
-            }
-            _ => Cow::Borrowed(hidden),
-        })
+    ) -> candle_core::Result<Vec<Cow<'h, O::Rows>>> {
+        let feature = |x: &'h O::Rows| self.feature(ops, x);
+        if self.pooling != Pooling::Mean {
+            return ops.each(hidden.iter().collect(), feature);
+        }
+        let rows = |sequence| batch.runs(sequence).into_iter().flatten().collect();
+        let lists: Vec<Vec<usize>> = (0..batch.len()).map(rows).collect();
+        let mean = |blocks: &[O::Rows]| ops.mean(blocks, &lists);
+        if self.pools_late {
+            let features = ops.each(hidden.iter().collect(), |x| Ok(self.feature(ops, x)?.into_owned()))?;
+            return Ok(mean(&features)?.into_iter().map(Cow::Owned).collect());
+        }
+        ops.each(mean(hidden)?, |x| Ok(Cow::Owned(self.feature(ops, &x)?.into_owned())))
     }
 
+    /// What the last layer reads of these hidden states.
     fn feature<'x>(&self, ops: &O, x: &'x O::Rows) -> candle_core::Result<Cow<'x, O::Rows>> {
-        Ok(match (&self.dense, self.kind) {
-            (Some(dense), HeadKind::RobertaClassifier) => {
-                let x = ops.dropout(x.clone())?;
-                Cow::Owned(ops.dropout(ops.linear_act(&x, dense, Activation::Tanh)?)?)
-            }
-            (Some(dense), _) => Cow::Owned(ops.dropout(ops.linear_act(x, dense, Activation::Tanh)?)?),
-            (None, _) => Cow::Owned(ops.dropout(x.clone())?),
-        })
+        let Some(dense) = &self.dense else { return Ok(Cow::Owned(ops.dropout(x.clone())?)) };
+        let dropped = match dense.drops_input {
+            true => Cow::Owned(ops.dropout(x.clone())?),
+            false => Cow::Borrowed(x),
+        };
+        let mut x = ops.linear_act(&dropped, &dense.linear, dense.activation)?;
+        if let Some(norm) = &dense.norm {
+            x = norm.forward(ops, &x)?;
+        }
+        Ok(Cow::Owned(ops.dropout(x)?))
     }
 
     /// Which token of a sequence the head reads.
@@ -192,60 +174,5 @@ impl<O: Ops> Head<O> {
                 tokens.iter().position(|token| self.eos_token_ids.contains(token)).unwrap_or(last)
             }
         }
-    }
-}
-
-/// Names and shapes of the head that transformers puts on this backbone.
-pub fn native(config: &CheckpointConfig, backbone_prefix: &str) -> BTreeMap<String, Vec<usize>> {
-    let hidden = config.backbone.hidden();
-    let layer = |name: &str, output: usize| {
-        [(format!("{name}.weight"), vec![output, hidden]), (format!("{name}.bias"), vec![output])]
-    };
-    let layers = match &config.backbone {
-        BackboneConfig::Decoder(_) => return [("score.weight".to_owned(), vec![1, hidden])].into(),
-        BackboneConfig::Encoder(encoder) => match encoder.head {
-            EncoderHead::Pooler => {
-                [layer(&format!("{backbone_prefix}pooler.dense"), hidden), layer("classifier", 1)]
-            }
-            EncoderHead::TwoLayers => [layer("classifier.dense", hidden), layer("classifier.out_proj", 1)],
-        },
-    };
-    layers.into_iter().flatten().collect()
-}
-
-/// The head's kind and the name of its last layer.
-fn find<O: Ops>(
-    weights: &Weights<'_, O>,
-    config: &CheckpointConfig,
-) -> Result<(HeadKind, String), ModelError> {
-    let is_encoder = matches!(config.backbone, BackboneConfig::Encoder(_));
-    let is_openrlhf = config.architecture == "RewardModel" || config.value_head_prefix.is_some();
-    let prefixed = config.value_head_prefix.as_ref().map(|prefix| format!("{prefix}.weight"));
-    let heads: &[(&str, HeadKind)] = match &prefixed {
-        _ if is_encoder => &[
-            ("classifier.weight", HeadKind::BertClassifier),
-            ("classifier.out_proj.weight", HeadKind::RobertaClassifier),
-        ],
-        Some(name) => &[(name, HeadKind::OpenRlhf)],
-        // files that OpenRLHF wrote before it wrote the prefix
-        None if is_openrlhf => {
-            &[("score.weight", HeadKind::OpenRlhf), ("value_head.weight", HeadKind::OpenRlhf)]
-        }
-        None => &[
-            ("score.weight", HeadKind::Score),
-            ("v_head.summary.weight", HeadKind::TrlValueHead),
-            ("v_head.weight", HeadKind::ValueHead),
-        ],
-    };
-    let found: Vec<_> = heads.iter().filter(|(name, _)| weights.contains(name)).collect();
-    match found.as_slice() {
-        [(name, kind)] => Ok((*kind, name.trim_end_matches(".weight").to_owned())),
-        [] => Err(ModelError::NoHead {
-            looked_for: heads.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", "),
-        }),
-        several => Err(ModelError::Unsupported(format!(
-            "the checkpoint has several heads: {}",
-            several.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
-        ))),
     }
 }

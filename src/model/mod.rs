@@ -1,9 +1,9 @@
 //! Token ids → rewards. No async, no channels, no gRPC.
 //!
 //! ```text
-//! config.json, rewarm.json → config ──────┐
-//! checkpoint → weights (→ merge) ─────────┴→ decoder | encoder → head → RewardModel → scorer → variant
-//!                                              └ transformer, of ops
+//! config.json, rewarm.json → config → families → plan ┐
+//! checkpoint: names → layout ─────────────────────────┤
+//!             values → weights (→ merge) ─────────────┴→ transformer: embedding, layer → head → RewardModel → scorer → variant
 //! ```
 //!
 //! Beside a checkpoint, a [`manifest`] (`rewarm.json`) says what its own files do not, and [`golden`] rewards what
@@ -11,20 +11,22 @@
 //! [`RewardModel`] or several, an [`ensemble`], on a [`batch`](crate::ops::batch) of packed sequences. The way back, from rewards to weights,
 //! is in [`learn`](crate::learn).
 
-pub mod backbone;
+pub mod build;
 pub mod compatible;
 pub mod config;
-pub mod decoder;
-pub mod encoder;
+pub mod embedding;
 pub mod ensemble;
 pub mod families;
 pub mod golden;
 pub mod head;
+pub mod layer;
+pub mod layout;
 pub mod manifest;
 pub mod memory;
 pub mod norm;
 pub mod origin;
 mod paths;
+pub mod plan;
 pub mod pooling;
 pub mod rope;
 pub mod scorer;
@@ -40,13 +42,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::checkpoint::Checkpoint;
 use crate::checkpoint::CheckpointError;
-use crate::model::backbone::BackboneConfig;
 use crate::model::config::CheckpointConfig;
 use crate::model::head::Head;
+use crate::model::plan::ModelPlan;
 use crate::model::scorer::Forward;
 use crate::model::steps::Steps;
 use crate::model::transformer::Transformer;
+use crate::model::weights::TensorStore;
 use crate::model::weights::Weights;
 use crate::ops::Ops;
 use crate::ops::batch::PackedBatch;
@@ -61,14 +65,29 @@ pub struct RewardModel<O: Ops> {
 }
 
 impl<O: Ops> RewardModel<O> {
-    /// Takes from `weights` what `config` asks for.
-    pub fn load(weights: &mut Weights<'_, O>, config: &CheckpointConfig) -> Result<Self, ModelError> {
-        let head = Head::load(weights, config)?;
-        let backbone = match &config.backbone {
-            BackboneConfig::Decoder(config) => decoder::load(weights, config)?,
-            BackboneConfig::Encoder(config) => encoder::load(weights, config)?,
-        };
+    /// Takes from `weights` what the plan names.
+    pub fn load(
+        weights: &mut Weights<'_, O>,
+        plan: &ModelPlan,
+        config: &CheckpointConfig,
+    ) -> Result<Self, ModelError> {
+        let head = Head::load(weights, plan, config)?;
+        let backbone = build::transformer(weights.below(&plan.prefix), &plan.backbone)?;
         Ok(Self { ops: weights.ops().clone(), backbone, head })
+    }
+
+    /// The model of one checkpoint. What the store holds already is shared.
+    pub fn of_checkpoint(
+        checkpoint: &Checkpoint,
+        config: &CheckpointConfig,
+        ops: &Arc<O>,
+        store: &mut TensorStore,
+    ) -> Result<Self, ModelError> {
+        let plan = layout::plan(checkpoint, config)?;
+        layout::check(&plan, [checkpoint])?;
+        let (members, mut progress) = ([(checkpoint, 1.0)], |_| ());
+        let mut weights = Weights::new(&plan, &members, ops, Some(store), &mut progress);
+        Self::load(&mut weights, &plan, config)
     }
 
     /// The reward head.

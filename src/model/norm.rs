@@ -5,6 +5,8 @@ use std::sync::Arc;
 use candle_core::Result;
 
 use crate::model::ModelError;
+use crate::model::plan::NormKind;
+use crate::model::plan::NormPlan;
 use crate::model::weights::Weights;
 use crate::ops::Ops;
 
@@ -30,38 +32,21 @@ pub enum Norm<O: Ops> {
 }
 
 impl<O: Ops> Norm<O> {
-    /// Reads `name.weight`; `offset` is added to it (Gemma: 1).
-    pub fn rms(
-        weights: &mut Weights<'_, O>,
-        name: &str,
-        width: usize,
-        offset: f32,
-        eps: f64,
-    ) -> std::result::Result<Self, ModelError> {
-        Ok(Self::Rms { weight: weights.vector(&format!("{name}.weight"), width, offset)?, eps })
-    }
-
-    /// Reads `name.weight` and `name.bias`, or does without: ones and zeros take their place.
-    pub fn layer(
-        weights: &mut Weights<'_, O>,
-        name: &str,
-        width: usize,
-        has_weight: bool,
-        has_bias: bool,
-        eps: f64,
-    ) -> std::result::Result<Self, ModelError> {
-        let mut vector = |has: bool, end: &str, constant: f32| match has {
-            true => weights.vector(&format!("{name}.{end}"), width, 0.0),
-            false => Ok(Arc::new(weights.ops().constant(vec![constant; width])?)),
-        };
-        Ok(Self::Layer {
-            weight: vector(has_weight, "weight", 1.0)?,
-            bias: vector(has_bias, "bias", 0.0)?,
-            eps,
+    /// Reads what the plan names; a weight that it does not name is one, a bias zero.
+    pub fn load(weights: &mut Weights<'_, O>, plan: &NormPlan) -> std::result::Result<Self, ModelError> {
+        let NormPlan { kind, weight, bias, width, eps } = plan;
+        let has_offset = matches!(kind, NormKind::RmsUnitOffset | NormKind::LayerUnitOffset);
+        let offset = if has_offset { 1.0 } else { 0.0 };
+        let weight = weights.vector(weight.as_deref(), *width, offset, 1.0)?;
+        Ok(match kind {
+            NormKind::Rms | NormKind::RmsUnitOffset => Self::Rms { weight, eps: *eps },
+            NormKind::Layer | NormKind::LayerUnitOffset => {
+                Self::Layer { weight, bias: weights.vector(bias.as_deref(), *width, 0.0, 0.0)?, eps: *eps }
+            }
         })
     }
 
-    /// Norms each row, or, of a norm of that width, each head.
+    /// Norms each row, or each run of as many columns as the norm is wide.
     pub fn forward(&self, ops: &O, x: &O::Rows) -> Result<O::Rows> {
         match self {
             Self::Rms { weight, eps } => ops.rms_norm(x, weight, *eps),

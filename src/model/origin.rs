@@ -22,7 +22,6 @@ use std::path::Path;
 use crate::checkpoint::Checkpoint;
 use crate::disk;
 use crate::model::ModelError;
-use crate::model::backbone::BackboneConfig;
 use crate::model::config::CheckpointConfig;
 use crate::model::manifest::Manifest;
 use crate::text::TextEnd;
@@ -64,7 +63,7 @@ pub fn settle(
     if let Some(end) = manifest.text_end {
         config.origin.ends = TextEnds::both(end);
     }
-    if !matches!(config.backbone, BackboneConfig::Decoder(_)) {
+    if !config.backbone.is_causal() {
         return Ok(());
     }
     let trl = Trl::of(checkpoint.dir())?;
@@ -143,17 +142,14 @@ fn settle_padding(
 
 /// An adapter that was trained with more tokens than its base has stores their embedding.
 fn grow_vocabulary(checkpoint: &Checkpoint, config: &mut CheckpointConfig) {
-    let (end, said) = (config.backbone.embedding(), config.backbone.vocab_size());
-    let rows = config.backbone.prefixes().into_iter().find_map(|prefix| {
-        let name = format!("{prefix}{end}");
+    let words = &mut config.backbone.embedding.words;
+    let said = words.rows;
+    let rows = config.backbone.prefixes.iter().find_map(|prefix| {
+        let name = format!("{prefix}{}", words.name);
         checkpoint.is_adapters(&name).then(|| checkpoint.info(&name)?.shape.first().copied()).flatten()
     });
     let Some(rows) = rows.filter(|rows| *rows != said) else { return };
-    let vocab_size = match &mut config.backbone {
-        BackboneConfig::Decoder(decoder) => &mut decoder.vocab_size,
-        BackboneConfig::Encoder(encoder) => &mut encoder.vocab_size,
-    };
-    *vocab_size = rows;
+    words.rows = rows;
     config.origin.notes.push(format!(
         "the adapter stores an embedding of {rows} tokens, its base's config.json says vocab_size {said}"
     ));

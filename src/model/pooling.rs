@@ -44,8 +44,16 @@ pub enum HeadKind {
     TrlValueHead,
     /// A linear layer named `v_head`.
     ValueHead,
-    /// BERT's pooler and `classifier`.
-    BertClassifier,
-    /// RoBERTa's two-layer `classifier`.
-    RobertaClassifier,
+    /// transformers' `classifier` of the encoders.
+    Classifier,
+}
+
+impl HeadKind {
+    /// Whether it is that of transformers' `*ForSequenceClassification`.
+    pub fn is_native(self) -> bool {
+        match self {
+            Self::Score | Self::Classifier => true,
+            Self::OpenRlhf | Self::TrlValueHead | Self::ValueHead => false,
+        }
+    }
 }

@@ -18,12 +18,13 @@ use serde_json::Map;
 use serde_json::Value;
 
 use crate::checkpoint::fields::Fields;
+use crate::ops::Angles;
 use crate::ops::batch::PackedBatch;
 
 /// Which angles.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RopeConfig {
-    /// Width of a head.
+    /// How many columns of a head turn.
     pub head_dim: usize,
     /// Base of the wavelengths.
     pub theta: f64,
@@ -91,57 +92,103 @@ pub enum RopeScaling {
     },
 }
 
+/// What a class takes for what a file does not say.
+#[derive(Clone, Copy)]
+pub(super) struct RopeDefaults {
+    /// Width of a head.
+    pub(super) head_dim: usize,
+    /// `max_position_embeddings`, as the file says it.
+    pub(super) max_positions: usize,
+    /// The key beside `rope_parameters` that says the base of the wavelengths, and its default.
+    pub(super) theta: (&'static str, f64),
+    /// Of classes that turn a part of each head: the key beside `rope_parameters` that says which share, and its default.
+    pub(super) share: Option<(&'static str, f64)>,
+}
+
 impl RopeConfig {
     /// Reads `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (transformers 4).
     ///
     /// Where both are there, a `rope_scaling` that is neither null nor empty replaces all of `rope_parameters`, its
     /// `rope_theta` too. A `rope_theta` inside counts before the one beside, and that before the class's default.
-    pub(super) fn parse(
-        fields: &Fields<'_>,
-        head_dim: usize,
-        max_positions: usize,
-        default_theta: f64,
-    ) -> Result<Self, String> {
-        let empty = Map::new();
-        let mut place = "rope_parameters";
-        let mut parameters = &empty;
-        for key in ["rope_scaling", "rope_parameters"] {
-            match fields.0.get(key) {
-                None | Some(Value::Null) => {}
-                Some(Value::Object(found)) if found.is_empty() => {}
-                Some(Value::Object(found)) => {
-                    (place, parameters) = (key, found);
-                    break;
-                }
-                Some(other) => return Err(format!("`{key}` is {other}: expected an object")),
+    pub(super) fn parse(fields: &Fields<'_>, defaults: RopeDefaults) -> Result<Self, String> {
+        for place in ["rope_scaling", "rope_parameters"] {
+            let Some(parameters) = object(fields, place)? else { continue };
+            if parameters.is_empty() {
+                continue;
             }
+            if let Some((layer_type, _)) = parameters.iter().find(|(_, value)| value.is_object()) {
+                return Err(format!("`{place}` differs by layer (`{layer_type}`): not supported"));
+            }
+            return Self::read(fields, place, &Fields(parameters), defaults);
         }
-        if let Some((layer_type, _)) = parameters.iter().find(|(_, value)| value.is_object()) {
-            return Err(format!("`{place}` differs by layer (`{layer_type}`): not supported"));
+        Self::read(fields, "rope_parameters", &Fields(&Map::new()), defaults)
+    }
+
+    /// The same for one of the `layer_types` of classes that have a rope for each, by its name in `rope_parameters`.
+    /// `is_scaled`: a `rope_scaling` of transformers 4, which tells no layer types, is of this one.
+    pub(super) fn parse_of(
+        layer_type: &str,
+        is_scaled: bool,
+        fields: &Fields<'_>,
+        defaults: RopeDefaults,
+    ) -> Result<Self, String> {
+        const PLACE: &str = "rope_parameters";
+        let by_type = object(fields, PLACE)?.cloned().unwrap_or_default();
+        if let Some((key, _)) = by_type.iter().find(|(_, value)| !value.is_object() && !value.is_null()) {
+            return Err(format!(
+                "`{PLACE}` has `{key}` beside layer types: expected one set of them for each type"
+            ));
         }
-        let rope = Fields(parameters);
-        let theta: f64 = match parameters.contains_key("rope_theta") {
+        let mut parameters = object(&Fields(&by_type), layer_type)?.cloned().unwrap_or_default();
+        if let Some(scaling) = object(fields, "rope_scaling")?.filter(|_| is_scaled) {
+            parameters.extend(scaling.clone());
+        }
+        Self::read(fields, PLACE, &Fields(&parameters), defaults)
+    }
+
+    fn read(
+        fields: &Fields<'_>,
+        place: &str,
+        rope: &Fields<'_>,
+        RopeDefaults { head_dim, max_positions, theta: (theta_key, default_theta), share }: RopeDefaults,
+    ) -> Result<Self, String> {
+        let theta: f64 = match rope.0.contains_key("rope_theta") {
             true => rope.required("rope_theta")?,
-            false => fields.or_default("rope_theta", default_theta)?,
+            false => fields.or_default(theta_key, default_theta)?,
         };
         let original = || match fields.0.contains_key("original_max_position_embeddings") {
             true => fields.required::<usize>("original_max_position_embeddings"),
             false => rope.or_default("original_max_position_embeddings", max_positions),
         };
-        let kind: String = match parameters.contains_key("rope_type") {
+        let kind: String = match rope.0.contains_key("rope_type") {
             true => rope.required("rope_type")?,
             false => rope.or_default("type", "default".to_owned())?,
         };
-        if kind != "default" {
-            // "default" ignores it
-            for place in [fields, &rope] {
-                if let Some(share) = place.optional::<f64>("partial_rotary_factor")?
-                    && share != 1.0
-                {
-                    return Err(format!("`partial_rotary_factor` is {share}: only 1.0 is supported"));
-                }
+        let turning = match share {
+            Some((key, default)) => {
+                let share = match rope.0.contains_key("partial_rotary_factor") {
+                    true => rope.required("partial_rotary_factor")?,
+                    false => fields.or_default(key, default)?,
+                };
+                (head_dim as f64 * share) as usize
             }
+            None => {
+                for place in [fields, rope] {
+                    let share = place.optional::<f64>("partial_rotary_factor")?;
+                    // "default" ignores it
+                    if let Some(share) = share.filter(|share| kind != "default" && *share != 1.0) {
+                        return Err(format!("`partial_rotary_factor` is {share}: only 1.0 is supported"));
+                    }
+                }
+                head_dim
+            }
+        };
+        if turning == 0 || turning > head_dim || !turning.is_multiple_of(2) {
+            return Err(format!(
+                "rotary embedding turns pairs of columns, and {turning} of the {head_dim} of a head are to turn"
+            ));
         }
+        let head_dim = turning;
         let factor = || rope.required::<f64>("factor").map_err(|problem| format!("`{place}`: {problem}"));
         let scaling = match kind.as_str() {
             "default" => RopeScaling::None,
@@ -153,8 +200,8 @@ impl RopeConfig {
                 high_freq_factor: rope.required("high_freq_factor")?,
                 original_max_positions: original()?,
             },
-            "yarn" => parse_yarn(&rope, original()?, max_positions)?,
-            "longrope" => parse_longrope(&rope, original()?, max_positions, head_dim)?,
+            "yarn" => parse_yarn(rope, original()?, max_positions)?,
+            "longrope" => parse_longrope(rope, original()?, max_positions, head_dim)?,
             other => {
                 return Err(format!(
                     "rope type `{other}` is not supported: supported are default, linear, dynamic, llama3, yarn and \
@@ -163,7 +210,7 @@ impl RopeConfig {
             }
         };
         if !(theta > 1.0 && theta.is_finite()) {
-            return Err(format!("`rope_theta` is {theta}: expected a number above one"));
+            return Err(format!("`{theta_key}` is {theta}: expected a number above one"));
         }
         let rope = Self { head_dim, theta, scaling };
         rope.check()?;
@@ -322,6 +369,15 @@ impl RopeConfig {
     }
 }
 
+/// An object, where there is one.
+fn object<'f>(fields: &Fields<'f>, key: &str) -> Result<Option<&'f Map<String, Value>>, String> {
+    match fields.0.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Object(found)) => Ok(Some(found)),
+        Some(other) => Err(format!("`{key}` is {other}: expected an object")),
+    }
+}
+
 fn parse_yarn(
     rope: &Fields<'_>,
     original_max_positions: usize,
@@ -392,17 +448,17 @@ fn power(base: f64, exponent: f32) -> f32 {
 #[derive(Debug)]
 pub struct RopeTable {
     config: RopeConfig,
-    grown: Mutex<Angles>,
+    grown: Mutex<Table>,
 }
 
 /// Row-major `[positions, head_dim / 2]`, both.
 #[derive(Clone, Debug, Default)]
-struct Angles {
+struct Table {
     cos: Vec<f32>,
     sin: Vec<f32>,
 }
 
-impl Angles {
+impl Table {
     fn extend(&mut self, frequencies: &[f32], factor: f32, positions: std::ops::Range<usize>) {
         for position in positions {
             for &frequency in frequencies {
@@ -420,10 +476,10 @@ impl RopeTable {
         Self { config, grown: Mutex::default() }
     }
 
-    /// Cosines and sines of all rows of a batch, each row-major `[rows, head_dim / 2]`.
-    pub fn packed(&self, batch: &PackedBatch) -> (Vec<f32>, Vec<f32>) {
-        let width = self.config.head_dim / 2;
-        let capacity = batch.num_rows() * width;
+    /// Cosines and sines of all rows of a batch.
+    pub fn packed(&self, batch: &PackedBatch) -> Angles {
+        let pairs = self.config.head_dim / 2;
+        let capacity = batch.num_rows() * pairs;
         let (mut cos, mut sin) = (Vec::with_capacity(capacity), Vec::with_capacity(capacity));
         let mut table = self.grown.lock().unwrap_or_else(PoisonError::into_inner);
         for segment in batch.segments() {
@@ -431,13 +487,13 @@ impl RopeTable {
             let own; // a long sequence under dynamic scaling and the like has angles of its own
             let angles = if self.depends_on_length(end) {
                 debug_assert_eq!(segment.parent, None, "such a sequence shares no prefix");
-                let mut angles = Angles::default();
+                let mut angles = Table::default();
                 let frequencies = self.config.frequencies(end);
                 angles.extend(&frequencies, self.config.attention_factor(), 0..end);
                 own = angles;
                 &own
             } else {
-                let grown = table.cos.len() / width;
+                let grown = table.cos.len() / pairs;
                 if grown < end {
                     let frequencies = self.config.frequencies(0);
                     let target = end.next_power_of_two();
@@ -445,11 +501,11 @@ impl RopeTable {
                 }
                 &*table
             };
-            let values = segment.first_position * width..end * width;
+            let values = segment.first_position * pairs..end * pairs;
             cos.extend_from_slice(&angles.cos[values.clone()]);
             sin.extend_from_slice(&angles.sin[values]);
         }
-        (cos, sin)
+        Angles { cos, sin, pairs }
     }
 
     /// Whether the angles of a sequence of so many tokens are not those of a shorter one.

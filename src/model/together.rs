@@ -50,9 +50,9 @@ pub fn forward_together<O: Ops>(
         partition(&everyone, |a, b| models[a].model.embedding.identity == models[b].model.embedding.identity)
     {
         let begun = steps.begin();
-        let model @ Transformer { embedding, rope, .. } = models[group[0]].model;
-        let packing = ops.packing(batch, rope.as_ref().map(|rope| rope.packed(batch)))?;
-        let ids = embedding.it.ids(batch);
+        let model @ Transformer { embedding, ropes, .. } = models[group[0]].model;
+        let packing = ops.packing(batch, ropes.iter().map(|rope| rope.packed(batch)).collect())?;
+        let ids = embedding.part.ids(batch);
         let blocks = transformer::blocks(ops, model, batch, steps);
         let way = Way { ops, batch, packing: &packing, ids: &ids, blocks };
         let mut journey = Journey { way, models, spent, steps: &mut *steps, arrive: &mut arrive };
@@ -168,7 +168,7 @@ mod tests {
     use super::*;
     use crate::model::transformer::Embedding;
     use crate::model::transformer::Layer;
-    use crate::model::weights::Part;
+    use crate::model::weights::Identified;
     use crate::ops::AttentionSpec;
     use crate::ops::Distance;
     use crate::ops::Which;
@@ -241,13 +241,13 @@ mod tests {
     /// A model of steps named by a letter each: the embedding, then layers; equal letters are equal steps.
     fn model(steps: &str, runs: &Arc<AtomicUsize>) -> Transformer<Composed> {
         let step = |letter: u8| Step { factor: f64::from(letter - b'a') * 0.1 + 0.5, runs: runs.clone() };
-        let layer = |letter: u8| Part { identity: [letter; 32], it: Box::new(step(letter)) as _ };
+        let layer = |letter: u8| Identified { identity: [letter; 32], part: Box::new(step(letter)) as _ };
         let (&embedding, layers) = steps.as_bytes().split_first().unwrap();
         Transformer {
-            embedding: Part { identity: [embedding; 32], it: Box::new(step(embedding)) },
-            rope: None,
+            embedding: Identified { identity: [embedding; 32], part: Box::new(step(embedding)) },
+            ropes: Vec::new(),
             layers: layers.iter().map(|&letter| layer(letter)).collect(),
-            norm: Part { identity: [0; 32], it: None },
+            norm: Identified { identity: [0; 32], part: None },
         }
     }
 

@@ -1,5 +1,5 @@
-//! The way of a batch through a transformer, whatever its family: a [`decoder`](crate::model::decoder) or an
-//! [`encoder`](crate::model::encoder) only says what happens to rows.
+//! The way of a batch through a transformer: an [`embedding`](crate::model::embedding) and a
+//! [`layer`](crate::model::layer) only say what happens to rows.
 //!
 //! ```text
 //! blocks of rows   embed → project ┐         ┌ attend → finish → project ┐         ┌ attend → finish → norm →
@@ -25,7 +25,7 @@ use candle_core::Result;
 use crate::model::norm::Norm;
 use crate::model::rope::RopeTable;
 use crate::model::steps::Steps;
-use crate::model::weights::Part;
+use crate::model::weights::Identified;
 use crate::ops::AttentionSpec;
 use crate::ops::Ops;
 use crate::ops::Which;
@@ -84,26 +84,26 @@ pub enum Wanted {
 /// A transformer without its head.
 #[derive(Debug)]
 pub struct Transformer<O: Ops> {
-    /// Tokens → hidden states.
-    pub embedding: Part<Box<dyn Embedding<O>>>,
-    /// For models with rotary position embedding.
-    pub rope: Option<RopeTable>,
-    /// At least one.
-    pub layers: Vec<Part<Box<dyn Layer<O>>>>,
+    /// Tokens → hidden states; what its identity tells of includes the ropes.
+    pub embedding: Identified<Box<dyn Embedding<O>>>,
+    /// Rotary position embeddings, which layers know by their index.
+    pub ropes: Vec<RopeTable>,
+    /// In order, never empty.
+    pub layers: Vec<Identified<Box<dyn Layer<O>>>>,
     /// After the last layer.
-    pub norm: Part<Option<Norm<O>>>,
+    pub norm: Identified<Option<Norm<O>>>,
 }
 
 impl<O: Ops> Transformer<O> {
     /// Multiplications for one row in all layers, but for those of attention.
     fn products(&self) -> usize {
-        self.layers.iter().map(|layer| layer.it.products()).sum::<usize>().max(1)
+        self.layers.iter().map(|layer| layer.part.products()).sum::<usize>().max(1)
     }
 
     /// Whether a token's hidden state depends on the tokens before it alone, in sequences of up to `longest` tokens.
     pub fn shares_prefixes(&self, longest: usize) -> bool {
-        let is_causal = self.layers.iter().all(|layer| layer.it.spec().causal);
-        is_causal && self.rope.as_ref().is_none_or(|rope| !rope.depends_on_length(longest))
+        let is_causal = self.layers.iter().all(|layer| layer.part.spec().causal);
+        is_causal && !self.ropes.iter().any(|rope| rope.depends_on_length(longest))
     }
 }
 
@@ -137,9 +137,9 @@ pub fn blocks<O: Ops>(
     };
     let longest = (0..batch.len()).map(|sequence| batch.length(sequence)).max().unwrap_or(0);
     // of the last row, in the layer where that is most
-    let work = |layer: &Part<Box<dyn Layer<O>>>| {
-        let products = layer.it.products().max(1);
-        (products + attention_work(layer.it.spec(), longest), products)
+    let work = |layer: &Identified<Box<dyn Layer<O>>>| {
+        let products = layer.part.products().max(1);
+        (products + attention_work(layer.part.spec(), longest), products)
     };
     let (work, products) = model.layers.iter().map(work).max().unwrap_or((1, 1));
     let of_block = (max_tokens.saturating_mul(model.products()) / at_once).max(ENOUGH_ROWS * products);
@@ -230,7 +230,7 @@ impl<O: Ops> Way<'_, '_, O> {
 
     fn embed_block(&self, model: &Transformer<O>, rows: Range<usize>) -> Result<O::Rows> {
         let ids: Vec<&[u32]> = self.ids.iter().map(|ids| &ids[rows.clone()]).collect();
-        model.embedding.it.forward(self.ops, &ids)
+        model.embedding.part.forward(self.ops, &ids)
     }
 
     /// What attention of a layer reads of a block of rows. Of the last layer only the wanted rows ask.
@@ -243,7 +243,7 @@ impl<O: Ops> Way<'_, '_, O> {
         rows: &Range<usize>,
     ) -> Result<Projected<O::Rows>> {
         let all_ask = depth + 1 < model.layers.len() || *wanted == Wanted::All;
-        let layer = &model.layers[depth].it;
+        let layer = &model.layers[depth].part;
         let input = layer.input(self.ops, x)?;
         let which = Which::Run(rows.clone());
         let query =
@@ -269,7 +269,7 @@ impl<O: Ops> Way<'_, '_, O> {
             Ok((x, Some(projected)))
         };
         let blocks = self.blocks.clone();
-        let work = |rows: &Range<usize>| rows.len() * model.layers[layers.start].it.products();
+        let work = |rows: &Range<usize>| rows.len() * model.layers[layers.start].part.products();
         let mut states = match start {
             Start::Tokens => {
                 let begin = |rows: Range<usize>| begin(self.embed_block(model, rows.clone())?, &rows);
@@ -282,7 +282,7 @@ impl<O: Ops> Way<'_, '_, O> {
             }
         };
         for depth in layers.clone() {
-            let layer = &model.layers[depth].it;
+            let layer = &model.layers[depth].part;
             let is_last = depth + 1 == model.layers.len();
             let (mut going, mut keys, mut values) = (vec![], vec![], vec![]);
             for ((x, projected), places) in states.into_iter().zip(self.blocks.iter().cloned()) {
@@ -316,7 +316,7 @@ impl<O: Ops> Way<'_, '_, O> {
                 drop(query);
                 let x = layer.finish(ops, x, &attended)?;
                 drop(attended);
-                match &model.norm.it {
+                match &model.norm.part {
                     Some(norm) if is_last => Ok((norm.forward(ops, &x)?, None)),
                     _ if depth + 1 == layers.end => Ok((x, None)),
                     _ => {

@@ -25,11 +25,13 @@ use crate::model::compatible;
 use crate::model::config::CheckpointConfig;
 use crate::model::ensemble::Ensemble;
 use crate::model::golden::GoldenRewards;
-use crate::model::head::Head;
+use crate::model::layout;
 use crate::model::manifest::Manifest;
 use crate::model::memory;
 use crate::model::origin;
 use crate::model::paths;
+use crate::model::plan::BackbonePlan;
+use crate::model::plan::ModelPlan;
 use crate::model::pooling::HeadKind;
 use crate::model::pooling::Pooling;
 use crate::model::scorer::Calibration;
@@ -362,9 +364,9 @@ impl Loader {
         let groups = groups(config, &sources);
         let mut needed = 0;
         for (group, member) in groups.iter().zip(members) {
-            let names =
-                names_to_read(group, &member.config).map_err(|source| in_member(&member.path, source))?;
-            for name in names {
+            let plan =
+                checked_plan(group, &member.config).map_err(|source| in_member(&member.path, source))?;
+            for name in unread(&plan, group) {
                 let mut identity = blake3::Hasher::new();
                 identity.update(dtype.name().as_bytes());
                 for (checkpoint, coefficient) in *group {
@@ -400,7 +402,14 @@ impl Loader {
     ) -> Result<Vec<(PathBuf, SampleTokenizer)>, ModelError> {
         parse_device(&config.device)?;
         let members = open_members(config)?;
-        load_models(config, &members, &unread_ops(), None, &mut |_| ())?;
+        let sources = sources(config, &members);
+        for (group, member) in groups(config, &sources).iter().zip(&members) {
+            let check = || {
+                let plan = checked_plan(group, &member.config)?;
+                member.config.pooling(&plan.head)
+            };
+            check().map_err(|source| in_member(&member.path, source))?;
+        }
         Ok(members.into_iter().map(|member| (member.path, member.tokenizer)).collect())
     }
 }
@@ -498,7 +507,7 @@ pub fn load_tokenizer(
     config: &CheckpointConfig,
     max_tokens: Option<usize>,
 ) -> Result<SampleTokenizer, ModelError> {
-    let model_limit = config.backbone.max_tokens();
+    let model_limit = config.backbone.max_tokens;
     let asked = max_tokens.map(|limit| ("max_tokens", limit));
     let asked = asked.or(manifest.max_tokens.map(|limit| ("`max_tokens` of rewarm.json", limit)));
     if let Some((place, limit)) = asked
@@ -527,7 +536,7 @@ pub fn load_tokenizer(
         max_tokens: model_limit,
         asked_max_tokens: asked.map(|(_, limit)| limit),
         rule: manifest.text_rule,
-        default_rule: config.origin.text_rule.or(config.backbone.default_text_rule()),
+        default_rule: config.origin.text_rule.or(default_rule(&config.backbone)),
         ends: config.origin.ends,
         family: config.family().tokenizer,
         tokenizer_class: config.tokenizer_class.clone(),
@@ -539,6 +548,12 @@ pub fn load_tokenizer(
         }
         _ => Ok(tokenizer),
     }
+}
+
+/// How a prompt and a response are joined for a model without a chat template: what encoders are pretrained on; of a
+/// decoder nothing is known.
+fn default_rule(backbone: &BackbonePlan) -> Option<TextRule> {
+    (!backbone.is_causal()).then_some(TextRule::SentencePair)
 }
 
 fn open_member(config: &VariantConfig, path: &Path) -> Result<Member, ModelError> {
@@ -592,10 +607,10 @@ fn load_family<O: Ops>(
     progress: &mut dyn FnMut(u64),
 ) -> Result<LoadedFamily, ModelError> {
     let ops = Arc::new(ops);
-    let models = load_models(config, members, &ops, Some(store), progress)?;
-    let heads = models.iter().map(|(model, _)| (model.head().kind(), model.head().pooling())).collect();
-    let digests = models.iter().flat_map(|(_, digests)| digests.iter().copied()).collect();
-    let family = Ensemble::new(ops, models.into_iter().map(|(model, _)| model).collect());
+    let models = load_models(config, members, &ops, store, progress)?;
+    let heads = models.iter().map(|loaded| (loaded.head, loaded.model.head().pooling())).collect();
+    let digests = models.iter().flat_map(|loaded| loaded.digests.iter().copied()).collect();
+    let family = Ensemble::new(ops, models.into_iter().map(|loaded| loaded.model).collect());
     let (layers, of_members) = family.count_layers();
     if layers < of_members {
         tracing::info!(variant = config.name, layers, of_members, "members share layers");
@@ -603,15 +618,19 @@ fn load_family<O: Ops>(
     Ok(LoadedFamily { family: Box::new(family), heads, digests })
 }
 
-/// A model, with the digests of the members it was made from.
-type Loaded<O> = (RewardModel<O>, Vec<Digest>);
+/// A model, whose head it has, and the digests of the members it was made from.
+struct Loaded<O: Ops> {
+    model: RewardModel<O>,
+    head: HeadKind,
+    digests: Vec<Digest>,
+}
 
 /// The models of a variant.
 fn load_models<O: Ops>(
     config: &VariantConfig,
     members: &[Member],
     ops: &Arc<O>,
-    mut store: Option<&mut TensorStore>,
+    store: &mut TensorStore,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Vec<Loaded<O>>, ModelError> {
     let sources = sources(config, members);
@@ -619,21 +638,13 @@ fn load_models<O: Ops>(
     let mut models = Vec::with_capacity(groups.len());
     for (group, member) in groups.into_iter().zip(members) {
         let mut load = || {
-            let backbone = &member.config.backbone;
-            let names = if store.is_some() { names_to_read(group, &member.config)? } else { Vec::new() };
-            let weights = Weights::new(
-                group,
-                backbone.prefix_in(group[0].0),
-                backbone,
-                ops,
-                store.as_deref_mut(),
-                progress,
-            );
+            let plan = checked_plan(group, &member.config)?;
+            let weights = Weights::new(&plan, group, ops, Some(store), progress);
             thread::scope(|scope| {
-                let ahead = ReadAhead::start(scope, group, names);
+                let ahead = ReadAhead::start(scope, group, unread(&plan, group));
                 let mut weights = weights.reading_ahead(Some(ahead));
-                let model = RewardModel::load(&mut weights, &member.config)?;
-                Ok((model, weights.finish()?))
+                let model = RewardModel::load(&mut weights, &plan, &member.config)?;
+                Ok(Loaded { model, head: plan.head.kind, digests: weights.finish()? })
             })
         };
         models.push(load().map_err(|source| in_member(&member.path, source))?);
@@ -657,58 +668,18 @@ fn groups<'s, 'm>(
     }
 }
 
-/// What a model will ask for, in order; refuses what can be refused without reading weights.
-fn names_to_read(
-    members: &[(&Checkpoint, f64)],
-    config: &CheckpointConfig,
-) -> Result<Vec<String>, ModelError> {
-    let (ops, mut progress) = (unread_ops(), |_| ());
-    let mut weights = Weights::new(
-        members,
-        config.backbone.prefix_in(members[0].0),
-        &config.backbone,
-        &ops,
-        None,
-        &mut progress,
-    );
-    RewardModel::load(&mut weights, config)?;
-    let names = weights.unread();
-    weights.finish()?;
-    Ok(names)
+/// The plan of a model that is made from these members; refuses what can be refused without reading weights.
+fn checked_plan(members: &[(&Checkpoint, f64)], config: &CheckpointConfig) -> Result<ModelPlan, ModelError> {
+    let plan = layout::plan(members[0].0, config)?;
+    layout::check(&plan, members.iter().map(|(checkpoint, _)| *checkpoint))?;
+    Ok(plan)
 }
 
-/// What a checkpoint's tensors are for.
-#[derive(Clone, Debug)]
-pub struct UsedTensors {
-    /// All that a reward depends on, sorted.
-    pub all: Vec<String>,
-    /// Those of the head.
-    pub head: Vec<String>,
-    /// Where the head comes from.
-    pub head_kind: HeadKind,
-}
-
-/// Tells what a model will ask for; refuses what can be refused without reading weights.
-pub fn used_tensors(checkpoint: &Checkpoint, config: &CheckpointConfig) -> Result<UsedTensors, ModelError> {
-    let mut all = names_to_read(&[(checkpoint, 1.0)], config)?;
-    all.sort_unstable();
-    let (ops, mut progress) = (unread_ops(), |_| ());
-    let members = [(checkpoint, 1.0)];
-    let mut weights = Weights::new(
-        &members,
-        config.backbone.prefix_in(members[0].0),
-        &config.backbone,
-        &ops,
-        None,
-        &mut progress,
-    );
-    let head_kind = Head::load(&mut weights, config)?.kind();
-    Ok(UsedTensors { all, head: weights.unread(), head_kind })
-}
-
-/// For models of which only names and shapes are looked at: any form and precision will do.
-fn unread_ops() -> Arc<Composed> {
-    Arc::new(Composed { device: Device::Cpu, dtype: DType::F32 })
+/// The tensors of a plan whose digests are not known yet, in the order in which they are loaded.
+fn unread(plan: &ModelPlan, members: &[(&Checkpoint, f64)]) -> Vec<String> {
+    let is_known = |name: &str| members.iter().all(|(checkpoint, _)| checkpoint.known_digest(name).is_some());
+    let names = plan.tensors.iter().map(|tensor| &tensor.name);
+    names.filter(|name| !is_known(name)).cloned().collect()
 }
 
 fn coefficients(config: &VariantConfig) -> Vec<f64> {
@@ -732,7 +703,7 @@ fn fingerprint(
     let parts: Vec<_> =
         infos.iter().map(|info| (&info.digest, info.coefficient.to_bits(), info.calibration)).collect();
     let content = serde_json::json!({
-        "fingerprint_version": 1,
+        "fingerprint_version": 2,
         "mode": config.mode,
         "members": parts,
         "configs": configs,

@@ -33,12 +33,14 @@ use rewarm_kernels::Then;
 use rewarm_kernels::Weights;
 
 use super::Activation;
+use super::Angles;
 use super::AttentionSpec;
-use super::LinearSource;
 use super::Ops;
 use super::Precision;
 use super::Which;
 use crate::ops::batch::PackedBatch;
+use crate::ops::source::LinearSource;
+use crate::ops::source::Source;
 use crate::values::Averaged;
 use crate::values::round::from_bf16;
 
@@ -61,12 +63,11 @@ pub struct Table {
     width: usize,
 }
 
-/// A batch, and its angles, row-major `[rows, head_dim / 2]`.
+/// A batch, and its angles.
 #[derive(Debug)]
 pub struct Packing<'a> {
     batch: &'a PackedBatch,
-    cos: Vec<f32>,
-    sin: Vec<f32>,
+    ropes: Vec<Angles>,
 }
 
 /// Keys and values of a batch.
@@ -135,18 +136,30 @@ fn narrow(values: &Averaged, range: Range<usize>, to: &mut [bf16]) {
     }
 }
 
-/// Some values in what they are packed.
-fn write_weights(values: &Averaged, range: Range<usize>, to: Weights<'_>) {
+/// Some of an output's weights, of as many as `input`, in what they are packed.
+fn write_weights(source: Source<'_>, output: usize, input: usize, inputs: Range<usize>, to: Weights<'_>) {
+    let Source { values, rows, .. } = source;
+    let row = rows.row(output);
+    if !rows.transposed {
+        let range = row * input + inputs.start..row * input + inputs.end;
+        return match to {
+            Weights::F32(to) => widen(values, range, to),
+            Weights::Bf16(to) => narrow(values, range, to),
+        };
+    }
+    let at = inputs.map(|input| input * rows.of + row);
     match to {
-        Weights::F32(to) => widen(values, range, to),
-        Weights::Bf16(to) => narrow(values, range, to),
+        Weights::F32(to) => to.chunks_exact_mut(1).zip(at).for_each(|(to, at)| widen(values, at..at + 1, to)),
+        Weights::Bf16(to) => {
+            to.chunks_exact_mut(1).zip(at).for_each(|(to, at)| narrow(values, at..at + 1, to))
+        }
     }
 }
 
-fn widened(values: &Averaged, range: Range<usize>) -> Vec<f32> {
-    let mut to = vec![0.0; range.len()];
-    widen(values, range, &mut to);
-    to
+fn read_bias(source: Source<'_>, outputs: usize) -> Vec<f32> {
+    let mut all = vec![0.0; source.rows.of];
+    widen(source.values, 0..source.rows.of, &mut all);
+    (0..outputs).map(|output| all[source.rows.row(output)]).collect()
 }
 
 impl Ops for Cpu {
@@ -171,10 +184,10 @@ impl Ops for Cpu {
     }
 
     fn load_linear(&self, source: LinearSource<'_>, precision: Precision) -> Result<Linear> {
-        let LinearSource { weight, bias, output, input, .. } = source;
-        let bias = bias.map(|bias| widened(bias, 0..output));
+        let LinearSource { weight, bias, output, input } = source;
+        let bias = bias.map(|bias| read_bias(bias, output));
         let read = |output: usize, inputs: Range<usize>, to: Weights<'_>| {
-            write_weights(weight, output * input + inputs.start..output * input + inputs.end, to);
+            write_weights(weight, output, input, inputs, to);
         };
         let (isa, number) = (self.isa, self.number(precision));
         Ok(self.pool.install(|| Linear::new(isa, number, [input, output], bias.as_deref(), read)))
@@ -183,13 +196,12 @@ impl Ops for Cpu {
     fn load_gated(&self, gate: LinearSource<'_>, up: LinearSource<'_>) -> Result<Linear> {
         let LinearSource { output, input, .. } = gate;
         let bias = match (gate.bias, up.bias) {
-            (Some(gate), Some(up)) => Some([widened(gate, 0..output), widened(up, 0..output)].concat()),
+            (Some(gate), Some(up)) => Some([gate, up].map(|bias| read_bias(bias, output)).concat()),
             _ => None,
         };
         let read = |column: usize, inputs: Range<usize>, to: Weights<'_>| {
             let layer = if column < output { gate } else { up };
-            let first = column % output * input;
-            write_weights(layer.weight, first + inputs.start..first + inputs.end, to);
+            write_weights(layer.weight, column % output, input, inputs, to);
         };
         let (isa, number) = (self.isa, self.number(Precision::Working));
         Ok(self.pool.install(|| Linear::gated(isa, number, [input, output], bias.as_deref(), read)))
@@ -208,13 +220,8 @@ impl Ops for Cpu {
         Ok(Table { values, width })
     }
 
-    fn packing<'a>(
-        &self,
-        batch: &'a PackedBatch,
-        angles: Option<(Vec<f32>, Vec<f32>)>,
-    ) -> Result<Packing<'a>> {
-        let (cos, sin) = angles.unwrap_or_default();
-        Ok(Packing { batch, cos, sin })
+    fn packing<'a>(&self, batch: &'a PackedBatch, ropes: Vec<Angles>) -> Result<Packing<'a>> {
+        Ok(Packing { batch, ropes })
     }
 
     fn run<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
@@ -314,11 +321,18 @@ impl Ops for Cpu {
         Ok(x.layer_norm(self.isa, weight, bias, eps as f32))
     }
 
-    fn rotary(&self, x: Rows, head_dim: usize, packing: &Packing<'_>, which: Which<'_>) -> Result<Rows> {
-        let half = head_dim / 2;
+    fn rotary(
+        &self,
+        x: Rows,
+        head_dim: usize,
+        rope: usize,
+        packing: &Packing<'_>,
+        which: Which<'_>,
+    ) -> Result<Rows> {
+        let Angles { cos, sin, pairs } = &packing.ropes[rope];
         let angles = |row: usize| {
-            let row = which.row(row);
-            (&packing.cos[row * half..][..half], &packing.sin[row * half..][..half])
+            let start = which.row(row) * pairs;
+            (&cos[start..][..*pairs], &sin[start..][..*pairs])
         };
         Ok(x.rotary(self.isa, head_dim, angles))
     }

@@ -21,6 +21,7 @@ pub mod batch;
 pub mod composed;
 pub mod cpu;
 pub mod machine;
+pub mod source;
 #[cfg(test)]
 mod textbook;
 pub mod training;
@@ -39,6 +40,7 @@ pub use rewarm_kernels::Buckets;
 pub use rewarm_kernels::Distance;
 
 use crate::ops::batch::PackedBatch;
+use crate::ops::source::LinearSource;
 use crate::values::Averaged;
 
 /// Rows of a batch.
@@ -77,19 +79,15 @@ pub enum Precision {
     F32,
 }
 
-/// Weights of a linear layer as they come from a checkpoint.
-#[derive(Clone, Copy, Debug)]
-pub struct LinearSource<'a> {
-    /// In the checkpoint, without `.weight` and `.bias`.
-    pub name: &'a str,
-    /// Row-major `[output, input]`
-    pub weight: &'a Averaged,
-    /// `[output]`
-    pub bias: Option<&'a Averaged>,
-    /// Width of the output.
-    pub output: usize,
-    /// Width of the input.
-    pub input: usize,
+/// Cosines and sines of one rotary position embedding for every row of a batch.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Angles {
+    /// Row-major `[rows, pairs]`
+    pub cos: Vec<f32>,
+    /// The same.
+    pub sin: Vec<f32>,
+    /// How many pairs of each head turn: half a head, or fewer, and the columns behind stay as they are.
+    pub pairs: usize,
 }
 
 /// One form of the operations.
@@ -129,13 +127,8 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
     /// An embedding, row-major.
     fn load_table(&self, name: &str, values: Averaged, rows: usize, width: usize) -> Result<Self::Table>;
 
-    /// Prepares a batch. `angles`: cosines and sines of rotary position embedding for every row of the batch,
-    /// each row-major `[rows, head_dim / 2]`; none for models without.
-    fn packing<'a>(
-        &self,
-        batch: &'a PackedBatch,
-        angles: Option<(Vec<f32>, Vec<f32>)>,
-    ) -> Result<Self::Packing<'a>>;
+    /// Prepares a batch, with the angles of each rotary position embedding that the model has.
+    fn packing<'a>(&self, batch: &'a PackedBatch, ropes: Vec<Angles>) -> Result<Self::Packing<'a>>;
 
     /// Runs a forward where its blocks can run in parallel.
     fn run<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
@@ -185,12 +178,13 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
         bias: &Self::Vector,
         eps: f64,
     ) -> Result<Self::Rows>;
-    /// Turns each pair (`i`, `i + head_dim / 2`) of each head by the angles of its row; `which` says what rows of
-    /// the batch `x` holds.
+    /// Turns each pair (`i`, `i + pairs`) of each head by the angles that its row has in one of the ropes of the
+    /// packing; `which` says what rows of the batch `x` holds.
     fn rotary(
         &self,
         x: Self::Rows,
         head_dim: usize,
+        rope: usize,
         packing: &Self::Packing<'_>,
         which: Which<'_>,
     ) -> Result<Self::Rows>;

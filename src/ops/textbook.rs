@@ -10,12 +10,14 @@ use proptest::prelude::*;
 use super::AttentionSpec;
 use super::Buckets;
 use super::Distance;
-use super::LinearSource;
 use super::Ops;
 use super::Precision;
 use super::Which;
 use crate::ops::batch::PackedBatch;
 use crate::ops::batch::Sequence;
+use crate::ops::source::LinearSource;
+use crate::ops::source::RowMap;
+use crate::ops::source::Source;
 use crate::values::Averaged;
 
 /// Numbers in -2..2, the same for a seed everywhere.
@@ -253,7 +255,7 @@ impl Case {
         let (rows, widths) = (batch.num_rows(), self.widths());
         let qkv = self.projections(rows, |x| x);
         let [q, k, v] = std::array::from_fn(|i| blocks(ops, &qkv[i], widths[i]));
-        let packing = ops.packing(&batch, None).unwrap();
+        let packing = ops.packing(&batch, Vec::new()).unwrap();
         let asking = self.asking(rows);
         let relative = relative(ops, self.tables(|x| x).as_ref(), &self.spec);
         let memory = ops.remember(k, v, relative.as_ref(), &packing, &self.spec).unwrap();
@@ -309,7 +311,8 @@ fn read<O: Ops>(ops: &O, blocks: &[O::Rows], width: usize) -> Vec<f32> {
         DType::F16 => Averaged::F16(ones.map(f16::from_f32).collect()),
         _ => Averaged::F32(ones.collect()),
     };
-    let source = LinearSource { name: "identity", weight: &weight, bias: None, output: width, input: width };
+    let weight = Source { name: "identity", values: &weight, rows: RowMap::all(width) };
+    let source = LinearSource { weight, bias: None, output: width, input: width };
     let identity = ops.load_linear(source, Precision::Working).unwrap();
     let read: Vec<O::Rows> = blocks.iter().map(|block| ops.linear(block, &identity).unwrap()).collect();
     ops.to_vec(&read).unwrap()

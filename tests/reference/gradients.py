@@ -2,7 +2,7 @@
 """Makes tests/data/gradients: torch's gradients of the Bradley–Terry loss, by autograd, on the tiny models.
 
     pip install -r tests/reference/requirements.txt
-    python tests/reference/gradients.py
+    python tests/reference/gradients.py [MODEL ...]
 
 For each model MODEL.safetensors holds the gradient of every parameter, computed in float64, stored in float32. Pairs are
 neighbours among the samples of its golden.json: (1, 2), (3, 4), (5, 6) as chosen and rejected. Each sequence goes alone.
@@ -17,6 +17,7 @@ made-up gradients, and a clipping.
 import json
 import pathlib
 import platform
+import sys
 
 import torch
 import transformers
@@ -28,7 +29,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[1] / "data"
 OUT = ROOT / "gradients"
 MODELS = ["llama", "llama-tied-bias", "mistral", "qwen2", "qwen3", "gemma2", "bert", "bert-gelu-new", "roberta", "v-head",
           "trl-v-head-file", "openrlhf-normalized",
-          "gemma", "olmo2", "smollm3", "seed-oss", "ministral", "exaone4", "arcee", "xlm-roberta"]
+          "gemma", "olmo2", "smollm3", "seed-oss", "ministral", "exaone4", "arcee", "xlm-roberta",
+          "gemma3-text", "gemma3", "olmo", "olmo3", "phi", "phi3", "glm", "glm4", "helium", "hunyuan-v1-dense", "nemotron", "starcoder2",
+          "stablelm", "persimmon", "gpt-neox"]
+# what stands before names in the checkpoint, and in memory
+RENAMED = {"gemma3": ("language_model.model.", "model.language_model.")}
+UNUSED = ("model.vision_tower.", "model.multi_modal_projector.")
 CENTERED = {"llama-tied-bias": 0.01, "bert": 0.01, "trl-v-head-file": 0.1}
 STEPPED = ["bert", "llama-tied-bias"]
 OPTIONS = dict(betas=(0.9, 0.98), eps=1e-8, weight_decay=0.1)
@@ -42,8 +48,12 @@ def load(name, dtype):
     for module in model.modules():
         if isinstance(module, torch.nn.Embedding):
             module.padding_idx = None  # else torch keeps the gradient from the padding token's row, which may be the eos in the text
-    if not hasattr(model, "head"):
-        return model, dict(model.named_parameters())
+    if isinstance(model, torch.nn.Module) and hasattr(model, "get_input_embeddings"):
+        stored, kept = RENAMED.get(name, ("", ""))
+        rename = lambda key: stored + key.removeprefix(kept) if key.startswith(kept) else key
+        # what no reward depends on is no parameter: a vision tower, an unused pooler
+        parameters = {rename(key): tensor for key, tensor in model.named_parameters()}
+        return model, {key: tensor for key, tensor in parameters.items() if not key.startswith(UNUSED)}
     weights = make_tiny.all_weights(ROOT / "models" / name)
     parameters = {f"model.{key}": tensor for key, tensor in model.model.named_parameters()}
     heads = [key for key in weights if not key.startswith(("model.", "lm_head."))]
@@ -74,10 +84,12 @@ def loss_of(rewards, centering):
 
 def main():
     OUT.mkdir(exist_ok=True)
-    document = {"made_with": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__},
-                "models": {}, "steps": {}}
+    names = sys.argv[1:]
+    document = json.loads((OUT / "gradients.json").read_text()) if names else {
+        "made_with": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__},
+        "models": {}, "steps": {}}
     pairs = [(1, 2), (3, 4), (5, 6)]
-    for name in MODELS:
+    for name in names or MODELS:
         model, parameters = load(name, torch.float64)
         centering = CENTERED.get(name, 0.0)
         rewards = forward(name, model, pairs)
@@ -86,7 +98,7 @@ def main():
         save_file({key: tensor.grad.float() for key, tensor in parameters.items()}, OUT / f"{name}.safetensors")
         document["models"][name] = {"pairs": pairs, "centering": centering, "loss": loss.item(), "rewards": rewards.tolist()}
 
-    for name in STEPPED:
+    for name in [] if names else STEPPED:
         model, parameters = load(name, torch.float32)
         matrices = [tensor for tensor in parameters.values() if tensor.ndim > 1]
         vectors = [tensor for tensor in parameters.values() if tensor.ndim == 1]
@@ -101,6 +113,8 @@ def main():
         save_file({key: tensor.detach().contiguous() for key, tensor in parameters.items()}, OUT / f"{name}.stepped.safetensors")
         document["steps"][name] = {"learning_rate": LEARNING_RATE, "options": OPTIONS | dict(eps=STEPPED_EPS), "rewards": after}
     (OUT / "gradients.json").write_text(json.dumps(document, indent=1) + "\n")
+    if names:
+        return
     (OUT / "adamw.json").write_text(json.dumps(steps_and_clipping(), indent=1) + "\n")
 
 

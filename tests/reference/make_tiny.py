@@ -74,7 +74,8 @@ def randomise(model, seed, gain=1.0):
     for name, weight in sorted(model.named_parameters()):
         noise = torch.randn(weight.shape, generator=generator)
         if "norm" in name.lower() and name.endswith("weight"):
-            offset = 0.0 if "Gemma" in type(model).__name__ else 1.0  # Gemma multiplies by (1 + w)
+            # these multiply by (1 + w)
+            offset = 0.0 if type(model).__name__.startswith(("Gemma", "Nemotron")) else 1.0
             weight.data = offset + 0.3 * noise
         elif name.endswith("bias"):
             weight.data = 0.3 * noise
@@ -685,7 +686,8 @@ def main():
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    for make in CHECKPOINTS:
+    from tiny_families import CHECKPOINTS as MORE  # which is made with what is above
+    for make in CHECKPOINTS + MORE:
         name = make.__name__.replace("_", "-")
         if args.names and name not in args.names:
             continue

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use rewarm::bench::shape::Family;
 use rewarm::bench::shape::Sizes;
+use rewarm::model::plan::TensorPlan;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::Value;
@@ -59,11 +60,11 @@ impl TinyCheckpoint {
         Self::random(sizes.config(), sizes.tensors(), seed)
     }
 
-    fn random(config: Value, shapes: Vec<(String, Vec<usize>)>, seed: u64) -> Self {
+    fn random(config: Value, tensors: Vec<TensorPlan>, seed: u64) -> Self {
         let mut noise = Noise::new(seed);
-        let tensors = shapes
+        let tensors = tensors
             .into_iter()
-            .map(|(name, shape)| {
+            .map(|TensorPlan { name, shape, .. }| {
                 let values = (0..shape.iter().product()).map(|_| 0.5 * noise.draw()).collect();
                 (name, (shape, values))
             })

@@ -12,6 +12,8 @@ use crate::learn::adamw::with_values;
 use crate::learn::loss;
 use crate::learn::loss::PairLoss;
 use crate::model::ModelError;
+use crate::model::plan::Part;
+use crate::model::plan::Role;
 use crate::ops::Ops;
 use crate::ops::batch::PackedBatch;
 use crate::ops::batch::Sequence;
@@ -108,8 +110,9 @@ impl Trainable {
             rejected.extend(of_batch.rewards.iter().map(|(_, rejected)| rejected));
             self.accumulate(&mut sums, of_batch)
         })?;
-        let gradients = sums.into_iter().zip(&self.parameters).map(|(mut sum, parameter)| {
-            if objective.centering == 0.0 && self.is_last_bias(&parameter.name) {
+        let trained = self.tensors.iter().filter(|held| held.trained);
+        let gradients = sums.into_iter().zip(trained).map(|(mut sum, parameter)| {
+            if objective.centering == 0.0 && (parameter.part, parameter.role) == (Part::Output, Role::Bias) {
                 sum.fill(0.0); // what is left is rounding noise, and an optimiser would follow it
             }
             if let Some(value) = sum.iter().find(|value| !value.is_finite()) {
@@ -213,11 +216,6 @@ impl Trainable {
     fn trained_place(&self, base_name: &str) -> usize {
         let mut trained = self.tensors.iter().filter(|held| held.trained);
         trained.position(|held| held.base_name == base_name).expect("only what is trained is tracked")
-    }
-
-    /// Whether this is the bias that all rewards have in common. Heads keep their names.
-    fn is_last_bias(&self, name: &str) -> bool {
-        name.strip_suffix(".bias").is_some_and(|layer| layer == self.model.head().last_layer())
     }
 }
 

@@ -1,6 +1,5 @@
 //! From a checkpoint to a model in training, with the head that a base may lack.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -24,11 +23,14 @@ use crate::learn::parameter::Parameter;
 use crate::merge;
 use crate::model::ModelError;
 use crate::model::RewardModel;
-use crate::model::backbone::BackboneConfig;
 use crate::model::config::CheckpointConfig;
-use crate::model::head;
+use crate::model::layout;
 use crate::model::manifest::Manifest;
 use crate::model::origin;
+use crate::model::plan::ModelPlan;
+use crate::model::plan::Part;
+use crate::model::plan::Role;
+use crate::model::plan::TensorPlan;
 use crate::model::variant;
 use crate::model::weights::Weights;
 use crate::ops::training::Parameters;
@@ -76,41 +78,51 @@ impl Trainable {
         origin::settle(&checkpoint, &manifest, &mut config)?;
         let mut fields = read_fields(&config_path)?;
         let tokenizer = variant::load_tokenizer(&checkpoint, &manifest, &config, options.max_tokens)?;
-        let num_layers = config.backbone.num_layers();
+        let num_layers = config.backbone.layers.len();
         if options.frozen_layers > num_layers {
             let problem =
                 format!("frozen_layers is {}, the model has {num_layers} layers", options.frozen_layers);
             return Err(ModelError::Unsupported(problem));
         }
 
-        let mut build = load_model(&checkpoint, &config, BTreeMap::new());
-        let mut lacking = BTreeMap::new();
-        if let Err(ModelError::NoHead { .. }) = build {
-            // transformers reads no batch of several with a decoder that has no padding token
-            if config.pad_token_id.is_none() && matches!(config.backbone, BackboneConfig::Decoder(_)) {
-                let padding = tokenizer.pad_token_id().or(config.eos_token_ids.first().copied()).unwrap_or(0);
-                config.pad_token_id = Some(padding);
-                fields.insert("pad_token_id".to_owned(), json!(padding));
+        let plan = match layout::plan(&checkpoint, &config) {
+            Err(ModelError::NoHead { .. }) => {
+                // transformers reads no batch of several with a decoder that has no padding token
+                if config.pad_token_id.is_none() && config.backbone.is_causal() {
+                    let eos = config.eos_token_ids.first().copied();
+                    let padding = tokenizer.pad_token_id().or(eos).unwrap_or(0);
+                    config.pad_token_id = Some(padding);
+                    fields.insert("pad_token_id".to_owned(), json!(padding));
+                }
+                let plan = layout::plan_with_native_head(&checkpoint, &config);
+                layout::check_base(&plan, &checkpoint)?;
+                plan
             }
-            lacking = head::native(&config, config.backbone.prefix_in(&checkpoint));
-            lacking.retain(|name, _| checkpoint.info(name).is_none());
-            build = load_model(&checkpoint, &config, lacking.clone());
-        }
-        let Built { model, order, prefix } = build?;
-        let names = save::Names::new(&config, model.head().kind(), &prefix);
-        save::name_architecture(&mut fields, &config, model.head().kind());
+            plan => {
+                let plan = plan?;
+                layout::check(&plan, [&checkpoint])?;
+                plan
+            }
+        };
+        let model = load_model(&plan, &config)?;
+        save::name_architecture(&mut fields, &config, plan.head.kind);
 
         let width = fields.get("initializer_range").and_then(Value::as_f64).unwrap_or(0.02);
-        let is_frozen = frozen(options, &config.backbone, &prefix, model.head().last_layer());
-        let mut tensors = Vec::with_capacity(order.len());
-        for base_name in order {
-            let (shape, values) = match lacking.get(&base_name) {
-                Some(shape) => (shape.clone(), draw(&base_name, shape.iter().product(), width, options.seed)),
-                None => read_values(&checkpoint, &base_name)?,
+        let mut tensors = Vec::with_capacity(plan.tensors.len());
+        for tensor in &plan.tensors {
+            let values = match checkpoint.contains(&tensor.name) {
+                true => read_values(&checkpoint, &tensor.name)?,
+                false => draw(tensor, width, options.seed),
             };
-            let var = Var::from_vec(values, shape, &Device::Cpu)?;
-            let name = names.written(&base_name);
-            tensors.push(Held { trained: !is_frozen(&base_name), name, base_name, var });
+            let var = Var::from_vec(values, tensor.shape.as_slice(), &Device::Cpu)?;
+            tensors.push(Held {
+                trained: !is_frozen(options, tensor.part),
+                name: save::name_of(tensor, &plan),
+                base_name: tensor.name.clone(),
+                part: tensor.part,
+                role: tensor.role,
+                var,
+            });
         }
         let parameters: Vec<Parameter> = tensors
             .iter()
@@ -118,7 +130,7 @@ impl Trainable {
             .map(|held| Parameter {
                 name: held.name.clone(),
                 var: held.var.clone(),
-                decays: held.var.rank() > 1,
+                decays: held.role.is_matrix(),
             })
             .collect();
         let detached: Parameters =
@@ -140,33 +152,11 @@ impl Trainable {
     }
 }
 
-/// A model of names, and the names.
-struct Built {
-    model: RewardModel<Training>,
-    order: Vec<String>,
-    prefix: String,
-}
-
-fn load_model(
-    checkpoint: &Checkpoint,
-    config: &CheckpointConfig,
-    lacking: BTreeMap<String, Vec<usize>>,
-) -> Result<Built, ModelError> {
-    let (members, mut progress) = ([(checkpoint, 1.0)], |_| ());
+/// A model of names.
+fn load_model(plan: &ModelPlan, config: &CheckpointConfig) -> Result<RewardModel<Training>, ModelError> {
     let ops = Arc::new(Training::new(Arc::default(), None));
-    let weights = Weights::new(
-        &members,
-        config.backbone.prefix_in(checkpoint),
-        &config.backbone,
-        &ops,
-        None,
-        &mut progress,
-    );
-    let mut weights = weights.with_lacking(lacking);
-    let model = RewardModel::load(&mut weights, config)?;
-    let (order, prefix) = (weights.unread(), weights.backbone_prefix().to_owned());
-    weights.finish()?;
-    Ok(Built { model, order, prefix })
+    let mut progress = |_| ();
+    RewardModel::load(&mut Weights::new(plan, &[], &ops, None, &mut progress), plan, config)
 }
 
 fn read_fields(path: &Path) -> Result<Map<String, Value>, ModelError> {
@@ -175,45 +165,34 @@ fn read_fields(path: &Path) -> Result<Map<String, Value>, ModelError> {
     serde_json::from_str(&text).map_err(|error| ModelError::config(path, error))
 }
 
-/// Tells by a name in the base whether a tensor stays as it is.
-fn frozen(
-    options: &LoadOptions,
-    backbone: &BackboneConfig,
-    prefix: &str,
-    last_layer: &str,
-) -> impl Fn(&str) -> bool + use<> {
-    let (embeddings, layers) = match backbone {
-        BackboneConfig::Decoder(_) => ("embed_tokens.", "layers."),
-        BackboneConfig::Encoder(_) => ("embeddings.", "encoder.layer."),
-    };
-    let mut starts: Vec<String> =
-        (0..options.frozen_layers).map(|index| format!("{prefix}{layers}{index}.")).collect();
-    if options.frozen_embeddings || options.frozen_layers > 0 {
-        starts.push(format!("{prefix}{embeddings}"));
+/// Whether a tensor of this part stays as it is.
+fn is_frozen(options: &LoadOptions, part: Part) -> bool {
+    match part {
+        Part::Embedding => options.frozen_embeddings || options.frozen_layers > 0,
+        Part::Layer(index) => index < options.frozen_layers,
+        Part::Output => !options.train_head,
+        Part::FinalNorm | Part::Dense => false,
     }
-    if !options.train_head {
-        starts.push(format!("{last_layer}."));
-    }
-    move |name| starts.iter().any(|start| name.starts_with(start))
 }
 
-/// Shape and values of a tensor, in `f32`.
-fn read_values(checkpoint: &Checkpoint, name: &str) -> Result<(Vec<usize>, Vec<f32>), ModelError> {
-    let tensor = checkpoint.read(name)?;
-    let shape = tensor.shape.to_vec();
-    let mut sources = [(tensor, 1.0)];
+/// The values of a tensor, in `f32`.
+fn read_values(checkpoint: &Checkpoint, name: &str) -> Result<Vec<f32>, ModelError> {
+    let mut sources = [(checkpoint.read(name)?, 1.0)];
     let values =
         merge::average(name, &mut sources, DType::F32, |dtype, bytes| checkpoint.room(dtype, bytes))?;
     let Averaged::F32(values) = values else { unreachable!("asked for f32") };
-    Ok((shape, values))
+    Ok(values)
 }
 
-/// The same values for a seed and a name, whatever else is drawn: a bias is zero, weights are normal.
-fn draw(name: &str, count: usize, width: f64, seed: u64) -> Vec<f32> {
-    if name.ends_with(".bias") {
-        return vec![0.0; count];
+/// The same values for a seed and a name, whatever else is drawn: weights are normal, offsets zero, a norm's factors one.
+fn draw(tensor: &TensorPlan, width: f64, seed: u64) -> Vec<f32> {
+    let count = tensor.shape.iter().product();
+    match tensor.role {
+        Role::Bias | Role::NormBias => return vec![0.0; count],
+        Role::NormWeight => return vec![1.0; count],
+        Role::Weight | Role::Table => {}
     }
-    let key = blake3::hash(format!("{seed} {name}").as_bytes());
+    let key = blake3::hash(format!("{seed} {}", tensor.name).as_bytes());
     let mut random = ChaCha8Rng::from_seed(*key.as_bytes());
     // Box and Muller's; the offset keeps the logarithm finite
     let mut uniform = || (f64::from(random.next_u32()) + 0.5) / f64::from(1 << 16) / f64::from(1 << 16);

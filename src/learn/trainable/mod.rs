@@ -35,6 +35,8 @@ use threads::Threads;
 use crate::learn::parameter::Parameter;
 use crate::model::ModelError;
 use crate::model::RewardModel;
+use crate::model::plan::Part;
+use crate::model::plan::Role;
 use crate::model::steps::Steps;
 use crate::model::together;
 use crate::model::together::Traveller;
@@ -77,6 +79,8 @@ struct Held {
     name: String,
     var: Var,
     trained: bool,
+    part: Part,
+    role: Role,
 }
 
 impl Trainable {
@@ -105,15 +109,12 @@ impl Trainable {
 
     /// Gives the last layer of the head these weights, and no bias.
     pub fn set_head(&mut self, weight: &[f32]) -> Result<(), ModelError> {
-        let last_layer = self.model.head().last_layer();
-        for held in &self.tensors {
-            let Some(end) = held.base_name.strip_prefix(last_layer) else { continue };
-            match end {
-                ".weight" => {
+        for held in self.tensors.iter().filter(|held| held.part == Part::Output) {
+            match held.role {
+                Role::Weight => {
                     held.var.set(&Tensor::from_slice(weight, held.var.dims(), held.var.device())?)?
                 }
-                ".bias" => held.var.set(&held.var.zeros_like()?)?,
-                _ => {}
+                _ => held.var.set(&held.var.zeros_like()?)?,
             }
         }
         Ok(())

@@ -19,6 +19,8 @@ use crate::disk;
 use crate::learn::adamw::with_values;
 use crate::model::ModelError;
 use crate::model::config::CheckpointConfig;
+use crate::model::plan::ModelPlan;
+use crate::model::plan::TensorPlan;
 use crate::model::pooling::HeadKind;
 use crate::text::TextEnd;
 use crate::text::TextRule;
@@ -88,43 +90,19 @@ impl Trainable {
     }
 }
 
-/// What tensors are called in the checkpoint that is written.
-pub(super) struct Names {
-    /// The base's prefix of the backbone, and the one to write.
-    prefixes: Option<(String, &'static str)>,
-}
-
-impl Names {
-    /// Heads of others keep the names around them.
-    pub(super) fn new(config: &CheckpointConfig, head: HeadKind, prefix: &str) -> Self {
-        let written = config.backbone.prefixes()[0];
-        Self { prefixes: is_transformers(head).then(|| (prefix.to_owned(), written)) }
-    }
-
-    /// For a name in the base.
-    pub(super) fn written(&self, base_name: &str) -> String {
-        let is_head = ["score.", "classifier."].iter().any(|head| base_name.starts_with(head));
-        match &self.prefixes {
-            Some((prefix, written)) if !is_head => match base_name.strip_prefix(prefix.as_str()) {
-                Some(rest) => format!("{written}{rest}"),
-                None => base_name.to_owned(),
-            },
-            _ => base_name.to_owned(),
+/// What a tensor is called in the checkpoint that is written: heads of others keep the names around them.
+pub(super) fn name_of(tensor: &TensorPlan, plan: &ModelPlan) -> String {
+    match tensor.name.strip_prefix(&plan.prefix) {
+        Some(rest) if tensor.is_in_backbone && plan.head.kind.is_native() => {
+            format!("{}{rest}", plan.backbone.prefixes[0])
         }
-    }
-}
-
-/// Whether the head is one that `*ForSequenceClassification` has.
-fn is_transformers(head: HeadKind) -> bool {
-    match head {
-        HeadKind::Score | HeadKind::BertClassifier | HeadKind::RobertaClassifier => true,
-        HeadKind::OpenRlhf | HeadKind::TrlValueHead | HeadKind::ValueHead => false,
+        _ => tensor.name.clone(),
     }
 }
 
 /// Makes `config.json` say that this is transformers' class with one label, if it is.
 pub(super) fn name_architecture(fields: &mut Map<String, Value>, config: &CheckpointConfig, head: HeadKind) {
-    if !is_transformers(head) {
+    if !head.is_native() {
         return;
     }
     let architecture = format!("{}ForSequenceClassification", config.family().class);

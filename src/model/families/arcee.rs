@@ -1,13 +1,14 @@
 //! Arcee: Llama with a plain MLP and squared ReLU.
 
 use crate::checkpoint::fields::Fields;
-use crate::model::backbone::BackboneConfig;
-use crate::model::backbone::DecoderConfig;
-use crate::model::backbone::Mlp;
 use crate::model::families::Family;
 use crate::model::families::decoder;
+use crate::model::families::decoder::Decoder;
 use crate::model::families::decoder::Defaults;
+use crate::model::families::decoder::InsideNames;
 use crate::model::families::decoder::LLAMA;
+use crate::model::families::decoder::Names;
+use crate::model::plan::BackbonePlan;
 use crate::text::FamilyTokenizer;
 
 pub(super) const FAMILY: Family = Family {
@@ -16,6 +17,7 @@ pub(super) const FAMILY: Family = Family {
     pad_token_id: None,
     eos_token_id: Some(128_001),
     tokenizer: FamilyTokenizer::AsFilesSay,
+    nested: None,
     parse,
 };
 
@@ -23,18 +25,18 @@ const DEFAULTS: Defaults = Defaults {
     hidden: 2560,
     intermediate: 18_432,
     max_positions: 4096,
-    norm_eps: 1e-5,
+    norm_eps: ("rms_norm_eps", 1e-5),
     activation: ("hidden_act", "relu2"),
     ..LLAMA
 };
 
-fn parse(fields: &Fields<'_>) -> Result<BackboneConfig, String> {
+fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let attention_bias = fields.or_default("attention_bias", false)?;
-    Ok(DecoderConfig {
+    Ok(Decoder {
         qkv_bias: attention_bias,
         output_bias: attention_bias,
         mlp_bias: fields.or_default("mlp_bias", false)?,
-        mlp: Mlp::Plain,
+        names: Names { inside: InsideNames::Plain("mlp.up_proj"), ..Names::LLAMA },
         ..decoder::read(fields, &DEFAULTS)?
     }
     .into())

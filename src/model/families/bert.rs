@@ -1,9 +1,9 @@
 //! BERT.
 
 use crate::checkpoint::fields::Fields;
-use crate::model::backbone::BackboneConfig;
 use crate::model::families::Family;
 use crate::model::families::encoder;
+use crate::model::plan::BackbonePlan;
 use crate::text::FamilyTokenizer;
 
 pub(super) const FAMILY: Family = Family {
@@ -12,9 +12,10 @@ pub(super) const FAMILY: Family = Family {
     pad_token_id: Some(0),
     eos_token_id: None,
     tokenizer: FamilyTokenizer::Unless("BertTokenizer"),
+    nested: None,
     parse,
 };
 
-fn parse(fields: &Fields<'_>) -> Result<BackboneConfig, String> {
+fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     Ok(encoder::read(fields, 30_522)?.into())
 }

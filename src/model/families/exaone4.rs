@@ -4,14 +4,14 @@
 use serde_json::Value;
 
 use crate::checkpoint::fields::Fields;
-use crate::model::backbone::BackboneConfig;
-use crate::model::backbone::DecoderConfig;
-use crate::model::backbone::Norms;
-use crate::model::backbone::QkNorm;
 use crate::model::families::Family;
 use crate::model::families::decoder;
+use crate::model::families::decoder::Decoder;
 use crate::model::families::decoder::Defaults;
 use crate::model::families::decoder::LLAMA;
+use crate::model::families::decoder::Norms;
+use crate::model::families::decoder::QkNorm;
+use crate::model::plan::BackbonePlan;
 use crate::text::FamilyTokenizer;
 
 pub(super) const FAMILY: Family = Family {
@@ -20,6 +20,7 @@ pub(super) const FAMILY: Family = Family {
     pad_token_id: None,
     eos_token_id: Some(2),
     tokenizer: FamilyTokenizer::AsFilesSay,
+    nested: None,
     parse,
 };
 
@@ -29,11 +30,11 @@ const DEFAULTS: Defaults = Defaults {
     kv_heads: Some(32),
     kv_heads_may_be_null: false,
     head_dim_may_be_null: false,
-    norm_eps: 1e-5,
+    norm_eps: ("rms_norm_eps", 1e-5),
     ..LLAMA
 };
 
-fn parse(fields: &Fields<'_>) -> Result<BackboneConfig, String> {
+fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let config = decoder::read(fields, &DEFAULTS)?;
     let window = decoder::sliding_window(fields, Some(4096))?;
     let full_every = match (window, fields.optional::<Value>("layer_types")?) {
@@ -44,10 +45,10 @@ fn parse(fields: &Fields<'_>) -> Result<BackboneConfig, String> {
     };
     let windows =
         decoder::windows(fields, config.num_layers, window, |layer| !(layer + 1).is_multiple_of(full_every))?;
-    Ok(DecoderConfig {
+    Ok(Decoder {
         norms: Norms::AFTER,
-        qk_norm: Some(QkNorm::Heads),
-        rotary: windows.iter().map(|own| window.is_none() || own.is_some()).collect(),
+        qk_norm: Some(QkNorm::HEADS),
+        rope_of: windows.iter().map(|own| (window.is_none() || own.is_some()).then_some(0)).collect(),
         windows,
         ..config
     }

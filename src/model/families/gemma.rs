@@ -1,12 +1,14 @@
 //! Gemma: Llama with scaled embeddings, norms that multiply by 1 + weight, wide heads and a tanh GELU.
 
 use crate::checkpoint::fields::Fields;
-use crate::model::backbone::BackboneConfig;
-use crate::model::backbone::DecoderConfig;
 use crate::model::families::Family;
 use crate::model::families::decoder;
+use crate::model::families::decoder::Decoder;
 use crate::model::families::decoder::Defaults;
 use crate::model::families::decoder::LLAMA;
+use crate::model::families::decoder::NormStyle;
+use crate::model::plan::BackbonePlan;
+use crate::model::plan::NormKind;
 use crate::ops::Activation;
 use crate::text::FamilyTokenizer;
 
@@ -16,6 +18,7 @@ pub(super) const FAMILY: Family = Family {
     pad_token_id: Some(0),
     eos_token_id: Some(1),
     tokenizer: FamilyTokenizer::Unless("GemmaTokenizer"),
+    nested: None,
     parse,
 };
 
@@ -35,11 +38,11 @@ pub(super) const DEFAULTS: Defaults = Defaults {
     ..LLAMA
 };
 
-fn parse(fields: &Fields<'_>) -> Result<BackboneConfig, String> {
+fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let config = decoder::read(fields, &DEFAULTS)?;
     let attention_bias = fields.or_default("attention_bias", false)?;
-    Ok(DecoderConfig {
-        norm_unit_offset: true,
+    Ok(Decoder {
+        norm: NormStyle { kind: NormKind::RmsUnitOffset, ..config.norm },
         // files of the first release say "gelu" and mean this
         activation: match config.activation {
             Activation::GeluErf => Activation::GeluTanh,

@@ -1,13 +1,15 @@
 //! Gemma-2: Gemma with norms on both sides, capped scores, and a window in every other layer.
 
 use crate::checkpoint::fields::Fields;
-use crate::model::backbone::BackboneConfig;
-use crate::model::backbone::DecoderConfig;
-use crate::model::backbone::Norms;
 use crate::model::families::Family;
 use crate::model::families::decoder;
+use crate::model::families::decoder::Decoder;
 use crate::model::families::decoder::Defaults;
+use crate::model::families::decoder::NormStyle;
+use crate::model::families::decoder::Norms;
 use crate::model::families::gemma;
+use crate::model::plan::BackbonePlan;
+use crate::model::plan::NormKind;
 use crate::text::FamilyTokenizer;
 
 pub(super) const FAMILY: Family = Family {
@@ -16,6 +18,7 @@ pub(super) const FAMILY: Family = Family {
     pad_token_id: Some(0),
     eos_token_id: Some(1),
     tokenizer: FamilyTokenizer::Unless("GemmaTokenizer"),
+    nested: None,
     parse,
 };
 
@@ -29,12 +32,12 @@ const DEFAULTS: Defaults = Defaults {
     ..gemma::DEFAULTS
 };
 
-fn parse(fields: &Fields<'_>) -> Result<BackboneConfig, String> {
+fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let config = decoder::read(fields, &DEFAULTS)?;
     let attention_bias = fields.or_default("attention_bias", false)?;
     let window = decoder::sliding_window(fields, Some(4096))?;
-    Ok(DecoderConfig {
-        norm_unit_offset: true,
+    Ok(Decoder {
+        norm: NormStyle { kind: NormKind::RmsUnitOffset, ..config.norm },
         norms: Norms::AROUND,
         qkv_bias: attention_bias,
         output_bias: attention_bias,

@@ -10,5 +10,6 @@ pub(super) const FAMILY: Family = Family {
     pad_token_id: None,
     eos_token_id: Some(2),
     tokenizer: FamilyTokenizer::Always("TokenizersBackend"),
+    nested: None,
     parse: mistral::parse_ministral,
 };

@@ -2,12 +2,12 @@
 //! transformers reads it so.
 
 use crate::checkpoint::fields::Fields;
-use crate::model::backbone::BackboneConfig;
-use crate::model::backbone::DecoderConfig;
 use crate::model::families::Family;
 use crate::model::families::decoder;
+use crate::model::families::decoder::Decoder;
 use crate::model::families::decoder::Defaults;
 use crate::model::families::decoder::LLAMA;
+use crate::model::plan::BackbonePlan;
 use crate::text::FamilyTokenizer;
 
 pub(super) const FAMILY: Family = Family {
@@ -16,26 +16,27 @@ pub(super) const FAMILY: Family = Family {
     pad_token_id: None,
     eos_token_id: Some(2),
     tokenizer: FamilyTokenizer::Always("TokenizersBackend"),
+    nested: None,
     parse,
 };
 
 const DEFAULTS: Defaults =
     Defaults { intermediate: 14_336, kv_heads: Some(8), max_positions: 131_072, ..LLAMA };
 
-fn parse(fields: &Fields<'_>) -> Result<BackboneConfig, String> {
+fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     if fields.0.contains_key("layer_types") {
         return parse_ministral(fields);
     }
     let config = decoder::read(fields, &DEFAULTS)?;
     let window = decoder::sliding_window(fields, Some(4096))?;
-    Ok(DecoderConfig { windows: vec![window; config.num_layers], ..config }.into())
+    Ok(Decoder { windows: vec![window; config.num_layers], ..config }.into())
 }
 
 /// The same with a window in the layers that `layer_types` names.
-pub(super) fn parse_ministral(fields: &Fields<'_>) -> Result<BackboneConfig, String> {
+pub(super) fn parse_ministral(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let head_dim: usize = fields.required("head_dim")?; // transformers takes it as it is
     let config = decoder::read(fields, &Defaults { head_dim: Some(head_dim), ..DEFAULTS })?;
     let window = decoder::sliding_window(fields, Some(4096))?;
     let windows = decoder::windows(fields, config.num_layers, window, |_| true)?;
-    Ok(DecoderConfig { windows, ..config }.into())
+    Ok(Decoder { windows, ..config }.into())
 }

@@ -1,4 +1,4 @@
-//! The families: what `config.json` of each says, as a [backbone](crate::model::backbone).
+//! The families: what `config.json` of each says, as a [plan](crate::model::plan).
 //!
 //! A family is one file and one row of [`FAMILIES`]. Its file holds what its class of transformers 5.23 takes for keys
 //! that are absent (`configuration_*.py`), and in what it differs from the plain `decoder` or `encoder`: norms,
@@ -11,19 +11,34 @@ mod encoder;
 mod exaone4;
 mod gemma;
 mod gemma2;
+mod gemma3;
+mod gemma3_text;
+mod glm;
+mod glm4;
+mod gpt_neox;
+mod helium;
+mod hunyuan_v1_dense;
 mod llama;
 mod ministral;
 mod mistral;
+mod nemotron;
+mod olmo;
 mod olmo2;
+mod olmo3;
+mod persimmon;
+mod phi;
+mod phi3;
 mod qwen2;
 mod qwen3;
 mod roberta;
 mod seed_oss;
 mod smollm3;
+mod stablelm;
+mod starcoder2;
 mod xlm_roberta;
 
 use crate::checkpoint::fields::Fields;
-use crate::model::backbone::BackboneConfig;
+use crate::model::plan::BackbonePlan;
 use crate::ops::Activation;
 use crate::text::FamilyTokenizer;
 
@@ -52,12 +67,14 @@ pub struct Family {
     pub eos_token_id: Option<u32>,
     /// What `AutoTokenizer` takes for it.
     pub tokenizer: FamilyTokenizer,
-    /// Reads `config.json`; the error names field and value.
-    pub parse: fn(&Fields<'_>) -> Result<BackboneConfig, String>,
+    /// The key of `config.json` that holds the text model's config, in a model that is more than text.
+    pub nested: Option<&'static str>,
+    /// Reads `config.json`, or what is nested in it; the error names field and value.
+    pub parse: fn(&Fields<'_>) -> Result<BackbonePlan, String>,
 }
 
 /// All that run here.
-pub const FAMILIES: [Family; 15] = [
+pub const FAMILIES: [Family; 30] = [
     llama::FAMILY,
     mistral::FAMILY,
     ministral::FAMILY,
@@ -65,11 +82,26 @@ pub const FAMILIES: [Family; 15] = [
     qwen3::FAMILY,
     gemma::FAMILY,
     gemma2::FAMILY,
+    gemma3_text::FAMILY,
+    gemma3::FAMILY,
+    olmo::FAMILY,
     olmo2::FAMILY,
+    olmo3::FAMILY,
+    phi::FAMILY,
+    phi3::FAMILY,
+    glm::FAMILY,
+    glm4::FAMILY,
     smollm3::FAMILY,
     seed_oss::FAMILY,
     exaone4::FAMILY,
     arcee::FAMILY,
+    helium::FAMILY,
+    hunyuan_v1_dense::FAMILY,
+    nemotron::FAMILY,
+    starcoder2::FAMILY,
+    stablelm::FAMILY,
+    persimmon::FAMILY,
+    gpt_neox::FAMILY,
     bert::FAMILY,
     roberta::FAMILY,
     xlm_roberta::FAMILY,

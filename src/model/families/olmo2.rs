@@ -1,14 +1,14 @@
 //! OLMo-2: norms after attention and MLP instead of before, and of all query heads together, and of all key heads.
 
 use crate::checkpoint::fields::Fields;
-use crate::model::backbone::BackboneConfig;
-use crate::model::backbone::DecoderConfig;
-use crate::model::backbone::Norms;
-use crate::model::backbone::QkNorm;
 use crate::model::families::Family;
 use crate::model::families::decoder;
+use crate::model::families::decoder::Decoder;
 use crate::model::families::decoder::Defaults;
 use crate::model::families::decoder::LLAMA;
+use crate::model::families::decoder::Norms;
+use crate::model::families::decoder::QkNorm;
+use crate::model::plan::BackbonePlan;
 use crate::text::FamilyTokenizer;
 
 pub(super) const FAMILY: Family = Family {
@@ -17,17 +17,18 @@ pub(super) const FAMILY: Family = Family {
     pad_token_id: Some(1),
     eos_token_id: Some(50_279),
     tokenizer: FamilyTokenizer::Always("TokenizersBackend"),
+    nested: None,
     parse,
 };
 
 const DEFAULTS: Defaults =
-    Defaults { vocab_size: 50_304, head_dim_may_be_null: false, norm_eps: 1e-5, ..LLAMA };
+    Defaults { vocab_size: 50_304, head_dim_may_be_null: false, norm_eps: ("rms_norm_eps", 1e-5), ..LLAMA };
 
-fn parse(fields: &Fields<'_>) -> Result<BackboneConfig, String> {
+fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let attention_bias = fields.or_default("attention_bias", false)?;
-    Ok(DecoderConfig {
+    Ok(Decoder {
         norms: Norms::AFTER,
-        qk_norm: Some(QkNorm::Whole),
+        qk_norm: Some(QkNorm::WHOLE),
         qkv_bias: attention_bias,
         output_bias: attention_bias,
         ..decoder::read(fields, &DEFAULTS)?

@@ -1,12 +1,12 @@
 //! Qwen2: Llama with biases on queries, keys and values, and a window from some layer on.
 
 use crate::checkpoint::fields::Fields;
-use crate::model::backbone::BackboneConfig;
-use crate::model::backbone::DecoderConfig;
 use crate::model::families::Family;
 use crate::model::families::decoder;
+use crate::model::families::decoder::Decoder;
 use crate::model::families::decoder::Defaults;
 use crate::model::families::decoder::LLAMA;
+use crate::model::plan::BackbonePlan;
 use crate::text::FamilyTokenizer;
 
 pub(super) const FAMILY: Family = Family {
@@ -15,6 +15,7 @@ pub(super) const FAMILY: Family = Family {
     pad_token_id: None,
     eos_token_id: None,
     tokenizer: FamilyTokenizer::Always("Qwen2Tokenizer"),
+    nested: None,
     parse,
 };
 
@@ -28,9 +29,9 @@ pub(super) const DEFAULTS: Defaults = Defaults {
     ..LLAMA
 };
 
-fn parse(fields: &Fields<'_>) -> Result<BackboneConfig, String> {
+fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let config = decoder::read(fields, &DEFAULTS)?;
-    Ok(DecoderConfig { qkv_bias: true, windows: windows(fields, config.num_layers)?, ..config }.into())
+    Ok(Decoder { qkv_bias: true, windows: windows(fields, config.num_layers)?, ..config }.into())
 }
 
 /// Qwen3's too.

@@ -1,12 +1,12 @@
 //! Seed-OSS: Llama with biases on queries, keys and values unless the file says otherwise, and heads of their own width.
 
 use crate::checkpoint::fields::Fields;
-use crate::model::backbone::BackboneConfig;
-use crate::model::backbone::DecoderConfig;
 use crate::model::families::Family;
 use crate::model::families::decoder;
+use crate::model::families::decoder::Decoder;
 use crate::model::families::decoder::Defaults;
 use crate::model::families::decoder::LLAMA;
+use crate::model::plan::BackbonePlan;
 use crate::text::FamilyTokenizer;
 
 pub(super) const FAMILY: Family = Family {
@@ -15,6 +15,7 @@ pub(super) const FAMILY: Family = Family {
     pad_token_id: Some(1),
     eos_token_id: Some(2),
     tokenizer: FamilyTokenizer::AsFilesSay,
+    nested: None,
     parse,
 };
 
@@ -29,8 +30,8 @@ const DEFAULTS: Defaults = Defaults {
     ..LLAMA
 };
 
-fn parse(fields: &Fields<'_>) -> Result<BackboneConfig, String> {
-    Ok(DecoderConfig {
+fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
+    Ok(Decoder {
         qkv_bias: fields.or_default("attention_bias", true)?,
         output_bias: fields.or_default("attention_out_bias", false)?,
         mlp_bias: fields.or_default("mlp_bias", false)?,

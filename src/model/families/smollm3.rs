@@ -1,12 +1,12 @@
 //! SmolLM3: Llama where every fourth layer does not turn queries and keys; those may see a window only.
 
 use crate::checkpoint::fields::Fields;
-use crate::model::backbone::BackboneConfig;
-use crate::model::backbone::DecoderConfig;
 use crate::model::families::Family;
 use crate::model::families::decoder;
+use crate::model::families::decoder::Decoder;
 use crate::model::families::decoder::Defaults;
 use crate::model::families::decoder::LLAMA;
+use crate::model::plan::BackbonePlan;
 use crate::text::FamilyTokenizer;
 
 pub(super) const FAMILY: Family = Family {
@@ -15,6 +15,7 @@ pub(super) const FAMILY: Family = Family {
     pad_token_id: Some(128_004),
     eos_token_id: Some(128_001),
     tokenizer: FamilyTokenizer::AsFilesSay,
+    nested: None,
     parse,
 };
 
@@ -30,7 +31,7 @@ const DEFAULTS: Defaults = Defaults {
     ..LLAMA
 };
 
-fn parse(fields: &Fields<'_>) -> Result<BackboneConfig, String> {
+fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let config = decoder::read(fields, &DEFAULTS)?;
     let attention_bias = fields.or_default("attention_bias", false)?;
     let rotary = rotary(fields, config.num_layers)?;
@@ -42,11 +43,11 @@ fn parse(fields: &Fields<'_>) -> Result<BackboneConfig, String> {
         // which of the two counts depends on the implementation of attention
         return Err("`layer_types` asks for a window, and `use_sliding_window` is false".to_owned());
     }
-    Ok(DecoderConfig {
+    Ok(Decoder {
         qkv_bias: attention_bias,
         output_bias: attention_bias,
         mlp_bias: fields.or_default("mlp_bias", false)?,
-        rotary,
+        rope_of: rotary.iter().map(|&turns| turns.then_some(0)).collect(),
         windows,
         ..config
     }

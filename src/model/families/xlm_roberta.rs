@@ -1,9 +1,9 @@
 //! XLM-RoBERTa: RoBERTa of many languages, with a tokenizer of another kind.
 
 use crate::checkpoint::fields::Fields;
-use crate::model::backbone::BackboneConfig;
 use crate::model::families::Family;
 use crate::model::families::roberta;
+use crate::model::plan::BackbonePlan;
 use crate::text::FamilyTokenizer;
 
 pub(super) const FAMILY: Family = Family {
@@ -12,9 +12,10 @@ pub(super) const FAMILY: Family = Family {
     pad_token_id: Some(1),
     eos_token_id: Some(2),
     tokenizer: FamilyTokenizer::Unless("XLMRobertaTokenizer"),
+    nested: None,
     parse,
 };
 
-fn parse(fields: &Fields<'_>) -> Result<BackboneConfig, String> {
+fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     roberta::parse_with(fields, 30_522)
 }

@@ -18,7 +18,7 @@ const OTHER_TASKS: [&str; 3] = ["ForCausalLM", "ForMaskedLM", "Model"];
 
 /// Whether an adapter made a reward model of a base whose config says that it is something else.
 pub(super) fn is_converted(first: &Checkpoint, config: &CheckpointConfig, head: HeadKind) -> bool {
-    first.base().is_some() && has_transformers_name(head) && !config.architecture.ends_with(REWARD_TASK)
+    first.base().is_some() && head.is_native() && !config.architecture.ends_with(REWARD_TASK)
 }
 
 /// The config of the merge.
@@ -60,15 +60,10 @@ pub(super) fn merged(
         }
     }
     let labels = fields.get("id2label").and_then(Value::as_object).map(Map::len);
-    if first.base().is_some() && has_transformers_name(head) && labels != Some(1) {
+    if first.base().is_some() && head.is_native() && labels != Some(1) {
         // one output, whatever the base's config says; transformers' default is two
         fields.insert("id2label".to_owned(), json!({"0": "LABEL_0"}));
         fields.insert("label2id".to_owned(), json!({"LABEL_0": 0}));
     }
     Ok(Value::Object(fields))
-}
-
-/// Whether transformers' own classes have such a head.
-fn has_transformers_name(head: HeadKind) -> bool {
-    matches!(head, HeadKind::Score | HeadKind::BertClassifier | HeadKind::RobertaClassifier)
 }

@@ -13,6 +13,7 @@ pub mod greedy;
 pub mod report;
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -36,11 +37,14 @@ use crate::merge;
 use crate::merge::kinship::Kinship;
 use crate::merge::kinship::kinship;
 use crate::merge::likeness::Likeness;
+use crate::model::ModelError;
 use crate::model::compatible;
 use crate::model::config::CheckpointConfig;
+use crate::model::layout;
 use crate::model::manifest::Manifest;
+use crate::model::plan::ModelPlan;
+use crate::model::plan::Part;
 use crate::model::variant;
-use crate::model::variant::UsedTensors;
 use crate::offline::merge::greedy::Greedy;
 use crate::offline::merge::report::LikenessTotals;
 use crate::offline::merge::report::MemberReport;
@@ -115,7 +119,7 @@ pub struct Merge {
     options: Options,
     members: Vec<Member>,
     base: Option<Checkpoint>,
-    used: UsedTensors,
+    plan: ModelPlan,
     tensors: Tensors,
     warnings: Vec<String>,
 }
@@ -151,13 +155,12 @@ impl Merge {
         let parts: Vec<_> = members.iter().map(|m| (m.path.as_path(), &m.config, &m.checkpoint)).collect();
         compatible::check_members(&parts)?;
         let first = &members[0];
-        let used = variant::used_tensors(&first.checkpoint, &first.config)
-            .with_context(|| format!("check {}", first.path.display()))?;
+        let plan = checked_plan(first).with_context(|| format!("check {}", first.path.display()))?;
         let base = base.map(Checkpoint::open).transpose().context("open the base")?;
-        let tensors = Tensors::sort(&members, &used);
+        let tensors = Tensors::sort(&members, &plan);
         let texts = check_texts(&members)?;
         let warnings = warnings(&members, &texts, &tensors)?;
-        Ok(Self { options, members, base, used, tensors, warnings })
+        Ok(Self { options, members, base, plan, tensors, warnings })
     }
 
     /// What is odd about the members, in words.
@@ -184,7 +187,7 @@ impl Merge {
         let first = &self.members[0];
         writer.add_json(
             "config.json",
-            &config_file::merged(&first.checkpoint, &first.config, self.used.head_kind, dtype)?,
+            &config_file::merged(&first.checkpoint, &first.config, self.plan.head.kind, dtype)?,
         )?;
         writer.copy_text_files(first.checkpoint.text_dir())?;
         if let Some(manifest) = merged_manifest(first)? {
@@ -196,7 +199,7 @@ impl Merge {
             .members
             .iter()
             .zip(&coefficients)
-            .map(|(member, coefficient)| member.report(*coefficient, &self.used))
+            .map(|(member, coefficient)| member.report(*coefficient, &self.plan))
             .collect::<anyhow::Result<Vec<_>>>()?;
         let report = Report {
             rewarm_version: env!("CARGO_PKG_VERSION"),
@@ -254,7 +257,7 @@ impl Merge {
             let values: Vec<_> = tensors.iter().map(|(tensor, _)| &tensor.values).collect();
             let reference = base_values.as_ref().map_or(values[0], |base| &base.values);
             let likeness = Likeness::of(reference, &values);
-            averages.add(name, shape, likeness, base_values.is_some(), self.used.head.contains(name));
+            averages.add(name, shape, likeness, base_values.is_some(), is_of_head(&self.plan, name));
 
             let digests = checkpoints
                 .iter()
@@ -301,8 +304,9 @@ impl Member {
         Ok(Self { path: path.to_owned(), checkpoint, manifest, config })
     }
 
-    fn report(&self, coefficient: f64, used: &UsedTensors) -> anyhow::Result<MemberReport> {
-        let digest = self.checkpoint.digest_of(&used.all)?;
+    fn report(&self, coefficient: f64, plan: &ModelPlan) -> anyhow::Result<MemberReport> {
+        let used: BTreeSet<&String> = plan.tensors.iter().map(|tensor| &tensor.name).collect();
+        let digest = self.checkpoint.digest_of(used)?;
         Ok(MemberReport {
             path: self.path.clone(),
             is_adapter: self.checkpoint.base().is_some(),
@@ -312,14 +316,25 @@ impl Member {
     }
 }
 
+fn checked_plan(member: &Member) -> Result<ModelPlan, ModelError> {
+    let plan = layout::plan(&member.checkpoint, &member.config)?;
+    layout::check(&plan, [&member.checkpoint])?;
+    Ok(plan)
+}
+
+fn is_of_head(plan: &ModelPlan, name: &str) -> bool {
+    let found = plan.tensors.iter().find(|tensor| tensor.name == name);
+    found.is_some_and(|tensor| matches!(tensor.part, Part::Dense | Part::Output))
+}
+
 impl Tensors {
-    fn sort(members: &[Member], used: &UsedTensors) -> Self {
+    fn sort(members: &[Member], plan: &ModelPlan) -> Self {
         let mut sorted = Self::default();
         // the config will say that it is a reward model, in which transformers does not expect the other head
         let is_converted =
-            config_file::is_converted(&members[0].checkpoint, &members[0].config, used.head_kind);
+            config_file::is_converted(&members[0].checkpoint, &members[0].config, plan.head.kind);
         for name in members[0].checkpoint.names() {
-            let is_used = used.all.binary_search_by(|other| other.as_str().cmp(name)).is_ok();
+            let is_used = plan.tensors.iter().any(|tensor| tensor.name == name);
             let is_number =
                 |member: &Member| member.checkpoint.info(name).is_some_and(|info| is_float(info.dtype));
             let is_constant = IGNORED_SUFFIXES.iter().any(|suffix| name.ends_with(suffix));

@@ -26,8 +26,8 @@ const MAX_SCORES: usize = 1 << 24;
 #[derive(Debug)]
 pub struct Packing<'a> {
     batch: &'a PackedBatch,
-    /// Cosines and sines, `[rows, head_dim / 2]`.
-    angles: Option<(Tensor, Tensor)>,
+    /// Cosines and sines of each rope, `[rows, pairs]`.
+    ropes: Vec<(Tensor, Tensor)>,
     masks: Mutex<HashMap<MaskShape, Tensor>>,
 }
 
@@ -43,8 +43,8 @@ struct MaskShape {
 }
 
 impl<'a> Packing<'a> {
-    pub(super) fn new(batch: &'a PackedBatch, angles: Option<(Tensor, Tensor)>) -> Self {
-        Self { batch, angles, masks: Mutex::default() }
+    pub(super) fn new(batch: &'a PackedBatch, ropes: Vec<(Tensor, Tensor)>) -> Self {
+        Self { batch, ropes, masks: Mutex::default() }
     }
 
     /// What is packed.
@@ -52,9 +52,11 @@ impl<'a> Packing<'a> {
         self.batch
     }
 
-    /// Cosines and sines of these rows.
-    pub(in crate::ops) fn angles(&self, which: Which<'_>) -> Result<(Tensor, Tensor)> {
-        let Some((cos, sin)) = &self.angles else { candle_core::bail!("a model without rotary embedding") };
+    /// Cosines and sines of these rows in one of the ropes.
+    pub(in crate::ops) fn angles(&self, rope: usize, which: Which<'_>) -> Result<(Tensor, Tensor)> {
+        let Some((cos, sin)) = self.ropes.get(rope) else {
+            candle_core::bail!("the batch has no rope {rope}")
+        };
         match which {
             Which::Run(rows) => {
                 Ok((cos.narrow(0, rows.start, rows.len())?, sin.narrow(0, rows.start, rows.len())?))
@@ -246,7 +248,7 @@ mod tests {
                     .transpose(0, 1).unwrap().contiguous().unwrap()
             };
             let batch = PackedBatch::pack(&[]);
-            let packing = Packing::new(&batch, None);
+            let packing = Packing::new(&batch, Vec::new());
             let (q, k, v) = (heads_first(&query, heads), heads_first(&key, kv_heads), heads_first(&value, kv_heads));
             let relative = textbook::relative(&OPS, tables.as_ref(), &spec);
             let memory = Remembered {

@@ -10,18 +10,21 @@ mod forms;
 use std::borrow::Cow;
 use std::ops::Range;
 
+use candle_core::D;
 use candle_core::DType;
 use candle_core::Device;
 use candle_core::Result;
 use candle_core::Tensor;
 
 use super::Activation;
+use super::Angles;
 use super::AttentionSpec;
-use super::LinearSource;
 use super::Ops;
 use super::Precision;
 use super::Which;
 use crate::ops::batch::PackedBatch;
+use crate::ops::source::LinearSource;
+use crate::ops::source::RowMap;
 use crate::values::Averaged;
 
 pub use attention::Packing;
@@ -71,12 +74,20 @@ pub struct Relative {
 }
 
 impl Composed {
-    /// An average without values stands for weights that are not read: a placeholder of the shape, without memory.
     fn tensor(&self, values: &Averaged, shape: &[usize]) -> Result<Tensor> {
-        if values.is_empty() {
-            return Tensor::zeros((), self.dtype, &Device::Cpu)?.broadcast_as(shape);
-        }
         values.to_tensor(shape)?.to_device(&self.device)
+    }
+}
+
+/// The outputs of a layer among the rows of a tensor, or among the values of a vector.
+pub(super) fn pick(tensor: &Tensor, rows: &RowMap, outputs: usize) -> Result<Tensor> {
+    let tensor = if rows.transposed && tensor.rank() == 2 { &tensor.t()? } else { tensor };
+    match rows.picked(outputs) {
+        None => Ok(tensor.clone()),
+        Some(rows) => {
+            let ids = Tensor::from_vec(rows, outputs, tensor.device())?;
+            tensor.contiguous()?.index_select(&ids, 0)
+        }
     }
 }
 
@@ -102,10 +113,11 @@ impl Ops for Composed {
     }
 
     fn load_linear(&self, source: LinearSource<'_>, _: Precision) -> Result<Linear> {
-        let weight = self.tensor(source.weight, &[source.output, source.input])?.t()?;
-        let weight = if source.weight.is_empty() { weight } else { weight.contiguous()? };
-        let bias = source.bias.map(|bias| self.tensor(bias, &[source.output])).transpose()?;
-        Ok(Linear { weight, bias })
+        let LinearSource { weight, bias, output, input } = source;
+        let rows = self.tensor(weight.values, &weight.rows.shape(input))?;
+        let rows = pick(&rows, &weight.rows, output)?;
+        let bias = bias.map(|bias| pick(&self.tensor(bias.values, &[bias.rows.of])?, &bias.rows, output));
+        Ok(Linear { weight: rows.t()?.contiguous()?, bias: bias.transpose()? })
     }
 
     fn load_gated(&self, gate: LinearSource<'_>, up: LinearSource<'_>) -> Result<Gated> {
@@ -126,21 +138,14 @@ impl Ops for Composed {
         self.tensor(&values, &[rows, width])
     }
 
-    fn packing<'a>(
-        &self,
-        batch: &'a PackedBatch,
-        angles: Option<(Vec<f32>, Vec<f32>)>,
-    ) -> Result<Packing<'a>> {
-        let rows = batch.num_rows();
-        let tensor = |values: Vec<f32>| {
-            let shape = (rows, values.len() / rows);
-            Tensor::from_vec(values, shape, &self.device)?.to_dtype(self.dtype)
-        };
-        let angles = match angles {
-            Some((cos, sin)) => Some((tensor(cos)?, tensor(sin)?)),
-            None => None,
-        };
-        Ok(Packing::new(batch, angles))
+    fn packing<'a>(&self, batch: &'a PackedBatch, ropes: Vec<Angles>) -> Result<Packing<'a>> {
+        let ropes = ropes.into_iter().map(|Angles { cos, sin, pairs }| {
+            let tensor = |values: Vec<f32>| {
+                Tensor::from_vec(values, (batch.num_rows(), pairs), &self.device)?.to_dtype(self.dtype)
+            };
+            Ok((tensor(cos)?, tensor(sin)?))
+        });
+        Ok(Packing::new(batch, ropes.collect::<Result<_>>()?))
     }
 
     fn blocks(&self, rows: usize) -> Vec<Range<usize>> {
@@ -220,14 +225,27 @@ impl Ops for Composed {
         normed.reshape(x.shape())
     }
 
-    fn rotary(&self, x: Tensor, head_dim: usize, packing: &Packing<'_>, which: Which<'_>) -> Result<Tensor> {
-        let (cos, sin) = packing.angles(which)?;
+    fn rotary(
+        &self,
+        x: Tensor,
+        head_dim: usize,
+        rope: usize,
+        packing: &Packing<'_>,
+        which: Which<'_>,
+    ) -> Result<Tensor> {
+        let (cos, sin) = packing.angles(rope, which)?;
         let heads = x.reshape((x.dim(0)?, (), head_dim))?;
-        let turned = if x.track_op() {
-            forms::rotary(&heads, &cos, &sin)?
+        let columns = 2 * cos.dim(1)?;
+        let turning = heads.narrow(D::Minus1, 0, columns)?;
+        let mut turned = if x.track_op() {
+            forms::rotary(&turning, &cos, &sin)?
         } else {
-            candle_nn::rotary_emb::rope_thd(&heads.unsqueeze(0)?.contiguous()?, &cos, &sin)?.squeeze(0)?
+            candle_nn::rotary_emb::rope_thd(&turning.unsqueeze(0)?.contiguous()?, &cos, &sin)?.squeeze(0)?
         };
+        if columns < head_dim {
+            let rest = heads.narrow(D::Minus1, columns, head_dim - columns)?;
+            turned = Tensor::cat(&[turned, rest], D::Minus1)?;
+        }
         turned.reshape(x.shape())
     }
 
@@ -349,7 +367,8 @@ mod tests {
             let (wide_weight, wide_bias) = (wave(&[heads * width], 0.7), wave(&[heads * width], 1.1));
             let batch = batch(&[rows]);
             let angles = (waves(rows * width / 2, 0.2), waves(rows * width / 2, 0.3));
-            let packing = OPS.packing(&batch, Some(angles)).unwrap();
+            let (cos, sin) = angles;
+            let packing = OPS.packing(&batch, vec![Angles { cos, sin, pairs: width / 2 }]).unwrap();
             let (cos, sin) = (wave(&[rows, width / 2], 0.2), wave(&[rows, width / 2], 0.3));
             let (eps, scores) = (1e-6, wave(&[rows, heads, width], 2.3));
             for (name, fused, composed) in [
@@ -366,7 +385,7 @@ mod tests {
                 ),
                 (
                     "rotary",
-                    OPS.rotary(x.clone(), width, &packing, Which::Run(0..rows)),
+                    OPS.rotary(x.clone(), width, 0, &packing, Which::Run(0..rows)),
                     flat(forms::rotary(&by_head, &cos, &sin)),
                 ),
                 ("softmax", softmax(&scores), forms::softmax(&scores)),
@@ -405,7 +424,8 @@ mod tests {
             softcap: Some(2.0),
         };
         let batch = batch(&[2, 3]);
-        let packing = OPS.packing(&batch, Some((waves(20, 0.2), waves(20, 0.3)))).unwrap();
+        let angles = Angles { cos: waves(15, 0.2), sin: waves(15, 0.3), pairs: 3 };
+        let packing = OPS.packing(&batch, vec![angles]).unwrap();
 
         let tables = [(&table, [3, 1, 4, 1, 5].as_slice()), (&other_table, &[0, 1, 2, 0, 1])];
         let x = OPS.embed(&tables, Some(0.5)).unwrap();
@@ -413,10 +433,10 @@ mod tests {
         let normed = OPS.operand(Cow::Owned(normed)).unwrap();
         let q = OPS.rms_norm(&OPS.linear(&normed, &query).unwrap(), &head_weight, 1e-6).unwrap();
         let [k, v] = [&key, &value].map(|layer| OPS.linear(&normed, layer).unwrap());
-        let k = OPS.rotary(k, 8, &packing, Which::Run(0..5)).unwrap();
+        let k = OPS.rotary(k, 8, 0, &packing, Which::Run(0..5)).unwrap();
         let wanted = [1, 3, 4];
         let q = OPS.gather(&[q], &wanted).unwrap().swap_remove(0);
-        let q = OPS.rotary(q, 8, &packing, Which::Listed(&wanted)).unwrap();
+        let q = OPS.rotary(q, 8, 0, &packing, Which::Listed(&wanted)).unwrap();
         let relative = OPS.relative(Some(of_keys.clone()), Some(of_queries.clone()), &spec).unwrap();
         let memory = OPS.remember(vec![k], vec![v], Some(&relative), &packing, &spec).unwrap();
         let attended = OPS.attend(&q, Which::Listed(&wanted), &memory).unwrap();

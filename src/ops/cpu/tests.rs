@@ -10,6 +10,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::ops::batch::Sequence;
+use crate::ops::source::RowMap;
 use crate::ops::textbook;
 use crate::ops::textbook::numbers;
 
@@ -123,7 +124,8 @@ impl Layer {
     fn with_source<R>(&self, dtype: DType, f: impl FnOnce(LinearSource<'_>) -> R) -> R {
         let (weight, bias) = (averaged(dtype, &self.weight), self.bias.as_ref().map(|x| averaged(dtype, x)));
         let (output, input) = (self.output, self.input);
-        f(LinearSource { name: "layer", weight: &weight, bias: bias.as_ref(), output, input })
+        let source = |values| Source { name: "layer", values, rows: RowMap::all(output) };
+        f(LinearSource { weight: source(&weight), bias: bias.as_ref().map(source), output, input })
     }
 
     fn load(&self, cpu: &Cpu) -> Linear {
@@ -262,7 +264,8 @@ proptest! {
         let [x, y] = [seed, seed ^ 1].map(|seed| numbers(rows * width, seed));
         let [weight, bias, of_head, bias_of_head] =
             [(2, width), (3, width), (4, head_dim), (7, head_dim)].map(|(i, n)| numbers(n, seed ^ i));
-        let [cos, sin] = [5, 6].map(|i| numbers(rows * head_dim / 2, seed ^ i));
+        let pairs = if seed % 2 == 0 { head_dim / 2 } else { 1 + seed as usize % (head_dim / 2) };
+        let [cos, sin] = [5, 6].map(|i| numbers(rows * pairs, seed ^ i));
         let batch = PackedBatch::pack(&[sequence(&vec![0; rows])]);
         let (eps, wide) = (1e-5, |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<_>>());
 
@@ -290,14 +293,17 @@ proptest! {
             };
             x.chunks_exact(weight.len()).flat_map(normed).collect()
         };
-        let half = head_dim / 2;
         let turned = |place: usize, row: usize| {
             let (x, cos, sin) = (&x, &cos, &sin);
             (0..width).map(move |column| {
-                let (d, pair) = (column % half, place * width + column - column % head_dim + column % half);
-                let [x, y] = [pair, pair + half].map(|at| f64::from(x[at]));
-                let [c, s] = [cos, sin].map(|of| f64::from(of[row * half + d]));
-                let turned = if column % head_dim < half { x * c - y * s } else { x * s + y * c };
+                let d = column % head_dim;
+                if d >= 2 * pairs {
+                    return (f64::from(x[place * width + column]), 0.0);
+                }
+                let pair = place * width + column - d + d % pairs;
+                let [x, y] = [pair, pair + pairs].map(|at| f64::from(x[at]));
+                let [c, s] = [cos, sin].map(|of| f64::from(of[row * pairs + d % pairs]));
+                let turned = if d < pairs { x * c - y * s } else { x * s + y * c };
                 (turned, 4.0 * EPSILON * (x.abs() + y.abs()) * (c.abs() + s.abs()))
             })
         };
@@ -324,11 +330,12 @@ proptest! {
                 assert_within(&name("layer_norm"), &normed, layer_norm(&x, weight, bias))?;
             }
 
-            let packing = cpu.packing(&batch, Some((cos.clone(), sin.clone()))).unwrap();
+            let angles = Angles { cos: cos.clone(), sin: sin.clone(), pairs };
+            let packing = cpu.packing(&batch, vec![Angles::default(), angles]).unwrap();
             let listed: Vec<usize> = (0..rows).rev().collect();
-            let run = cpu.rotary(of_x.clone(), head_dim, &packing, Which::Run(0..rows)).unwrap();
+            let run = cpu.rotary(of_x.clone(), head_dim, 1, &packing, Which::Run(0..rows)).unwrap();
             assert_within(&name("rotary"), &run, (0..rows).flat_map(|row| turned(row, row)))?;
-            let run = cpu.rotary(of_x, head_dim, &packing, Which::Listed(&listed)).unwrap();
+            let run = cpu.rotary(of_x, head_dim, 1, &packing, Which::Listed(&listed)).unwrap();
             assert_within(&name("rotary"), &run, (0..rows).flat_map(|row| turned(row, rows - 1 - row)))?;
         }
     }

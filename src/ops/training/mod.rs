@@ -36,8 +36,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::Rng;
 
 use super::Activation;
+use super::Angles;
 use super::AttentionSpec;
-use super::LinearSource;
 use super::Ops;
 use super::Precision;
 use super::Which;
@@ -46,6 +46,9 @@ use super::composed::Packing;
 use super::composed::Relative;
 use super::composed::Remembered;
 use crate::ops::batch::PackedBatch;
+use crate::ops::source::LinearSource;
+use crate::ops::source::RowMap;
+use crate::ops::source::Source;
 use crate::values::Averaged;
 
 /// The tensors of a model by their names in the checkpoint, all `f32`: variables where a gradient is wanted.
@@ -60,14 +63,28 @@ pub struct Training {
     embedded: Mutex<Vec<Embedded>>,
 }
 
-/// Names of a linear layer's tensors.
+/// A linear layer: what it takes of which tensors.
 #[derive(Clone, Debug)]
 pub struct Linear {
-    weight: String,
-    bias: Option<String>,
+    weight: Named,
+    bias: Option<Named>,
+    output: usize,
 }
 
-/// Names of two linear layers on the same input.
+/// A tensor, and the rows that a layer takes of it.
+#[derive(Clone, Debug)]
+struct Named {
+    name: String,
+    rows: RowMap,
+}
+
+impl From<Source<'_>> for Named {
+    fn from(source: Source<'_>) -> Self {
+        Self { name: source.name.to_owned(), rows: source.rows }
+    }
+}
+
+/// Two linear layers on the same input.
 #[derive(Clone, Debug)]
 pub struct Gated {
     gate: Linear,
@@ -173,8 +190,8 @@ impl Ops for Training {
     }
 
     fn load_linear(&self, source: LinearSource<'_>, _: Precision) -> Result<Linear> {
-        let of = |end: &str| format!("{}.{end}", source.name);
-        Ok(Linear { weight: of("weight"), bias: source.bias.map(|_| of("bias")) })
+        let LinearSource { weight, bias, output, .. } = source;
+        Ok(Linear { weight: weight.into(), bias: bias.map(Named::from), output })
     }
 
     fn load_gated(&self, gate: LinearSource<'_>, up: LinearSource<'_>) -> Result<Gated> {
@@ -194,12 +211,8 @@ impl Ops for Training {
         Ok(name.to_owned())
     }
 
-    fn packing<'a>(
-        &self,
-        batch: &'a PackedBatch,
-        angles: Option<(Vec<f32>, Vec<f32>)>,
-    ) -> Result<Packing<'a>> {
-        self.composed.packing(batch, angles)
+    fn packing<'a>(&self, batch: &'a PackedBatch, ropes: Vec<Angles>) -> Result<Packing<'a>> {
+        self.composed.packing(batch, ropes)
     }
 
     fn blocks(&self, rows: usize) -> Vec<Range<usize>> {
@@ -236,8 +249,10 @@ impl Ops for Training {
     }
 
     fn linear(&self, x: &Tensor, layer: &Linear) -> Result<Tensor> {
-        let bias = layer.bias.as_ref().map(|bias| self.parameter(bias)).transpose()?;
-        fused::linear(x, self.parameter(&layer.weight)?, bias)
+        let of =
+            |named: &Named| super::composed::pick(self.parameter(&named.name)?, &named.rows, layer.output);
+        let bias = layer.bias.as_ref().map(of).transpose()?;
+        fused::linear(x, &of(&layer.weight)?, bias.as_ref())
     }
 
     fn linear_add(&self, x: &Tensor, layer: &Linear, residual: Tensor) -> Result<Tensor> {
@@ -279,8 +294,15 @@ impl Ops for Training {
         fused::layer_norm(x, &self.vector(weight)?, &self.vector(bias)?, eps)
     }
 
-    fn rotary(&self, x: Tensor, head_dim: usize, packing: &Packing<'_>, which: Which<'_>) -> Result<Tensor> {
-        let (cos, sin) = packing.angles(which)?;
+    fn rotary(
+        &self,
+        x: Tensor,
+        head_dim: usize,
+        rope: usize,
+        packing: &Packing<'_>,
+        which: Which<'_>,
+    ) -> Result<Tensor> {
+        let (cos, sin) = packing.angles(rope, which)?;
         fused::rotary(&x, head_dim, &cos, &sin)
     }
 

@@ -89,17 +89,18 @@ impl<O: Ops> Tiny<O> {
 
     fn forward(&self, batch: &PackedBatch) -> Result<Vec<Vec<f32>>> {
         let (ops, rows) = (&self.ops, batch.num_rows());
-        let half = HEAD_DIM / 2;
-        let mut angles = (vec![0.0; rows * half], vec![0.0; rows * half]);
+        let pairs = HEAD_DIM / 2;
+        let [cos, sin] = [0, 1].map(|_| vec![0.0; rows * pairs]);
+        let mut angles = Angles { cos, sin, pairs };
         for segment in batch.segments() {
             for (position, row) in (segment.first_position..).zip(segment.rows.clone()) {
-                for i in 0..half {
+                for i in 0..pairs {
                     let angle = position as f32 * 0.5_f32.powi(i as i32);
-                    (angles.0[row * half + i], angles.1[row * half + i]) = (angle.cos(), angle.sin());
+                    (angles.cos[row * pairs + i], angles.sin[row * pairs + i]) = (angle.cos(), angle.sin());
                 }
             }
         }
-        let packing = ops.packing(batch, Some(angles))?;
+        let packing = ops.packing(batch, vec![angles])?;
         let embed = |rows: Range<usize>| ops.embed(&[(&self.table, &batch.token_ids()[rows])], Some(1.5));
         let mut x = ops.each(ops.blocks(rows), embed)?;
         for _ in 0..2 {
@@ -107,7 +108,7 @@ impl<O: Ops> Tiny<O> {
                 let input = ops.operand(Cow::Owned(ops.rms_norm(x, &self.norm[0], 1e-5)?))?;
                 let [q, k, v] = [0, 1, 2].map(|i| ops.linear(&input, &self.project[i]));
                 let q = ops.rms_norm(&q?, &self.of_head, 1e-5)?;
-                let [q, k] = [q, k?].map(|x| ops.rotary(x, HEAD_DIM, &packing, Which::Run(rows.clone())));
+                let [q, k] = [q, k?].map(|x| ops.rotary(x, HEAD_DIM, 0, &packing, Which::Run(rows.clone())));
                 Ok((q?, k?, v?))
             };
             let blocks = ops.blocks(rows).into_iter().zip(&x).collect();
@@ -301,7 +302,7 @@ fn a_product_passes_on_what_is_not_finite_and_keeps_it_in_its_row() {
 /// One sequence and head, every row a query; queries, keys and values `[seq, head_dim]`.
 fn attend(cpu: &Cpu, [q, k, v]: [&[f32]; 3], spec: &AttentionSpec) -> Vec<f32> {
     let batch = PackedBatch::pack(&[sequence(&vec![0; q.len() / spec.head_dim])]);
-    let packing = cpu.packing(&batch, None).unwrap();
+    let packing = cpu.packing(&batch, vec![]).unwrap();
     let [q, k, v] = [q, k, v].map(|x| [rows_of(x, spec.head_dim)]);
     let [k, v] = [k, v].map(Vec::from);
     let memory = cpu.remember(k, v, None, &packing, spec).unwrap();

@@ -53,19 +53,21 @@ impl CustomOp2 for AddDropped {
     }
 }
 
-/// Turns each pair (`i`, `i + head_dim / 2`) of each head by the angles of its row, `[rows, head_dim / 2]`.
+/// Turns each pair (`i`, `i + pairs`) of each head by the angles of its row, `[rows, pairs]`.
 pub(in crate::ops::training) fn rotary(
     x: &Tensor,
     head_dim: usize,
     cos: &Tensor,
     sin: &Tensor,
 ) -> Result<Tensor> {
+    let pairs = cos.dim(1)?;
     let [cos, sin] = [cos, sin].map(|angles| angles.flatten_all()?.to_vec1::<f32>());
-    x.contiguous()?.apply_op1(Rotary { head_dim, cos: cos?, sin: sin? })
+    x.contiguous()?.apply_op1(Rotary { head_dim, pairs, cos: cos?, sin: sin? })
 }
 
 struct Rotary {
     head_dim: usize,
+    pairs: usize,
     cos: Vec<f32>,
     sin: Vec<f32>,
 }
@@ -73,15 +75,15 @@ struct Rotary {
 impl Rotary {
     /// Backwards where `direction` is -1: the gradient is turned the other way.
     fn turn(&self, x: &[f32], direction: f32) -> Vec<f32> {
-        let half = self.head_dim / 2;
-        let rows = self.cos.len() / half;
+        let pairs = self.pairs;
+        let rows = self.cos.len() / pairs;
         let width = x.len() / rows.max(1);
-        let mut turned = vec![0.0; x.len()];
-        let angles = self.cos.chunks_exact(half).zip(self.sin.chunks_exact(half));
+        let mut turned = x.to_vec();
+        let angles = self.cos.chunks_exact(pairs).zip(self.sin.chunks_exact(pairs));
         for ((x, to), (cos, sin)) in x.chunks_exact(width).zip(turned.chunks_exact_mut(width)).zip(angles) {
             for (x, to) in x.chunks_exact(self.head_dim).zip(to.chunks_exact_mut(self.head_dim)) {
-                let ((first, second), (to_first, to_second)) = (x.split_at(half), to.split_at_mut(half));
-                for i in 0..half {
+                let ((first, second), (to_first, to_second)) = (x.split_at(pairs), to.split_at_mut(pairs));
+                for i in 0..pairs {
                     let sin = direction * sin[i];
                     to_first[i] = first[i] * cos[i] - second[i] * sin;
                     to_second[i] = second[i] * cos[i] + first[i] * sin;

@@ -4,6 +4,7 @@ use candle_core::Var;
 
 use super::*;
 use crate::ops::Activation;
+use crate::ops::Angles;
 use crate::ops::AttentionSpec;
 use crate::ops::Distance;
 use crate::ops::Ops;
@@ -111,15 +112,18 @@ fn rows_are_added_and_turned_as_the_composed_ones() {
     check("add", &[&x, &y], || add_dropped(&x, &y, factors.clone()), by_hand);
 
     let batch = batch(&[2, 3]);
-    let angles = || [0.2, 0.3].map(|step| values(&wave(&[5, 4], step)));
-    let [cos, sin] = angles();
-    let packing = OPS.packing(&batch, Some((cos, sin))).unwrap();
-    for which in [Which::Run(0..5), Which::Listed(&[0, 4, 2, 1, 3])] {
+    let angles = |pairs: usize| {
+        let [cos, sin] = [0.2, 0.3].map(|step| values(&wave(&[5, pairs], step)));
+        Angles { cos, sin, pairs }
+    };
+    let packing = OPS.packing(&batch, [4, 3].map(angles).into()).unwrap();
+    let runs = [Which::Run(0..5), Which::Listed(&[0, 4, 2, 1, 3])];
+    for (which, rope) in runs.into_iter().flat_map(|which| [(which.clone(), 0), (which, 1)]) {
         let turned = || {
-            let (cos, sin) = packing.angles(which.clone())?;
+            let (cos, sin) = packing.angles(rope, which.clone())?;
             rotary(&x, 8, &cos, &sin)
         };
-        let composed = || OPS.rotary(x.as_tensor().clone(), 8, &packing, which.clone());
+        let composed = || OPS.rotary(x.as_tensor().clone(), 8, rope, &packing, which.clone());
         check("rotary", &[&x], turned, composed);
     }
 }
@@ -143,7 +147,7 @@ fn attention_is_the_composed_one() {
     };
     let slopes = |slopes: &[f32]| Distance::Slopes(slopes.into());
     let batch = batch(&[3, 1, 12, 7]);
-    let packing = OPS.packing(&batch, None).unwrap();
+    let packing = OPS.packing(&batch, vec![]).unwrap();
     for spec in [
         plain.clone(),
         AttentionSpec { causal: true, ..plain.clone() },

@@ -1,0 +1,101 @@
+//! Token ids → hidden states.
+//!
+//! ```text
+//! ids → words + types + positions → · scale → norm → projection → [rows, hidden]
+//! ```
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use candle_core::Result;
+
+use crate::model::ModelError;
+use crate::model::norm::Norm;
+use crate::model::plan::EmbeddingPlan;
+use crate::model::plan::PositionRule;
+use crate::model::transformer;
+use crate::model::weights::Weights;
+use crate::ops::Ops;
+use crate::ops::Precision::Working;
+use crate::ops::batch::PackedBatch;
+
+/// What an [`EmbeddingPlan`] describes.
+#[derive(Debug)]
+pub struct Embedding<O: Ops> {
+    words: Arc<O::Table>,
+    types: Option<Arc<O::Table>>,
+    positions: Option<(Arc<O::Table>, PositionRule)>,
+    scale: Option<f64>,
+    norm: Option<Norm<O>>,
+    projection: Option<Arc<O::Linear>>,
+}
+
+impl<O: Ops> Embedding<O> {
+    /// Reads what the plan names.
+    pub fn load(weights: &mut Weights<'_, O>, plan: &EmbeddingPlan) -> std::result::Result<Self, ModelError> {
+        let words = weights.table(&plan.words)?;
+        let types = plan.types.as_ref().map(|types| weights.table(types)).transpose()?;
+        let positions = match &plan.positions {
+            Some(positions) => Some((weights.table(&positions.table)?, positions.rule)),
+            None => None,
+        };
+        let norm = plan.norm.as_ref().map(|norm| Norm::load(weights, norm)).transpose()?;
+        let projection = plan.projection.as_ref();
+        let projection = projection.map(|projection| weights.linear(projection, Working)).transpose()?;
+        Ok(Self { words, types, positions, scale: plan.scale, norm, projection })
+    }
+}
+
+impl<O: Ops> transformer::Embedding<O> for Embedding<O> {
+    fn ids<'a>(&self, batch: &'a PackedBatch) -> Vec<Cow<'a, [u32]>> {
+        let mut ids: Vec<Cow<'_, [u32]>> = vec![batch.token_ids().into()];
+        if self.types.is_some() {
+            ids.push(batch.type_ids().into());
+        }
+        if let Some((_, rule)) = self.positions {
+            ids.push(positions(batch, rule).into());
+        }
+        ids
+    }
+
+    fn forward(&self, ops: &O, ids: &[&[u32]]) -> Result<O::Rows> {
+        let tables =
+            [Some(&self.words), self.types.as_ref(), self.positions.as_ref().map(|(table, _)| table)];
+        let tables: Vec<_> =
+            tables.into_iter().flatten().map(|table| &**table).zip(ids.iter().copied()).collect();
+        let mut x = ops.embed(&tables, self.scale)?;
+        if let Some(norm) = &self.norm {
+            x = norm.forward(ops, &x)?;
+        }
+        if let Some(projection) = &self.projection {
+            // transformers drops what is projected
+            return ops.linear(&ops.dropout(x)?, projection);
+        }
+        ops.dropout(x)
+    }
+}
+
+/// For each row of the batch, its row of the position embedding.
+fn positions(batch: &PackedBatch, rule: PositionRule) -> Vec<u32> {
+    let mut positions = Vec::with_capacity(batch.num_rows());
+    for segment in batch.segments() {
+        match rule {
+            PositionRule::From(first) => {
+                let start = first + segment.first_position as u32;
+                positions.extend(start..start + segment.rows.len() as u32);
+            }
+            PositionRule::AfterPadding(padding) => {
+                debug_assert_eq!(segment.parent, None, "bidirectional models share no prefixes");
+                let mut last = padding;
+                positions.extend(batch.token_ids()[segment.rows.clone()].iter().map(|&token| {
+                    if token == padding {
+                        return padding;
+                    }
+                    last += 1;
+                    last
+                }));
+            }
+        }
+    }
+    positions
+}

@@ -1,0 +1,250 @@
+//! A layer of any family, as its plan says.
+//!
+//! ```text
+//! one after the other   x = norm(x + norm(attention(norm(x))))     each of the norms where the family has it
+//!                       x = norm(x + norm(mlp(norm(x))))
+//! parallel              x = x + norm(attention(norm(x))) + norm(mlp(norm(x)))
+//!
+//! attention   q, k, v → norm, rope → attend → output         mlp   down(act(gate) · up), or down(act(up))
+//! ```
+//!
+//! How a batch goes through the layers is in [`transformer`].
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use candle_core::Result;
+
+use crate::model::ModelError;
+use crate::model::norm::Norm;
+use crate::model::plan::AttentionPlan;
+use crate::model::plan::InsidePlan;
+use crate::model::plan::LayerPlan;
+use crate::model::plan::LinearPlan;
+use crate::model::plan::MlpPlan;
+use crate::model::plan::NormPlan;
+use crate::model::transformer;
+use crate::model::weights::Weights;
+use crate::ops::Activation;
+use crate::ops::AttentionSpec;
+use crate::ops::Ops;
+use crate::ops::Precision::Working;
+use crate::ops::Which;
+
+/// What a [`LayerPlan`] describes.
+#[derive(Debug)]
+pub struct Layer<O: Ops> {
+    norms: Norms<O>,
+    attention: Attention<O>,
+    mlp: Mlp<O>,
+    is_parallel: bool,
+    /// Multiplications for one row, but for those of attention.
+    products: usize,
+}
+
+/// See [`NormsPlan`](crate::model::plan::NormsPlan).
+#[derive(Debug)]
+struct Norms<O: Ops> {
+    attention_input: Option<Norm<O>>,
+    attention_output: Option<Norm<O>>,
+    attention_sum: Option<Norm<O>>,
+    mlp_input: Option<Norm<O>>,
+    mlp_output: Option<Norm<O>>,
+    mlp_sum: Option<Norm<O>>,
+}
+
+#[derive(Debug)]
+struct Attention<O: Ops> {
+    query: Arc<O::Linear>,
+    key: Arc<O::Linear>,
+    value: Arc<O::Linear>,
+    qk_norms: Option<[Norm<O>; 2]>,
+    norms_turned: bool,
+    ropes: Option<[usize; 2]>,
+    spec: AttentionSpec,
+    output: Arc<O::Linear>,
+}
+
+#[derive(Debug)]
+struct Mlp<O: Ops> {
+    inside: Inside<O>,
+    activation: Activation,
+    down: Arc<O::Linear>,
+}
+
+/// What an MLP does before `down`.
+#[derive(Debug)]
+enum Inside<O: Ops> {
+    Gated(Arc<O::Gated>),
+    Plain(Arc<O::Linear>),
+}
+
+impl<O: Ops> Layer<O> {
+    /// Reads what the plan names.
+    pub fn load(weights: &mut Weights<'_, O>, plan: &LayerPlan) -> std::result::Result<Self, ModelError> {
+        let mut norm =
+            |plan: &Option<NormPlan>| plan.as_ref().map(|plan| Norm::load(weights, plan)).transpose();
+        let norms = Norms {
+            attention_input: norm(&plan.norms.attention_input)?,
+            attention_output: norm(&plan.norms.attention_output)?,
+            attention_sum: norm(&plan.norms.attention_sum)?,
+            mlp_input: norm(&plan.norms.mlp_input)?,
+            mlp_output: norm(&plan.norms.mlp_output)?,
+            mlp_sum: norm(&plan.norms.mlp_sum)?,
+        };
+        Ok(Self {
+            norms,
+            attention: Attention::load(weights, &plan.attention)?,
+            mlp: Mlp::load(weights, &plan.mlp)?,
+            is_parallel: plan.is_parallel,
+            products: products(plan),
+        })
+    }
+}
+
+fn products(LayerPlan { attention, mlp, .. }: &LayerPlan) -> usize {
+    let AttentionPlan { query, key, value, output, .. } = attention;
+    let of = |layers: &[&LinearPlan]| layers.iter().map(|layer| layer.input * layer.output).sum::<usize>();
+    let inside = match &mlp.inside {
+        InsidePlan::Gated { gate, up } => of(&[gate, up]),
+        InsidePlan::Plain(up) => of(&[up]),
+    };
+    of(&[query, key, value, output, &mlp.down]) + inside
+}
+
+impl<O: Ops> Attention<O> {
+    fn load(weights: &mut Weights<'_, O>, plan: &AttentionPlan) -> std::result::Result<Self, ModelError> {
+        Ok(Self {
+            query: weights.linear(&plan.query, Working)?,
+            key: weights.linear(&plan.key, Working)?,
+            value: weights.linear(&plan.value, Working)?,
+            qk_norms: match &plan.qk_norms {
+                Some([query, key]) => Some([Norm::load(weights, query)?, Norm::load(weights, key)?]),
+                None => None,
+            },
+            norms_turned: plan.norms_turned,
+            ropes: plan.ropes,
+            spec: plan.spec.clone(),
+            output: weights.linear(&plan.output, Working)?,
+        })
+    }
+
+    /// Norms and turns queries (`which_of` 0) or keys (1).
+    fn place(
+        &self,
+        ops: &O,
+        mut x: O::Rows,
+        which_of: usize,
+        packing: &O::Packing<'_>,
+        which: Which<'_>,
+    ) -> Result<O::Rows> {
+        let norm = self.qk_norms.as_ref().map(|norms| &norms[which_of]);
+        if let Some(norm) = norm.filter(|_| !self.norms_turned) {
+            x = norm.forward(ops, &x)?;
+        }
+        if let Some(ropes) = self.ropes {
+            x = ops.rotary(x, self.spec.head_dim, ropes[which_of], packing, which)?;
+        }
+        match norm.filter(|_| self.norms_turned) {
+            Some(norm) => norm.forward(ops, &x),
+            None => Ok(x),
+        }
+    }
+}
+
+impl<O: Ops> Mlp<O> {
+    fn load(weights: &mut Weights<'_, O>, plan: &MlpPlan) -> std::result::Result<Self, ModelError> {
+        let inside = match &plan.inside {
+            InsidePlan::Gated { gate, up } => Inside::Gated(weights.gated(gate, up)?),
+            InsidePlan::Plain(up) => Inside::Plain(weights.linear(up, Working)?),
+        };
+        Ok(Self { inside, activation: plan.activation, down: weights.linear(&plan.down, Working)? })
+    }
+
+    /// What `down` reads.
+    fn inside(&self, ops: &O, input: &O::Rows) -> Result<O::Rows> {
+        match &self.inside {
+            Inside::Gated(gate_up) => ops.gated(input, gate_up, self.activation),
+            Inside::Plain(up) => ops.linear_act(input, up, self.activation),
+        }
+    }
+}
+
+impl<O: Ops> transformer::Layer<O> for Layer<O> {
+    fn spec(&self) -> &AttentionSpec {
+        &self.attention.spec
+    }
+
+    fn products(&self) -> usize {
+        self.products
+    }
+
+    fn input<'a>(&self, ops: &O, x: &'a O::Rows) -> Result<Cow<'a, O::Rows>> {
+        ops.operand(normed(ops, x, self.norms.attention_input.as_ref())?)
+    }
+
+    fn queries(
+        &self,
+        ops: &O,
+        input: &O::Rows,
+        packing: &O::Packing<'_>,
+        which: Which<'_>,
+    ) -> Result<O::Rows> {
+        self.attention.place(ops, ops.linear(input, &self.attention.query)?, 0, packing, which)
+    }
+
+    fn keys_and_values(
+        &self,
+        ops: &O,
+        input: &O::Rows,
+        packing: &O::Packing<'_>,
+        which: Which<'_>,
+    ) -> Result<[O::Rows; 2]> {
+        let key = self.attention.place(ops, ops.linear(input, &self.attention.key)?, 1, packing, which)?;
+        Ok([key, ops.linear(input, &self.attention.value)?])
+    }
+
+    fn finish(&self, ops: &O, x: O::Rows, attended: &O::Rows) -> Result<O::Rows> {
+        let Self { norms, attention, mlp, .. } = self;
+        let inside = |x: &O::Rows| mlp.inside(ops, &*normed(ops, x, norms.mlp_input.as_ref())?);
+        let beside = if self.is_parallel { Some(inside(&x)?) } else { None };
+        let x = add(ops, x, attended, &attention.output, norms.attention_output.as_ref())?;
+        let x = norm_of(ops, x, norms.attention_sum.as_ref())?;
+        let inside = match beside {
+            Some(inside) => inside,
+            None => inside(&x)?,
+        };
+        let x = add(ops, x, &inside, &mlp.down, norms.mlp_output.as_ref())?;
+        norm_of(ops, x, norms.mlp_sum.as_ref())
+    }
+}
+
+/// `(norm of) x`
+fn normed<'x, O: Ops>(ops: &O, x: &'x O::Rows, norm: Option<&Norm<O>>) -> Result<Cow<'x, O::Rows>> {
+    Ok(match norm {
+        Some(norm) => Cow::Owned(norm.forward(ops, x)?),
+        None => Cow::Borrowed(x),
+    })
+}
+
+/// The same of what nobody else reads.
+fn norm_of<O: Ops>(ops: &O, x: O::Rows, norm: Option<&Norm<O>>) -> Result<O::Rows> {
+    match norm {
+        Some(norm) => norm.forward(ops, &x),
+        None => Ok(x),
+    }
+}
+
+/// `x + (norm of) layer(y)`
+fn add<O: Ops>(
+    ops: &O,
+    x: O::Rows,
+    y: &O::Rows,
+    layer: &O::Linear,
+    norm: Option<&Norm<O>>,
+) -> Result<O::Rows> {
+    match norm {
+        None => ops.linear_add(y, layer, x),
+        Some(norm) => ops.add(x, &ops.dropout(norm.forward(ops, &ops.linear(y, layer)?)?)?),
+    }
+}

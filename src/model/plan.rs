@@ -1,0 +1,497 @@
+//! What a model is made of, as data: which tensors it reads, in what order, of what shape, and what is done with them.
+//!
+//! ```text
+//! config.json → families → BackbonePlan ┐
+//! tensor names of the checkpoint → head ┴→ ModelPlan → checked, frozen, counted, read ahead, saved, benched
+//!                                                  └→ loaded: transformer, head
+//! ```
+//!
+//! A plan is all that tells one family from another. Whoever needs to know what a checkpoint is made of asks the plan,
+//! which costs nothing; nobody builds a model to find out.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use serde::Serialize;
+
+use crate::model::pooling::HeadKind;
+use crate::model::pooling::Pooling;
+use crate::model::rope::RopeConfig;
+use crate::ops::Activation;
+use crate::ops::AttentionSpec;
+use crate::ops::source::RowMap;
+
+/// Rows of a tensor that a layer takes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RowsPlan {
+    /// Of the tensor.
+    pub name: String,
+    /// Those of the layer, among them.
+    pub rows: RowMap,
+}
+
+/// A linear layer.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LinearPlan {
+    /// `[output, input]`
+    pub weight: RowsPlan,
+    /// `[output]`
+    pub bias: Option<RowsPlan>,
+    /// Width of the output.
+    pub output: usize,
+    /// Width of the input.
+    pub input: usize,
+}
+
+impl LinearPlan {
+    /// A layer with tensors of its own, `name.weight` and, if it has one, `name.bias`.
+    pub fn new(name: &str, output: usize, input: usize, has_bias: bool) -> Self {
+        Self::of_rows(name, RowMap::all(output), output, input, has_bias)
+    }
+
+    /// A layer that takes `rows` of such tensors.
+    pub fn of_rows(name: &str, rows: RowMap, output: usize, input: usize, has_bias: bool) -> Self {
+        let of = |end: &str| RowsPlan { name: format!("{name}.{end}"), rows };
+        Self { weight: of("weight"), bias: has_bias.then(|| of("bias")), output, input }
+    }
+}
+
+/// An embedding.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TablePlan {
+    /// Of the tensor, `[rows, width]`.
+    pub name: String,
+    /// How many ids it has a row for.
+    pub rows: usize,
+    /// Width of a row.
+    pub width: usize,
+}
+
+/// What a norm does before its weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NormKind {
+    /// `x / rms(x)`
+    Rms,
+    /// The same; then it multiplies by `1 + weight` (Gemma).
+    RmsUnitOffset,
+    /// `(x - mean) / std`
+    Layer,
+    /// The same; then it multiplies by `1 + weight` (Nemotron).
+    LayerUnitOffset,
+}
+
+/// A norm: of rows, or, where `width` is a head's, of each head.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct NormPlan {
+    /// Which.
+    pub kind: NormKind,
+    /// Factors, `[width]`.
+    pub weight: Option<String>,
+    /// Offsets, `[width]`.
+    pub bias: Option<String>,
+    /// How many columns are normed together.
+    pub width: usize,
+    /// Added to the mean square, or the variance.
+    pub eps: f64,
+}
+
+impl NormPlan {
+    /// Of `name.weight`.
+    pub fn rms(kind: NormKind, name: &str, width: usize, eps: f64) -> Self {
+        Self { kind, weight: Some(format!("{name}.weight")), bias: None, width, eps }
+    }
+
+    /// Of `name.weight` and `name.bias`.
+    pub fn layer(name: &str, width: usize, eps: f64) -> Self {
+        Self { bias: Some(format!("{name}.bias")), ..Self::rms(NormKind::Layer, name, width, eps) }
+    }
+}
+
+/// From tokens to hidden states.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct EmbeddingPlan {
+    /// By token id.
+    pub words: TablePlan,
+    /// By token type.
+    pub types: Option<TablePlan>,
+    /// By position; a model without has no end of positions.
+    pub positions: Option<PositionsPlan>,
+    /// Factor on the sum.
+    pub scale: Option<f64>,
+    /// Of the sum.
+    pub norm: Option<NormPlan>,
+    /// From the width of the tables to that of the layers (ELECTRA, ALBERT).
+    pub projection: Option<LinearPlan>,
+}
+
+/// An embedding of positions.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PositionsPlan {
+    /// By position.
+    pub table: TablePlan,
+    /// Which row a token takes.
+    pub rule: PositionRule,
+}
+
+/// Which row of the position embedding a token takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PositionRule {
+    /// The first token this one, and so on: 0 in BERT, 2 in OPT.
+    From(u32),
+    /// Tokens that are not this padding count from the row after it, and padding takes its own (RoBERTa).
+    AfterPadding(u32),
+}
+
+/// The norms of a layer; `None`: it has none there.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct NormsPlan {
+    /// Of what attention reads.
+    pub attention_input: Option<NormPlan>,
+    /// Of what attention adds.
+    pub attention_output: Option<NormPlan>,
+    /// Of the sum (BERT).
+    pub attention_sum: Option<NormPlan>,
+    /// Of what the MLP reads.
+    pub mlp_input: Option<NormPlan>,
+    /// Of what the MLP adds.
+    pub mlp_output: Option<NormPlan>,
+    /// Of the sum (BERT).
+    pub mlp_sum: Option<NormPlan>,
+}
+
+/// Attention with its projections.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct AttentionPlan {
+    /// `[heads · head_dim, hidden]`
+    pub query: LinearPlan,
+    /// `[kv_heads · head_dim, hidden]`
+    pub key: LinearPlan,
+    /// The same.
+    pub value: LinearPlan,
+    /// `[hidden, heads · head_dim]`
+    pub output: LinearPlan,
+    /// Of queries and keys.
+    pub qk_norms: Option<[NormPlan; 2]>,
+    /// Whether that is done after they are turned (HunYuan) and not before.
+    pub norms_turned: bool,
+    /// By which of the plan's ropes queries and keys are turned.
+    pub ropes: Option<[usize; 2]>,
+    /// What a query sees, and how scores are made.
+    pub spec: AttentionSpec,
+}
+
+/// What an MLP does before its last layer.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InsidePlan {
+    /// `activation(gate) · up`
+    Gated {
+        /// What the activation is applied to.
+        gate: LinearPlan,
+        /// What the gate lets through.
+        up: LinearPlan,
+    },
+    /// `activation(up)`
+    Plain(LinearPlan),
+}
+
+/// An MLP.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct MlpPlan {
+    /// Before the last layer.
+    pub inside: InsidePlan,
+    /// Of the gate, or between the two layers.
+    pub activation: Activation,
+    /// The last layer.
+    pub down: LinearPlan,
+}
+
+/// A layer of a transformer.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LayerPlan {
+    /// Around attention and MLP.
+    pub norms: NormsPlan,
+    /// Attention.
+    pub attention: AttentionPlan,
+    /// MLP.
+    pub mlp: MlpPlan,
+    /// Whether attention and MLP both read the layer's input (GPT-NeoX), and not one after the other.
+    pub is_parallel: bool,
+}
+
+/// A transformer below its head.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct BackbonePlan {
+    /// What stands before the names below in checkpoints, by likelihood: first what transformers writes.
+    #[serde(skip)]
+    pub prefixes: &'static [&'static str],
+    /// What names of tensors begin with that no reward depends on, with the prefix or without.
+    #[serde(skip)]
+    pub unused: &'static [&'static str],
+    /// Tokens → hidden states.
+    pub embedding: EmbeddingPlan,
+    /// Rotary position embeddings, which layers name by their index.
+    pub ropes: Vec<RopeConfig>,
+    /// In order, never empty.
+    pub layers: Vec<LayerPlan>,
+    /// After the last layer.
+    pub norm: Option<NormPlan>,
+    /// The longest sequence that the model was made for.
+    pub max_tokens: usize,
+    /// What transformers' `*ForSequenceClassification` puts on it.
+    pub head: HeadPlan,
+}
+
+impl BackbonePlan {
+    /// Rows of the words' embedding.
+    pub fn vocab_size(&self) -> usize {
+        self.embedding.words.rows
+    }
+
+    /// Width of the hidden states.
+    pub fn hidden(&self) -> usize {
+        self.layers[0].attention.output.output
+    }
+
+    /// Rows of the token type embedding, of a model that has one.
+    pub fn type_vocab_size(&self) -> Option<usize> {
+        self.embedding.types.as_ref().map(|types| types.rows)
+    }
+
+    /// Whether longer sequences than `max_tokens` can be computed: no table of positions ends.
+    pub fn has_endless_positions(&self) -> bool {
+        self.embedding.positions.is_none()
+    }
+
+    /// Whether tokens see only what is before them: a decoder.
+    pub fn is_causal(&self) -> bool {
+        self.layers.iter().all(|layer| layer.attention.spec.causal)
+    }
+
+    /// The sizes that people know a model by, under the names that most configs give them.
+    pub fn sizes(&self) -> [(&'static str, usize); 7] {
+        let LayerPlan { attention, mlp, .. } = &self.layers[0];
+        [
+            ("vocab_size", self.vocab_size()),
+            ("hidden_size", self.hidden()),
+            ("num_hidden_layers", self.layers.len()),
+            ("intermediate_size", mlp.down.input),
+            ("num_attention_heads", attention.spec.heads),
+            ("num_key_value_heads", attention.spec.kv_heads),
+            ("head_dim", attention.spec.head_dim),
+        ]
+    }
+}
+
+/// The layer before the last of a head.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DensePlan {
+    /// `[hidden, hidden]`
+    pub linear: LinearPlan,
+    /// Whether its names are below the backbone's prefix (BERT's pooler).
+    pub is_in_backbone: bool,
+    /// After it.
+    pub activation: Activation,
+    /// After that (ModernBERT).
+    pub norm: Option<NormPlan>,
+    /// Whether training drops what it reads (RoBERTa).
+    pub drops_input: bool,
+}
+
+/// A reward head.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct HeadPlan {
+    /// Whose it is.
+    pub kind: HeadKind,
+    /// Before the last layer.
+    pub dense: Option<DensePlan>,
+    /// The last layer.
+    pub output: LinearPlan,
+    /// Which hidden states it reads, where nobody says otherwise.
+    pub pooling: Pooling,
+    /// Whether `dense` reads every token, and pooling is of what it makes of them (EuroBERT).
+    pub pools_late: bool,
+}
+
+impl HeadPlan {
+    /// A linear layer alone.
+    pub fn linear(kind: HeadKind, name: &str, hidden: usize, has_bias: bool, pooling: Pooling) -> Self {
+        let output = LinearPlan::new(name, 1, hidden, has_bias);
+        Self { kind, dense: None, output, pooling, pools_late: false }
+    }
+
+    /// The name of the last layer, without `.weight` and `.bias`.
+    pub fn last_layer(&self) -> &str {
+        let name = &self.output.weight.name;
+        name.strip_suffix(".weight").unwrap_or(name)
+    }
+}
+
+/// The part of a model that a tensor belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Tokens → hidden states, with its norm.
+    Embedding,
+    /// A layer, by its index.
+    Layer(usize),
+    /// The norm after the last layer.
+    FinalNorm,
+    /// The head but for its last layer.
+    Dense,
+    /// The last layer of the head.
+    Output,
+}
+
+/// What a tensor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// An embedding.
+    Table,
+    /// The weights of linear layers.
+    Weight,
+    /// Their offsets.
+    Bias,
+    /// The factors of a norm.
+    NormWeight,
+    /// The offsets of a norm.
+    NormBias,
+}
+
+impl Role {
+    /// Whether it is a matrix, and not a vector.
+    pub fn is_matrix(self) -> bool {
+        matches!(self, Self::Table | Self::Weight)
+    }
+}
+
+/// A tensor that a model reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorPlan {
+    /// In the checkpoint.
+    pub name: String,
+    /// As it must be.
+    pub shape: Vec<usize>,
+    /// What it belongs to; of several, the first.
+    pub part: Part,
+    /// What it is.
+    pub role: Role,
+    /// Whether its name begins with the backbone's prefix.
+    pub is_in_backbone: bool,
+    /// How many layers read it: several where each takes some of its rows, or all are one layer (ALBERT).
+    pub uses: usize,
+}
+
+/// Lists tensors in the order in which a model is loaded.
+#[derive(Debug, Default)]
+struct Listing {
+    prefix: String,
+    tensors: Vec<TensorPlan>,
+    /// Where each is among them.
+    places: HashMap<String, usize>,
+}
+
+impl Listing {
+    fn add(&mut self, name: &str, shape: Vec<usize>, part: Part, role: Role, is_in_backbone: bool) {
+        let name = if is_in_backbone { format!("{}{name}", self.prefix) } else { name.to_owned() };
+        match self.places.entry(name) {
+            Entry::Occupied(place) => self.tensors[*place.get()].uses += 1,
+            Entry::Vacant(place) => {
+                let name = place.key().clone();
+                place.insert(self.tensors.len());
+                self.tensors.push(TensorPlan { name, shape, part, role, is_in_backbone, uses: 1 });
+            }
+        }
+    }
+
+    fn linear(&mut self, plan: &LinearPlan, part: Part, is_in_backbone: bool) {
+        let weight = &plan.weight;
+        self.add(&weight.name, weight.rows.shape(plan.input).to_vec(), part, Role::Weight, is_in_backbone);
+        if let Some(bias) = &plan.bias {
+            self.add(&bias.name, vec![bias.rows.of], part, Role::Bias, is_in_backbone);
+        }
+    }
+
+    fn table(&mut self, plan: &TablePlan, part: Part) {
+        self.add(&plan.name, vec![plan.rows, plan.width], part, Role::Table, true);
+    }
+
+    fn norm(&mut self, plan: &NormPlan, part: Part, is_in_backbone: bool) {
+        for (name, role) in [(&plan.weight, Role::NormWeight), (&plan.bias, Role::NormBias)] {
+            if let Some(name) = name {
+                self.add(name, vec![plan.width], part, role, is_in_backbone);
+            }
+        }
+    }
+
+    fn norms<'p>(&mut self, plans: impl IntoIterator<Item = &'p Option<NormPlan>>, part: Part) {
+        plans.into_iter().flatten().for_each(|norm| self.norm(norm, part, true));
+    }
+
+    fn head(&mut self, plan: &HeadPlan) {
+        if let Some(dense) = &plan.dense {
+            self.linear(&dense.linear, Part::Dense, dense.is_in_backbone);
+            if let Some(norm) = &dense.norm {
+                self.norm(norm, Part::Dense, dense.is_in_backbone);
+            }
+        }
+        self.linear(&plan.output, Part::Output, false);
+    }
+
+    fn backbone(&mut self, plan: &BackbonePlan) {
+        let EmbeddingPlan { words, types, positions, norm, projection, .. } = &plan.embedding;
+        self.table(words, Part::Embedding);
+        types.iter().for_each(|types| self.table(types, Part::Embedding));
+        positions.iter().for_each(|positions| self.table(&positions.table, Part::Embedding));
+        self.norms([norm], Part::Embedding);
+        projection.iter().for_each(|projection| self.linear(projection, Part::Embedding, true));
+        for (index, layer) in plan.layers.iter().enumerate() {
+            self.layer(layer, Part::Layer(index));
+        }
+        self.norms([&plan.norm], Part::FinalNorm);
+    }
+
+    fn layer(&mut self, LayerPlan { norms, attention, mlp, .. }: &LayerPlan, part: Part) {
+        let AttentionPlan { query, key, value, output, qk_norms, .. } = attention;
+        self.norms([&norms.attention_input, &norms.attention_output, &norms.attention_sum], part);
+        self.norms([&norms.mlp_input, &norms.mlp_output, &norms.mlp_sum], part);
+        for plan in [query, key, value] {
+            self.linear(plan, part, true);
+        }
+        qk_norms.iter().flatten().for_each(|norm| self.norm(norm, part, true));
+        self.linear(output, part, true);
+        match &mlp.inside {
+            InsidePlan::Gated { gate, up } => {
+                self.linear(gate, part, true);
+                self.linear(up, part, true);
+            }
+            InsidePlan::Plain(up) => self.linear(up, part, true),
+        }
+        self.linear(&mlp.down, part, true);
+    }
+}
+
+/// A model of a checkpoint.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelPlan {
+    /// What stands before the backbone's names, for example "model.".
+    pub prefix: String,
+    /// Below the head; names without the prefix.
+    pub backbone: BackbonePlan,
+    /// Names as they are, but for a dense layer that [is in the backbone](DensePlan::is_in_backbone).
+    pub head: HeadPlan,
+    /// All that the model reads, each once, in the order in which it is loaded.
+    pub tensors: Vec<TensorPlan>,
+}
+
+impl ModelPlan {
+    /// Of a backbone whose names begin with `prefix`, and a head.
+    pub fn new(prefix: &str, backbone: BackbonePlan, head: HeadPlan) -> Self {
+        let mut listing = Listing { prefix: prefix.to_owned(), ..Listing::default() };
+        listing.head(&head);
+        listing.backbone(&backbone);
+        let Listing { prefix, tensors, .. } = listing;
+        Self { prefix, backbone, head, tensors }
+    }
+}

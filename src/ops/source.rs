@@ -1,0 +1,131 @@
+//! Linear layers as checkpoints have them: whole tensors, or rows of one that several layers have in common.
+
+use serde::Serialize;
+
+use crate::values::Averaged;
+
+/// Which rows of a tensor are the outputs of a layer.
+///
+/// ```text
+/// gate of gate_up_proj    run 0..n of 2n rows                    one run
+/// query of GPT-NeoX       [q k v] of each head, one after another    a run of each head, 3 · head_dim apart
+/// query of GLM-4          head by head, pairs that turn are neighbours; ours are half a head apart
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct RowMap {
+    /// Rows of the tensor.
+    pub of: usize,
+    /// Where the first run begins.
+    first: usize,
+    /// Rows of a run.
+    run: usize,
+    /// From one run to the next.
+    apart: usize,
+    /// Heads whose rotated pairs are neighbours in the tensor.
+    neighbours: Option<Neighbours>,
+    /// Whether the tensor is `[input, rows]` (GPT-2).
+    pub transposed: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+struct Neighbours {
+    head_dim: usize,
+    /// How many of them, two columns each, at the start of a head.
+    pairs: usize,
+}
+
+impl RowMap {
+    /// All rows of a tensor.
+    pub const fn all(rows: usize) -> Self {
+        Self { of: rows, first: 0, run: rows, apart: rows, neighbours: None, transposed: false }
+    }
+
+    /// Of a tensor with `of` rows those from `first` on.
+    pub const fn from(first: usize, of: usize) -> Self {
+        Self { first, ..Self::all(of) }
+    }
+
+    /// The same, but only `run` of them, then `run` more that begin `apart` rows after the first, and so on.
+    pub const fn in_runs(self, run: usize, apart: usize) -> Self {
+        Self { run, apart, ..self }
+    }
+
+    /// The first `pairs` pairs of each head, (2i, 2i + 1) in the tensor, become (i, i + pairs), which is how
+    /// [`Ops::rotary`](super::Ops::rotary) turns them. Done to queries and keys alike this changes no score.
+    pub const fn with_neighbours(self, head_dim: usize, pairs: usize) -> Self {
+        Self { neighbours: Some(Neighbours { head_dim, pairs }), ..self }
+    }
+
+    /// The tensor is `[input, rows]`.
+    pub const fn transposed(self) -> Self {
+        Self { transposed: true, ..self }
+    }
+
+    /// The row of an output.
+    pub fn row(&self, output: usize) -> usize {
+        let mut output = output;
+        if let Some(Neighbours { head_dim, pairs }) = self.neighbours {
+            let at = output % head_dim;
+            if at < 2 * pairs {
+                output = output - at + 2 * (at % pairs) + at / pairs;
+            }
+        }
+        self.first + output / self.run * self.apart + output % self.run
+    }
+
+    /// The rows of so many outputs, unless they are those of the tensor in its order.
+    pub fn picked(&self, outputs: usize) -> Option<Vec<u32>> {
+        let is_all =
+            self.of == outputs && self.neighbours.is_none() && self.first == 0 && self.run >= outputs;
+        (!is_all).then(|| (0..outputs).map(|output| self.row(output) as u32).collect())
+    }
+
+    /// The shape of the tensor, for a layer with so many inputs.
+    pub fn shape(&self, input: usize) -> [usize; 2] {
+        if self.transposed { [input, self.of] } else { [self.of, input] }
+    }
+}
+
+/// A tensor that a layer takes rows of.
+#[derive(Clone, Copy, Debug)]
+pub struct Source<'a> {
+    /// In the checkpoint.
+    pub name: &'a str,
+    /// All of its values, row-major.
+    pub values: &'a Averaged,
+    /// Those that it takes.
+    pub rows: RowMap,
+}
+
+/// Weights of a linear layer as they come from a checkpoint.
+#[derive(Clone, Copy, Debug)]
+pub struct LinearSource<'a> {
+    /// `[output, input]`
+    pub weight: Source<'a>,
+    /// `[output]`
+    pub bias: Option<Source<'a>>,
+    /// Width of the output.
+    pub output: usize,
+    /// Width of the input.
+    pub input: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_where_checkpoints_have_them() {
+        let rows = |map: RowMap, outputs: usize| map.picked(outputs);
+        assert_eq!(rows(RowMap::all(4), 4), None);
+        assert_eq!(rows(RowMap::all(4).transposed(), 4), None);
+        assert_eq!(rows(RowMap::from(4, 6), 2), Some(vec![4, 5]));
+        // keys of two heads of 2 in [q k v] of each
+        assert_eq!(rows(RowMap::from(2, 12).in_runs(2, 6), 4), Some(vec![2, 3, 8, 9]));
+        assert_eq!(rows(RowMap::from(1, 4).in_runs(1, 2), 2), Some(vec![1, 3]));
+        // two heads of 6, of which 4 columns turn
+        let of_heads = RowMap::all(12).with_neighbours(6, 2);
+        assert_eq!(rows(of_heads, 12), Some(vec![0, 2, 1, 3, 4, 5, 6, 8, 7, 9, 10, 11]));
+        assert_eq!(RowMap::all(6).transposed().shape(2), [2, 6]);
+    }
+}
