@@ -16,10 +16,10 @@ use std::ops::Range;
 use half::bf16;
 
 use super::Blocks;
-use super::MAX_QUERIES;
-use super::PackKeys;
-use super::Sizes;
-use super::Store;
+use super::cache::PackKeys;
+use super::cache::Sizes;
+use super::tile::MAX_QUERIES;
+use super::tile::Store;
 use crate::AttentionSpec;
 use crate::Buckets;
 use crate::buffer::Buffer;

@@ -19,7 +19,7 @@ type Checked = std::result::Result<(), TestCaseError>;
 
 /// Rounding of one operation on `f32`, twice.
 const EPSILON: f64 = f32::EPSILON as f64;
-/// The functions of `simd.rs`, near and far from zero.
+/// The functions of `simd`, near and far from zero.
 const FUNCTION_RTOL: f64 = 1e-6;
 /// Half a unit in the last place of bfloat16, which has 8 bits.
 const HALF_BF16: f64 = 1.0 / 256.0;

@@ -1,0 +1,121 @@
+//! Attention of packed sequences.
+//!
+//! ```text
+//! keys, values of a segment and a head → packed in panels of positions           (once)
+//! a tile of queries, a head, a block of 512 positions:
+//!     scores [queries, positions] = q · kᵀ → scale, cap, hide → online softmax → += weights · v
+//! ```
+//!
+//! Panels and blocks are cut by a token's *position* in its sequence, never by where it lies in the batch. So a
+//! query adds up the same numbers in the same order whatever is beside it, and whether its prefix is its own or
+//! shared: a panel that a shared prefix does not fill is packed again for each continuation.
+
+mod cache;
+mod relative;
+mod softmax;
+mod tile;
+
+use self::cache::Cache;
+use self::relative::Columns;
+pub use self::relative::Relative;
+use self::tile::MAX_QUERIES;
+use self::tile::Tile;
+use self::tile::Work;
+use crate::AttentionSpec;
+use crate::Distance;
+use crate::Segment;
+use crate::isa::Isa;
+use crate::product::Number;
+use crate::rows::Rows;
+
+/// Rows of a batch in blocks of equal size, but for the last.
+#[derive(Clone, Copy)]
+pub struct Blocks<'a> {
+    blocks: &'a [Rows],
+    size: usize,
+}
+
+impl<'a> Blocks<'a> {
+    /// All rows of a batch, in order.
+    pub fn new(blocks: &'a [Rows]) -> Self {
+        Self { blocks, size: blocks.first().map_or(1, Rows::len) }
+    }
+
+    /// A row of the batch.
+    pub fn row(&self, row: usize) -> &'a [f32] {
+        self.blocks[row / self.size].row(row % self.size)
+    }
+}
+
+/// One call of attention: first all keys and values are [remembered](Attention::remember), then blocks of queries
+/// [attend](Remembered::attend) to them.
+#[derive(Clone, Copy)]
+pub struct Attention<'a> {
+    /// What computes.
+    pub isa: Isa,
+    /// What queries, keys, values and softmax weights are multiplied in, and the result is kept in. Bfloat16 only
+    /// where the instruction set multiplies it.
+    pub number: Number,
+    /// All of the batch: parents before their children.
+    pub segments: &'a [Segment],
+    /// What to compute.
+    pub spec: &'a AttentionSpec,
+}
+
+/// Keys and values of all rows of a batch, laid out for the products.
+pub struct Remembered<'a> {
+    attention: Attention<'a>,
+    cache: Cache,
+    distances: Option<(&'a Relative, Columns)>,
+}
+
+impl<'a> Attention<'a> {
+    /// Lays out the keys and values of all rows of the batch, each `[rows, kv_heads · head_dim]`; `in_parallel` if
+    /// that is worth several threads, those of the pool that this runs in. `relative` where [`Distance::Buckets`] asks
+    /// for it.
+    pub fn remember(
+        self,
+        keys: Blocks<'_>,
+        values: Blocks<'_>,
+        relative: Option<&'a Relative>,
+        in_parallel: bool,
+    ) -> Remembered<'a> {
+        let cache = self.lay_out(keys, values, in_parallel);
+        let longest = self.segments.iter().map(Segment::end_position).max().unwrap_or(0);
+        let distances = match &self.spec.distance {
+            Distance::Buckets(buckets) => {
+                let relative = relative.expect("a layer with buckets has tables");
+                Some((relative, Columns::new(buckets, longest, self.isa.panel_width())))
+            }
+            Distance::Ignored | Distance::Slopes(_) => None,
+        };
+        Remembered { attention: self, cache, distances }
+    }
+}
+
+impl Remembered<'_> {
+    /// Attention of a block of queries, `[rows, heads · head_dim]`; `place(query)` is the segment and the position
+    /// of a query. Returns a block like it.
+    pub fn attend(&self, queries: &Rows, place: &dyn Fn(usize) -> (usize, usize)) -> Rows {
+        let Self { attention, cache, distances } = self;
+        let Attention { number, segments, spec, .. } = *attention;
+        let mut output = Rows::new(number, queries.len(), spec.heads * spec.head_dim);
+        let mut work = Work::new(attention, distances.as_ref());
+        let mut first = 0;
+        while first < queries.len() {
+            let (segment, first_position) = place(first);
+            let follows = |&query: &usize| place(query) == (segment, first_position + query - first);
+            let last = queries.len().min(first + MAX_QUERIES);
+            let end = (first + 1..last).take_while(follows).last().unwrap_or(first) + 1;
+            let end_position = segments[segment].end_position();
+            let path = attention.path(segment);
+            let tile = Tile { queries, rows: first..end, first_position, end_position, path };
+            for head in 0..spec.heads {
+                work.attend(attention, cache, &tile, head);
+                work.write(attention, &mut output, &tile, head);
+            }
+            first = end;
+        }
+        output
+    }
+}
