@@ -260,12 +260,12 @@ fn a_spoiled_checkpoint_is_refused_by_name() {
             by_check: true,
         },
         Case {
-            name: "pickled weights",
+            name: "safetensors with another name",
             spoil: NOTHING,
             then: |dir| {
                 std::fs::rename(dir.join("model.safetensors"), dir.join("pytorch_model.bin")).unwrap();
             },
-            says: &[".bin", "save_pretrained"],
+            says: &["pytorch_model.bin", "is no file of PyTorch"],
             by_check: true,
         },
         Case {
@@ -706,8 +706,9 @@ fn wrappers_in_the_names_of_tensors_are_left_out_and_told() {
 #[test]
 fn directories_of_other_tools_are_refused_with_the_next_command() {
     let cases: &[(&[&str], &[&str])] = &[
-        (&["pytorch_model.bin"], &["pickled", "save_pretrained('OUT')", "weights_only=True"]),
-        (&["pytorch_model-00001-of-00002.bin"], &["pickled", "save_pretrained('OUT')"]),
+        (&["pytorch_model-00001-of-00002.bin"], &["shards", "pytorch_model.bin.index.json"]),
+        (&["reward.bin"], &["reward.bin", "rename it to pytorch_model.bin"]),
+        (&["model.pt"], &["model.pt", "rename it to pytorch_model.bin"]),
         (
             &["pytorch_model_fsdp_0/__0_0.distcp"],
             &["FSDP", "`accelerate merge-weights", "pytorch_model_fsdp_0 OUT`"],

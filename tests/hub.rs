@@ -245,6 +245,20 @@ fn adapters_and_shards_are_fetched_with_what_lists_them() {
     let offline = setting.with("HF_HUB_OFFLINE", "1");
     assert_eq!(offline.reward(&["--model", "org/sharded"]), expected);
 
+    // PyTorch's own file, where there are no safetensors
+    let mut pickled = files_in(&model("llama"));
+    pickled.extend(files_in(&model("llama-bf16")));
+    for (name, content) in &pickled {
+        fs::write(local.path().join(name), content).unwrap();
+    }
+    let expected = setting.reward(&["--model", local.path().to_str().unwrap()]);
+    pickled.remove("model.safetensors");
+    let weights = fs::read(root().join("tests/data/pickles/model.bin")).unwrap();
+    pickled.insert("pytorch_model.bin".to_owned(), weights);
+    setting.hub.push("org/pickled", pickled);
+    assert_eq!(setting.reward(&["--model", "org/pickled"]), expected);
+    assert_eq!(offline.reward(&["--model", "org/pickled"]), expected);
+
     let (adapter, base) =
         (root().join("tests/data/adapters/low-rank"), root().join("tests/data/lora/llama/base"));
     let expected = setting.reward(&["--model", adapter.to_str().unwrap(), "--base", base.to_str().unwrap()]);
@@ -312,7 +326,9 @@ fn what_is_wrong_is_said_with_what_to_do() {
     let with_token = setting.with("HF_TOKEN", "hf_secret");
     let endpoint = setting.hub.endpoint();
     setting.hub.push("org/tiny", files_in(&model("llama")));
-    setting.hub.push("org/other", with_clutter(Files::from([("config.json".to_owned(), b"{}".to_vec())])));
+    let mut other = with_clutter(Files::from([("config.json".to_owned(), b"{}".to_vec())]));
+    other.remove("pytorch_model.bin");
+    setting.hub.push("org/other", other);
     let says = |setting: &Setting, id: &str, words: &[&str]| {
         let refusal = setting.refusal(&["--model", id]);
         for word in words.iter().chain(&[id, "taken for a model of the hub"]) {
@@ -324,7 +340,7 @@ fn what_is_wrong_is_said_with_what_to_do() {
     says(&with_token, "org/none", &["has no model `org/none`", "must be allowed"]);
     says(&setting, "org/tiny@gone", &["`org/tiny` has no revision `gone`"]);
     says(&setting, &format!("org/tiny@{}", "0".repeat(40)), &["has no revision `0000"]);
-    says(&setting, "org/other", &["no safetensors", "model.gguf", "onnx/model.onnx", "pytorch_model.bin"]);
+    says(&setting, "org/other", &["no safetensors", "model.gguf", "onnx/model.onnx"]);
     says(&setting.with("HF_HUB_OFFLINE", "1"), "org/tiny", &["not in the cache", "HF_HUB_OFFLINE"]);
     says(
         &setting.with("HF_ENDPOINT", "http://127.0.0.1:1"),

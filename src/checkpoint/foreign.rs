@@ -1,7 +1,7 @@
 //! Directories that are no checkpoint but could become one: what they are, and the command that does it.
 //!
-//! Pickled weights (`.bin`, `.pt`, `.pth`) are never read: they can run code. The commands were run with the versions
-//! beside `tests/reference/foreign.py`, which makes such directories and converts them.
+//! The commands were run with the versions beside `tests/reference/foreign.py`, which makes such directories and converts
+//! them.
 //!
 //! Names are another matter. `torch.compile`, `DataParallel` and FSDP wrap modules, and a state dict that was saved from
 //! the wrapped model tells: `_orig_mod.model.embed_tokens.weight`. transformers finds none of its tensors in such a file
@@ -117,18 +117,18 @@ pub(super) fn explain(dir: &Path) -> String {
              take the Hugging Face directory that it was made from"
         );
     }
-    if first(&|name| {
-        [".bin", ".pt", ".pth"].iter().any(|end| name.ends_with(end) && name != "training_args.bin")
-    })
-    .is_some()
-    {
+    if let Some(name) = first(&|name| name.starts_with("pytorch_model-") && name.ends_with(".bin")) {
         return format!(
-            "holds pickled weights (.bin), which can run code when read: convert them with transformers, \
-             `python -c \"from transformers import AutoModelForSequenceClassification as M; \
-             M.from_pretrained('{at}').save_pretrained('OUT')\"`, {}; a value head or another class is lost that way, then \
-             use `{}`",
-            then_copy(&at),
-            unpickle(dir, "pytorch_model*.bin", "model.safetensors")
+            "holds shards ({name}) and no pytorch_model.bin.index.json, which says what is in which: copy it too"
+        );
+    }
+    let is_pickled = |name: &str| {
+        [".bin", ".pt", ".pth"].iter().any(|end| name.ends_with(end)) && name != "training_args.bin"
+    };
+    if let Some(name) = first(&is_pickled) {
+        return format!(
+            "holds {name}, and neither model.safetensors nor pytorch_model.bin: if this is the model's state_dict, rename it to \
+             pytorch_model.bin"
         );
     }
     if let Some(name) = first(&|name| name.starts_with("model-") && name.ends_with(".safetensors")) {
@@ -150,38 +150,6 @@ pub(super) fn explain(dir: &Path) -> String {
         );
     }
     "holds neither model.safetensors nor model.safetensors.index.json".to_owned()
-}
-
-/// What an adapter has instead of `adapter_model.safetensors`.
-pub(super) fn adapter(dir: &Path) -> String {
-    if !dir.join("adapter_model.bin").is_file() {
-        return ": save the adapter again, `model.save_pretrained(DIR)` with peft".to_owned();
-    }
-    format!(
-        " but adapter_model.bin, which can run code when read: convert it with `{}`",
-        unpickle(dir, "adapter_model.bin", "adapter_model.safetensors")
-    )
-}
-
-/// The value head that LLaMA-Factory saves beside a model with `save_safetensors: false`.
-pub(super) fn value_head(dir: &Path) -> Option<String> {
-    let is_pickled = dir.join("value_head.bin").is_file() && !dir.join("value_head.safetensors").is_file();
-    is_pickled.then(|| {
-        format!(
-            "holds its reward head pickled (value_head.bin), which can run code when read: convert it with `{}`",
-            unpickle(dir, "value_head.bin", "value_head.safetensors")
-        )
-    })
-}
-
-/// Reads tensors and nothing else (`weights_only`), and keeps their names.
-fn unpickle(dir: &Path, from: &str, to: &str) -> String {
-    let at = dir.display();
-    format!(
-        "python -c \"import glob, torch; from safetensors.torch import save_file; w = {{}}; \
-         [w.update(torch.load(f, map_location='cpu', weights_only=True)) for f in glob.glob('{at}/{from}')]; \
-         save_file({{n: t.clone().contiguous() for n, t in w.items()}}, '{at}/{to}', metadata={{'format': 'pt'}})\""
-    )
 }
 
 /// A repository in the Hugging Face hub's cache: the files are below `snapshots`.

@@ -1,7 +1,7 @@
 //! A directory ⇄ tensors, by name and shape; what a model is, is nobody's business here.
 //!
 //! A [`Checkpoint`] is read tensor by tensor; a LoRA adapter over a base reads as one too, each tensor with its update
-//! ([`lora`]). [`mod@write`] makes a directory, whole or not at all.
+//! ([`lora`]), and so do PyTorch's own files (`pickled`). [`mod@write`] makes a directory, whole or not at all.
 //!
 //! # Why not map the files into memory?
 //!
@@ -17,9 +17,11 @@
 
 pub mod ahead;
 pub mod error;
+mod extent;
 pub mod fields;
 mod foreign;
 pub mod lora;
+mod pickled;
 pub mod write;
 
 use std::collections::BTreeMap;
@@ -40,6 +42,7 @@ use safetensors::tensor::TensorInfo;
 use serde::Deserialize;
 
 pub use crate::checkpoint::error::CheckpointError;
+use crate::checkpoint::extent::Extent;
 use crate::checkpoint::lora::Change;
 use crate::checkpoint::lora::LowRank;
 use crate::disk;
@@ -49,6 +52,16 @@ use crate::values::Stored;
 const HEADER_START: u64 = 8;
 /// The longest header that safetensors writes; a longer one is no header.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
+/// Where weights are: of these the first that is there, a file or what lists several. transformers has the same order.
+pub const WEIGHTS: [&str; 4] = [
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+];
+/// Where a reward head may be beside them: the first that is there.
+pub const VALUE_HEADS: [&str; 2] = ["value_head.safetensors", "value_head.bin"];
+
 /// Each keeps a file open; the largest models known to us have some 200.
 const MAX_SHARDS: usize = 1000;
 const COPY_AGAIN: &str = "the file is truncated or damaged, copy or save it again";
@@ -77,7 +90,7 @@ pub const IGNORED_SUFFIXES: [&str; 3] =
 /// And by the start: language-model heads, of which a reward model has no use.
 pub const IGNORED_PREFIXES: [&str; 4] = ["lm_head.", "cls.", "pretrained_model.lm_head.", "model.lm_head."];
 
-/// The safetensors files of a checkpoint directory.
+/// The files of a checkpoint directory that hold its weights: safetensors, or else PyTorch's.
 #[derive(Debug)]
 pub struct Checkpoint {
     dir: PathBuf,
@@ -95,15 +108,16 @@ pub struct Checkpoint {
 struct OpenFile {
     path: PathBuf,
     file: File,
+    /// Offsets are from here.
     data_start: u64,
-    metadata: Metadata,
+    tensors: BTreeMap<String, Extent>,
 }
 
 /// Where a tensor is, and what an adapter adds to it.
 #[derive(Debug)]
 struct Place {
     file: usize,
-    info: TensorInfo,
+    extent: Extent,
     update: Option<Update>,
 }
 
@@ -111,8 +125,8 @@ struct Place {
 #[derive(Debug)]
 struct Update {
     file: usize,
-    a: TensorInfo,
-    b: TensorInfo,
+    a: Extent,
+    b: Extent,
     scale: f64,
     is_transposed: bool,
 }
@@ -145,7 +159,7 @@ struct ShardIndex {
 
 impl Checkpoint {
     /// Opens the weights of a directory, and reads their headers: `model.safetensors`, or the shards that
-    /// `model.safetensors.index.json` lists; and a value head beside them.
+    /// `model.safetensors.index.json` lists, or else the same of `pytorch_model.bin`; and a value head beside them.
     pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
         if !dir.is_dir() {
             let problem = match dir.is_file() {
@@ -171,19 +185,17 @@ impl Checkpoint {
             digests: Mutex::default(),
             spare: Mutex::default(),
         };
-        let (single, index) = (dir.join("model.safetensors"), dir.join("model.safetensors.index.json"));
-        if disk::is_there(&single) {
-            checkpoint.add_file(single)?;
-        } else if disk::is_there(&index) {
-            checkpoint.open_shards(&index)?;
-        } else {
-            return Err(CheckpointError::NoCheckpoint {
-                path: dir.to_owned(),
-                problem: foreign::explain(dir),
-            });
+        match WEIGHTS.iter().map(|name| dir.join(name)).find(|path| disk::is_there(path)) {
+            Some(index) if index.extension().is_some_and(|extension| extension == "json") => {
+                checkpoint.open_shards(&index)?;
+            }
+            Some(single) => checkpoint.add_file(single)?,
+            None => {
+                let problem = foreign::explain(dir);
+                return Err(CheckpointError::NoCheckpoint { path: dir.to_owned(), problem });
+            }
         }
-        let value_head = value_head(dir)?;
-        if disk::is_there(&value_head) {
+        if let Some(value_head) = value_head(dir) {
             checkpoint.add_file(value_head)?;
         }
         checkpoint.unwrap();
@@ -202,16 +214,15 @@ impl Checkpoint {
         let changes = lora::Settings::load(dir)?;
         let mut checkpoint = Self::open(base)?;
         let file = checkpoint.open_file(lora::weights_file(dir)?)?;
-        let stored = checkpoint.files[file].metadata.tensors();
-        let mut stored: BTreeMap<String, TensorInfo> =
-            stored.into_iter().map(|(name, info)| (name, info.clone())).collect();
+        let mut stored = checkpoint.files[file].tensors.clone();
         if let Some((names, wrappers)) =
             foreign::unwrapped(&stored.keys().map(String::as_str).collect::<Vec<_>>())
         {
             checkpoint.notes.push(unwrapped_note(dir, &wrappers));
             stored = names.into_iter().map(|(name, short)| (short, stored[name].clone())).collect();
         }
-        let changes = changes.read(&stored, &checkpoint.shapes())?;
+        let infos = stored.iter().map(|(name, extent)| (name.clone(), extent.info.clone())).collect();
+        let changes = changes.read(&infos, &checkpoint.shapes())?;
         if !changes.prefix.is_empty() {
             let tensors = std::mem::take(&mut checkpoint.tensors).into_iter();
             checkpoint.tensors =
@@ -220,7 +231,7 @@ impl Checkpoint {
         for (name, change) in changes.tensors {
             let Change { whole, low_rank } = change;
             if let Some(whole) = whole {
-                let place = Place { file, info: stored[&whole].clone(), update: None };
+                let place = Place { file, extent: stored[&whole].clone(), update: None };
                 checkpoint.tensors.insert(name.clone(), place);
             }
             if let Some(LowRank { a, b, scale, is_transposed }) = low_rank {
@@ -229,14 +240,13 @@ impl Checkpoint {
                 place.update = Some(Update { file, a, b, scale, is_transposed });
             }
         }
-        let value_head = value_head(dir)?;
-        if disk::is_there(&value_head) {
+        if let Some(value_head) = value_head(dir) {
             let file = checkpoint.open_file(value_head)?;
-            let head: Vec<_> = checkpoint.files[file].metadata.tensors().into_iter().collect();
-            let head =
-                head.into_iter().map(|(name, info)| (name, Place { file, info: info.clone(), update: None }));
-            let head: Vec<_> = head.collect();
-            checkpoint.tensors.extend(head); // in the place of a base's, from which it was trained on
+            let head = checkpoint.files[file].tensors.clone().into_iter();
+            // in the place of a base's, from which it was trained on
+            checkpoint
+                .tensors
+                .extend(head.map(|(name, extent)| (name, Place { file, extent, update: None })));
         }
         checkpoint.base = Some(base.to_owned());
         checkpoint.dir = dir.to_owned();
@@ -255,7 +265,7 @@ impl Checkpoint {
     }
 
     fn shapes(&self) -> BTreeMap<&str, &[usize]> {
-        self.tensors.iter().map(|(name, place)| (name.as_str(), place.info.shape.as_slice())).collect()
+        self.tensors.iter().map(|(name, place)| (name.as_str(), place.extent.info.shape.as_slice())).collect()
     }
 
     fn open_shards(&mut self, index: &Path) -> Result<(), CheckpointError> {
@@ -293,9 +303,9 @@ impl Checkpoint {
     /// Opens a file; its tensors are the checkpoint's.
     fn add_file(&mut self, path: PathBuf) -> Result<(), CheckpointError> {
         let file = self.open_file(path)?;
-        let OpenFile { path, metadata, .. } = &self.files[file];
-        for (name, info) in metadata.tensors() {
-            let place = Place { file, info: info.clone(), update: None };
+        let OpenFile { path, tensors, .. } = &self.files[file];
+        for (name, extent) in tensors {
+            let place = Place { file, extent: extent.clone(), update: None };
             if self.tensors.insert(name.clone(), place).is_some() {
                 let problem = format!("tensor `{name}` is in another file of the checkpoint as well");
                 return Err(CheckpointError::Damaged { path: path.clone(), problem });
@@ -305,23 +315,11 @@ impl Checkpoint {
     }
 
     fn open_file(&mut self, path: PathBuf) -> Result<usize, CheckpointError> {
-        let damaged = |problem: String| CheckpointError::Damaged { path: path.clone(), problem };
-        let (file, header) = read_header(&path).map_err(|source| match source.kind() {
-            _ if is_pointer(&path) => damaged(disk::LFS_CURE.to_owned()),
-            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
-                damaged(format!("{source}: {COPY_AGAIN}"))
-            }
-            _ => CheckpointError::read(&path, source),
-        })?;
-        // also checks that the tensors lie one after the other, each as long as its shape says
-        let metadata: Metadata = serde_json::from_slice(&header)
-            .map_err(|error| damaged(format!("the header is not one: {error}: {COPY_AGAIN}")))?;
-        let data_start = HEADER_START + header.len() as u64;
-        let (size, end) = (file_bytes(&file, &path)?, data_start + metadata.data_len() as u64);
-        if size != end {
-            return Err(damaged(format!("has {size} bytes, its header tells of {end}: {COPY_AGAIN}")));
-        }
-        self.files.push(OpenFile { path, file, data_start, metadata });
+        let file = match path.extension().is_some_and(|extension| extension == "bin") {
+            true => open_pickled(path)?,
+            false => open_safetensors(path)?,
+        };
+        self.files.push(file);
         Ok(self.files.len() - 1)
     }
 
@@ -371,7 +369,7 @@ impl Checkpoint {
 
     /// Size of all files, in bytes.
     pub fn payload_bytes(&self) -> u64 {
-        self.files.iter().map(|file| file.metadata.data_len() as u64).sum()
+        self.files.iter().flat_map(|file| file.tensors.values()).map(|extent| extent.bytes() as u64).sum()
     }
 
     /// Whether there is such a tensor.
@@ -381,13 +379,14 @@ impl Checkpoint {
 
     /// What the header says of a tensor.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
-        Some(&self.tensors.get(name)?.info)
+        Some(&self.tensors.get(name)?.extent.info)
     }
 
     /// Reads one tensor. Fails if it is not what it was when it was read before.
     pub fn read(&self, name: &str) -> Result<TensorBytes<'_>, CheckpointError> {
-        let Place { file, info, update } = self.find(name)?;
-        let (mut values, mut digest) = self.read_stored(*file, info)?;
+        let Place { file, extent, update } = self.find(name)?;
+        let info = &extent.info;
+        let (mut values, mut digest) = self.read_stored(*file, extent)?;
         if let Some(Update { file, a, b, scale, is_transposed }) = update {
             if let Stored::Other(_) = values {
                 return Err(CheckpointError::Unsupported(format!(
@@ -419,12 +418,20 @@ impl Checkpoint {
     }
 
     /// What a file holds there, and its digest.
-    fn read_stored(&self, file: usize, info: &TensorInfo) -> Result<(Stored, Digest), CheckpointError> {
+    fn read_stored(&self, file: usize, extent: &Extent) -> Result<(Stored, Digest), CheckpointError> {
+        let Extent { info, view } = extent;
         let (start, end) = info.data_offsets;
         let mut values = self.room(info.dtype, end - start);
         let mut hasher = blake3::Hasher::new();
         hasher.update(format!("{:?} {:?}\n", info.dtype, info.shape).as_bytes());
         let mut at = start as u64;
+        if let Some(view) = view {
+            let mut from = vec![0; view.bytes];
+            self.files[file].read_at(&mut from, at)?;
+            view.gather(&from, info, values.bytes_mut());
+            hasher.update_rayon(values.bytes());
+            return Ok((values, *hasher.finalize().as_bytes()));
+        }
         for slab in values.bytes_mut().chunks_mut(SLAB) {
             self.files[file].read_at(slab, at)?;
             hasher.update_rayon(slab);
@@ -435,7 +442,8 @@ impl Checkpoint {
 
     /// Reads at most so many values from the middle of a tensor, and compares them with nothing.
     pub fn sample(&self, name: &str, values: usize) -> Result<TensorBytes<'_>, CheckpointError> {
-        let Place { file, info, update } = self.find(name)?;
+        let Place { file, extent, update } = self.find(name)?;
+        let Extent { info, view } = extent;
         let (start, end) = info.data_offsets;
         let count = values_in(&info.shape);
         let sampled = values.min(count);
@@ -449,6 +457,12 @@ impl Checkpoint {
         }
         let size = (end - start) / count.max(1);
         let mut values = Stored::zeros(info.dtype, sampled * size);
+        if view.is_some() {
+            let (whole, _) = self.read_stored(*file, extent)?;
+            values.bytes_mut().copy_from_slice(&whole.bytes()[first * size..][..sampled * size]);
+            self.give_back(whole);
+            return Ok(TensorBytes { dtype: info.dtype, shape: &info.shape, values });
+        }
         self.files[*file].read_at(values.bytes_mut(), (start + first * size) as u64)?;
         Ok(TensorBytes { dtype: info.dtype, shape: &info.shape, values })
     }
@@ -521,6 +535,38 @@ impl OpenFile {
     }
 }
 
+fn open_safetensors(path: PathBuf) -> Result<OpenFile, CheckpointError> {
+    let damaged = |problem: String| CheckpointError::Damaged { path: path.clone(), problem };
+    let (file, header) = read_header(&path).map_err(|source| match source.kind() {
+        _ if is_pointer(&path) => damaged(disk::LFS_CURE.to_owned()),
+        io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
+            damaged(format!("{source}: {COPY_AGAIN}"))
+        }
+        _ => CheckpointError::read(&path, source),
+    })?;
+    // also checks that the tensors lie one after the other, each as long as its shape says
+    let metadata: Metadata = serde_json::from_slice(&header)
+        .map_err(|error| damaged(format!("the header is not one: {error}: {COPY_AGAIN}")))?;
+    let data_start = HEADER_START + header.len() as u64;
+    let (size, end) = (file_bytes(&file, &path)?, data_start + metadata.data_len() as u64);
+    if size != end {
+        return Err(damaged(format!("has {size} bytes, its header tells of {end}: {COPY_AGAIN}")));
+    }
+    let tensors = metadata.tensors().into_iter().map(|(name, info)| (name, Extent::from(info))).collect();
+    Ok(OpenFile { path, file, data_start, tensors })
+}
+
+fn open_pickled(path: PathBuf) -> Result<OpenFile, CheckpointError> {
+    let damaged = |problem: String| CheckpointError::Damaged { path: path.clone(), problem };
+    let file = disk::open(&path).map_err(|source| CheckpointError::read(&path, source))?;
+    let read = pickled::read(&file, &path).map_err(|problem| match is_pointer(&path) {
+        true => damaged(disk::LFS_CURE.to_owned()),
+        false => damaged(problem),
+    })?;
+    disk::seen(&path, Some(&read.header)).map_err(|source| CheckpointError::read(&path, source))?;
+    Ok(OpenFile { path, file, data_start: 0, tensors: read.tensors })
+}
+
 fn values_in(shape: &[usize]) -> usize {
     shape.iter().product()
 }
@@ -549,12 +595,9 @@ fn file_bytes(file: &File, path: &Path) -> Result<u64, CheckpointError> {
     Ok(file.metadata().map_err(|source| CheckpointError::read(path, source))?.len())
 }
 
-/// Where LLaMA-Factory saves TRL's head, beside a model or an adapter. Fails if it is there in another form.
-fn value_head(dir: &Path) -> Result<PathBuf, CheckpointError> {
-    match foreign::value_head(dir) {
-        Some(problem) => Err(CheckpointError::NoCheckpoint { path: dir.to_owned(), problem }),
-        None => Ok(dir.join("value_head.safetensors")),
-    }
+/// Where LLaMA-Factory saves TRL's head, beside a model or an adapter.
+fn value_head(dir: &Path) -> Option<PathBuf> {
+    VALUE_HEADS.iter().map(|name| dir.join(name)).find(|path| disk::is_there(path))
 }
 
 fn unwrapped_note(dir: &Path, wrappers: &[&str]) -> String {

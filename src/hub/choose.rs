@@ -6,6 +6,9 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use crate::checkpoint::VALUE_HEADS;
+use crate::checkpoint::WEIGHTS;
+use crate::checkpoint::lora;
 use crate::checkpoint::write::TEXT_FILES;
 use crate::disk::ADDITIONAL_TEMPLATES;
 use crate::hub::HubError;
@@ -23,10 +26,6 @@ const SETTINGS: [&str; 9] = [
     "config_sentence_transformers.json",
     "sentence_bert_config.json",
 ];
-/// One file, or what lists several: the first of them that is there is what will be read.
-const WEIGHTS: [&str; 2] = ["model.safetensors", "model.safetensors.index.json"];
-/// Beside a model, or an adapter.
-const BESIDE: [&str; 2] = ["adapter_model.safetensors", "value_head.safetensors"];
 /// Ends of names that hold weights, for who asks what is there instead.
 const WEIGHT_ENDS: [&str; 8] = [".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"];
 /// So many of them are told.
@@ -72,8 +71,10 @@ pub(super) fn looks_whole(dir: &Path) -> bool {
 }
 
 fn weights_of(has: &dyn Fn(&str) -> bool, dir: &Path) -> Result<BTreeSet<String>, HubError> {
-    let mut files: BTreeSet<String> =
-        BESIDE.iter().filter(|name| has(name)).map(|name| (*name).to_owned()).collect();
+    let mut files = BTreeSet::new();
+    for beside in [lora::WEIGHTS_FILES, VALUE_HEADS] {
+        files.extend(beside.into_iter().find(|name| has(name)).map(str::to_owned));
+    }
     match first(has) {
         Some(index) if is_index(index) => files.extend(shards(&dir.join(index))?),
         only => files.extend(only.map(str::to_owned)),
@@ -89,6 +90,7 @@ pub(super) fn other_weights(tree: &Tree) -> Vec<String> {
     tree.files.keys().filter(is_weights).take(MAX_TOLD).cloned().collect()
 }
 
+/// What will be read: a file, or what lists several.
 fn first(has: &dyn Fn(&str) -> bool) -> Option<&'static str> {
     WEIGHTS.into_iter().find(|name| has(name))
 }
@@ -182,6 +184,17 @@ mod tests {
             assert!(error.contains(problem), "{error}");
         }
 
+        let pickled = tree(&[
+            "adapter_model.bin",
+            "pytorch_model.bin",
+            "tf_model.h5",
+            "training_args.bin",
+            "value_head.bin",
+        ]);
+        assert_eq!(
+            names(&weights(&pickled, dir.path()).unwrap()),
+            ["adapter_model.bin", "pytorch_model.bin", "value_head.bin"]
+        );
         let other = tree(&["config.json", "model.gguf", "training_args.bin", "tf_model.h5"]);
         assert!(weights(&other, dir.path()).unwrap().is_empty());
         assert_eq!(other_weights(&other), ["model.gguf", "tf_model.h5"]);

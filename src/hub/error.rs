@@ -67,7 +67,7 @@ pub enum HubError {
         cache: PathBuf,
     },
     /// Nothing that can be read.
-    #[error("`{id}` has no safetensors at commit {commit}{}", list(others))]
+    #[error("`{id}` has no safetensors (and no pytorch_model.bin) at commit {commit}{}", list(others))]
     NoWeights {
         /// "org/name@revision"
         id: String,

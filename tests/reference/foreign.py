@@ -35,17 +35,6 @@ def copy(source, target, names=TEXT):
         shutil.copy((source if (source / name).exists() else DATA / "llama") / name, target / name)
 
 
-def pickled(source, target):
-    copy(source, target)
-    torch.save(load_file(source / "model.safetensors"), target / "pytorch_model.bin")
-
-
-def pickled_value_head(source, target):
-    """Another class than transformers' own: the second command of the refusal."""
-    copy(source, target)
-    torch.save(load_file(source / "model.safetensors"), target / "pytorch_model.bin")
-
-
 def fsdp(source, target):
     import torch.distributed.checkpoint as dcp
     copy(source, target)
@@ -68,7 +57,7 @@ def deepspeed(source, target):
     engine.save_checkpoint(str(target), tag="global_step1")
 
 
-CASES = [(pickled, "llama", 0), (pickled_value_head, "trl-v-head", 1), (fsdp, "llama", 0), (fsdp_shards, "llama", 0), (deepspeed, "llama-bf16", 0)]
+CASES = [(fsdp, "llama", 0), (fsdp_shards, "llama", 0), (deepspeed, "llama-bf16", 0)]
 
 
 def score(rewarm, model):

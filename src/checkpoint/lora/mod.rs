@@ -26,14 +26,14 @@ use safetensors::tensor::TensorInfo;
 
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::IGNORED_PREFIXES;
-use crate::checkpoint::foreign;
 pub(super) use crate::checkpoint::lora::settings::Settings;
 use crate::checkpoint::lora::targets::is_or_ends_with;
 use crate::disk;
 use crate::values::Stored;
 
 const CONFIG_FILE: &str = "adapter_config.json";
-const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+/// Where an adapter's tensors are: the first that is there.
+pub const WEIGHTS_FILES: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
 
 /// What stands before the base model's own names in an adapter's.
 const PREFIX: &str = "base_model.model.";
@@ -48,13 +48,13 @@ pub fn is_adapter(dir: &Path) -> bool {
 
 /// The adapter's tensors.
 pub(super) fn weights_file(dir: &Path) -> Result<PathBuf, CheckpointError> {
-    let path = dir.join(WEIGHTS_FILE);
-    if disk::is_there(&path) {
-        return Ok(path);
-    }
-    Err(CheckpointError::NoCheckpoint {
+    let found = WEIGHTS_FILES.iter().map(|name| dir.join(name)).find(|path| disk::is_there(path));
+    found.ok_or_else(|| CheckpointError::NoCheckpoint {
         path: dir.to_owned(),
-        problem: format!("holds no {WEIGHTS_FILE}{}", foreign::adapter(dir)),
+        problem: format!(
+            "holds no {}: save the adapter again, `model.save_pretrained(DIR)` with peft",
+            WEIGHTS_FILES[0]
+        ),
     })
 }
 
@@ -95,8 +95,8 @@ impl Settings {
         stored: &BTreeMap<String, TensorInfo>,
         base: &BTreeMap<&str, &[usize]>,
     ) -> Result<Changes, CheckpointError> {
-        self.sort(stored, base)
-            .map_err(|problem| CheckpointError::config(&self.dir.join(WEIGHTS_FILE), problem))
+        let path = weights_file(&self.dir)?;
+        self.sort(stored, base).map_err(|problem| CheckpointError::config(&path, problem))
     }
 
     fn sort(
