@@ -19,6 +19,12 @@ const WRAPPERS: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_w
 /// Of `DataParallel` and `DistributedDataParallel`: may be a module's own name elsewhere than at the start.
 const FIRST_WRAPPER: &str = "module";
 
+/// What a tensor is called today. transformers renames so whatever it loads (`conversion_mapping.py`, "legacy"): BERT's first
+/// checkpoints came from TensorFlow.
+pub(super) fn todays(name: &str) -> String {
+    name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+}
+
 /// Names as stored with those that were meant, and the wrappers that were left out.
 type Unwrapped<'n> = (BTreeMap<&'n str, String>, Vec<&'static str>);
 

@@ -288,8 +288,10 @@ impl Checkpoint {
             self.add_file(self.dir.join(shard))?;
         }
         for (name, shard) in &weight_map {
-            let held =
-                self.tensors.get(name).is_some_and(|place| self.files[place.file].path.ends_with(shard));
+            let held = self
+                .tensors
+                .get(&foreign::todays(name))
+                .is_some_and(|place| self.files[place.file].path.ends_with(shard));
             if !held {
                 return Err(CheckpointError::config(
                     index,
@@ -306,8 +308,9 @@ impl Checkpoint {
         let OpenFile { path, tensors, .. } = &self.files[file];
         for (name, extent) in tensors {
             let place = Place { file, extent: extent.clone(), update: None };
-            if self.tensors.insert(name.clone(), place).is_some() {
-                let problem = format!("tensor `{name}` is in another file of the checkpoint as well");
+            if self.tensors.insert(foreign::todays(name), place).is_some() {
+                let problem =
+                    format!("tensor `{name}` is there twice, or in another file of the checkpoint as well");
                 return Err(CheckpointError::Damaged { path: path.clone(), problem });
             }
         }

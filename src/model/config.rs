@@ -70,6 +70,8 @@ pub struct Origin {
     pub ends: TextEnds,
     /// Why the end of joined texts cannot be known.
     pub end_doubt: Option<String>,
+    /// What sentence-transformers applies to scores, where it said so in `config.json`.
+    pub activation: Option<String>,
 }
 
 impl CheckpointConfig {
@@ -148,7 +150,7 @@ impl CheckpointConfig {
             pooling: manifest.pooling,
             pad_token_id,
             eos_token_ids,
-            origin: Origin::default(),
+            origin: Origin { activation: activation(&fields), ..Origin::default() },
         })
     }
 
@@ -178,6 +180,13 @@ impl CheckpointConfig {
         }
         Ok(rule)
     }
+}
+
+/// As sentence-transformers saved it in version 4 and later, and before.
+fn activation(fields: &Fields<'_>) -> Option<String> {
+    let of_version_4 = fields.0.get("sentence_transformers").and_then(|own| own.get("activation_fn"));
+    let name = of_version_4.or_else(|| fields.0.get("sbert_ce_default_activation_function"));
+    name.and_then(Value::as_str).map(str::to_owned)
 }
 
 /// Accepts the classes that are one scalar reward on one of our backbones.

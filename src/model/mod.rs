@@ -23,6 +23,7 @@ pub mod layer;
 pub mod layout;
 pub mod manifest;
 pub mod memory;
+mod modules;
 pub mod norm;
 pub mod origin;
 mod paths;

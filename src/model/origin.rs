@@ -24,6 +24,7 @@ use crate::disk;
 use crate::model::ModelError;
 use crate::model::config::CheckpointConfig;
 use crate::model::manifest::Manifest;
+use crate::model::modules;
 use crate::text::TextEnd;
 use crate::text::TextEnds;
 use crate::text::TextRule;
@@ -44,6 +45,7 @@ pub fn settle(
     config: &mut CheckpointConfig,
 ) -> Result<(), ModelError> {
     config.origin.notes.extend(checkpoint.notes().iter().cloned());
+    modules::settle(checkpoint, config)?;
     grow_vocabulary(checkpoint, config);
     let vocab_size = config.backbone.vocab_size();
     if let Some(id) = config.pad_token_id.filter(|id| *id as usize >= vocab_size) {
