@@ -12,6 +12,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::sync::OnceLock;
 
 use candle_core::Result;
 
@@ -23,6 +24,7 @@ use crate::model::plan::LayerPlan;
 use crate::model::plan::LinearPlan;
 use crate::model::plan::MlpPlan;
 use crate::model::plan::NormPlan;
+use crate::model::plan::RelativePlan;
 use crate::model::transformer;
 use crate::model::weights::Weights;
 use crate::ops::Activation;
@@ -61,8 +63,21 @@ struct Attention<O: Ops> {
     qk_norms: Option<[Norm<O>; 2]>,
     norms_turned: bool,
     ropes: Option<[usize; 2]>,
+    relative: Option<Relative<O>>,
     spec: AttentionSpec,
     output: Arc<O::Linear>,
+}
+
+/// See [`RelativePlan`].
+#[derive(Debug)]
+struct Relative<O: Ops> {
+    table: Arc<O::Table>,
+    rows: usize,
+    norm: Option<Norm<O>>,
+    key: Option<Arc<O::Linear>>,
+    query: Option<Arc<O::Linear>>,
+    /// What is made of the above.
+    made: OnceLock<Arc<O::Relative>>,
 }
 
 #[derive(Debug)]
@@ -124,6 +139,7 @@ impl<O: Ops> Attention<O> {
             },
             norms_turned: plan.norms_turned,
             ropes: plan.ropes,
+            relative: plan.relative.as_ref().map(|plan| Relative::load(weights, plan)).transpose()?,
             spec: plan.spec.clone(),
             output: weights.linear(&plan.output, Working)?,
         })
@@ -149,6 +165,29 @@ impl<O: Ops> Attention<O> {
             Some(norm) => norm.forward(ops, &x),
             None => Ok(x),
         }
+    }
+}
+
+impl<O: Ops> Relative<O> {
+    fn load(weights: &mut Weights<'_, O>, plan: &RelativePlan) -> std::result::Result<Self, ModelError> {
+        let table = weights.table(&plan.table)?;
+        let norm = plan.norm.as_ref().map(|norm| Norm::load(weights, norm)).transpose()?;
+        let mut linear =
+            |plan: &Option<LinearPlan>| plan.as_ref().map(|plan| weights.linear(plan, Working)).transpose();
+        let (key, query) = (linear(&plan.key)?, linear(&plan.query)?);
+        Ok(Self { table, rows: plan.table.rows, norm, key, query, made: OnceLock::new() })
+    }
+
+    fn make(&self, ops: &O, spec: &AttentionSpec) -> Result<O::Relative> {
+        let ids: Vec<u32> = (0..self.rows as u32).collect();
+        let mut x = ops.embed(&[(&self.table, &ids)], None)?;
+        if let Some(norm) = &self.norm {
+            x = norm.forward(ops, &x)?;
+        }
+        let x = ops.operand(Cow::Owned(ops.dropout(x)?))?;
+        let project =
+            |layer: &Option<Arc<O::Linear>>| layer.as_ref().map(|layer| ops.linear(&x, layer)).transpose();
+        ops.relative(project(&self.key)?, project(&self.query)?, spec)
     }
 }
 
@@ -202,6 +241,12 @@ impl<O: Ops> transformer::Layer<O> for Layer<O> {
     ) -> Result<[O::Rows; 2]> {
         let key = self.attention.place(ops, ops.linear(input, &self.attention.key)?, 1, packing, which)?;
         Ok([key, ops.linear(input, &self.attention.value)?])
+    }
+
+    fn relative(&self, ops: &O) -> Result<Option<Arc<O::Relative>>> {
+        let Attention { relative, spec, .. } = &self.attention;
+        let made = |relative: &Relative<O>| ops.of_weights(&relative.made, || relative.make(ops, spec));
+        relative.as_ref().map(made).transpose()
     }
 
     fn finish(&self, ops: &O, x: O::Rows, attended: &O::Rows) -> Result<O::Rows> {

@@ -180,6 +180,21 @@ pub struct AttentionPlan {
     pub ropes: Option<[usize; 2]>,
     /// What a query sees, and how scores are made.
     pub spec: AttentionSpec,
+    /// What scores have for distances, where `spec` says [`Distance::Buckets`](crate::ops::Distance::Buckets).
+    pub relative: Option<RelativePlan>,
+}
+
+/// An embedding of distances, and what a layer makes of it (DeBERTa).
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RelativePlan {
+    /// A row for each bucket; of all layers the same.
+    pub table: TablePlan,
+    /// Of the rows.
+    pub norm: Option<NormPlan>,
+    /// To what queries are multiplied with.
+    pub key: Option<LinearPlan>,
+    /// To what keys are multiplied with.
+    pub query: Option<LinearPlan>,
 }
 
 /// What an MLP does before its last layer.
@@ -453,13 +468,18 @@ impl Listing {
     }
 
     fn layer(&mut self, LayerPlan { norms, attention, mlp, .. }: &LayerPlan, part: Part) {
-        let AttentionPlan { query, key, value, output, qk_norms, .. } = attention;
+        let AttentionPlan { query, key, value, output, qk_norms, relative, .. } = attention;
         self.norms([&norms.attention_input, &norms.attention_output, &norms.attention_sum], part);
         self.norms([&norms.mlp_input, &norms.mlp_output, &norms.mlp_sum], part);
         for plan in [query, key, value] {
             self.linear(plan, part, true);
         }
         qk_norms.iter().flatten().for_each(|norm| self.norm(norm, part, true));
+        if let Some(RelativePlan { table, norm, key, query }) = relative {
+            self.table(table, Part::Embedding);
+            self.norms([norm], Part::Embedding);
+            [key, query].into_iter().flatten().for_each(|plan| self.linear(plan, part, true));
+        }
         self.linear(output, part, true);
         match &mlp.inside {
             InsidePlan::Gated { gate, up } => {

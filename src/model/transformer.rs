@@ -27,6 +27,7 @@ use crate::model::rope::RopeTable;
 use crate::model::steps::Steps;
 use crate::model::weights::Identified;
 use crate::ops::AttentionSpec;
+use crate::ops::Distance;
 use crate::ops::Ops;
 use crate::ops::Which;
 use crate::ops::batch::PackedBatch;
@@ -153,7 +154,9 @@ fn attention_work(spec: &AttentionSpec, keys: usize) -> usize {
     const SOFTMAX: usize = 32;
     let reach = |window: usize| if spec.causal { window } else { 2 * window - 1 };
     let keys = spec.window.map_or(keys, |window| reach(window).min(keys));
-    spec.heads * (2 * spec.head_dim + SOFTMAX) * keys
+    // about as much again for rows of tables, queries' and keys'
+    let products = if let Distance::Buckets(_) = spec.distance { 4 } else { 2 };
+    spec.heads * (products * spec.head_dim + SOFTMAX) * keys
 }
 
 /// What the layers of a run begin with.

@@ -31,7 +31,7 @@ MODELS = ["llama", "llama-tied-bias", "mistral", "qwen2", "qwen3", "gemma2", "be
           "trl-v-head-file", "openrlhf-normalized",
           "gemma", "olmo2", "smollm3", "seed-oss", "ministral", "exaone4", "arcee", "xlm-roberta",
           "gemma3-text", "gemma3", "olmo", "olmo3", "phi", "phi3", "glm", "glm4", "helium", "hunyuan-v1-dense", "nemotron", "starcoder2",
-          "stablelm", "persimmon", "gpt-neox"]
+          "stablelm", "persimmon", "gpt-neox", "deberta-v2", "deberta-v2-apart", "deberta"]
 # what stands before names in the checkpoint, and in memory
 RENAMED = {"gemma3": ("language_model.model.", "model.language_model.")}
 UNUSED = ("model.vision_tower.", "model.multi_modal_projector.")

@@ -184,7 +184,6 @@ def rewards(path, samples, **options):
 def rewards_padded(path, samples, side, pad):
     """The same samples in one batch; position ids count real tokens, as generation code makes them for left padding."""
     model, width = load(path), max(len(s["token_ids"]) for s in samples)
-    model_type = model.config.model_type
 
     def pad_to(values, fill):
         gap = [fill] * (width - len(values))
@@ -192,7 +191,7 @@ def rewards_padded(path, samples, side, pad):
 
     inputs = {"input_ids": torch.tensor([pad_to(s["token_ids"], pad) for s in samples]),
               "attention_mask": torch.tensor([pad_to([1] * len(s["token_ids"]), 0) for s in samples])}
-    if model_type == "bert":
+    if any("type_ids" in s for s in samples):
         inputs["token_type_ids"] = torch.tensor([pad_to(s.get("type_ids", [0] * len(s["token_ids"])), 0) for s in samples])
     out = model(**inputs)
     return getattr(out, "logits", out).flatten().tolist()

@@ -1,7 +1,8 @@
 """More tiny checkpoints for make_tiny.py: one function for each family, with its nasty options on."""
 import transformers
 
-from make_tiny import (LOOSE_EPS, SMALL, WIDE, edit_config, finish, plain_samples, randomise, rope, rope_to, save_classifier, set_to)
+from make_tiny import (LOOSE_EPS, SMALL, WIDE, edit_config, finish, plain_samples, randomise, rope, rope_to, save_classifier, set_to,
+                       token_samples)
 from transformers import AutoModelForSequenceClassification
 
 LOOSE_LAYER_EPS = ("norm eps", set_to(layer_norm_eps=1e-6))
@@ -124,4 +125,45 @@ def gpt_neox(path):
             layer_norm_eps=1e-2, rope_parameters=rope(partial_rotary_factor=0.25))
 
 
-CHECKPOINTS = [gemma3_text, gemma3, olmo, olmo3, phi, phi3, phi3_longrope, glm, glm4, helium, hunyuan_v1_dense, nemotron, starcoder2, stablelm, persimmon, gpt_neox]
+def deberta_like(path, kind, seed, note, wrong, lengths=(1, 2, 5, 9, 17, 33, 58), types=False, **options):
+    """Distances count by tables; `hidden_size` is split among heads of 6."""
+    config = getattr(transformers, kind)(vocab_size=80, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=40,
+                                         max_position_embeddings=64, layer_norm_eps=1e-2, num_labels=1, **dict(relative_attention=True) | options)
+    save_classifier(path, config, seed)
+    samples = [{"token_ids": ids} for ids in token_samples(80, seed + 10, lengths)]
+    for sample in samples if types else []:
+        sample["type_ids"] = [i % 2 for i in range(len(sample["token_ids"]))]
+    finish(path, samples, "cls", note, wrong=[LOOSE_LAYER_EPS] + wrong, sides=("right",))
+
+
+def deberta_v2(path):
+    deberta_like(path, "DebertaV2Config", 100, "as v3: the layers' projections of the normed table; far distances share rows, up to 40; no positions, no types",
+                 [("no norm", set_to(norm_rel_ebd="none")), ("largest distance", set_to(max_relative_positions=60)), ("c2p alone", set_to(pos_att_type=["c2p"]))],
+                 lengths=(1, 2, 5, 9, 17, 33, 58, 90), share_att_key=True, pos_att_type=["p2c", "c2p"], norm_rel_ebd="layer_norm", position_buckets=16,
+                 max_relative_positions=40, position_biased_input=False, type_vocab_size=0)
+
+
+def deberta_v2_apart(path):
+    deberta_like(path, "DebertaV2Config", 101, "projections of their own for the table, whose rows are distances up to 12; positions and types",
+                 [("no positions", set_to(position_biased_input=False))], types=True, pos_att_type="C2P | p2c", max_relative_positions=12,
+                 type_vocab_size=2, pooler_hidden_act="gelu_new")
+
+
+def deberta_v2_plain(path):
+    deberta_like(path, "DebertaV2Config", 102, "distances do not count, and yet scores are scaled as if they did, by queries",
+                 [("scale", set_to(pos_att_type=[]))], pos_att_type=["p2c"], type_vocab_size=0, relative_attention=False)
+
+
+def deberta(path):
+    deberta_like(path, "DebertaConfig", 103, "q, k and v of a head follow each other in one tensor, k without bias; distances up to 20",
+                 [("p2c alone", set_to(pos_att_type=["p2c"]))], types=True, pos_att_type="c2p|p2c", max_relative_positions=20, position_biased_input=False,
+                 type_vocab_size=2)
+
+
+def deberta_keys(path):
+    deberta_like(path, "DebertaConfig", 104, "keys alone are multiplied with the table, whose distances go as far as positions",
+                 [("distances", set_to(relative_attention=False))], pos_att_type=["p2c"], type_vocab_size=0)
+
+
+CHECKPOINTS = [gemma3_text, gemma3, olmo, olmo3, phi, phi3, phi3_longrope, glm, glm4, helium, hunyuan_v1_dense, nemotron, starcoder2, stablelm, persimmon, gpt_neox,
+               deberta_v2, deberta_v2_apart, deberta_v2_plain, deberta, deberta_keys]

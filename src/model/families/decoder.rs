@@ -401,6 +401,7 @@ impl Decoder {
                     distance: Distance::Ignored,
                     softcap: self.attention_softcap,
                 },
+                relative: None,
             },
             mlp: self.mlp(&of),
             is_parallel: self.is_parallel,

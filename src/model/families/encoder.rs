@@ -174,6 +174,7 @@ impl Encoder {
                     distance: Distance::Ignored,
                     softcap: None,
                 },
+                relative: None,
             },
             mlp: MlpPlan {
                 inside: InsidePlan::Plain(linear("intermediate.dense", intermediate, hidden)),

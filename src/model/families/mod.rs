@@ -6,7 +6,10 @@
 
 mod arcee;
 mod bert;
+mod deberta;
+mod deberta_v2;
 mod decoder;
+mod disentangled;
 mod encoder;
 mod exaone4;
 mod gemma;
@@ -52,6 +55,8 @@ mod at_most {
     pub(super) const VOCABULARY: usize = 1 << 28;
     pub(super) const TOKEN_TYPES: usize = 1 << 16;
     pub(super) const POSITIONS: usize = 1 << 40;
+    /// Of those with an embedding of their own.
+    pub(super) const DISTANCES: usize = 1 << 16;
 }
 
 /// A family of transformers.
@@ -74,7 +79,7 @@ pub struct Family {
 }
 
 /// All that run here.
-pub const FAMILIES: [Family; 30] = [
+pub const FAMILIES: [Family; 32] = [
     llama::FAMILY,
     mistral::FAMILY,
     ministral::FAMILY,
@@ -105,6 +110,8 @@ pub const FAMILIES: [Family; 30] = [
     bert::FAMILY,
     roberta::FAMILY,
     xlm_roberta::FAMILY,
+    deberta::FAMILY,
+    deberta_v2::FAMILY,
 ];
 
 /// The family that `config.json` names.
