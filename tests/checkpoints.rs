@@ -219,7 +219,7 @@ fn a_spoiled_checkpoint_is_refused_by_name() {
                 c.tensors.insert("score.weight".to_owned(), (vec![2, 16], vec![0.1; 32]));
             },
             then: NOTHING_MORE,
-            says: &["`score` has 2 labels", "a reward model has 1"],
+            says: &["`score` has 2 labels", "a reward is one number"],
             by_check: true,
         },
         Case {

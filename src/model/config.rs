@@ -22,6 +22,7 @@ use crate::disk;
 use crate::model::ModelError;
 use crate::model::families;
 use crate::model::families::Family;
+use crate::model::labels::Labels;
 use crate::model::manifest::Manifest;
 use crate::model::plan::BackbonePlan;
 use crate::model::plan::HeadPlan;
@@ -52,6 +53,9 @@ pub struct CheckpointConfig {
     pub pad_token_id: Option<u32>,
     /// What ends a sequence, for [`Pooling::FirstEos`].
     pub eos_token_ids: Vec<u32>,
+    /// Which of several labels make the reward; none of a model with one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Labels>,
     /// What the files around it say; in its fingerprint where it became one of the fields above, or text.
     #[serde(skip)]
     pub origin: Origin,
@@ -107,7 +111,8 @@ impl CheckpointConfig {
         };
         let family = families::find(&model_type)?;
         check_architecture(&architecture, family)?;
-        check_labels(&fields)?;
+        let (labels, of_labels) =
+            Labels::settle(&fields, manifest.label.as_ref(), manifest.label_weights.as_ref())?;
         let of_text = match family.nested {
             None => fields,
             Some(key) => match fields.0.get(key) {
@@ -150,7 +155,12 @@ impl CheckpointConfig {
             pooling: manifest.pooling,
             pad_token_id,
             eos_token_ids,
-            origin: Origin { activation: activation(&fields), ..Origin::default() },
+            labels,
+            origin: Origin {
+                activation: activation(&fields),
+                notes: of_labels.into_iter().collect(),
+                ..Origin::default()
+            },
         })
     }
 
@@ -206,17 +216,4 @@ fn check_architecture(architecture: &str, family: &Family) -> Result<(), String>
         "architecture `{architecture}` is not supported with model_type `{model_type}`: supported are \
          {class}ForSequenceClassification, OpenRLHF's RewardModel, and {class}ForCausalLM with a value head"
     ))
-}
-
-/// A reward model has one label. A config that says nothing of labels leaves it to the head that is there.
-fn check_labels(fields: &Fields<'_>) -> Result<(), String> {
-    let said = match (fields.0.get("num_labels"), fields.0.get("id2label")) {
-        (Some(labels), _) if !labels.is_null() => Some(("num_labels", labels, labels == 1)),
-        (_, Some(Value::Object(names))) => Some(("id2label", &fields.0["id2label"], names.len() == 1)),
-        _ => None,
-    };
-    match said {
-        Some((key, value, false)) => Err(format!("`{key}` is {value}: a reward model has one label")),
-        _ => Ok(()),
-    }
 }

@@ -53,7 +53,7 @@ impl<O: Ops> Head<O> {
         plan: &ModelPlan,
         config: &CheckpointConfig,
     ) -> Result<Self, ModelError> {
-        let HeadPlan { dense, output, pools_late, .. } = &plan.head;
+        let HeadPlan { dense, output, pools_late, label_weights, .. } = &plan.head;
         let dense = dense.as_ref().map(|dense| {
             let weights = weights.below(if dense.is_in_backbone { &plan.prefix } else { "" });
             Ok::<_, ModelError>(Dense {
@@ -69,7 +69,10 @@ impl<O: Ops> Head<O> {
             pad_token_id: config.pad_token_id,
             eos_token_ids: config.eos_token_ids.clone(),
             dense: dense.transpose()?,
-            output: weights.below("").linear(output, Precision::F32)?,
+            output: match label_weights {
+                None => weights.below("").linear(output, Precision::F32)?,
+                Some(shares) => weights.below("").sum_of_rows(output, shares, Precision::F32)?,
+            },
             normalization: config.normalization,
         })
     }

@@ -147,12 +147,17 @@ fn find_head(checkpoint: &Checkpoint, config: &CheckpointConfig) -> Result<HeadP
         }
     };
     let shape = checkpoint.info(&head.output.weight.name).map(|info| info.shape.as_slice());
-    match shape.and_then(<[usize]>::first) {
-        Some(1) => Ok(head),
-        rows => Err(ModelError::Unsupported(format!(
-            "the head `{}` has {} labels, a reward model has 1",
+    let outputs = shape.and_then(<[usize]>::first).copied().unwrap_or(1);
+    match &config.labels {
+        None if outputs == 1 => Ok(head),
+        Some(labels) if labels.fits(outputs) => Ok(head.with_labels(labels, outputs)),
+        labels => Err(ModelError::Unsupported(format!(
+            "the head `{}` has {outputs} labels, {}",
             head.last_layer(),
-            rows.copied().unwrap_or(1)
+            match labels {
+                None => "a reward is one number: say in rewarm.json which of them it is, {\"label\": 0}",
+                Some(_) => "config.json and rewarm.json tell of another number",
+            }
         ))),
     }
 }

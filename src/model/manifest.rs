@@ -6,7 +6,8 @@
 //! {"pad_token_id": 2, "text_end": "eos"}
 //! ```
 //!
-//! The second line is for what trainers did and their files do not tell, see [`crate::model::origin`].
+//! The second line is for what trainers did and their files do not tell, see [`crate::model::origin`]. `label` and
+//! `label_weights` say which of several labels are the reward, see [`crate::model::labels`].
 //!
 //! Every key is optional, as is the file. The calibration is `rewarm calibrate`'s.
 
@@ -19,6 +20,8 @@ use serde_json::Value;
 use crate::checkpoint::write::replace_file;
 use crate::disk;
 use crate::model::ModelError;
+use crate::model::labels::Label;
+use crate::model::labels::LabelWeights;
 use crate::model::pooling::Pooling;
 use crate::model::scorer::Calibration;
 use crate::text::TextEnd;
@@ -44,6 +47,10 @@ pub struct Manifest {
     /// The limit for the tokens of a sample, in place of the model's own; `max_tokens` of the user counts before it.
     /// It may lie beyond the positions that config.json declares if the model has rotary ones.
     pub max_tokens: Option<usize>,
+    /// Which of several labels is the reward.
+    pub label: Option<Label>,
+    /// Or of which it is the sum.
+    pub label_weights: Option<LabelWeights>,
     /// Applied to the member's rewards before an ensemble reduces them.
     pub calibration: Option<Calibration>,
 }
@@ -78,7 +85,14 @@ impl Manifest {
 
     /// Where it says nothing, what another one does.
     pub fn or(self, other: Self) -> Self {
+        // the two say the same in two ways
+        let (label, label_weights) = match (&self.label, &self.label_weights) {
+            (None, None) => (other.label, other.label_weights),
+            _ => (self.label, self.label_weights),
+        };
         Self {
+            label,
+            label_weights,
             pooling: self.pooling.or(other.pooling),
             pad_token_id: self.pad_token_id.or(other.pad_token_id),
             text_rule: self.text_rule.or(other.text_rule),

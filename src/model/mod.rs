@@ -19,6 +19,7 @@ pub mod ensemble;
 pub mod families;
 pub mod golden;
 pub mod head;
+pub mod labels;
 pub mod layer;
 pub mod layout;
 pub mod manifest;

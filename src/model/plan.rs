@@ -14,6 +14,7 @@ use std::collections::hash_map::Entry;
 
 use serde::Serialize;
 
+use crate::model::labels::Labels;
 use crate::model::pooling::HeadKind;
 use crate::model::pooling::Pooling;
 use crate::model::rope::RopeConfig;
@@ -328,13 +329,30 @@ pub struct HeadPlan {
     pub pooling: Pooling,
     /// Whether `dense` reads every token, and pooling is of what it makes of them (EuroBERT).
     pub pools_late: bool,
+    /// Weights of the last layer's rows, whose sum is the reward; none where it has one row.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label_weights: Option<Vec<f64>>,
 }
 
 impl HeadPlan {
     /// A linear layer alone.
     pub fn linear(kind: HeadKind, name: &str, hidden: usize, has_bias: bool, pooling: Pooling) -> Self {
         let output = LinearPlan::new(name, 1, hidden, has_bias);
-        Self { kind, dense: None, output, pooling, pools_late: false }
+        Self { kind, dense: None, output, pooling, pools_late: false, label_weights: None }
+    }
+
+    /// The same head where its last layer has several outputs.
+    pub(super) fn with_labels(mut self, labels: &Labels, outputs: usize) -> Self {
+        let (name, has_bias) = (self.last_layer().to_owned(), self.output.bias.is_some());
+        let (rows, taken) = match labels {
+            Labels::One { index, .. } => (RowMap::from(*index, outputs), 1),
+            Labels::Sum(weights) => {
+                self.label_weights = Some(weights.clone());
+                (RowMap::all(outputs), outputs)
+            }
+        };
+        self.output = LinearPlan::of_rows(&name, rows, taken, self.output.input, has_bias);
+        self
     }
 
     /// The name of the last layer, without `.weight` and `.bias`.

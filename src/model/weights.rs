@@ -20,6 +20,7 @@ use crate::merge;
 use crate::model::ModelError;
 use crate::model::plan::LinearPlan;
 use crate::model::plan::ModelPlan;
+use crate::model::plan::RowsPlan;
 use crate::model::plan::TablePlan;
 use crate::ops::Ops;
 use crate::ops::Precision;
@@ -133,6 +134,27 @@ impl<'a, O: Ops> Weights<'a, O> {
         let names = self.names_of(&[plan]);
         self.load(&usage, dtype, &names, |ops, values| {
             ops.load_linear(linear_source(plan, &names, values), precision)
+        })
+    }
+
+    /// A linear layer of one row, the sum of a layer's rows with these weights: in `f64`, rounded once.
+    pub fn sum_of_rows(
+        &mut self,
+        plan: &LinearPlan,
+        weights: &[f64],
+        precision: Precision,
+    ) -> Result<Arc<O::Linear>, ModelError> {
+        let dtype = self.ops.dtype(precision);
+        let names = self.names_of(&[plan]);
+        let one = LinearPlan {
+            output: 1,
+            weight: RowsPlan { rows: RowMap::all(1), ..plan.weight.clone() },
+            bias: plan.bias.as_ref().map(|bias| RowsPlan { rows: RowMap::all(1), ..bias.clone() }),
+            ..plan.clone()
+        };
+        self.load(&format!("sum of rows {weights:?}"), dtype, &names, |ops, values| {
+            let sums: Vec<Averaged> = values.iter().map(|values| sum_of_rows(values, weights)).collect();
+            ops.load_linear(linear_source(&one, &names, &sums), precision)
         })
     }
 
@@ -262,6 +284,16 @@ fn rows_of(plans: &[&LinearPlan]) -> String {
         return String::new();
     }
     format!("{:?}", plans.iter().map(|plan| plan.weight.rows).collect::<Vec<_>>())
+}
+
+/// Of rows as long as each other; of nothing, nothing.
+fn sum_of_rows(values: &Averaged, weights: &[f64]) -> Averaged {
+    let Averaged::F32(values) = values else { unreachable!("heads are averaged in f32") };
+    let width = values.len() / weights.len();
+    let sum = |column: usize| -> f64 {
+        weights.iter().enumerate().map(|(row, weight)| weight * f64::from(values[row * width + column])).sum()
+    };
+    Averaged::F32((0..width).map(|column| sum(column) as f32).collect())
 }
 
 fn linear_source<'a>(plan: &LinearPlan, names: &'a [String], values: &'a [Averaged]) -> LinearSource<'a> {

@@ -76,6 +76,14 @@ impl Trainable {
         let config_path = dir.join("config.json");
         let mut config = CheckpointConfig::load(&config_path, &manifest)?;
         origin::settle(&checkpoint, &manifest, &mut config)?;
+        if config.labels.is_some() {
+            return Err(ModelError::Unsupported(
+                "the base has several labels, of which rewarm.json chooses: what is trained has one, so start from the same \
+                 model with a new head, M.from_pretrained(DIR, num_labels=1, \
+                 ignore_mismatched_sizes=True).save_pretrained(OUT) with transformers"
+                    .to_owned(),
+            ));
+        }
         let mut fields = read_fields(&config_path)?;
         let tokenizer = variant::load_tokenizer(&checkpoint, &manifest, &config, options.max_tokens)?;
         let num_layers = config.backbone.layers.len();

@@ -60,7 +60,7 @@ pub(super) fn merged(
         }
     }
     let labels = fields.get("id2label").and_then(Value::as_object).map(Map::len);
-    if first.base().is_some() && head.is_native() && labels != Some(1) {
+    if first.base().is_some() && head.is_native() && config.labels.is_none() && labels != Some(1) {
         // one output, whatever the base's config says; transformers' default is two
         fields.insert("id2label".to_owned(), json!({"0": "LABEL_0"}));
         fields.insert("label2id".to_owned(), json!({"LABEL_0": 0}));

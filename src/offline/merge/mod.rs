@@ -58,7 +58,8 @@ pub const PROVENANCE: &str = "rewarm-merge.json";
 
 /// Keys of `rewarm.json` that say how a model scores. Others are about one member's own weights: its calibration and
 /// rewards are not those of the merge.
-const KEPT_MANIFEST_KEYS: [&str; 5] = ["pooling", "pad_token_id", "text_rule", "text_end", "max_tokens"];
+const KEPT_MANIFEST_KEYS: [&str; 7] =
+    ["pooling", "pad_token_id", "text_rule", "text_end", "max_tokens", "label", "label_weights"];
 
 /// What weights are stored in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
