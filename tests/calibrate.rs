@@ -246,7 +246,7 @@ fn what_cannot_be_calibrated_is_refused_and_nothing_is_written() {
         (&["--references", &long, "--golden-only"], "no reference could be scored"),
         (&["--references", &broken], "broken.jsonl:1: not a pair"),
         (&["--references", "nowhere.jsonl"], "nowhere.jsonl"),
-        (&["nowhere", "--references", REFERENCES], "find nowhere"),
+        (&["nowhere", "--references", REFERENCES], "`nowhere` is not a directory"),
         (&[&member, "--references", REFERENCES], "is given twice"),
         (&[], "--references"),
     ];

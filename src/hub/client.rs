@@ -179,8 +179,13 @@ impl Client {
     }
 
     fn json_once<T: DeserializeOwned>(&self, id: &HubId, url: &str) -> Result<Page<T>, HubError> {
-        let unreachable =
-            |error: ureq::Error| HubError::Unreachable { url: url.to_owned(), problem: error.to_string() };
+        let unreachable = |error: ureq::Error| {
+            let problem = error.to_string();
+            // of a company's own authority, mostly: rustls asks no system for those that it trusts
+            let is_distrusted = problem.contains("invalid peer certificate");
+            let cure = if is_distrusted { ": name the certificates to trust in SSL_CERT_FILE" } else { "" };
+            HubError::Unreachable { url: url.to_owned(), problem: format!("{problem}{cure}") }
+        };
         let mut answer = self.get(url, None).map_err(unreachable)?;
         self.check(id, url, &answer)?;
         let next = next_page(answer.headers());

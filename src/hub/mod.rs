@@ -5,13 +5,13 @@
 //! ```
 //!
 //! [`place`] decides what was named, without network: a directory that exists wins. [`Hub::fetch`] asks the hub which commit
-//! that is now, and for the files that it lacks: settings and tokenizer first, weights last ([`choose`]). The cache has
+//! that is now, and for the files that it lacks: settings and tokenizer first, weights last (`choose`). The cache has
 //! Python's layout, refs, snapshots of links, blobs by digest, listings of commits and locks, so each uses what the other
-//! has fetched ([`cache`]). A model that is pinned by its commit, listed, and whole in the cache, needs no network. Where the hub
+//! has fetched (`cache`). A model that is pinned by its commit, listed, and whole in the cache, needs no network. Where the hub
 //! cannot be reached, what was fetched last is used, with a warning; where it answers that something is not there or not
 //! allowed, that is the error.
 //!
-//! What else the variables of the Python library say is followed by [`settings`]; the rest of the program knows directories.
+//! What else the variables of the Python library say is followed by `settings`; the rest of the program knows directories.
 //!
 //! # Why not the crate `hf-hub`?
 //!
