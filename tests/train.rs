@@ -523,9 +523,12 @@ fn every_problem_of_a_configuration_is_named_at_once() {
     }
     let output = run(&["train", "--base", "nowhere", "--epochs", "0"]);
     let error = text(&output.stderr);
-    for expected in
-        ["nowhere is not a directory", "--epochs must be at least 1", "pairs is missing", "output is missing"]
-    {
+    for expected in [
+        "base: `nowhere` is not a directory",
+        "--epochs must be at least 1",
+        "pairs is missing",
+        "output is missing",
+    ] {
         assert!(error.contains(expected), "{expected} in {error}");
     }
 }
