@@ -263,9 +263,14 @@ fn adapters_and_shards_are_fetched_with_what_lists_them() {
         (root().join("tests/data/adapters/low-rank"), root().join("tests/data/lora/llama/base"));
     let expected = setting.reward(&["--model", adapter.to_str().unwrap(), "--base", base.to_str().unwrap()]);
     setting.hub.push("org/adapter", files_in(&adapter));
-    setting.hub.push("org/base", files_in(&base));
+    let commit = setting.hub.push("org/base", files_in(&base));
     assert_eq!(setting.reward(&["--model", "org/adapter", "--base", "org/base"]), expected);
     assert_eq!(offline.reward(&["--model", "org/adapter", "--base", "org/base"]), expected);
+    let config = local.path().join("rewarm.toml");
+    fs::write(&config, "[variants.a]\nmode = 'warm'\nmodel = 'org/adapter'\nbase = 'hf://org/base@main'\n")
+        .unwrap();
+    let output = offline.run(&["serve", "--check", "--config", config.to_str().unwrap()]);
+    assert!(text(&output.stderr).contains(&format!("the base is org/base@{commit}")), "{output:?}");
 
     let refusal = setting.refusal(&["--model", "org/sharded", "--base", "org/sharded"]);
     assert!(refusal.contains("base is for LoRA adapters: none of the members is one"), "{refusal}");

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::path::PathBuf;
+use std::time::Duration;
+use std::time::Instant;
 
 use anyhow::Context;
 use anyhow::ensure;
@@ -15,6 +17,9 @@ use crate::hub::HubId;
 use crate::hub::Settings;
 use crate::model::ModelError;
 use crate::model::variant::VariantConfig;
+
+/// How often the log tells how far a download is.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// Fetches each model once, so that all who name a branch get one commit of it.
 #[derive(Default)]
@@ -36,9 +41,14 @@ impl Fetcher {
             None => self.hub.insert(Hub::new(Settings::from_env()?)?),
         };
         let bar = progress::bytes(&format!("fetch {id}"));
+        let mut told = Instant::now();
         let dir = hub.fetch(&id, &mut |done, total| {
             bar.set_length(total);
             bar.set_position(done);
+            if told.elapsed() > TELL_EVERY {
+                told = Instant::now();
+                tracing::info!(model = %id, bytes = done, of = total, "fetching from the hub");
+            }
         });
         bar.finish_and_clear();
         let dir = dir.with_context(|| format!("`{id}`, taken for a model of the hub"))?;

@@ -137,7 +137,8 @@ pub struct VariantConfig {
     pub name: String,
     /// WARM or ENS.
     pub mode: Mode,
-    /// Checkpoint directories, or LoRA adapters over `base`; one for a merged model.
+    /// Checkpoint directories, or LoRA adapters over `base`; one for a merged model. What is still at a hub has a path that
+    /// `hub::place` made, and is fetched before a variant is loaded.
     #[serde(with = "paths::many")]
     pub members: Vec<PathBuf>,
     /// What members that are adapters were trained on.
