@@ -195,7 +195,9 @@ fn the_readme_tells_what_runs() {
         let row = format!("| `{model_type}` | `{class}` |");
         assert!(told.iter().any(|line| line.starts_with(&row)), "{row}");
         assert!(checked.values().any(|checked| checked == model_type), "no rewards of {model_type}");
-        assert!(differentiated.iter().any(|checked| checked == model_type), "no gradients of {model_type}");
+        let by_torch = *model_type != "internlm2"; // which transformers does not have
+        let is_differentiated = differentiated.iter().any(|checked| checked == model_type);
+        assert!(is_differentiated || !by_torch, "no gradients of {model_type}");
     }
     assert_eq!(told.len(), FAMILIES.len(), "{told:?}");
 }

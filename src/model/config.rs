@@ -203,7 +203,15 @@ fn activation(fields: &Fields<'_>) -> Option<String> {
 fn check_architecture(architecture: &str, family: &Family) -> Result<(), String> {
     let Family { model_type, class, .. } = family;
     // but for the first, with a value head beside, or as the base of a training
-    let tasks = ["ForSequenceClassification", "ForCausalLM", "ForMaskedLM", "ForPreTraining", "Model"];
+    let tasks = [
+        "ForSequenceClassification",
+        "ForCausalLM",
+        "ForMaskedLM",
+        "ForPreTraining",
+        "Model",
+        "ForRewardModel", // InternLM2
+        "LMHeadModel",    // GPT-2
+    ];
     let supported = architecture == "RewardModel" // OpenRLHF
         || architecture == format!("{model_type} (unnamed)")
         || architecture == format!("{class}ForCausalLMWithValueHead")

@@ -24,6 +24,7 @@ use crate::ops::batch::PackedBatch;
 pub struct Embedding<O: Ops> {
     words: Arc<O::Table>,
     types: Option<Arc<O::Table>>,
+    tasks: Option<Arc<O::Table>>,
     positions: Option<(Arc<O::Table>, PositionRule)>,
     scale: Option<f64>,
     norm: Option<Norm<O>>,
@@ -35,6 +36,7 @@ impl<O: Ops> Embedding<O> {
     pub fn load(weights: &mut Weights<'_, O>, plan: &EmbeddingPlan) -> std::result::Result<Self, ModelError> {
         let words = weights.table(&plan.words)?;
         let types = plan.types.as_ref().map(|types| weights.table(types)).transpose()?;
+        let tasks = plan.tasks.as_ref().map(|tasks| weights.table(tasks)).transpose()?;
         let positions = match &plan.positions {
             Some(positions) => Some((weights.table(&positions.table)?, positions.rule)),
             None => None,
@@ -42,7 +44,7 @@ impl<O: Ops> Embedding<O> {
         let norm = plan.norm.as_ref().map(|norm| Norm::load(weights, norm)).transpose()?;
         let projection = plan.projection.as_ref();
         let projection = projection.map(|projection| weights.linear(projection, Working)).transpose()?;
-        Ok(Self { words, types, positions, scale: plan.scale, norm, projection })
+        Ok(Self { words, types, tasks, positions, scale: plan.scale, norm, projection })
     }
 }
 
@@ -52,6 +54,9 @@ impl<O: Ops> transformer::Embedding<O> for Embedding<O> {
         if self.types.is_some() {
             ids.push(batch.type_ids().into());
         }
+        if self.tasks.is_some() {
+            ids.push(vec![0; batch.num_rows()].into());
+        }
         if let Some((_, rule)) = self.positions {
             ids.push(positions(batch, rule).into());
         }
@@ -59,8 +64,8 @@ impl<O: Ops> transformer::Embedding<O> for Embedding<O> {
     }
 
     fn forward(&self, ops: &O, ids: &[&[u32]]) -> Result<O::Rows> {
-        let tables =
-            [Some(&self.words), self.types.as_ref(), self.positions.as_ref().map(|(table, _)| table)];
+        let positions = self.positions.as_ref().map(|(table, _)| table);
+        let tables = [Some(&self.words), self.types.as_ref(), self.tasks.as_ref(), positions];
         let tables: Vec<_> =
             tables.into_iter().flatten().map(|table| &**table).zip(ids.iter().copied()).collect();
         let mut x = ops.embed(&tables, self.scale)?;

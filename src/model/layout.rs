@@ -80,7 +80,12 @@ fn check_shapes(
 fn check_unused(plan: &ModelPlan, checkpoint: &Checkpoint) -> Result<(), ModelError> {
     let is_ignored = |name: &str| {
         let in_backbone = name.strip_prefix(&*plan.prefix);
-        let is_unused = |name: &str| plan.backbone.unused.iter().any(|start| name.starts_with(start));
+        let is_unused = |name: &str| {
+            let is = |unused: &&str| {
+                name.starts_with(unused) || (unused.starts_with('.') && name.ends_with(unused))
+            };
+            plan.backbone.unused.iter().any(is)
+        };
         IGNORED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
             || IGNORED_SUFFIXES.iter().any(|suffix| name.ends_with(suffix))
             || is_unused(name)
@@ -129,8 +134,12 @@ fn find_head(checkpoint: &Checkpoint, config: &CheckpointConfig) -> Result<HeadP
         }
         None => {
             let has_bias = checkpoint.contains("v_head.bias"); // of nobody's class
-            let trl = of_others(HeadKind::TrlValueHead, "v_head.summary", true);
-            vec![native.clone(), trl, of_others(HeadKind::ValueHead, "v_head", has_bias)]
+            let others = [
+                of_others(HeadKind::TrlValueHead, "v_head.summary", true),
+                of_others(HeadKind::ValueHead, "v_head", has_bias),
+            ];
+            let others = others.into_iter().filter(|head| head.last_layer() != native.last_layer());
+            std::iter::once(native.clone()).chain(others).collect()
         }
     };
     let names = |heads: &[&HeadPlan]| {

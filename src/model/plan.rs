@@ -116,6 +116,8 @@ pub struct EmbeddingPlan {
     pub words: TablePlan,
     /// By token type.
     pub types: Option<TablePlan>,
+    /// By task, of which there is but the first (ERNIE).
+    pub tasks: Option<TablePlan>,
     /// By position; a model without has no end of positions.
     pub positions: Option<PositionsPlan>,
     /// Factor on the sum.
@@ -243,7 +245,7 @@ pub struct BackbonePlan {
     /// What stands before the names below in checkpoints, by likelihood: first what transformers writes.
     #[serde(skip)]
     pub prefixes: &'static [&'static str],
-    /// What names of tensors begin with that no reward depends on, with the prefix or without.
+    /// What names of tensors that no reward depends on begin with, with the prefix or without; or, from a dot on, end with.
     #[serde(skip)]
     pub unused: &'static [&'static str],
     /// Tokens → hidden states.
@@ -473,9 +475,9 @@ impl Listing {
     }
 
     fn backbone(&mut self, plan: &BackbonePlan) {
-        let EmbeddingPlan { words, types, positions, norm, projection, .. } = &plan.embedding;
+        let EmbeddingPlan { words, types, tasks, positions, norm, projection, .. } = &plan.embedding;
         self.table(words, Part::Embedding);
-        types.iter().for_each(|types| self.table(types, Part::Embedding));
+        types.iter().chain(tasks).for_each(|table| self.table(table, Part::Embedding));
         positions.iter().for_each(|positions| self.table(&positions.table, Part::Embedding));
         self.norms([norm], Part::Embedding);
         projection.iter().for_each(|projection| self.linear(projection, Part::Embedding, true));

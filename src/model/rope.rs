@@ -30,6 +30,39 @@ pub struct RopeConfig {
     pub theta: f64,
     /// How they are stretched for long texts.
     pub scaling: RopeScaling,
+    /// How what is turned grows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub growth: Option<RopeGrowth>,
+}
+
+/// Ministral-3's queries grow with their positions: by `1 + beta · ln(1 + ⌊position / original⌋)`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct RopeGrowth {
+    /// How fast.
+    pub beta: f64,
+    /// Length of the pretraining.
+    pub original_max_positions: usize,
+}
+
+impl RopeGrowth {
+    /// Reads it from the rope's parameters.
+    pub(super) fn parse(fields: &Fields<'_>) -> Result<Option<Self>, String> {
+        let Some((_, rope)) = RopeConfig::parameters(fields)? else { return Ok(None) };
+        let rope = Fields(rope);
+        Ok(match rope.optional("llama_4_scaling_beta")? {
+            None => None,
+            Some(beta) => {
+                let original_max_positions = rope.required("original_max_position_embeddings")?;
+                Some(Self { beta, original_max_positions })
+            }
+        })
+    }
+
+    fn factor(self, position: usize) -> f32 {
+        let Self { beta, original_max_positions } = self;
+        let steps = (position / original_max_positions.max(1)) as f32;
+        1.0 + beta as f32 * (1.0 + steps).ln()
+    }
 }
 
 /// How the wavelengths are stretched for texts longer than those of the pretraining.
@@ -111,17 +144,22 @@ impl RopeConfig {
     /// Where both are there, a `rope_scaling` that is neither null nor empty replaces all of `rope_parameters`, its
     /// `rope_theta` too. A `rope_theta` inside counts before the one beside, and that before the class's default.
     pub(super) fn parse(fields: &Fields<'_>, defaults: RopeDefaults) -> Result<Self, String> {
+        match Self::parameters(fields)? {
+            Some((place, parameters)) => Self::read(fields, place, &Fields(parameters), defaults),
+            None => Self::read(fields, "rope_parameters", &Fields(&Map::new()), defaults),
+        }
+    }
+
+    /// Where they are, and they.
+    fn parameters<'f>(fields: &Fields<'f>) -> Result<Option<(&'static str, &'f Map<String, Value>)>, String> {
         for place in ["rope_scaling", "rope_parameters"] {
-            let Some(parameters) = object(fields, place)? else { continue };
-            if parameters.is_empty() {
-                continue;
-            }
+            let Some(parameters) = object(fields, place)?.filter(|found| !found.is_empty()) else { continue };
             if let Some((layer_type, _)) = parameters.iter().find(|(_, value)| value.is_object()) {
                 return Err(format!("`{place}` differs by layer (`{layer_type}`): not supported"));
             }
-            return Self::read(fields, place, &Fields(parameters), defaults);
+            return Ok(Some((place, parameters)));
         }
-        Self::read(fields, "rope_parameters", &Fields(&Map::new()), defaults)
+        Ok(None)
     }
 
     /// The same for one of the `layer_types` of classes that have a rope for each, by its name in `rope_parameters`.
@@ -212,7 +250,7 @@ impl RopeConfig {
         if !(theta > 1.0 && theta.is_finite()) {
             return Err(format!("`{theta_key}` is {theta}: expected a number above one"));
         }
-        let rope = Self { head_dim, theta, scaling };
+        let rope = Self { head_dim, theta, scaling, growth: None };
         rope.check()?;
         Ok(rope)
     }
@@ -459,8 +497,10 @@ struct Table {
 }
 
 impl Table {
-    fn extend(&mut self, frequencies: &[f32], factor: f32, positions: std::ops::Range<usize>) {
+    fn extend(&mut self, config: &RopeConfig, frequencies: &[f32], positions: std::ops::Range<usize>) {
         for position in positions {
+            let factor =
+                config.attention_factor() * config.growth.map_or(1.0, |growth| growth.factor(position));
             for &frequency in frequencies {
                 let angle = f64::from(position as f32 * frequency);
                 self.cos.push(angle.cos() as f32 * factor);
@@ -489,7 +529,7 @@ impl RopeTable {
                 debug_assert_eq!(segment.parent, None, "such a sequence shares no prefix");
                 let mut angles = Table::default();
                 let frequencies = self.config.frequencies(end);
-                angles.extend(&frequencies, self.config.attention_factor(), 0..end);
+                angles.extend(&self.config, &frequencies, 0..end);
                 own = angles;
                 &own
             } else {
@@ -497,7 +537,7 @@ impl RopeTable {
                 if grown < end {
                     let frequencies = self.config.frequencies(0);
                     let target = end.next_power_of_two();
-                    table.extend(&frequencies, self.config.attention_factor(), grown..target);
+                    table.extend(&self.config, &frequencies, grown..target);
                 }
                 &*table
             };

@@ -18,6 +18,7 @@ import json
 import pathlib
 import platform
 import sys
+import tempfile
 
 import torch
 import transformers
@@ -31,10 +32,10 @@ MODELS = ["llama", "llama-tied-bias", "mistral", "qwen2", "qwen3", "gemma2", "be
           "trl-v-head-file", "openrlhf-normalized",
           "gemma", "olmo2", "smollm3", "seed-oss", "ministral", "exaone4", "arcee", "xlm-roberta",
           "gemma3-text", "gemma3", "olmo", "olmo3", "phi", "phi3", "glm", "glm4", "helium", "hunyuan-v1-dense", "nemotron", "starcoder2",
-          "stablelm", "persimmon", "gpt-neox", "deberta-v2", "deberta-v2-apart", "deberta"]
-# what stands before names in the checkpoint, and in memory
-RENAMED = {"gemma3": ("language_model.model.", "model.language_model.")}
-UNUSED = ("model.vision_tower.", "model.multi_modal_projector.")
+          "stablelm", "persimmon", "gpt-neox",
+          "gpt2", "gpt-bigcode", "gptj", "gpt-neo", "opt", "falcon", "bloom", "mpt", "ministral3", "modernbert-decoder", "modernbert", "eurobert",
+          "distilbert", "electra", "albert", "rembert", "ernie", "megatron-bert", "roberta-prelayernorm", "camembert", "data2vec-text", "xlm-roberta-xl",
+          "nomic-bert", "gte", "jina-embeddings-v3", "deberta-v2", "deberta-v2-apart", "deberta"]
 CENTERED = {"llama-tied-bias": 0.01, "bert": 0.01, "trl-v-head-file": 0.1}
 STEPPED = ["bert", "llama-tied-bias"]
 OPTIONS = dict(betas=(0.9, 0.98), eps=1e-8, weight_decay=0.1)
@@ -48,12 +49,8 @@ def load(name, dtype):
     for module in model.modules():
         if isinstance(module, torch.nn.Embedding):
             module.padding_idx = None  # else torch keeps the gradient from the padding token's row, which may be the eos in the text
-    if isinstance(model, torch.nn.Module) and hasattr(model, "get_input_embeddings"):
-        stored, kept = RENAMED.get(name, ("", ""))
-        rename = lambda key: stored + key.removeprefix(kept) if key.startswith(kept) else key
-        # what no reward depends on is no parameter: a vision tower, an unused pooler
-        parameters = {rename(key): tensor for key, tensor in model.named_parameters()}
-        return model, {key: tensor for key, tensor in parameters.items() if not key.startswith(UNUSED)}
+    if isinstance(model, transformers.PreTrainedModel):
+        return model, dict(model.named_parameters())
     weights = make_tiny.all_weights(ROOT / "models" / name)
     parameters = {f"model.{key}": tensor for key, tensor in model.model.named_parameters()}
     heads = [key for key in weights if not key.startswith(("model.", "lm_head."))]
@@ -61,6 +58,18 @@ def load(name, dtype):
         tensor = (model.bias if key.endswith(".bias") else model.head).requires_grad_()
         parameters[key] = tensor
     return model, parameters
+
+
+def as_stored(model, parameters):
+    """Gradients by the names, and in the tensors, that the checkpoint has: transformers saves some models otherwise than it holds them."""
+    # what no reward depends on is no parameter: a vision tower
+    unused = ("model.vision_tower.", "model.multi_modal_projector.")
+    gradients = {key: tensor.grad.float() for key, tensor in parameters.items() if not key.startswith(unused)}
+    if not isinstance(model, transformers.PreTrainedModel):
+        return gradients
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder, state_dict=gradients)
+        return make_tiny.all_weights(pathlib.Path(folder))
 
 
 def reward(model, sample):
@@ -95,7 +104,7 @@ def main():
         rewards = forward(name, model, pairs)
         loss = loss_of(rewards, centering)
         loss.backward()
-        save_file({key: tensor.grad.float() for key, tensor in parameters.items()}, OUT / f"{name}.safetensors")
+        save_file(as_stored(model, parameters), OUT / f"{name}.safetensors")
         document["models"][name] = {"pairs": pairs, "centering": centering, "loss": loss.item(), "rewards": rewards.tolist()}
 
     for name in [] if names else STEPPED:

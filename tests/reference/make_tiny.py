@@ -73,7 +73,7 @@ def randomise(model, seed, gain=1.0):
     generator = torch.Generator().manual_seed(seed)
     for name, weight in sorted(model.named_parameters()):
         noise = torch.randn(weight.shape, generator=generator)
-        if "norm" in name.lower() and name.endswith("weight"):
+        if name.endswith("weight") and weight.ndim == 1:  # of a norm
             # these multiply by (1 + w)
             offset = 0.0 if type(model).__name__.startswith(("Gemma", "Nemotron")) else 1.0
             weight.data = offset + 0.3 * noise

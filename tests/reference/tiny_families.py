@@ -1,9 +1,11 @@
 """More tiny checkpoints for make_tiny.py: one function for each family, with its nasty options on."""
-import transformers
+import json
 
-from make_tiny import (LOOSE_EPS, SMALL, WIDE, edit_config, finish, plain_samples, randomise, rope, rope_to, save_classifier, set_to,
-                       token_samples)
-from transformers import AutoModelForSequenceClassification
+import torch
+import transformers
+from safetensors.torch import save_file
+
+from make_tiny import LOOSE_EPS, SMALL, WIDE, all_weights, finish, plain_samples, rope, rope_to, save_classifier, set_to, token_samples, write_json
 
 LOOSE_LAYER_EPS = ("norm eps", set_to(layer_norm_eps=1e-6))
 BY_TYPE = {"full_attention": rope(theta=1000.0), "sliding_attention": rope(theta=50.0)}
@@ -125,6 +127,220 @@ def gpt_neox(path):
             layer_norm_eps=1e-2, rope_parameters=rope(partial_rotary_factor=0.25))
 
 
+# -- decoders with positions of their own ------------------------------------------------------------------------------
+
+GPT = dict(vocab_size=80, n_embd=32, n_layer=2, n_head=4, n_positions=128, n_inner=40, bos_token_id=1, eos_token_id=2, pad_token_id=0, num_labels=1)
+LOOSE_EPSILON = ("norm eps", set_to(layer_norm_epsilon=1e-6))
+# positions count from the left end, whatever stands there
+RIGHT = ("right",)
+
+
+def gpt2(path):
+    decoder(path, "GPT2Config", 90, "linear layers are [input, output], one for q, k and v; learned positions; scores of layer 1 are halved; n_inner", [LOOSE_EPSILON,
+            ("same scores", set_to(scale_attn_by_inverse_layer_idx=False)), ("erf gelu", set_to(activation_function="gelu"))], base=GPT, sides=RIGHT,
+            layer_norm_epsilon=1e-2, scale_attn_by_inverse_layer_idx=True)
+
+
+def gpt_bigcode(path):
+    decoder(path, "GPTBigCodeConfig", 91, "one key and value head, in one tensor with the queries; learned positions", [LOOSE_EPSILON], base=GPT, sides=RIGHT,
+            layer_norm_epsilon=1e-2)
+
+
+def gpt_bigcode_mha(path):
+    decoder(path, "GPTBigCodeConfig", 92, "q, k and v of a head follow each other", [LOOSE_EPSILON], base=GPT, sides=RIGHT, layer_norm_epsilon=1e-2, multi_query=False)
+
+
+def gptj(path):
+    decoder(path, "GPTJConfig", 93, "neighbours turn in pairs, 4 columns of 8; attention and MLP read one norm and are added together",
+            [LOOSE_EPSILON], base=GPT, layer_norm_epsilon=1e-2, rotary_dim=4)
+
+
+def gpt_neo(path):
+    decoder(path, "GPTNeoConfig", 94, "scores are not scaled; layer 1 sees a window of 6; learned positions", [LOOSE_EPSILON, ("window 5", set_to(window_size=5))],
+            base=dict(vocab_size=80, hidden_size=32, num_layers=2, num_heads=4, max_position_embeddings=128, intermediate_size=40, bos_token_id=1, eos_token_id=2,
+                      pad_token_id=0, num_labels=1), sides=RIGHT, layer_norm_epsilon=1e-2, window_size=6, attention_types=[[["global", "local"], 1]])
+
+
+OPT = dict(vocab_size=80, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=40, max_position_embeddings=128, bos_token_id=1, eos_token_id=2,
+           pad_token_id=0, num_labels=1, word_embed_proj_dim=32)
+
+
+def opt(path):
+    decoder(path, "OPTConfig", 95, "positions from row 2 on; layer norms before; relu", [("one norm after", set_to(_remove_final_layer_norm=True))], base=OPT)
+
+
+def opt_after(path):
+    decoder(path, "OPTConfig", 96, "layer norms without weights after the sums, none at the end; no biases", base=OPT, do_layer_norm_before=False, enable_bias=False,
+            layer_norm_elementwise_affine=False)
+
+
+FALCON = dict(vocab_size=80, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=128, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+              num_labels=1, layer_norm_epsilon=1e-2, ffn_hidden_size=40)
+
+
+def falcon(path):
+    decoder(path, "FalconConfig", 97, "the new architecture: two key and value heads, each after its queries; two norms; attention beside the MLP; biases",
+            [LOOSE_EPSILON, ("one norm", set_to(num_ln_in_parallel_attn=1))][:1], base=FALCON, new_decoder_architecture=True, num_kv_heads=2, bias=True, rope_parameters=rope())
+
+
+def falcon_multi_query(path):
+    decoder(path, "FalconConfig", 98, "one key and value head, as in Falcon-7B; one norm; attention beside the MLP", [LOOSE_EPSILON], base=FALCON, rope_parameters=rope())
+
+
+def falcon_rw(path):
+    decoder(path, "FalconConfig", 99, "q, k and v of a head follow each other; attention before the MLP, as in Falcon-RW, but without ALiBi", [LOOSE_EPSILON], base=FALCON,
+            multi_query=False, parallel_attn=False, rope_parameters=rope())
+
+
+def bloom(path):
+    decoder(path, "BloomConfig", 100, "ALiBi for 6 heads, which is no power of two; a norm of the embeddings; q, k and v of a head follow each other", [LOOSE_EPSILON],
+            base=dict(vocab_size=80, hidden_size=24, n_layer=2, n_head=6, bos_token_id=1, eos_token_id=2, pad_token_id=0, num_labels=1), layer_norm_epsilon=1e-2)
+
+
+def mpt(path):
+    decoder(path, "MptConfig", 101, "ALiBi for 6 heads in MPT's order; norms without bias", [LOOSE_EPSILON],
+            base=dict(vocab_size=80, d_model=24, n_layers=2, n_heads=6, max_seq_len=128, bos_token_id=1, eos_token_id=2, pad_token_id=0, num_labels=1), layer_norm_epsilon=1e-2)
+
+
+def ministral3(path):
+    decoder(path, "Ministral3Config", 102, "yarn; queries grow at positions 16, 32 and 48, so that absolute positions count; a window of 20", [LOOSE_EPS, ("window 19", set_to(sliding_window=19)),
+            ("no growth", rope_to(llama_4_scaling_beta=0.0))], sides=RIGHT, head_dim=8, rms_norm_eps=1e-3, sliding_window=20,
+            rope_parameters=rope("yarn", theta=100.0, factor=4.0, original_max_position_embeddings=16, llama_4_scaling_beta=0.4))
+
+
+def internlm2(path):
+    """Not in transformers: a Llama whose tensors are renamed as the published code of InternLM2 lays them out, read at the last token."""
+    config = transformers.LlamaConfig(**WIDE | dict(pad_token_id=None), rms_norm_eps=1e-3, rope_parameters=rope(theta=1e6))
+    save_classifier(path, config, 103)
+    finish(path, plain_samples(config, 113), "last_token", "InternLM2's names and its fused wqkv: of each key and value head its queries, key and value", wrong=[LOOSE_EPS], sides=())
+    weights, heads, groups, width = all_weights(path), config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    names = {"model.embed_tokens": "model.tok_embeddings", "self_attn.o_proj": "attention.wo", "mlp.gate_proj": "feed_forward.w1", "mlp.up_proj": "feed_forward.w3",
+             "mlp.down_proj": "feed_forward.w2", "input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm", "score.": "v_head."}
+    renamed = {}
+    for name, tensor in weights.items():
+        if "_proj" in name and "self_attn.o" not in name and "self_attn" in name:
+            continue
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        renamed[name] = tensor
+    for layer in range(config.num_hidden_layers):
+        q, k, v = (weights[f"model.layers.{layer}.self_attn.{which}_proj.weight"].view(groups, -1, width, config.hidden_size) for which in "qkv")
+        assert q.shape[1] == heads // groups
+        renamed[f"model.layers.{layer}.attention.wqkv.weight"] = torch.cat([q, k, v], dim=1).reshape(-1, config.hidden_size).contiguous()
+    save_file(renamed, path / "model.safetensors")
+    edited = json.loads((path / "config.json").read_text()) | {"model_type": "internlm2", "architectures": ["InternLM2ForRewardModel"], "bias": False}
+    write_json(path / "config.json", edited)
+
+
+def modernbert_decoder(path):
+    decoder(path, "ModernBertDecoderConfig", 104, "layers 1 and 2 see 8 tokens, half of local_attention; a rope for each kind; no norm in front of layer 0; a head of two layers with a norm, whose "
+            "dense layer and last layer have biases", [("norm eps", set_to(norm_eps=1e-6)), ("one rope", ropes(sliding=rope(theta=1000.0)))],
+            base=MODERN | dict(classifier_bias=True), rope_parameters=BY_TYPE)
+
+
+# -- encoders ----------------------------------------------------------------------------------------------------------
+
+MODERN = dict(vocab_size=80, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=40, max_position_embeddings=128, bos_token_id=1, eos_token_id=2,
+              cls_token_id=1, sep_token_id=2, pad_token_id=0, num_labels=1, local_attention=16, norm_eps=1e-2)
+BERT = dict(vocab_size=80, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=40, max_position_embeddings=70, type_vocab_size=2,
+            layer_norm_eps=1e-2, pad_token_id=0, bos_token_id=1, eos_token_id=2, num_labels=1)
+ROBERTA = BERT | dict(type_vocab_size=1, pad_token_id=1, bos_token_id=0)
+
+
+def encoder(path, kind, seed, note, wrong=(), base=BERT, pooling="cls", sides=RIGHT, **options):
+    """The second sample has other token types where the model has some, the last a pad in its middle."""
+    config = getattr(transformers, kind)(**base | options)
+    save_classifier(path, config, seed)
+    samples = plain_samples(config, seed + 10)
+    if (base | options).get("type_vocab_size", 0) > 1:
+        for sample in samples[1::2]:
+            half = len(sample["token_ids"]) // 2
+            sample["type_ids"] = [0] * half + [1] * (len(sample["token_ids"]) - half)
+    pad = config.pad_token_id
+    samples.append({"token_ids": samples[3]["token_ids"][:4] + [pad] + samples[3]["token_ids"][4:]})
+    finish(path, samples, pooling, note, wrong=list(wrong), sides=sides, pad=pad)
+
+
+def modernbert(path):
+    encoder(path, "ModernBertConfig", 110, "layers 1 and 2 see 8 tokens to either side; a rope for each kind; no norm in front of layer 0; fused Wqkv and Wi; a head with a norm; biases of attention "
+            "and MLP", [("norm eps", set_to(norm_eps=1e-6)), ("one rope", ropes(sliding=rope(theta=1000.0)))], base=MODERN, attention_bias=True, mlp_bias=True, rope_parameters=BY_TYPE)
+
+
+def modernbert_mean(path):
+    encoder(path, "ModernBertConfig", 111, "the mean over tokens; norms with bias", [("cls", set_to(classifier_pooling="cls"))], base=MODERN, classifier_pooling="mean", norm_bias=True,
+            classifier_bias=True, rope_parameters=BY_TYPE, pooling="mean")
+
+
+EURO = dict(vocab_size=80, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=40, max_position_embeddings=128, bos_token_id=1,
+            eos_token_id=2, pad_token_id=0, num_labels=1, rms_norm_eps=1e-3, rope_parameters=rope())
+
+
+def eurobert(path):
+    encoder(path, "EuroBertConfig", 112, "the head reads every token, and the mean of its logits is the reward", [("mean first", set_to(classifier_pooling="mean")), LOOSE_EPS], base=EURO,
+            pooling="mean")
+
+
+def eurobert_bos(path):
+    encoder(path, "EuroBertConfig", 113, "the first token; biases", [LOOSE_EPS], base=EURO, classifier_pooling="bos", attention_bias=True, mlp_bias=True)
+
+
+def distilbert(path):
+    config = dict(vocab_size=80, dim=32, n_layers=2, n_heads=4, hidden_dim=40, max_position_embeddings=70, pad_token_id=0, num_labels=1)
+    encoder(path, "DistilBertConfig", 114, "no token types; a head with relu", base=config)
+
+
+def electra(path):
+    encoder(path, "ElectraConfig", 115, "embeddings of width 12, projected; a head of two layers with erf GELU", [LOOSE_LAYER_EPS], embedding_size=12)
+
+
+def albert(path):
+    encoder(path, "AlbertConfig", 116, "embeddings of width 12, projected; 4 layers of 2 groups of 2 inner layers each, which share their tensors; tanh GELU", [LOOSE_LAYER_EPS],
+            embedding_size=12, num_hidden_layers=4, num_hidden_groups=2, inner_group_num=2)
+
+
+def rembert(path):
+    encoder(path, "RemBertConfig", 117, "embeddings of width 12, projected", [LOOSE_LAYER_EPS], input_embedding_size=12, output_embedding_size=16)
+
+
+def ernie(path):
+    encoder(path, "ErnieConfig", 118, "an embedding of tasks, of which all tokens have the first", [LOOSE_LAYER_EPS], use_task_id=True, task_type_vocab_size=3)
+
+
+def megatron_bert(path):
+    encoder(path, "MegatronBertConfig", 119, "norms before attention and MLP, and after the last layer; none of the embeddings", [LOOSE_LAYER_EPS])
+
+
+def roberta_prelayernorm(path):
+    encoder(path, "RobertaPreLayerNormConfig", 120, "norms before attention and MLP, of the embeddings, and after the last layer", [LOOSE_LAYER_EPS], base=ROBERTA)
+
+
+def camembert(path):
+    encoder(path, "CamembertConfig", 121, "RoBERTa by another name", [LOOSE_LAYER_EPS], base=ROBERTA)
+
+
+def data2vec_text(path):
+    encoder(path, "Data2VecTextConfig", 122, "RoBERTa under another prefix", [LOOSE_LAYER_EPS], base=ROBERTA)
+
+
+def xlm_roberta_xl(path):
+    encoder(path, "XLMRobertaXLConfig", 123, "norms before attention and MLP, and after the last layer; none of the embeddings", [LOOSE_LAYER_EPS], base=ROBERTA)
+
+
+def nomic_bert(path):
+    encoder(path, "NomicBertConfig", 124, "a rope, a gate with silu, no biases but those of norms and head; fused Wqkv", [LOOSE_LAYER_EPS, ("rope theta", rope_to(rope_theta=50.0))],
+            rope_parameters=rope(theta=1000.0))
+
+
+def gte(path):
+    encoder(path, "GteConfig", 125, "a rope, a gate with erf GELU, whose tensor has up before gate; fused qkv; no token types", [LOOSE_LAYER_EPS, ("rope theta", rope_to(rope_theta=50.0))],
+            type_vocab_size=0, rope_parameters=rope(theta=1000.0))
+
+
+def jina_embeddings_v3(path):
+    encoder(path, "JinaEmbeddingsV3Config", 126, "RoBERTa with a rope in place of positions; fused Wqkv", [LOOSE_LAYER_EPS, ("rope theta", rope_to(rope_theta=50.0))], base=ROBERTA,
+            rope_parameters=rope(theta=1000.0))
+
+
 def deberta_like(path, kind, seed, note, wrong, lengths=(1, 2, 5, 9, 17, 33, 58), types=False, **options):
     """Distances count by tables; `hidden_size` is split among heads of 6."""
     config = getattr(transformers, kind)(vocab_size=80, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=40,
@@ -166,4 +382,6 @@ def deberta_keys(path):
 
 
 CHECKPOINTS = [gemma3_text, gemma3, olmo, olmo3, phi, phi3, phi3_longrope, glm, glm4, helium, hunyuan_v1_dense, nemotron, starcoder2, stablelm, persimmon, gpt_neox,
-               deberta_v2, deberta_v2_apart, deberta_v2_plain, deberta, deberta_keys]
+               gpt2, gpt_bigcode, gpt_bigcode_mha, gptj, gpt_neo, opt, opt_after, falcon, falcon_multi_query, falcon_rw, bloom, mpt, ministral3, internlm2, modernbert_decoder,
+               modernbert, modernbert_mean, eurobert, eurobert_bos, distilbert, electra, albert, rembert, ernie, megatron_bert, roberta_prelayernorm, camembert, data2vec_text,
+               xlm_roberta_xl, nomic_bert, gte, jina_embeddings_v3, deberta_v2, deberta_v2_apart, deberta_v2_plain, deberta, deberta_keys]

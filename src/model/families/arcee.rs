@@ -2,12 +2,13 @@
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
+use crate::model::families::blueprint::Blueprint;
+use crate::model::families::blueprint::InsideNames;
+use crate::model::families::blueprint::Names;
 use crate::model::families::decoder;
-use crate::model::families::decoder::Decoder;
 use crate::model::families::decoder::Defaults;
-use crate::model::families::decoder::InsideNames;
 use crate::model::families::decoder::LLAMA;
-use crate::model::families::decoder::Names;
+use crate::model::families::decoder::LLAMA_NAMES;
 use crate::model::plan::BackbonePlan;
 use crate::text::FamilyTokenizer;
 
@@ -32,11 +33,11 @@ const DEFAULTS: Defaults = Defaults {
 
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let attention_bias = fields.or_default("attention_bias", false)?;
-    Ok(Decoder {
+    Ok(Blueprint {
         qkv_bias: attention_bias,
         output_bias: attention_bias,
         mlp_bias: fields.or_default("mlp_bias", false)?,
-        names: Names { inside: InsideNames::Plain("mlp.up_proj"), ..Names::LLAMA },
+        names: Names { inside: InsideNames::Plain("mlp.up_proj"), ..LLAMA_NAMES },
         ..decoder::read(fields, &DEFAULTS)?
     }
     .into())

@@ -4,21 +4,19 @@ use serde_json::Value;
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::at_most;
-use crate::model::families::encoder::Encoder;
-use crate::model::families::encoder::Head;
+use crate::model::families::blueprint::Blueprint;
+use crate::model::families::blueprint::Names;
+use crate::model::families::encoder;
 use crate::model::families::parse_activation;
 use crate::model::plan::BackbonePlan;
 use crate::model::plan::DensePlan;
 use crate::model::plan::HeadPlan;
 use crate::model::plan::LinearPlan;
-use crate::model::plan::NormPlan;
-use crate::model::plan::PositionRule;
 use crate::model::plan::RelativePlan;
 use crate::model::plan::TablePlan;
 use crate::model::pooling::HeadKind;
 use crate::model::pooling::Pooling;
 use crate::ops::Activation;
-use crate::ops::AttentionSpec;
 use crate::ops::Buckets;
 use crate::ops::Distance;
 
@@ -33,7 +31,7 @@ pub(super) struct Defaults {
 
 /// What `config.json` says.
 pub(super) struct Disentangled {
-    encoder: Encoder,
+    encoder: Blueprint,
     /// Whether tokens have an embedding of their position.
     has_positions: bool,
     /// Whether they have one of their type.
@@ -47,18 +45,29 @@ pub(super) struct Disentangled {
 
 /// Reads the keys of both.
 pub(super) fn read(fields: &Fields<'_>, defaults: &Defaults) -> Result<Disentangled, String> {
-    let hidden = fields.size("hidden_size", defaults.hidden, at_most::WIDTH)?;
-    let heads = fields.size("num_attention_heads", defaults.heads, at_most::HEADS)?;
-    if !hidden.is_multiple_of(heads) {
-        return Err(format!("`hidden_size` {hidden} is not a multiple of `num_attention_heads` {heads}"));
+    let has_types = fields.0.get("type_vocab_size").is_some_and(|types| *types != 0);
+    let mut given = fields.0.clone();
+    let sizes = [
+        ("hidden_size", defaults.hidden),
+        ("intermediate_size", defaults.intermediate),
+        ("num_hidden_layers", defaults.num_layers),
+        ("num_attention_heads", defaults.heads),
+    ];
+    for (key, default) in sizes {
+        given.entry(key).or_insert(default.into());
     }
+    given.entry("layer_norm_eps").or_insert(1e-7.into());
+    if !has_types {
+        given.remove("type_vocab_size");
+    }
+    let encoder = encoder::read(&Fields(&given), defaults.vocab_size)?;
+    let Blueprint { hidden, heads, max_tokens: max_positions, .. } = encoder;
     for (key, width) in
         [("embedding_size", hidden), ("pooler_hidden_size", hidden), ("attention_head_size", hidden / heads)]
     {
         let why = format!("only {width} is supported, as `hidden_size` says");
         fields.refuse_unless(key, |value| value == width, &why)?;
     }
-    let max_positions = fields.size("max_position_embeddings", 512, at_most::POSITIONS)?;
     let max_distance = match fields.optional::<i64>("max_relative_positions")? {
         Some(distance @ 1..) => distance as usize,
         _ => max_positions,
@@ -68,33 +77,14 @@ pub(super) fn read(fields: &Fields<'_>, defaults: &Defaults) -> Result<Disentang
         let limit = at_most::DISTANCES;
         return Err(format!("`max_relative_positions` is {max_distance}: the limit is {limit}"));
     }
-    let has_types = fields.0.get("type_vocab_size").is_some_and(|types| *types != 0);
-    let activation = |key: &str| parse_activation(key, &fields.or_default(key, "gelu".to_owned())?);
-    let encoder = Encoder {
-        prefixes: &["deberta.", ""],
-        head: Head::Pooler, // replaced
-        vocab_size: fields.size("vocab_size", defaults.vocab_size, at_most::VOCABULARY)?,
-        type_vocab_size: if has_types {
-            fields.size("type_vocab_size", 1, at_most::TOKEN_TYPES)?
-        } else {
-            0
-        },
-        hidden,
-        intermediate: fields.size("intermediate_size", defaults.intermediate, at_most::WIDTH)?,
-        num_layers: fields.size("num_hidden_layers", defaults.num_layers, at_most::LAYERS)?,
-        heads,
-        max_positions,
-        position_rule: PositionRule::From(0),
-        norm_eps: fields.number_or("layer_norm_eps", 1e-7, |eps| (0.0..1.0).contains(&eps))?,
-        activation: activation("hidden_act")?,
-    };
+    let key = "pooler_hidden_act";
     Ok(Disentangled {
         encoder,
         has_positions: fields.or_default("position_biased_input", true)?,
         has_types,
         terms: terms(fields)?,
         max_distance: counts.then_some(max_distance),
-        pooler_activation: activation("pooler_hidden_act")?,
+        pooler_activation: parse_activation(key, &fields.or_default::<String>(key, "gelu".to_owned())?)?,
     })
 }
 
@@ -142,23 +132,39 @@ impl Disentangled {
         qkv: impl Fn(usize) -> [LinearPlan; 3],
         relative: Option<Relative<impl Fn(usize) -> [LinearPlan; 2]>>,
     ) -> BackbonePlan {
-        let Encoder { hidden, heads, norm_eps, .. } = self.encoder;
-        let mut plan = BackbonePlan::from(self.encoder);
-        plan.unused = &["pooler.", "embeddings.position_embeddings.", "lm_predictions.", "mask_predictions."];
-        if !self.has_positions {
-            plan.embedding.positions = None;
-        }
-        if !self.has_types {
-            plan.embedding.types = None;
-        }
-        let head_dim = hidden / heads;
+        let Blueprint { hidden, head_dim, norm, .. } = self.encoder;
         // also where distances do not count
         let products = 1 + self.terms.iter().filter(|has| **has).count();
+        let dense = DensePlan {
+            linear: LinearPlan::new("pooler.dense", hidden, hidden, true),
+            is_in_backbone: false,
+            activation: self.pooler_activation,
+            norm: None,
+            drops_input: false,
+        };
+        let mut plan = BackbonePlan::from(Blueprint {
+            type_vocab_size: self.encoder.type_vocab_size.filter(|_| self.has_types),
+            positions: self.encoder.positions.filter(|_| self.has_positions),
+            attention_scale: ((head_dim * products) as f64).powf(-0.5),
+            names: Names {
+                prefixes: &["deberta.", ""],
+                unused: &[
+                    "pooler.",
+                    "embeddings.position_embeddings.",
+                    "lm_predictions.",
+                    "mask_predictions.",
+                ],
+                ..self.encoder.names
+            },
+            head: HeadPlan {
+                dense: Some(dense),
+                ..HeadPlan::linear(HeadKind::Classifier, "classifier", hidden, true, Pooling::Cls)
+            },
+            ..self.encoder
+        });
         for (index, layer) in plan.layers.iter_mut().enumerate() {
             let attention = &mut layer.attention;
             [attention.query, attention.key, attention.value] = qkv(index);
-            attention.spec =
-                AttentionSpec { scale: ((head_dim * products) as f64).powf(-0.5), ..attention.spec.clone() };
             if let Some(Relative { buckets, is_normed, projections }) = &relative {
                 attention.spec.distance = Distance::Buckets(buckets.clone());
                 let [key, query] = projections(index);
@@ -168,22 +174,12 @@ impl Disentangled {
                         rows: buckets.rows(),
                         width: hidden,
                     },
-                    norm: is_normed.then(|| NormPlan::layer("encoder.LayerNorm", hidden, norm_eps)),
+                    norm: is_normed.then(|| norm.plan("encoder.LayerNorm", hidden)),
                     key: self.terms[0].then_some(key),
                     query: self.terms[1].then_some(query),
                 });
             }
         }
-        plan.head = HeadPlan {
-            dense: Some(DensePlan {
-                linear: LinearPlan::new("pooler.dense", hidden, hidden, true),
-                is_in_backbone: false,
-                activation: self.pooler_activation,
-                norm: None,
-                drops_input: false,
-            }),
-            ..HeadPlan::linear(HeadKind::Classifier, "classifier", hidden, true, Pooling::Cls)
-        };
         plan
     }
 }

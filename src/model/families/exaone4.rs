@@ -5,12 +5,12 @@ use serde_json::Value;
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
+use crate::model::families::blueprint::Blueprint;
+use crate::model::families::blueprint::Norms;
+use crate::model::families::blueprint::QkNorm;
 use crate::model::families::decoder;
-use crate::model::families::decoder::Decoder;
 use crate::model::families::decoder::Defaults;
 use crate::model::families::decoder::LLAMA;
-use crate::model::families::decoder::Norms;
-use crate::model::families::decoder::QkNorm;
 use crate::model::plan::BackbonePlan;
 use crate::text::FamilyTokenizer;
 
@@ -45,7 +45,7 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     };
     let windows =
         decoder::windows(fields, config.num_layers, window, |layer| !(layer + 1).is_multiple_of(full_every))?;
-    Ok(Decoder {
+    Ok(Blueprint {
         norms: Norms::AFTER,
         qk_norm: Some(QkNorm::HEADS),
         rope_of: windows.iter().map(|own| (window.is_none() || own.is_some()).then_some(0)).collect(),

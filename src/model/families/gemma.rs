@@ -2,11 +2,11 @@
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
+use crate::model::families::blueprint::Blueprint;
+use crate::model::families::blueprint::NormStyle;
 use crate::model::families::decoder;
-use crate::model::families::decoder::Decoder;
 use crate::model::families::decoder::Defaults;
 use crate::model::families::decoder::LLAMA;
-use crate::model::families::decoder::NormStyle;
 use crate::model::plan::BackbonePlan;
 use crate::model::plan::NormKind;
 use crate::ops::Activation;
@@ -41,7 +41,7 @@ pub(super) const DEFAULTS: Defaults = Defaults {
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let config = decoder::read(fields, &DEFAULTS)?;
     let attention_bias = fields.or_default("attention_bias", false)?;
-    Ok(Decoder {
+    Ok(Blueprint {
         norm: NormStyle { kind: NormKind::RmsUnitOffset, ..config.norm },
         // files of the first release say "gelu" and mean this
         activation: match config.activation {

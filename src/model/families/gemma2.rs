@@ -2,11 +2,11 @@
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
+use crate::model::families::blueprint::Blueprint;
+use crate::model::families::blueprint::NormStyle;
+use crate::model::families::blueprint::Norms;
 use crate::model::families::decoder;
-use crate::model::families::decoder::Decoder;
 use crate::model::families::decoder::Defaults;
-use crate::model::families::decoder::NormStyle;
-use crate::model::families::decoder::Norms;
 use crate::model::families::gemma;
 use crate::model::plan::BackbonePlan;
 use crate::model::plan::NormKind;
@@ -36,7 +36,7 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let config = decoder::read(fields, &DEFAULTS)?;
     let attention_bias = fields.or_default("attention_bias", false)?;
     let window = decoder::sliding_window(fields, Some(4096))?;
-    Ok(Decoder {
+    Ok(Blueprint {
         norm: NormStyle { kind: NormKind::RmsUnitOffset, ..config.norm },
         norms: Norms::AROUND,
         qkv_bias: attention_bias,

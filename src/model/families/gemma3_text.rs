@@ -3,12 +3,12 @@
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
+use crate::model::families::blueprint::Blueprint;
+use crate::model::families::blueprint::NormStyle;
+use crate::model::families::blueprint::Norms;
+use crate::model::families::blueprint::QkNorm;
 use crate::model::families::decoder;
-use crate::model::families::decoder::Decoder;
 use crate::model::families::decoder::Defaults;
-use crate::model::families::decoder::NormStyle;
-use crate::model::families::decoder::Norms;
-use crate::model::families::decoder::QkNorm;
 use crate::model::families::gemma;
 use crate::model::plan::BackbonePlan;
 use crate::model::plan::NormKind;
@@ -45,9 +45,9 @@ pub(super) fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let window = decoder::sliding_window(fields, Some(4096))?;
     let full_every = fields.size("sliding_window_pattern", 6, usize::MAX)?;
     let slides = |layer: usize| !(layer + 1).is_multiple_of(full_every);
-    let defaults = config.rope_defaults(&DEFAULTS);
+    let defaults = decoder::rope_defaults(&config, &DEFAULTS);
     let local = RopeDefaults { theta: ("rope_local_base_freq", 10_000.0), ..defaults };
-    let config = Decoder {
+    let config = Blueprint {
         norm: NormStyle { kind: NormKind::RmsUnitOffset, ..config.norm },
         norms: Norms::AROUND,
         qk_norm: Some(QkNorm::HEADS),

@@ -2,12 +2,13 @@
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
+use crate::model::families::blueprint::Blueprint;
+use crate::model::families::blueprint::InsideNames;
+use crate::model::families::blueprint::Names;
 use crate::model::families::decoder;
-use crate::model::families::decoder::Decoder;
 use crate::model::families::decoder::Defaults;
-use crate::model::families::decoder::InsideNames;
 use crate::model::families::decoder::LLAMA;
-use crate::model::families::decoder::Names;
+use crate::model::families::decoder::LLAMA_NAMES;
 use crate::model::plan::BackbonePlan;
 use crate::text::FamilyTokenizer;
 
@@ -34,12 +35,12 @@ const DEFAULTS: Defaults = Defaults {
 };
 
 /// GLM-4's too, but for its norms.
-pub(super) fn read(fields: &Fields<'_>) -> Result<Decoder, String> {
+pub(super) fn read(fields: &Fields<'_>) -> Result<Blueprint, String> {
     let config = decoder::read(fields, &DEFAULTS)?;
-    Ok(Decoder {
+    Ok(Blueprint {
         qkv_bias: fields.or_default("attention_bias", true)?,
         turns_neighbours: true,
-        names: Names { inside: InsideNames::GateUp("mlp.gate_up_proj"), ..Names::LLAMA },
+        names: Names { inside: InsideNames::GateUp("mlp.gate_up_proj"), ..LLAMA_NAMES },
         ..config
     })
 }

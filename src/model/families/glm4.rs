@@ -2,8 +2,8 @@
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
-use crate::model::families::decoder::Decoder;
-use crate::model::families::decoder::Norms;
+use crate::model::families::blueprint::Blueprint;
+use crate::model::families::blueprint::Norms;
 use crate::model::families::glm;
 use crate::model::plan::BackbonePlan;
 use crate::text::FamilyTokenizer;
@@ -20,10 +20,9 @@ pub(super) const FAMILY: Family = Family {
 
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let norms = Norms {
-        before_attention: Some("input_layernorm"),
         after_attention: Some("post_self_attn_layernorm"),
-        before_mlp: Some("post_attention_layernorm"),
         after_mlp: Some("post_mlp_layernorm"),
+        ..Norms::BEFORE
     };
-    Ok(Decoder { norms, ..glm::read(fields)? }.into())
+    Ok(Blueprint { norms, ..glm::read(fields)? }.into())
 }

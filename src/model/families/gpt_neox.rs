@@ -2,16 +2,16 @@
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
+use crate::model::families::blueprint::Blueprint;
+use crate::model::families::blueprint::InsideNames;
+use crate::model::families::blueprint::Names;
+use crate::model::families::blueprint::NormStyle;
+use crate::model::families::blueprint::QkvNames;
 use crate::model::families::decoder;
-use crate::model::families::decoder::Decoder;
 use crate::model::families::decoder::Defaults;
-use crate::model::families::decoder::InsideNames;
 use crate::model::families::decoder::LLAMA;
-use crate::model::families::decoder::Names;
-use crate::model::families::decoder::NormStyle;
-use crate::model::families::decoder::QkvNames;
+use crate::model::families::decoder::LLAMA_NAMES;
 use crate::model::plan::BackbonePlan;
-use crate::model::plan::NormKind;
 use crate::model::rope::RopeConfig;
 use crate::model::rope::RopeDefaults;
 use crate::text::FamilyTokenizer;
@@ -40,15 +40,14 @@ const DEFAULTS: Defaults = Defaults {
 
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let config = decoder::read_without_rope(fields, &DEFAULTS)?;
-    let defaults = RopeDefaults { theta: ("rotary_emb_base", 10_000.0), ..config.rope_defaults(&DEFAULTS) };
+    let defaults =
+        RopeDefaults { theta: ("rotary_emb_base", 10_000.0), ..decoder::rope_defaults(&config, &DEFAULTS) };
     let rope = RopeConfig::parse(fields, defaults)?;
+    let config = config.with_rope(rope);
     let attention_bias = fields.or_default("attention_bias", true)?;
-    Ok(Decoder {
+    Ok(Blueprint {
         kv_heads: config.heads, // the class reads no other number
-        max_tokens: rope.max_positions(config.max_tokens),
-        ropes: vec![rope],
-        rope_of: vec![Some(0); config.num_layers],
-        norm: NormStyle { kind: NormKind::Layer, has_bias: true, ..config.norm },
+        norm: NormStyle::layer(config.norm.eps),
         qkv_bias: attention_bias,
         output_bias: attention_bias,
         mlp_bias: true,
@@ -67,5 +66,5 @@ const NAMES: Names = Names {
     inside: InsideNames::Plain("mlp.dense_h_to_4h"),
     down: "mlp.dense_4h_to_h",
     norm: "final_layer_norm",
-    ..Names::LLAMA
+    ..LLAMA_NAMES
 };

@@ -2,8 +2,8 @@
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
+use crate::model::families::blueprint::Blueprint;
 use crate::model::families::decoder;
-use crate::model::families::decoder::Decoder;
 use crate::model::families::decoder::Defaults;
 use crate::model::families::decoder::LLAMA;
 use crate::model::plan::BackbonePlan;
@@ -37,7 +37,7 @@ const DEFAULTS: Defaults = Defaults {
 
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let attention_bias = fields.or_default("attention_bias", false)?;
-    Ok(Decoder {
+    Ok(Blueprint {
         qkv_bias: attention_bias,
         mlp_bias: fields.or_default("mlp_bias", false)?,
         turns_neighbours: true,

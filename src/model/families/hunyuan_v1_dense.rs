@@ -2,11 +2,11 @@
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
+use crate::model::families::blueprint::Blueprint;
+use crate::model::families::blueprint::QkNorm;
 use crate::model::families::decoder;
-use crate::model::families::decoder::Decoder;
 use crate::model::families::decoder::Defaults;
 use crate::model::families::decoder::LLAMA;
-use crate::model::families::decoder::QkNorm;
 use crate::model::plan::BackbonePlan;
 use crate::text::FamilyTokenizer;
 
@@ -25,7 +25,7 @@ const DEFAULTS: Defaults = Defaults { vocab_size: 290_943, norm_eps: ("rms_norm_
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let names = ["self_attn.query_layernorm", "self_attn.key_layernorm"];
     let attention_bias = fields.or_default("attention_bias", false)?;
-    Ok(Decoder {
+    Ok(Blueprint {
         qk_norm: Some(QkNorm { names, is_turned: true, ..QkNorm::HEADS }),
         qkv_bias: attention_bias,
         output_bias: attention_bias,

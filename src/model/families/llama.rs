@@ -2,8 +2,8 @@
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
+use crate::model::families::blueprint::Blueprint;
 use crate::model::families::decoder;
-use crate::model::families::decoder::Decoder;
 use crate::model::families::decoder::LLAMA;
 use crate::model::plan::BackbonePlan;
 use crate::text::FamilyTokenizer;
@@ -20,7 +20,7 @@ pub(super) const FAMILY: Family = Family {
 
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let attention_bias = fields.or_default("attention_bias", false)?;
-    Ok(Decoder {
+    Ok(Blueprint {
         qkv_bias: attention_bias,
         output_bias: attention_bias,
         mlp_bias: fields.or_default("mlp_bias", false)?,

@@ -3,8 +3,8 @@
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
+use crate::model::families::blueprint::Blueprint;
 use crate::model::families::decoder;
-use crate::model::families::decoder::Decoder;
 use crate::model::families::decoder::Defaults;
 use crate::model::families::decoder::LLAMA;
 use crate::model::plan::BackbonePlan;
@@ -29,7 +29,7 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     }
     let config = decoder::read(fields, &DEFAULTS)?;
     let window = decoder::sliding_window(fields, Some(4096))?;
-    Ok(Decoder { windows: vec![window; config.num_layers], ..config }.into())
+    Ok(Blueprint { windows: vec![window; config.num_layers], ..config }.into())
 }
 
 /// The same with a window in the layers that `layer_types` names.
@@ -38,5 +38,5 @@ pub(super) fn parse_ministral(fields: &Fields<'_>) -> Result<BackbonePlan, Strin
     let config = decoder::read(fields, &Defaults { head_dim: Some(head_dim), ..DEFAULTS })?;
     let window = decoder::sliding_window(fields, Some(4096))?;
     let windows = decoder::windows(fields, config.num_layers, window, |_| true)?;
-    Ok(Decoder { windows, ..config }.into())
+    Ok(Blueprint { windows, ..config }.into())
 }

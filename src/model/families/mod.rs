@@ -4,41 +4,68 @@
 //! that are absent (`configuration_*.py`), and in what it differs from the plain `decoder` or `encoder`: norms,
 //! biases, windows, scales. See CONTRIBUTING.md for how to add one.
 
+mod albert;
 mod arcee;
 mod bert;
+mod bloom;
+mod blueprint;
+mod camembert;
+mod data2vec_text;
 mod deberta;
 mod deberta_v2;
 mod decoder;
 mod disentangled;
+mod distilbert;
+mod electra;
 mod encoder;
+mod ernie;
+mod eurobert;
 mod exaone4;
+mod falcon;
 mod gemma;
 mod gemma2;
 mod gemma3;
 mod gemma3_text;
 mod glm;
 mod glm4;
+mod gpt2;
+mod gpt_bigcode;
+mod gpt_neo;
 mod gpt_neox;
+mod gptj;
+mod gte;
 mod helium;
 mod hunyuan_v1_dense;
+mod internlm2;
+mod jina_embeddings_v3;
 mod llama;
+mod megatron_bert;
 mod ministral;
+mod ministral3;
 mod mistral;
+mod modernbert;
+mod modernbert_decoder;
+mod mpt;
 mod nemotron;
+mod nomic_bert;
 mod olmo;
 mod olmo2;
 mod olmo3;
+mod opt;
 mod persimmon;
 mod phi;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod rembert;
 mod roberta;
+mod roberta_prelayernorm;
 mod seed_oss;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
 mod xlm_roberta;
+mod xlm_roberta_xl;
 
 use crate::checkpoint::fields::Fields;
 use crate::model::plan::BackbonePlan;
@@ -79,10 +106,11 @@ pub struct Family {
 }
 
 /// All that run here.
-pub const FAMILIES: [Family; 32] = [
+pub const FAMILIES: [Family; 58] = [
     llama::FAMILY,
     mistral::FAMILY,
     ministral::FAMILY,
+    ministral3::FAMILY,
     qwen2::FAMILY,
     qwen3::FAMILY,
     gemma::FAMILY,
@@ -106,10 +134,35 @@ pub const FAMILIES: [Family; 32] = [
     starcoder2::FAMILY,
     stablelm::FAMILY,
     persimmon::FAMILY,
+    internlm2::FAMILY,
     gpt_neox::FAMILY,
+    gptj::FAMILY,
+    gpt2::FAMILY,
+    gpt_bigcode::FAMILY,
+    gpt_neo::FAMILY,
+    opt::FAMILY,
+    falcon::FAMILY,
+    bloom::FAMILY,
+    mpt::FAMILY,
+    modernbert_decoder::FAMILY,
     bert::FAMILY,
+    distilbert::FAMILY,
+    electra::FAMILY,
+    albert::FAMILY,
+    rembert::FAMILY,
+    ernie::FAMILY,
+    megatron_bert::FAMILY,
     roberta::FAMILY,
+    roberta_prelayernorm::FAMILY,
+    camembert::FAMILY,
     xlm_roberta::FAMILY,
+    xlm_roberta_xl::FAMILY,
+    data2vec_text::FAMILY,
+    modernbert::FAMILY,
+    eurobert::FAMILY,
+    nomic_bert::FAMILY,
+    gte::FAMILY,
+    jina_embeddings_v3::FAMILY,
     deberta::FAMILY,
     deberta_v2::FAMILY,
 ];
@@ -119,6 +172,29 @@ pub fn find(model_type: &str) -> Result<&'static Family, String> {
     FAMILIES.iter().find(|family| family.model_type == model_type).ok_or_else(|| {
         let names: Vec<&str> = FAMILIES.iter().map(|family| family.model_type).collect();
         format!("model_type `{model_type}` is not supported: supported are {}", names.join(", "))
+    })
+}
+
+/// Reads fields under other names: (the file's, ours). transformers takes either; an error names the file's.
+fn renamed<T>(
+    fields: &Fields<'_>,
+    names: &[(&str, &str)],
+    read: impl FnOnce(&Fields<'_>) -> Result<T, String>,
+) -> Result<T, String> {
+    let mut ours = fields.0.clone();
+    for (theirs, name) in names {
+        let Some(value) = fields.0.get(*theirs) else { continue };
+        if let Some(other) = fields.0.get(*name).filter(|other| *other != value) {
+            return Err(format!("`{theirs}` is {value} and `{name}` is {other}: they mean the same"));
+        }
+        ours.insert((*name).to_owned(), value.clone());
+    }
+    read(&Fields(&ours)).map_err(|problem| {
+        let named = |problem: String, (theirs, name): &(&str, &str)| match fields.0.contains_key(*theirs) {
+            true => problem.replace(&format!("`{name}`"), &format!("`{theirs}`")),
+            false => problem,
+        };
+        names.iter().fold(problem, named)
     })
 }
 

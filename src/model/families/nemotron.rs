@@ -2,13 +2,14 @@
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
+use crate::model::families::blueprint::Blueprint;
+use crate::model::families::blueprint::InsideNames;
+use crate::model::families::blueprint::Names;
+use crate::model::families::blueprint::NormStyle;
 use crate::model::families::decoder;
-use crate::model::families::decoder::Decoder;
 use crate::model::families::decoder::Defaults;
-use crate::model::families::decoder::InsideNames;
 use crate::model::families::decoder::LLAMA;
-use crate::model::families::decoder::Names;
-use crate::model::families::decoder::NormStyle;
+use crate::model::families::decoder::LLAMA_NAMES;
 use crate::model::plan::BackbonePlan;
 use crate::model::plan::NormKind;
 use crate::text::FamilyTokenizer;
@@ -38,12 +39,12 @@ const DEFAULTS: Defaults = Defaults {
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let config = decoder::read(fields, &DEFAULTS)?;
     let attention_bias = fields.or_default("attention_bias", false)?;
-    Ok(Decoder {
+    Ok(Blueprint {
         norm: NormStyle { kind: NormKind::LayerUnitOffset, has_bias: true, ..config.norm },
         qkv_bias: attention_bias,
         output_bias: attention_bias,
         mlp_bias: fields.or_default("mlp_bias", false)?,
-        names: Names { inside: InsideNames::Plain("mlp.up_proj"), ..Names::LLAMA },
+        names: Names { inside: InsideNames::Plain("mlp.up_proj"), ..LLAMA_NAMES },
         ..config
     }
     .into())

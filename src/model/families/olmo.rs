@@ -2,11 +2,11 @@
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
+use crate::model::families::blueprint::Blueprint;
+use crate::model::families::blueprint::NormStyle;
 use crate::model::families::decoder;
-use crate::model::families::decoder::Decoder;
 use crate::model::families::decoder::Defaults;
 use crate::model::families::decoder::LLAMA;
-use crate::model::families::decoder::NormStyle;
 use crate::model::plan::BackbonePlan;
 use crate::model::plan::NormKind;
 use crate::text::FamilyTokenizer;
@@ -28,7 +28,7 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     fields.refuse_unless("clip_qkv", Value::is_null, "clipped queries, keys and values are not supported")?;
     let config = decoder::read(fields, &DEFAULTS)?;
     let attention_bias = fields.or_default("attention_bias", false)?;
-    Ok(Decoder {
+    Ok(Blueprint {
         norm: NormStyle { kind: NormKind::Layer, has_weight: false, has_bias: false, eps: 1e-5 },
         qkv_bias: attention_bias,
         output_bias: attention_bias,

@@ -2,12 +2,12 @@
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
+use crate::model::families::blueprint::Blueprint;
+use crate::model::families::blueprint::Norms;
+use crate::model::families::blueprint::QkNorm;
 use crate::model::families::decoder;
-use crate::model::families::decoder::Decoder;
 use crate::model::families::decoder::Defaults;
 use crate::model::families::decoder::LLAMA;
-use crate::model::families::decoder::Norms;
-use crate::model::families::decoder::QkNorm;
 use crate::model::plan::BackbonePlan;
 use crate::text::FamilyTokenizer;
 
@@ -26,7 +26,7 @@ const DEFAULTS: Defaults =
 
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let attention_bias = fields.or_default("attention_bias", false)?;
-    Ok(Decoder {
+    Ok(Blueprint {
         norms: Norms::AFTER,
         qk_norm: Some(QkNorm::WHOLE),
         qkv_bias: attention_bias,

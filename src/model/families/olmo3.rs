@@ -2,12 +2,12 @@
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
+use crate::model::families::blueprint::Blueprint;
+use crate::model::families::blueprint::Norms;
+use crate::model::families::blueprint::QkNorm;
 use crate::model::families::decoder;
-use crate::model::families::decoder::Decoder;
 use crate::model::families::decoder::Defaults;
 use crate::model::families::decoder::LLAMA;
-use crate::model::families::decoder::Norms;
-use crate::model::families::decoder::QkNorm;
 use crate::model::plan::BackbonePlan;
 use crate::model::rope::RopeDefaults;
 use crate::text::FamilyTokenizer;
@@ -36,13 +36,13 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let window = decoder::sliding_window(fields, Some(4096))?;
     let windows =
         decoder::windows(fields, config.num_layers, window, |layer| !(layer + 1).is_multiple_of(4))?;
-    let defaults = config.rope_defaults(&DEFAULTS);
+    let defaults = decoder::rope_defaults(&config, &DEFAULTS);
     // a `rope_theta` of transformers 4 reaches the full layers only
     let local = RopeDefaults {
         theta: ("rope_parameters.sliding_attention.rope_theta", DEFAULTS.rope_theta),
         ..defaults
     };
-    let config = Decoder {
+    let config = Blueprint {
         norms: Norms::AFTER,
         qk_norm: Some(QkNorm::WHOLE),
         qkv_bias: attention_bias,

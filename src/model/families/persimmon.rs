@@ -3,17 +3,17 @@
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
+use crate::model::families::blueprint::Blueprint;
+use crate::model::families::blueprint::InsideNames;
+use crate::model::families::blueprint::Names;
+use crate::model::families::blueprint::NormStyle;
+use crate::model::families::blueprint::QkNorm;
+use crate::model::families::blueprint::QkvNames;
 use crate::model::families::decoder;
-use crate::model::families::decoder::Decoder;
 use crate::model::families::decoder::Defaults;
-use crate::model::families::decoder::InsideNames;
 use crate::model::families::decoder::LLAMA;
-use crate::model::families::decoder::Names;
-use crate::model::families::decoder::NormStyle;
-use crate::model::families::decoder::QkNorm;
-use crate::model::families::decoder::QkvNames;
+use crate::model::families::decoder::LLAMA_NAMES;
 use crate::model::plan::BackbonePlan;
-use crate::model::plan::NormKind;
 use crate::text::FamilyTokenizer;
 
 pub(super) const FAMILY: Family = Family {
@@ -42,9 +42,9 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let config = decoder::read(fields, &DEFAULTS)?;
     let names = ["self_attn.q_layernorm", "self_attn.k_layernorm"];
     let norms_qk = fields.or_default("qk_layernorm", true)?;
-    Ok(Decoder {
+    Ok(Blueprint {
         kv_heads: config.heads, // the class reads no other number
-        norm: NormStyle { kind: NormKind::Layer, has_bias: true, ..config.norm },
+        norm: NormStyle::layer(config.norm.eps),
         qk_norm: norms_qk.then_some(QkNorm { names, ..QkNorm::HEADS }),
         qkv_bias: true,
         output_bias: true,
@@ -55,7 +55,7 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
             inside: InsideNames::Plain("mlp.dense_h_to_4h"),
             down: "mlp.dense_4h_to_h",
             norm: "final_layernorm",
-            ..Names::LLAMA
+            ..LLAMA_NAMES
         },
         ..config
     }

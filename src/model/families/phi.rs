@@ -2,17 +2,17 @@
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
+use crate::model::families::blueprint::Blueprint;
+use crate::model::families::blueprint::InsideNames;
+use crate::model::families::blueprint::Names;
+use crate::model::families::blueprint::NormStyle;
+use crate::model::families::blueprint::Norms;
+use crate::model::families::blueprint::QkNorm;
 use crate::model::families::decoder;
-use crate::model::families::decoder::Decoder;
 use crate::model::families::decoder::Defaults;
-use crate::model::families::decoder::InsideNames;
 use crate::model::families::decoder::LLAMA;
-use crate::model::families::decoder::Names;
-use crate::model::families::decoder::NormStyle;
-use crate::model::families::decoder::Norms;
-use crate::model::families::decoder::QkNorm;
+use crate::model::families::decoder::LLAMA_NAMES;
 use crate::model::plan::BackbonePlan;
-use crate::model::plan::NormKind;
 use crate::text::FamilyTokenizer;
 
 pub(super) const FAMILY: Family = Family {
@@ -40,9 +40,9 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let config = decoder::read(fields, &DEFAULTS)?;
     let names = ["self_attn.q_layernorm", "self_attn.k_layernorm"];
     let norms_qk = fields.or_default("qk_layernorm", false)?;
-    Ok(Decoder {
-        norm: NormStyle { kind: NormKind::Layer, has_bias: true, ..config.norm },
-        norms: Norms { before_mlp: Norms::BEFORE.before_attention, ..Norms::BEFORE },
+    Ok(Blueprint {
+        norm: NormStyle::layer(config.norm.eps),
+        norms: Norms::shared("input_layernorm"),
         qk_norm: norms_qk.then_some(QkNorm { names, ..QkNorm::HEADS }),
         qkv_bias: true,
         output_bias: true,
@@ -53,7 +53,7 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
             inside: InsideNames::Plain("mlp.fc1"),
             down: "mlp.fc2",
             norm: "final_layernorm",
-            ..Names::LLAMA
+            ..LLAMA_NAMES
         },
         ..config
     }

@@ -2,13 +2,14 @@
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
+use crate::model::families::blueprint::Blueprint;
+use crate::model::families::blueprint::InsideNames;
+use crate::model::families::blueprint::Names;
+use crate::model::families::blueprint::QkvNames;
 use crate::model::families::decoder;
-use crate::model::families::decoder::Decoder;
 use crate::model::families::decoder::Defaults;
-use crate::model::families::decoder::InsideNames;
 use crate::model::families::decoder::LLAMA;
-use crate::model::families::decoder::Names;
-use crate::model::families::decoder::QkvNames;
+use crate::model::families::decoder::LLAMA_NAMES;
 use crate::model::plan::BackbonePlan;
 use crate::model::rope::RopeScaling;
 use crate::text::FamilyTokenizer;
@@ -39,11 +40,11 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
         return Err("the rope of Phi-3 is `default` or `longrope`: transformers takes no other".to_owned());
     }
     let window = decoder::sliding_window(fields, None)?;
-    Ok(Decoder { windows: vec![window; config.num_layers], names: NAMES, ..config }.into())
+    Ok(Blueprint { windows: vec![window; config.num_layers], names: NAMES, ..config }.into())
 }
 
 const NAMES: Names = Names {
     qkv: QkvNames::Together("self_attn.qkv_proj"),
     inside: InsideNames::GateUp("mlp.gate_up_proj"),
-    ..Names::LLAMA
+    ..LLAMA_NAMES
 };

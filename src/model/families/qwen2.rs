@@ -2,8 +2,8 @@
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
+use crate::model::families::blueprint::Blueprint;
 use crate::model::families::decoder;
-use crate::model::families::decoder::Decoder;
 use crate::model::families::decoder::Defaults;
 use crate::model::families::decoder::LLAMA;
 use crate::model::plan::BackbonePlan;
@@ -31,7 +31,7 @@ pub(super) const DEFAULTS: Defaults = Defaults {
 
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let config = decoder::read(fields, &DEFAULTS)?;
-    Ok(Decoder { qkv_bias: true, windows: windows(fields, config.num_layers)?, ..config }.into())
+    Ok(Blueprint { qkv_bias: true, windows: windows(fields, config.num_layers)?, ..config }.into())
 }
 
 /// Qwen3's too.

@@ -2,10 +2,10 @@
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
+use crate::model::families::blueprint::Blueprint;
+use crate::model::families::blueprint::QkNorm;
 use crate::model::families::decoder;
-use crate::model::families::decoder::Decoder;
 use crate::model::families::decoder::Defaults;
-use crate::model::families::decoder::QkNorm;
 use crate::model::families::qwen2;
 use crate::model::plan::BackbonePlan;
 use crate::text::FamilyTokenizer;
@@ -23,7 +23,7 @@ pub(super) const FAMILY: Family = Family {
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let config = decoder::read(fields, &Defaults { head_dim: Some(128), ..qwen2::DEFAULTS })?;
     let attention_bias = fields.or_default("attention_bias", false)?;
-    Ok(Decoder {
+    Ok(Blueprint {
         qk_norm: Some(QkNorm::HEADS),
         qkv_bias: attention_bias,
         output_bias: attention_bias,

@@ -2,11 +2,13 @@
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
+use crate::model::families::blueprint::Blueprint;
+use crate::model::families::blueprint::Names;
+use crate::model::families::blueprint::head_of_two_layers;
 use crate::model::families::encoder;
-use crate::model::families::encoder::Encoder;
-use crate::model::families::encoder::Head;
+use crate::model::families::encoder::BERT_NAMES;
 use crate::model::plan::BackbonePlan;
-use crate::model::plan::PositionRule;
+use crate::ops::Activation;
 use crate::text::FamilyTokenizer;
 
 pub(super) const FAMILY: Family = Family {
@@ -20,16 +22,17 @@ pub(super) const FAMILY: Family = Family {
 };
 
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
-    parse_with(fields, 50_265)
+    Ok(read(fields, 50_265)?.into())
 }
 
 /// With this vocabulary where the file names none.
-pub(super) fn parse_with(fields: &Fields<'_>, vocab_size: usize) -> Result<BackbonePlan, String> {
-    Ok(Encoder {
-        prefixes: &["roberta.", ""],
-        head: Head::TwoLayers,
-        position_rule: PositionRule::AfterPadding(fields.or_default("pad_token_id", 1)?),
-        ..encoder::read(fields, vocab_size)?
+pub(super) fn read(fields: &Fields<'_>, vocab_size: usize) -> Result<Blueprint, String> {
+    let config = encoder::read(fields, vocab_size)?;
+    let layers = ["classifier.dense", "classifier.out_proj"];
+    Ok(Blueprint {
+        head: head_of_two_layers(layers, config.hidden, Activation::Tanh),
+        names: Names { prefixes: &["roberta.", ""], ..BERT_NAMES },
+        ..config
     }
-    .into())
+    .counting_after(fields.or_default("pad_token_id", 1)?))
 }

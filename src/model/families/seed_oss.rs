@@ -2,8 +2,8 @@
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
+use crate::model::families::blueprint::Blueprint;
 use crate::model::families::decoder;
-use crate::model::families::decoder::Decoder;
 use crate::model::families::decoder::Defaults;
 use crate::model::families::decoder::LLAMA;
 use crate::model::plan::BackbonePlan;
@@ -31,7 +31,7 @@ const DEFAULTS: Defaults = Defaults {
 };
 
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
-    Ok(Decoder {
+    Ok(Blueprint {
         qkv_bias: fields.or_default("attention_bias", true)?,
         output_bias: fields.or_default("attention_out_bias", false)?,
         mlp_bias: fields.or_default("mlp_bias", false)?,

@@ -2,8 +2,8 @@
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
+use crate::model::families::blueprint::Blueprint;
 use crate::model::families::decoder;
-use crate::model::families::decoder::Decoder;
 use crate::model::families::decoder::Defaults;
 use crate::model::families::decoder::LLAMA;
 use crate::model::plan::BackbonePlan;
@@ -43,7 +43,7 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
         // which of the two counts depends on the implementation of attention
         return Err("`layer_types` asks for a window, and `use_sliding_window` is false".to_owned());
     }
-    Ok(Decoder {
+    Ok(Blueprint {
         qkv_bias: attention_bias,
         output_bias: attention_bias,
         mlp_bias: fields.or_default("mlp_bias", false)?,

@@ -2,14 +2,13 @@
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
+use crate::model::families::blueprint::Blueprint;
+use crate::model::families::blueprint::NormStyle;
+use crate::model::families::blueprint::Norms;
 use crate::model::families::decoder;
-use crate::model::families::decoder::Decoder;
 use crate::model::families::decoder::Defaults;
 use crate::model::families::decoder::LLAMA;
-use crate::model::families::decoder::NormStyle;
-use crate::model::families::decoder::Norms;
 use crate::model::plan::BackbonePlan;
-use crate::model::plan::NormKind;
 use crate::text::FamilyTokenizer;
 use serde_json::Value;
 
@@ -43,14 +42,10 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     )?;
     let config = decoder::read(fields, &DEFAULTS)?;
     let is_parallel = fields.or_default("use_parallel_residual", false)?;
-    Ok(Decoder {
-        norm: NormStyle { kind: NormKind::Layer, has_bias: true, ..config.norm },
+    Ok(Blueprint {
+        norm: NormStyle::layer(config.norm.eps),
         // beside each other, they read the same
-        norms: if is_parallel {
-            Norms { before_mlp: Norms::BEFORE.before_attention, ..Norms::BEFORE }
-        } else {
-            Norms::BEFORE
-        },
+        norms: if is_parallel { Norms::shared("input_layernorm") } else { Norms::BEFORE },
         qkv_bias: fields.or_default("use_qkv_bias", false)?,
         is_parallel,
         ..config

@@ -2,15 +2,15 @@
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
+use crate::model::families::blueprint::Blueprint;
+use crate::model::families::blueprint::InsideNames;
+use crate::model::families::blueprint::Names;
+use crate::model::families::blueprint::NormStyle;
 use crate::model::families::decoder;
-use crate::model::families::decoder::Decoder;
 use crate::model::families::decoder::Defaults;
-use crate::model::families::decoder::InsideNames;
 use crate::model::families::decoder::LLAMA;
-use crate::model::families::decoder::Names;
-use crate::model::families::decoder::NormStyle;
+use crate::model::families::decoder::LLAMA_NAMES;
 use crate::model::plan::BackbonePlan;
-use crate::model::plan::NormKind;
 use crate::text::FamilyTokenizer;
 
 pub(super) const FAMILY: Family = Family {
@@ -41,13 +41,13 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let config = decoder::read(fields, &DEFAULTS)?;
     let use_bias = fields.or_default("use_bias", true)?;
     let window = decoder::sliding_window(fields, None)?;
-    Ok(Decoder {
-        norm: NormStyle { kind: NormKind::Layer, has_bias: true, ..config.norm },
+    Ok(Blueprint {
+        norm: NormStyle::layer(config.norm.eps),
         qkv_bias: use_bias,
         output_bias: use_bias,
         mlp_bias: use_bias,
         windows: vec![window; config.num_layers],
-        names: Names { inside: InsideNames::Plain("mlp.c_fc"), down: "mlp.c_proj", ..Names::LLAMA },
+        names: Names { inside: InsideNames::Plain("mlp.c_fc"), down: "mlp.c_proj", ..LLAMA_NAMES },
         ..config
     }
     .into())

@@ -17,5 +17,5 @@ pub(super) const FAMILY: Family = Family {
 };
 
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
-    roberta::parse_with(fields, 30_522)
+    Ok(roberta::read(fields, 30_522)?.into())
 }

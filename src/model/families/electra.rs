@@ -1,0 +1,39 @@
+//! ELECTRA: BERT with embeddings of another width, and a head of two layers.
+
+use crate::checkpoint::fields::Fields;
+use crate::model::families::Family;
+use crate::model::families::at_most;
+use crate::model::families::blueprint::Blueprint;
+use crate::model::families::blueprint::Names;
+use crate::model::families::blueprint::head_of_two_layers;
+use crate::model::families::encoder;
+use crate::model::plan::BackbonePlan;
+use crate::ops::Activation;
+use crate::text::FamilyTokenizer;
+
+pub(super) const FAMILY: Family = Family {
+    model_type: "electra",
+    class: "Electra",
+    pad_token_id: Some(0),
+    eos_token_id: None,
+    tokenizer: FamilyTokenizer::Unless("BertTokenizer"),
+    nested: None,
+    parse,
+};
+
+fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
+    let mut given = fields.0.clone();
+    let sizes = [("hidden_size", 256), ("num_attention_heads", 4), ("intermediate_size", 1024)];
+    for (key, default) in sizes {
+        given.entry(key).or_insert(default.into());
+    }
+    let config = encoder::read(&Fields(&given), 30_522)?;
+    let layers = ["classifier.dense", "classifier.out_proj"];
+    Ok(Blueprint {
+        embedding_width: fields.size("embedding_size", 128, at_most::WIDTH)?,
+        names: Names { prefixes: &["electra.", ""], unused: &[], ..config.names },
+        head: head_of_two_layers(layers, config.hidden, Activation::GeluErf),
+        ..config
+    }
+    .into())
+}

@@ -1,0 +1,106 @@
+//! Falcon: layer norms, a plain MLP, usually beside attention, all three projections in one tensor, few key and value heads.
+
+use crate::checkpoint::fields::Fields;
+use crate::model::families::Family;
+use crate::model::families::at_most;
+use crate::model::families::blueprint::Blueprint;
+use crate::model::families::blueprint::InsideNames;
+use crate::model::families::blueprint::Names;
+use crate::model::families::blueprint::NormStyle;
+use crate::model::families::blueprint::Norms;
+use crate::model::families::blueprint::QkvNames;
+use crate::model::families::decoder;
+use crate::model::families::decoder::Defaults;
+use crate::model::families::decoder::LLAMA;
+use crate::model::families::decoder::LLAMA_NAMES;
+use crate::model::families::renamed;
+use crate::model::plan::BackbonePlan;
+use crate::text::FamilyTokenizer;
+use serde_json::Value;
+
+pub(super) const FAMILY: Family = Family {
+    model_type: "falcon",
+    class: "Falcon",
+    pad_token_id: None,
+    eos_token_id: Some(11),
+    tokenizer: FamilyTokenizer::AsFilesSay,
+    nested: None,
+    parse,
+};
+
+const DEFAULTS: Defaults = Defaults {
+    vocab_size: 65_024,
+    hidden: 4544,
+    heads: 71,
+    norm_eps: ("layer_norm_epsilon", 1e-5),
+    activation: ("hidden_act", "gelu"),
+    ..LLAMA
+};
+
+fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
+    // its slopes are rounded to bfloat16 before they are multiplied by positions
+    let is_no = |value: &Value| matches!(value, Value::Null | Value::Bool(false));
+    fields.refuse_unless("alibi", is_no, "Falcon with ALiBi is not supported")?;
+    let keys = [
+        ("n_embed", "hidden_size"),
+        ("num_kv_heads", "num_key_value_heads"),
+        ("ffn_hidden_size", "intermediate_size"),
+        ("activation", "hidden_act"),
+    ];
+    let config = renamed(fields, &keys, |fields| {
+        let mut fields = fields.0.clone();
+        if fields.get("intermediate_size").is_none_or(Value::is_null) {
+            let hidden = Fields(&fields).size("hidden_size", DEFAULTS.hidden, at_most::WIDTH)?;
+            fields.insert("intermediate_size".to_owned(), (4 * hidden).into());
+        }
+        decoder::read(&Fields(&fields), &DEFAULTS)
+    })?;
+    let [is_new, is_multi_query, is_parallel, has_bias] = [
+        ("new_decoder_architecture", false),
+        ("multi_query", true),
+        ("parallel_attn", true),
+        ("bias", false),
+    ]
+    .map(|(key, default)| fields.or_default(key, default));
+    let (is_new, is_parallel, has_bias) = (is_new?, is_parallel?, has_bias?);
+    let num_norms = fields.optional::<usize>("num_ln_in_parallel_attn")?;
+    let norms = match (is_new, is_parallel, num_norms.unwrap_or(if is_new { 2 } else { 1 })) {
+        (false, false, _) => Norms::BEFORE,
+        (true, true, 2) => Norms::before("ln_attn", "ln_mlp"),
+        (_, true, 1) => Norms::shared("input_layernorm"),
+        (_, _, norms) => {
+            return Err(format!(
+                "`num_ln_in_parallel_attn` {norms} with `new_decoder_architecture` {is_new} and `parallel_attn` \
+                 {is_parallel}: transformers computes no such layer"
+            ));
+        }
+    };
+    Ok(Blueprint {
+        kv_heads: match (is_new, is_multi_query?) {
+            (true, _) => config.kv_heads,
+            (false, true) => 1,
+            (false, false) => config.heads,
+        },
+        norm: NormStyle::layer(config.norm.eps),
+        norms,
+        qkv_bias: has_bias,
+        output_bias: has_bias,
+        mlp_bias: has_bias,
+        is_parallel,
+        names: NAMES,
+        ..config
+    }
+    .into())
+}
+
+const NAMES: Names = Names {
+    prefixes: &["transformer.", ""],
+    words: "word_embeddings",
+    layers: "h",
+    qkv: QkvNames::ByHead("self_attention.query_key_value"),
+    output: "self_attention.dense",
+    inside: InsideNames::Plain("mlp.dense_h_to_4h"),
+    down: "mlp.dense_4h_to_h",
+    norm: "ln_f",
+    ..LLAMA_NAMES
+};

@@ -1,0 +1,109 @@
+//! GPT-2: learned positions, layer norms, a plain MLP, all three projections in one tensor, linear layers the other way round.
+
+use crate::checkpoint::fields::Fields;
+use crate::model::families::Family;
+use crate::model::families::at_most;
+use crate::model::families::blueprint::Blueprint;
+use crate::model::families::blueprint::InsideNames;
+use crate::model::families::blueprint::Names;
+use crate::model::families::blueprint::NormStyle;
+use crate::model::families::blueprint::Norms;
+use crate::model::families::blueprint::QkvNames;
+use crate::model::families::decoder;
+use crate::model::families::decoder::Defaults;
+use crate::model::families::decoder::LLAMA;
+use crate::model::families::decoder::LLAMA_NAMES;
+use crate::model::families::renamed;
+use crate::model::plan::BackbonePlan;
+use crate::model::plan::PositionRule;
+use crate::text::FamilyTokenizer;
+use serde_json::Value;
+
+pub(super) const FAMILY: Family = Family {
+    model_type: "gpt2",
+    class: "GPT2",
+    pad_token_id: None,
+    eos_token_id: Some(50_256),
+    tokenizer: FamilyTokenizer::Unless("GPT2Tokenizer"),
+    nested: None,
+    parse,
+};
+
+fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
+    let is_no = |value: &Value| matches!(value, Value::Null | Value::Bool(false));
+    fields.refuse_unless("add_cross_attention", is_no, "cross attention is not supported")?;
+    let config = read(fields, &DEFAULTS)?;
+    let names = Names { qkv: QkvNames::Together("attn.c_attn"), are_transposed: true, ..config.names };
+    let attention_scale = match fields.or_default("scale_attn_weights", true)? {
+        true => config.attention_scale,
+        false => 1.0,
+    };
+    let mut plan = BackbonePlan::from(Blueprint { attention_scale, names, ..config });
+    if fields.or_default("scale_attn_by_inverse_layer_idx", false)? {
+        for (layer, index) in plan.layers.iter_mut().zip(1..) {
+            layer.attention.spec.scale /= f64::from(index);
+        }
+    }
+    Ok(plan)
+}
+
+/// What GPT-2 and its like have alike, under names of which the projections of attention are still to be said.
+pub(super) fn read(fields: &Fields<'_>, defaults: &Defaults) -> Result<Blueprint, String> {
+    renamed(fields, &KEYS, |fields| {
+        let mut fields = fields.0.clone();
+        if fields.get("intermediate_size").is_none_or(Value::is_null) {
+            let hidden = Fields(&fields).size("hidden_size", defaults.hidden, at_most::WIDTH)?;
+            fields.insert("intermediate_size".to_owned(), (4 * hidden).into());
+        }
+        let config = decoder::read_without_rope(&Fields(&fields), defaults)?;
+        Ok(Blueprint {
+            kv_heads: config.heads, // the class reads no other number
+            head_dim: config.hidden / config.heads,
+            positions: Some((config.max_tokens, PositionRule::From(0))),
+            norm: NormStyle::layer(config.norm.eps),
+            norms: Norms::before("ln_1", "ln_2"),
+            qkv_bias: true,
+            output_bias: true,
+            mlp_bias: true,
+            names: NAMES,
+            ..config
+        })
+    })
+}
+
+/// The names that GPT-2 and its like have for keys, and those of most others.
+pub(super) const KEYS: [(&str, &str); 7] = [
+    ("n_embd", "hidden_size"),
+    ("n_head", "num_attention_heads"),
+    ("n_layer", "num_hidden_layers"),
+    ("n_positions", "max_position_embeddings"),
+    ("n_inner", "intermediate_size"),
+    ("activation_function", "hidden_act"),
+    ("layer_norm_epsilon", "norm_eps"),
+];
+
+/// GPT-2's, and what others of its kind take of it.
+pub(super) const DEFAULTS: Defaults = Defaults {
+    vocab_size: 50_257,
+    hidden: 768,
+    intermediate: 3072,
+    num_layers: 12,
+    heads: 12,
+    max_positions: 1024,
+    norm_eps: ("norm_eps", 1e-5),
+    activation: ("hidden_act", "gelu_new"),
+    ..LLAMA
+};
+
+const NAMES: Names = Names {
+    prefixes: &["transformer.", ""],
+    unused: &[".attn.bias", ".attn.masked_bias"], // masks of causality
+    words: "wte",
+    positions: "wpe",
+    layers: "h",
+    output: "attn.c_proj",
+    inside: InsideNames::Plain("mlp.c_fc"),
+    down: "mlp.c_proj",
+    norm: "ln_f",
+    ..LLAMA_NAMES
+};
