@@ -101,9 +101,9 @@ fn a_spoiled_checkpoint_is_refused_by_name() {
         },
         Case {
             name: "unknown family",
-            spoil: |c| c.config["model_type"] = json!("gpt2"),
+            spoil: |c| c.config["model_type"] = json!("xlnet"),
             then: NOTHING_MORE,
-            says: &["`gpt2`", "llama, mistral, ministral, qwen2"],
+            says: &["`xlnet`", "llama, mistral, ministral, ministral3, qwen2"],
             by_check: true,
         },
         Case {

@@ -204,11 +204,11 @@ const CASES: &[Hostile] = &[
         name: "absurd layers",
         spoil: |c| c.config["num_hidden_layers"] = json!(1_u64 << 60),
         then: NOTHING_MORE,
-        says: &["config.json", "`num_hidden_layers` is 1152921504606846976: the limit is 10000"],
+        says: &["config.json", "`num_hidden_layers` is 1152921504606846976: the limit is 1000"],
     },
     Hostile {
         name: "many layers",
-        spoil: |c| c.config["num_hidden_layers"] = json!(10_000),
+        spoil: |c| c.config["num_hidden_layers"] = json!(1000),
         then: NOTHING_MORE,
         says: &["`model.layers.2.", "is missing"],
     },

@@ -138,6 +138,9 @@ pub(super) struct RopeDefaults {
     pub(super) share: Option<(&'static str, f64)>,
 }
 
+/// The key that parameters stand under, and they.
+type Placed<'f> = (&'static str, &'f Map<String, Value>);
+
 impl RopeConfig {
     /// Reads `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (transformers 4).
     ///
@@ -151,7 +154,7 @@ impl RopeConfig {
     }
 
     /// Where they are, and they.
-    fn parameters<'f>(fields: &Fields<'f>) -> Result<Option<(&'static str, &'f Map<String, Value>)>, String> {
+    fn parameters<'f>(fields: &Fields<'f>) -> Result<Option<Placed<'f>>, String> {
         for place in ["rope_scaling", "rope_parameters"] {
             let Some(parameters) = object(fields, place)?.filter(|found| !found.is_empty()) else { continue };
             if let Some((layer_type, _)) = parameters.iter().find(|(_, value)| value.is_object()) {

@@ -75,7 +75,7 @@ use crate::text::FamilyTokenizer;
 /// What no model is larger than, many times what is known today. Numbers in a file are anybody's: products of those
 /// below fit 64 bits, and nothing is allocated by a number before tensors of that size were found.
 mod at_most {
-    pub(super) const LAYERS: usize = 10_000;
+    pub(super) const LAYERS: usize = 1000;
     pub(super) const WIDTH: usize = 1 << 24;
     pub(super) const HEADS: usize = 1 << 16;
     pub(super) const HEAD_DIM: usize = 1 << 16;
