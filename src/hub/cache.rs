@@ -18,13 +18,10 @@ use std::path::PathBuf;
 
 use crate::hub::HubError;
 use crate::hub::choose;
-use crate::hub::is_commit;
+use crate::hub::id::FOLDER_PREFIX;
+use crate::hub::id::SNAPSHOTS;
+use crate::hub::id::is_commit;
 use crate::hub::tree::Tree;
-
-/// Before a repository's name, whose slash is two dashes here.
-pub(super) const FOLDER_PREFIX: &str = "models--";
-/// The folder of commits.
-pub(super) const SNAPSHOTS: &str = "snapshots";
 
 /// One repository in the cache.
 pub(super) struct Repository {

@@ -1,15 +1,9 @@
-//! What is asked of a hub, over HTTP: which commit a branch is, what a commit consists of, and files.
+//! What is asked of a hub, over HTTP: which commit a branch is, and what a commit consists of; files are [`download`]'s.
 //!
-//! A file is fetched into one that goes on where it was cut, and is compared with what the hub lists: its size, and its
-//! SHA-256 where that is its digest. The token goes to the hub, and not to where it sends us for large files.
+//! The token goes to the hub, and not to where it sends us for large files.
+//!
+//! [`download`]: super::download
 
-use std::fs::File;
-use std::io;
-use std::io::Read;
-use std::io::Seek;
-use std::io::SeekFrom;
-use std::io::Write;
-use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
@@ -17,8 +11,6 @@ use http::HeaderMap;
 use http::Response;
 use http::StatusCode;
 use http::header;
-use ring::digest::Context;
-use ring::digest::SHA256;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use ureq::Agent;
@@ -30,9 +22,9 @@ use ureq::tls::RootCerts;
 use ureq::tls::TlsConfig;
 
 use crate::hub::HubError;
-use crate::hub::HubId;
 use crate::hub::Settings;
-use crate::hub::is_commit;
+use crate::hub::id::HubId;
+use crate::hub::id::is_commit;
 use crate::hub::tree::Entry;
 use crate::hub::tree::Tree;
 
@@ -41,19 +33,16 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Without a byte.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Before an attempt; after one that brought something, they are counted anew.
-const WAITS_SECONDS: [u64; 5] = [0, 1, 2, 4, 8];
-/// The same for questions, of which each has an answer in the cache, perhaps.
+/// Before an attempt; what nobody answers may be in the cache.
 const QUESTION_WAITS: [Duration; 2] = [Duration::ZERO, Duration::from_millis(500)];
 /// Of an answer in JSON.
 const MAX_ANSWER_BYTES: u64 = 64 << 20;
 /// Of a listing; one page has a thousand files.
 const MAX_PAGES: usize = 100;
-const BUFFER_BYTES: usize = 1 << 20;
 
 pub(super) struct Client {
     agent: Agent,
-    endpoint: String,
+    pub(super) endpoint: String,
     token: Option<String>,
 }
 
@@ -86,14 +75,6 @@ struct Listed {
 struct Large {
     oid: String,
     size: u64,
-}
-
-/// Why an attempt did not bring the rest of a file.
-enum Cut {
-    /// Another one may.
-    Again(String),
-    /// None will.
-    Never(HubError),
 }
 
 impl Client {
@@ -198,7 +179,7 @@ impl Client {
         Ok(Page { content, next })
     }
 
-    fn get(&self, url: &str, from: Option<u64>) -> Result<Response<Body>, ureq::Error> {
+    pub(super) fn get(&self, url: &str, from: Option<u64>) -> Result<Response<Body>, ureq::Error> {
         let mut request = self.agent.get(url);
         if let Some(token) = &self.token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
@@ -210,7 +191,7 @@ impl Client {
     }
 
     /// What the hub says where it does not give.
-    fn check(&self, id: &HubId, url: &str, answer: &Response<Body>) -> Result<(), HubError> {
+    pub(super) fn check(&self, id: &HubId, url: &str, answer: &Response<Body>) -> Result<(), HubError> {
         let said = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok());
         let (repo, endpoint, has_token) = (id.repo.clone(), self.endpoint.clone(), self.token.is_some());
         let code = said("x-error-code").unwrap_or_default();
@@ -245,138 +226,6 @@ impl Client {
             }),
         }
     }
-
-    /// Fetches a file of a commit into `partial`, or what is missing there. `progress` is told the bytes that are there.
-    pub(super) fn download(
-        &self,
-        id: &HubId,
-        commit: &str,
-        file: &str,
-        entry: &Entry,
-        partial: &Path,
-        progress: &mut dyn FnMut(u64),
-    ) -> Result<(), HubError> {
-        let path: Vec<String> = file.split('/').map(escape).collect();
-        let url = format!("{}/{}/resolve/{commit}/{}", self.endpoint, id.repo, path.join("/"));
-        let failed = |source| HubError::cache("write", partial, source);
-        let mut open = File::options();
-        let mut into =
-            open.create(true).truncate(false).read(true).write(true).open(partial).map_err(failed)?;
-        let (mut attempt, mut is_anew) = (0, false);
-        loop {
-            let before = into.metadata().map_err(failed)?.len();
-            let problem = match self.continue_file(id, &url, (&mut into, partial), entry, progress) {
-                Ok(digest) if entry.lfs_sha256.as_ref().is_none_or(|expected| *expected == digest) => {
-                    into.sync_all().map_err(failed)?;
-                    return Ok(());
-                }
-                Ok(digest) => {
-                    into.set_len(0).map_err(failed)?;
-                    // what was there before may be another's, or broken
-                    if before > 0 && !is_anew {
-                        is_anew = true;
-                        tracing::warn!(model = %id, file, "what was fetched before is damaged, fetching it anew");
-                        continue;
-                    }
-                    return Err(HubError::Damaged {
-                        id: id.to_string(),
-                        file: file.to_owned(),
-                        problem: format!(
-                            "its SHA-256 is {digest}, the hub lists {}: it was damaged on its way",
-                            entry.etag()
-                        ),
-                    });
-                }
-                Err(Cut::Never(error)) => return Err(error),
-                Err(Cut::Again(problem)) => problem,
-            };
-            let has_come = into.metadata().map_err(failed)?.len() > before;
-            attempt = if has_come { 0 } else { attempt + 1 };
-            let Some(wait) = WAITS_SECONDS.get(attempt) else {
-                return Err(HubError::Unreachable { url, problem });
-            };
-            tracing::warn!(model = %id, file, problem, "the download was cut, going on");
-            thread::sleep(Duration::from_secs(*wait));
-        }
-    }
-
-    /// Reads the rest of a file. The digest of the whole.
-    fn continue_file(
-        &self,
-        id: &HubId,
-        url: &str,
-        (into, partial): (&mut File, &Path),
-        entry: &Entry,
-        progress: &mut dyn FnMut(u64),
-    ) -> Result<String, Cut> {
-        let disk = |source| Cut::Never(HubError::cache("write", partial, source));
-        let (mut done, mut digest) = match digest_of(into).map_err(disk)? {
-            (done, digest) if done <= entry.size => (done, digest),
-            _ => (0, Context::new(&SHA256)),
-        };
-        if done < entry.size || entry.size == 0 {
-            let mut answer =
-                self.get(url, (done > 0).then_some(done)).map_err(|error| Cut::Again(error.to_string()))?;
-            if answer.status() == StatusCode::RANGE_NOT_SATISFIABLE {
-                into.set_len(0).map_err(disk)?;
-                return Err(Cut::Again("it has nothing after what is there".to_owned()));
-            }
-            self.check(id, url, &answer).map_err(|error| match error.is_unreachable() {
-                true => Cut::Again(error.to_string()),
-                false => Cut::Never(error),
-            })?;
-            if !continues_at(&answer, done) {
-                (done, digest) = (0, Context::new(&SHA256)); // it sends the whole
-            }
-            into.set_len(done).map_err(disk)?;
-            into.seek(SeekFrom::Start(done)).map_err(disk)?;
-            let mut body = answer.body_mut().as_reader();
-            let mut buffer = vec![0; BUFFER_BYTES];
-            loop {
-                progress(done);
-                let read = match body.read(&mut buffer) {
-                    Ok(0) => break,
-                    Ok(read) => read,
-                    Err(error) => return Err(Cut::Again(error.to_string())),
-                };
-                done += read as u64;
-                if done > entry.size {
-                    let problem = format!("it is longer than the {} bytes that the hub lists", entry.size);
-                    return Err(Cut::Never(HubError::Answer { url: url.to_owned(), problem }));
-                }
-                digest.update(&buffer[..read]);
-                into.write_all(&buffer[..read]).map_err(disk)?;
-            }
-        }
-        if done < entry.size {
-            return Err(Cut::Again(format!("{done} of {} bytes came", entry.size)));
-        }
-        Ok(digest.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect())
-    }
-}
-
-/// How much is there, and its digest so far.
-fn digest_of(file: &mut File) -> io::Result<(u64, Context)> {
-    let mut digest = Context::new(&SHA256);
-    let mut buffer = vec![0; BUFFER_BYTES];
-    let mut done = 0;
-    file.seek(SeekFrom::Start(0))?;
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok((done, digest)),
-            read => {
-                digest.update(&buffer[..read]);
-                done += read as u64;
-            }
-        }
-    }
-}
-
-/// Whether an answer goes on from there; one without a range is the whole.
-fn continues_at(answer: &Response<Body>, done: u64) -> bool {
-    let range = answer.headers().get(header::CONTENT_RANGE).and_then(|range| range.to_str().ok());
-    answer.status() == StatusCode::PARTIAL_CONTENT
-        && range.is_some_and(|range| range.starts_with(&format!("bytes {done}-")))
 }
 
 /// `Link: <URL>; rel="next"`
@@ -384,12 +233,4 @@ fn next_page(headers: &HeaderMap) -> Option<String> {
     let link = headers.get(header::LINK)?.to_str().ok()?;
     let next = link.split(',').find(|link| link.contains("rel=\"next\""))?;
     Some(next.split_once('<')?.1.split_once('>')?.0.to_owned())
-}
-
-/// One part of a path, for a URL.
-fn escape(part: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
-    part.bytes()
-        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
-        .collect()
 }
