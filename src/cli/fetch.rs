@@ -51,7 +51,8 @@ impl Fetcher {
             }
         });
         bar.finish_and_clear();
-        let dir = dir.with_context(|| format!("`{id}`, taken for a model of the hub"))?;
+        let dir =
+            dir.with_context(|| format!("`{id}`, taken for a model of the hub and not for a directory"))?;
         self.fetched.insert(id, dir.clone());
         Ok(dir)
     }
