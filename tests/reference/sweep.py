@@ -154,6 +154,9 @@ QWEN = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 XLMR = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
 
+ENCODERS = ("bert", "roberta", "xlm-roberta", "deberta", "deberta-v2")
+
+
 def named(**tokens):
     return {f"{name}_token": text for name, text in tokens.items()}
 
@@ -214,6 +217,12 @@ def checkpoints():
                     {"tokenizer_class": "RobertaTokenizer", "add_prefix_space": False, "trim_offsets": True} | roberta),
         "xlm-roberta": ("xlm-roberta", encoder | {"type_vocab_size": 1, "pad_token_id": 1}, lambda: unigram(XLMR),
                         {"tokenizer_class": "XLMRobertaTokenizer"} | roberta),
+        "deberta-v2": ("deberta-v2", encoder | {"type_vocab_size": 0, "relative_attention": True, "position_buckets": 16, "max_relative_positions": 40,
+                                                "share_att_key": True, "norm_rel_ebd": "layer_norm", "pos_att_type": ["p2c", "c2p"], "position_biased_input": False},
+                       lambda: unigram(["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"], True),
+                       {"tokenizer_class": "DebertaV2Tokenizer"} | bert | named(bos="[CLS]", eos="[SEP]")),
+        "deberta": ("deberta", encoder | {"relative_attention": True, "pos_att_type": "c2p|p2c"}, lambda: byte_level(["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"]),
+                    {"tokenizer_class": "DebertaTokenizer"} | bert | named(bos="[CLS]", eos="[SEP]")),
         "roberta-bert": ("roberta", encoder | {"type_vocab_size": 1, "pad_token_id": 0}, word_piece,
                          {"tokenizer_class": "BertTokenizer", "model_input_names": ["input_ids", "attention_mask"]} | bert),
     }
@@ -233,7 +242,7 @@ def make(name, folder):
     model_config = transformers.AutoConfig.for_model(model_type, **(SIZES | sizes))
     randomise(AutoModelForSequenceClassification.from_config(model_config), len(name)).save_pretrained(folder)
     tokenizer().save(str(folder / "tokenizer.json"))
-    is_decoder = model_type not in ("bert", "roberta", "xlm-roberta")
+    is_decoder = model_type not in ENCODERS
     if is_decoder:
         config = config | {"chat_template": TEMPLATE}
     write_json(folder / "tokenizer_config.json", config | {"model_max_length": 200, "clean_up_tokenization_spaces": False})
@@ -271,6 +280,10 @@ OTHERS = {  # keys that some file may say beside what a checkpoint here has
         "torch_dtype": ["float16"], "dtype": ["float16", "float32"], "use_cache": [False], "use_bidirectional_attention": [True, False],
         "no_rope_layers": [[1, 1], [0, 0, 1], [1]], "no_rope_layer_interval": [1, 2], "sliding_window_pattern": [1, "LG", None],
         "attention_out_bias": [True], "attention_bias": [True, False], "is_causal": [True, False, None], "per_layer_config": [{}],
+        "relative_attention": [False], "max_relative_positions": [10, 0, -1, None], "position_buckets": [-1, 20, 0, None, 400],
+        "pos_att_type": ["c2p", " C2P | p2c", ["p2c"], [], "", None, ["p2p"]], "share_att_key": [False, True], "norm_rel_ebd": ["none", "LAYER_NORM|x"],
+        "position_biased_input": [True, False], "conv_kernel_size": [3, 0], "talking_head": [True, False], "legacy": [False],
+        "pooler_hidden_act": ["tanh", "relu"], "pooler_hidden_size": [16], "embedding_size": [16], "attention_head_size": [4], "pooler_dropout": [0.5],
         "architectures": [["LlamaForCausalLM"], None], "chunk_size_feed_forward": [4], "quantization_config": [None],
     },
     "tokenizer_config.json": {
@@ -423,7 +436,7 @@ def reference(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:
         return f"tokenizer: {type(error).__name__}: {error}"[:160]
-    is_decoder = model_type not in ("bert", "roberta", "xlm-roberta")
+    is_decoder = model_type not in ENCODERS
     inputs = {
         "chat": lambda: tokenizer.apply_chat_template(CHAT, tokenize=True, return_dict=True),
         "pair": lambda: tokenizer(PAIR[0] + PAIR[1]) if is_decoder else tokenizer(*PAIR),
@@ -555,7 +568,7 @@ def compact(value):
 
 def tokens_of(folder):
     """Ids, and token types as the model sees them, of a chat, a pair and a text; null for what transformers refuses."""
-    is_decoder = read_json(folder / "config.json")["model_type"] not in ("bert", "roberta", "xlm-roberta")
+    is_decoder = read_json(folder / "config.json")["model_type"] not in ENCODERS
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         pair = tokenizer(PAIR[0] + PAIR[1]) if is_decoder else tokenizer(*PAIR)

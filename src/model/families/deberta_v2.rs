@@ -58,8 +58,8 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
 /// Distances up to half of `position_buckets` have a row each, those beyond by their logarithm, so that the last is that
 /// of `max_distance`; or all have their own, where there are no buckets.
 fn buckets(fields: &Fields<'_>, max_distance: usize) -> Result<Buckets, String> {
-    let span = match fields.optional::<i64>("position_buckets")? {
-        Some(buckets @ 1..) => buckets as usize,
+    let span = match fields.or_default("position_buckets", -1_i64)? {
+        buckets @ 1.. => buckets as usize,
         _ => {
             let row = |distance: isize| row(distance, max_distance);
             return Ok(Buckets::new(2 * max_distance, max_distance, row));

@@ -68,8 +68,8 @@ pub(super) fn read(fields: &Fields<'_>, defaults: &Defaults) -> Result<Disentang
         let why = format!("only {width} is supported, as `hidden_size` says");
         fields.refuse_unless(key, |value| value == width, &why)?;
     }
-    let max_distance = match fields.optional::<i64>("max_relative_positions")? {
-        Some(distance @ 1..) => distance as usize,
+    let max_distance = match fields.or_default("max_relative_positions", -1_i64)? {
+        distance @ 1.. => distance as usize,
         _ => max_positions,
     };
     let counts = fields.or_default("relative_attention", false)?;
