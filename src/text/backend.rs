@@ -234,14 +234,14 @@ impl Backend {
                 let processor = processor.trim_offsets(trim_offsets).add_prefix_space(add_prefix_space);
                 post_processor = Some(processor.into());
             }
-            PostPlan::XlmRoberta => {
-                let (Some(bos), Some(eos)) = (id("bos_token"), id("eos_token")) else {
-                    return Err(format!("{} needs a `bos_token` and an `eos_token`", class.name()));
+            PostPlan::Doubled { first, last } => {
+                let (Some(first), Some(last)) = (id(first), id(last)) else {
+                    return Err(format!("{} needs `{first}` and `{last}`", class.name()));
                 };
-                let single = vec![bos.0.clone(), "$A".to_owned(), eos.0.clone()];
-                let second = vec![eos.0.clone(), "$B".to_owned(), eos.0.clone()];
+                let single = vec![first.0.clone(), "$A".to_owned(), last.0.clone()];
+                let second = vec![last.0.clone(), "$B".to_owned(), last.0.clone()];
                 let pair = [single.clone(), second].concat();
-                post_processor = Some(template(single, pair, vec![bos, eos])?);
+                post_processor = Some(template(single, pair, vec![first, last])?);
             }
         }
         let bos = id("bos_token").or_else(|| id("cls_token")).map(|(_, id)| id);

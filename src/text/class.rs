@@ -25,6 +25,7 @@ pub(super) enum Class {
     Qwen2,
     Gemma,
     XlmRoberta,
+    Deberta,
     DebertaV2,
 }
 
@@ -94,8 +95,8 @@ pub(super) enum PostPlan {
     Bert { cls_id: u32, sep_id: u32 },
     /// `<s> A </s></s> B </s>`, of cls and sep.
     Roberta { trim_offsets: bool, add_prefix_space: bool },
-    /// The same, of bos and eos.
-    XlmRoberta,
+    /// The same, of the tokens of these names, and nothing else.
+    Doubled { first: &'static str, last: &'static str },
 }
 
 /// Qwen2's, from `tokenization_qwen2.py`.
@@ -103,7 +104,7 @@ const QWEN2_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{
 
 /// The other tokenizer classes of transformers 5.23. Each rebuilds in a way of its own, or is no tokenizer of the
 /// `tokenizers` library at all.
-const OTHERS: [&str; 82] = [
+const OTHERS: [&str; 81] = [
     "AlbertTokenizer",
     "BarthezTokenizer",
     "BartphoTokenizer",
@@ -129,7 +130,6 @@ const OTHERS: [&str; 82] = [
     "DPRContextEncoderTokenizer",
     "DPRQuestionEncoderTokenizer",
     "DPRReaderTokenizer",
-    "DebertaTokenizer",
     "DiaTokenizer",
     "EsmTokenizer",
     "EsmcTokenizer",
@@ -250,6 +250,7 @@ impl Class {
             "Qwen2Tokenizer" => Self::Qwen2,
             "GemmaTokenizer" => Self::Gemma,
             "XLMRobertaTokenizer" => Self::XlmRoberta,
+            "DebertaTokenizer" => Self::Deberta,
             "DebertaV2Tokenizer" => Self::DebertaV2,
             other if OTHERS.contains(&other) => {
                 return Err(format!(
@@ -275,13 +276,14 @@ impl Class {
             Self::Qwen2 => "Qwen2Tokenizer",
             Self::Gemma => "GemmaTokenizer",
             Self::XlmRoberta => "XLMRobertaTokenizer",
+            Self::Deberta => "DebertaTokenizer",
             Self::DebertaV2 => "DebertaV2Tokenizer",
         }
     }
 
     /// Whether the model is given token types where `model_input_names` does not say.
     pub(super) fn gives_token_types(self) -> bool {
-        matches!(self, Self::Bert | Self::DebertaV2)
+        matches!(self, Self::Bert | Self::Deberta | Self::DebertaV2)
     }
 
     /// The special token that stands for a name of which no file says anything.
@@ -328,7 +330,7 @@ impl Class {
                 ("pad_token", "<pad>"),
                 ("mask_token", "<mask>"),
             ],
-            Self::DebertaV2 => &[
+            Self::Deberta | Self::DebertaV2 => &[
                 ("bos_token", "[CLS]"),
                 ("eos_token", "[SEP]"),
                 ("unk_token", "[UNK]"),
@@ -382,6 +384,12 @@ impl Class {
                 pre_tokenizer: byte_level(settings.switch("add_prefix_space", false)?, true),
                 post_processor: PostPlan::Own,
             },
+            Self::Deberta => Plan {
+                model: plain_bpe,
+                normalizer: Value::Null,
+                pre_tokenizer: byte_level(settings.switch("add_prefix_space", false)?, true),
+                post_processor: PostPlan::Doubled { first: "cls_token", last: "sep_token" },
+            },
             Self::GptNeoX => Plan {
                 model: plain_bpe,
                 normalizer: json!({"type": "NFC"}),
@@ -430,7 +438,7 @@ impl Class {
                     pre_tokenizer: json!({"type": "Sequence", "pretokenizers": [
                         {"type": "WhitespaceSplit"}, metaspace(scheme, true),
                     ]}),
-                    post_processor: PostPlan::XlmRoberta,
+                    post_processor: PostPlan::Doubled { first: "bos_token", last: "eos_token" },
                 }
             }
             Self::DebertaV2 => {
