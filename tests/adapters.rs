@@ -129,7 +129,7 @@ fn models_of_trainers_score_texts_as_they_were_trained() {
             assert!((ours - otherwise).abs() > 1e-3, "{name}: {ours} {otherwise}");
         }
         let info = &model.variant.info;
-        assert_eq!(info.pooling, pooling, "{name}");
+        assert_eq!(info.pooling.name(), pooling, "{name}");
         assert!(info.notes.iter().any(|found| found.contains(note)), "{name}: {:?}", info.notes);
     }
 }
@@ -336,7 +336,7 @@ fn a_manifest_of_an_adapter_adds_to_its_bases() {
     manifest(&adapter, r#"{"max_tokens": 10}"#);
     let config = VariantConfig { mode: Mode::Ens, ..over(&adapter, &base) };
     let info = load(&config).variant.info;
-    assert_eq!((info.pooling, info.max_tokens, info.members[0].calibration), ("mean", 10, None));
+    assert_eq!((info.pooling.name(), info.max_tokens, info.members[0].calibration), ("mean", 10, None));
 }
 
 #[test]

@@ -15,11 +15,11 @@ use checkpoints::VOCAB;
 use rewarm::bench::shape::Family;
 use rewarm::bench::shape::Sizes;
 use rewarm::checkpoint::Checkpoint;
+use rewarm::model::dtype::Dtype;
 use rewarm::model::scorer::Calibration;
 use rewarm::model::scorer::Reduction;
 use rewarm::model::trial::Subject;
 use rewarm::model::trial::Tried;
-use rewarm::model::variant::Dtype;
 use rewarm::model::variant::Loader;
 use rewarm::model::variant::Mode;
 use rewarm::model::variant::Variant;
@@ -607,7 +607,7 @@ fn limits_and_calibrations_come_from_the_manifest() {
     }
     let variant = load(&config(Mode::Ens, paths.clone())).unwrap();
     assert_eq!(variant.info.max_tokens, 100);
-    assert_eq!(variant.info.pooling, "mean");
+    assert_eq!(variant.info.pooling.name(), "mean");
     assert_eq!(variant.info.members[1].calibration, Some(Calibration { mean: 1.5, std: 2.0 }));
     let mut above = config(Mode::Ens, paths);
     above.max_tokens = Some(1000);

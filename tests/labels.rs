@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 use program::root;
 use program::text;
-use rewarm::model::variant::Dtype;
+use rewarm::model::dtype::Dtype;
 use rewarm::model::variant::Loader;
 use rewarm::model::variant::Mode;
 use rewarm::model::variant::Variant;

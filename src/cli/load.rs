@@ -12,6 +12,7 @@ use crate::model::variant::Variant;
 use crate::model::variant::VariantConfig;
 use crate::service::LoadError;
 use crate::service::Loaded;
+use crate::text::TextRule;
 
 /// Loads one variant, with a bar when standard error is a terminal.
 pub(super) fn load(loader: &mut Loader, config: &VariantConfig) -> Result<Variant, ModelError> {
@@ -39,7 +40,7 @@ pub(super) fn all(loader: &mut Loader, configs: &[VariantConfig]) -> Result<Vec<
 }
 
 /// Everything that can be checked without reading weights. Returns the text rule.
-pub(super) fn check(loader: &mut Loader, config: &VariantConfig) -> Result<&'static str, ModelError> {
+pub(super) fn check(loader: &mut Loader, config: &VariantConfig) -> Result<Option<TextRule>, ModelError> {
     let config = &Fetcher::default().variant(config)?;
     // again in this process, which logs what is odd
     let check = || {

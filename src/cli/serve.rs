@@ -22,6 +22,7 @@ use crate::service::Loaded;
 use crate::service::Models;
 use crate::service::Source;
 use crate::telemetry;
+use crate::text::TextRule;
 
 /// 128 and the number of the signal, as a shell says it.
 const EXIT_SIGTERM: i32 = 128 + 15;
@@ -53,7 +54,9 @@ fn check(config: &ServeConfig) -> anyhow::Result<()> {
     let mut served = Vec::new();
     for variant in variants {
         match load::check(&mut loader, variant) {
-            Ok(text_rule) => served.push(format!("{} (text_rule: {text_rule})", variant.name)),
+            Ok(text_rule) => {
+                served.push(format!("{} (text_rule: {})", variant.name, TextRule::name_of(text_rule)));
+            }
             Err(error) => {
                 problems.push(format!("variants.{}: {:#}", variant.name, anyhow::Error::from(error)))
             }

@@ -13,7 +13,7 @@ use crate::config::file::Problems;
 use crate::config::file::Section;
 use crate::disk;
 use crate::hub;
-use crate::model::variant::Dtype;
+use crate::model::dtype::Dtype;
 use crate::offline::train::config::Choice;
 use crate::offline::train::config::Choices;
 use crate::offline::train::config::Config;

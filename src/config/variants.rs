@@ -8,10 +8,11 @@ use crate::config::file::Problems;
 use crate::config::file::Section;
 use crate::hub;
 use crate::hub::HubId;
+use crate::model::device::DeviceName;
+use crate::model::dtype::Dtype;
 use crate::model::manifest::MAX_COUNT;
 use crate::model::pooling::Pooling;
 use crate::model::scorer::Reduction;
-use crate::model::variant::Dtype;
 use crate::model::variant::Mode;
 use crate::model::variant::VariantConfig;
 
@@ -132,13 +133,13 @@ impl VariantOptions {
         {
             problems.add(format!("reduction: {cost} must be finite and at least 0"));
         }
-        let device = self.device.unwrap_or_else(|| "cpu".to_owned());
-        let is_cuda = device.strip_prefix("cuda").is_some_and(|index| {
-            index.is_empty() || index.strip_prefix(':').is_some_and(|n| n.parse::<u16>().is_ok())
-        });
-        if device != "cpu" && !is_cuda {
-            problems.add(format!("device: `{device}` is not cpu, cuda or cuda:N"));
-        }
+        let device = match self.device.as_deref().map_or(Ok(DeviceName::Cpu), str::parse) {
+            Ok(device) => device,
+            Err(problem) => {
+                problems.add(format!("device: {problem}"));
+                DeviceName::Cpu
+            }
+        };
         match self.max_tokens {
             Some(0) => problems.add("max_tokens must be above 0"),
             Some(limit) if limit > MAX_COUNT => {

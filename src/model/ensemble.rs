@@ -8,7 +8,7 @@ use crate::model::RewardModel;
 use crate::model::scorer::Members;
 use crate::model::steps::Steps;
 use crate::model::together;
-use crate::model::together::Traveller;
+use crate::model::together::Participant;
 use crate::ops::Ops;
 use crate::ops::batch::PackedBatch;
 
@@ -64,13 +64,13 @@ pub(super) fn forward_together<O: Ops>(
     spent: &mut [Duration],
     steps: &mut Steps<'_>,
 ) -> Result<Vec<Vec<f32>>, ModelError> {
-    let travellers: Vec<_> = models
+    let participants: Vec<_> = models
         .iter()
-        .map(|model| Traveller { model: &model.backbone, wanted: model.head.wanted(batch) })
+        .map(|model| Participant { model: &model.backbone, wanted: model.head.wanted(batch) })
         .collect();
     ops.run(|| {
         let mut rewards = vec![Vec::new(); models.len()];
-        together::forward_together(ops, &travellers, batch, spent, steps, |index, hidden| {
+        together::forward_together(ops, &participants, batch, spent, steps, |index, hidden| {
             rewards[index] = models[index].head.forward(ops, hidden, batch)?;
             Ok(())
         })?;

@@ -22,6 +22,8 @@ use serde::Serialize;
 use crate::checkpoint::write::replace_file;
 use crate::disk;
 use crate::model::ModelError;
+use crate::model::dtype::Dtype;
+use crate::model::pooling::Pooling;
 use crate::ops::batch::Sequence;
 use crate::text::Input;
 use crate::text::SampleTokenizer;
@@ -89,7 +91,7 @@ pub enum GoldenError {
          {tolerance:.1e} in {dtype}; {wrong} of {of} disagree. Weights, config.json or pooling have changed since \
          `rewarm calibrate`, or this program computes something else{}. If the change is wanted: \
          `rewarm calibrate --golden-only`, or remove {FILE_NAME}",
-        if dtype == "f32" { "" } else { ", or the model needs f32" }
+        if *dtype == Dtype::F32 { "" } else { ", or the model needs f32" }
     )]
     Reward {
         /// Which: the one that is furthest off.
@@ -105,7 +107,7 @@ pub enum GoldenError {
         /// By how much they may differ.
         tolerance: f64,
         /// What the model computes in.
-        dtype: String,
+        dtype: Dtype,
         /// How many samples disagree.
         wrong: usize,
     },
@@ -125,8 +127,8 @@ pub enum GoldenError {
 
 impl GoldenRewards {
     /// Golden rewards of samples; at least one.
-    pub fn new(pooling: &str, samples: Vec<GoldenSample>) -> Self {
-        Self { format: FORMAT, pooling: pooling.to_owned(), samples }
+    pub fn new(pooling: Pooling, samples: Vec<GoldenSample>) -> Self {
+        Self { format: FORMAT, pooling: pooling.name().to_owned(), samples }
     }
 
     /// Those of a checkpoint directory, if it has some.
@@ -224,7 +226,7 @@ impl GoldenRewards {
 
     /// Compares raw rewards, one per sample or none where it was not scored, with the golden ones. Returns the
     /// largest difference. What is not finite never agrees, and to compare nothing is no agreement.
-    pub fn compare(&self, rewards: &[Option<f32>], dtype: &str) -> Result<f64, GoldenError> {
+    pub fn compare(&self, rewards: &[Option<f32>], dtype: Dtype) -> Result<f64, GoldenError> {
         let spread = self.standard_deviation();
         let mut largest = 0.0_f64;
         let mut compared = 0;
@@ -258,7 +260,7 @@ impl GoldenRewards {
             expected: golden.reward,
             got,
             tolerance,
-            dtype: dtype.to_owned(),
+            dtype,
             wrong: wrong.len(),
         })
     }
@@ -282,11 +284,11 @@ pub fn token_digest(sequence: &Sequence) -> String {
     hasher.finalize().to_hex()[..16].to_owned()
 }
 
-fn share(dtype: &str) -> f64 {
+fn share(dtype: Dtype) -> f64 {
     match dtype {
-        "f32" => F32_SHARE,
-        "f16" => F16_SHARE,
-        _ => BF16_SHARE,
+        Dtype::F32 => F32_SHARE,
+        Dtype::F16 => F16_SHARE,
+        Dtype::Bf16 | Dtype::Auto => BF16_SHARE,
     }
 }
 
@@ -301,7 +303,7 @@ mod tests {
             token_digest: "0123456789abcdef".to_owned(),
             reward,
         };
-        GoldenRewards::new("cls", rewards.iter().enumerate().map(sample).collect())
+        GoldenRewards::new(Pooling::Cls, rewards.iter().enumerate().map(sample).collect())
     }
 
     #[test]
@@ -367,11 +369,11 @@ mod tests {
     fn what_is_not_finite_and_what_was_not_compared_never_agree() {
         for expected in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
             for got in [0.0, expected] {
-                let outcome = golden(&[expected, 0.0]).compare(&[Some(got), Some(0.0)], "bf16");
+                let outcome = golden(&[expected, 0.0]).compare(&[Some(got), Some(0.0)], Dtype::Bf16);
                 assert!(matches!(outcome, Err(GoldenError::Reward { .. })), "{expected} {got}: {outcome:?}");
             }
         }
-        let error = golden(&[1.0, 2.0]).compare(&[None, None], "f32").unwrap_err().to_string();
+        let error = golden(&[1.0, 2.0]).compare(&[None, None], Dtype::F32).unwrap_err().to_string();
         assert!(
             error.contains("none of the 2 golden samples was scored: the shortest has 5 tokens"),
             "{error}"
@@ -381,37 +383,37 @@ mod tests {
     #[test]
     fn a_difference_is_measured_by_precision_and_size() {
         struct Case {
-            dtype: &'static str,
+            dtype: Dtype,
             expected: f32,
             got: f32,
             agrees: bool,
         }
         let cases = [
-            Case { dtype: "f32", expected: 0.01, got: 0.010_09, agrees: true },
-            Case { dtype: "f32", expected: 0.01, got: 0.010_2, agrees: false },
-            Case { dtype: "f32", expected: -50.0, got: -50.004, agrees: true },
-            Case { dtype: "f32", expected: -50.0, got: -50.006, agrees: false },
-            Case { dtype: "f16", expected: 0.5, got: 0.515, agrees: true },
-            Case { dtype: "f16", expected: 0.5, got: 0.525, agrees: false },
-            Case { dtype: "bf16", expected: 0.5, got: 0.59, agrees: true },
-            Case { dtype: "bf16", expected: 0.5, got: 0.39, agrees: false },
-            Case { dtype: "bf16", expected: 0.5, got: f32::NAN, agrees: false },
+            Case { dtype: Dtype::F32, expected: 0.01, got: 0.010_09, agrees: true },
+            Case { dtype: Dtype::F32, expected: 0.01, got: 0.010_2, agrees: false },
+            Case { dtype: Dtype::F32, expected: -50.0, got: -50.004, agrees: true },
+            Case { dtype: Dtype::F32, expected: -50.0, got: -50.006, agrees: false },
+            Case { dtype: Dtype::F16, expected: 0.5, got: 0.515, agrees: true },
+            Case { dtype: Dtype::F16, expected: 0.5, got: 0.525, agrees: false },
+            Case { dtype: Dtype::Bf16, expected: 0.5, got: 0.59, agrees: true },
+            Case { dtype: Dtype::Bf16, expected: 0.5, got: 0.39, agrees: false },
+            Case { dtype: Dtype::Bf16, expected: 0.5, got: f32::NAN, agrees: false },
         ];
         for Case { dtype, expected, got, agrees } in cases {
             let found = golden(&[expected]).compare(&[Some(got)], dtype);
             assert_eq!(found.is_ok(), agrees, "{dtype} {expected} {got}: {found:?}");
         }
         // among rewards that are far apart, one near zero is allowed what they are
-        assert!(golden(&[0.0, 40.0, -40.0]).compare(&[Some(0.003), None, None], "f32").is_ok());
+        assert!(golden(&[0.0, 40.0, -40.0]).compare(&[Some(0.003), None, None], Dtype::F32).is_ok());
     }
 
     #[test]
     fn the_sample_that_is_furthest_off_is_named() {
         let golden = golden(&[0.0, 0.5, 1.0, 0.2]);
-        let error = golden.compare(&[Some(0.1), Some(0.5), Some(1.5), None], "f32").unwrap_err();
+        let error = golden.compare(&[Some(0.1), Some(0.5), Some(1.5), None], Dtype::F32).unwrap_err();
         let text = error.to_string();
         assert!(text.contains("sample 3 of 4 (7 tokens): expected reward 1, got 1.5"), "{text}");
         assert!(text.contains("tolerance 1.0e-4 in f32; 2 of 4 disagree"), "{text}");
-        assert_eq!(golden.compare(&[Some(0.0), Some(0.5), Some(1.0), Some(0.2)], "bf16"), Ok(0.0));
+        assert_eq!(golden.compare(&[Some(0.0), Some(0.5), Some(1.0), Some(0.2)], Dtype::Bf16), Ok(0.0));
     }
 }

@@ -14,6 +14,8 @@
 pub mod build;
 pub mod compatible;
 pub mod config;
+pub mod device;
+pub mod dtype;
 pub mod embedding;
 pub mod ensemble;
 pub mod families;

@@ -16,16 +16,16 @@ use candle_core::Result;
 use crate::model::steps::Begun;
 use crate::model::steps::Steps;
 use crate::model::transformer;
+use crate::model::transformer::BatchPass;
 use crate::model::transformer::Start;
 use crate::model::transformer::Transformer;
 use crate::model::transformer::Wanted;
-use crate::model::transformer::Way;
 use crate::ops::Ops;
 use crate::ops::batch::PackedBatch;
 
-/// A model on the way of a batch.
+/// A model that takes part in the forward of a batch.
 #[derive(Debug)]
-pub struct Traveller<'a, O: Ops> {
+pub struct Participant<'a, O: Ops> {
     /// Its layers.
     pub model: &'a Transformer<O>,
     /// What its head reads.
@@ -39,7 +39,7 @@ pub struct Traveller<'a, O: Ops> {
 /// divided equally among them. Pauses between `steps` are nobody's.
 pub fn forward_together<O: Ops>(
     ops: &O,
-    models: &[Traveller<'_, O>],
+    models: &[Participant<'_, O>],
     batch: &PackedBatch,
     spent: &mut [Duration],
     steps: &mut Steps<'_>,
@@ -54,33 +54,34 @@ pub fn forward_together<O: Ops>(
         let packing = ops.packing(batch, ropes.iter().map(|rope| rope.packed(batch)).collect())?;
         let ids = embedding.part.ids(batch);
         let blocks = transformer::blocks(ops, model, batch, steps);
-        let way = Way { ops, batch, packing: &packing, ids: &ids, blocks };
-        let mut journey = Journey { way, models, spent, steps: &mut *steps, arrive: &mut arrive };
-        journey.charge(&group, begun);
-        journey.travel(&group, 0, Start::Tokens)?;
+        let pass = BatchPass { ops, batch, packing: &packing, ids: &ids, blocks };
+        let mut of_group = GroupRun { pass, models, spent, steps: &mut *steps, arrive: &mut arrive };
+        of_group.charge(&group, begun);
+        of_group.go(&group, 0, Start::Tokens)?;
     }
     Ok(())
 }
 
 /// How many layers run for a batch, and how many the models have. Pooling is taken to be the same.
 pub fn count_layers<O: Ops>(models: &[&Transformer<O>]) -> (usize, usize) {
-    fn count<O: Ops>(group: &[Traveller<'_, O>], indices: &[usize], depth: usize) -> usize {
+    fn count<O: Ops>(group: &[Participant<'_, O>], indices: &[usize], depth: usize) -> usize {
         let going: Vec<usize> =
             indices.iter().copied().filter(|&index| depth < group[index].model.layers.len()).collect();
         let parts = partition(&going, |a, b| same_layer(&group[a], &group[b], depth));
         parts.iter().map(|part| 1 + count(group, part, depth + 1)).sum()
     }
-    let travellers: Vec<_> = models.iter().map(|&model| Traveller { model, wanted: Wanted::All }).collect();
+    let participants: Vec<_> =
+        models.iter().map(|&model| Participant { model, wanted: Wanted::All }).collect();
     let everyone: Vec<usize> = (0..models.len()).collect();
     let groups = partition(&everyone, |a, b| models[a].embedding.identity == models[b].embedding.identity);
-    let run = groups.iter().map(|group| count(&travellers, group, 0)).sum();
+    let run = groups.iter().map(|group| count(&participants, group, 0)).sum();
     (run, models.iter().map(|model| model.layers.len()).sum())
 }
 
 /// Whether two models that have everything in common up to `depth` have this layer in common too. The last one
 /// counts with what follows it.
-fn same_layer<O: Ops>(a: &Traveller<'_, O>, b: &Traveller<'_, O>, depth: usize) -> bool {
-    let is_last = |traveller: &Traveller<'_, O>| depth + 1 == traveller.model.layers.len();
+fn same_layer<O: Ops>(a: &Participant<'_, O>, b: &Participant<'_, O>, depth: usize) -> bool {
+    let is_last = |participant: &Participant<'_, O>| depth + 1 == participant.model.layers.len();
     let same_end = || a.wanted == b.wanted && a.model.norm.identity == b.model.norm.identity;
     a.model.layers[depth].identity == b.model.layers[depth].identity
         && is_last(a) == is_last(b)
@@ -102,16 +103,16 @@ fn partition(indices: &[usize], same: impl Fn(usize, usize) -> bool) -> Vec<Vec<
 /// Takes a model's index and its hidden states, in blocks.
 type Arrive<'a, R> = dyn FnMut(usize, &[R]) -> Result<()> + 'a;
 
-/// A group of models on the way of a batch.
-struct Journey<'a, 'p, 'f, 's, O: Ops> {
-    way: Way<'a, 'p, O>,
-    models: &'a [Traveller<'a, O>],
+/// The models of a batch that have one embedding, and what becomes of them.
+struct GroupRun<'a, 'p, 'f, 's, O: Ops> {
+    pass: BatchPass<'a, 'p, O>,
+    models: &'a [Participant<'a, O>],
     spent: &'a mut [Duration],
     steps: &'a mut Steps<'s>,
     arrive: &'a mut Arrive<'f, O::Rows>,
 }
 
-impl<O: Ops> Journey<'_, '_, '_, '_, O> {
+impl<O: Ops> GroupRun<'_, '_, '_, '_, O> {
     /// Divides the time since then among the models of a group.
     fn charge(&mut self, group: &[usize], since: Begun) {
         let share = self.steps.since(since) / group.len() as u32;
@@ -119,11 +120,11 @@ impl<O: Ops> Journey<'_, '_, '_, '_, O> {
     }
 
     /// Takes a group through the layers from `depth` on, together as far as these are the same.
-    fn travel(&mut self, group: &[usize], depth: usize, mut start: Start<O::Rows>) -> Result<()> {
+    fn go(&mut self, group: &[usize], depth: usize, mut start: Start<O::Rows>) -> Result<()> {
         let parts = partition(group, |a, b| same_layer(&self.models[a], &self.models[b], depth));
         if let (Start::Tokens, [_, _, ..]) = (&start, parts.as_slice()) {
             let begun = self.steps.begin();
-            let embedded = self.way.embed(self.models[group[0]].model)?;
+            let embedded = self.pass.embed(self.models[group[0]].model)?;
             start = Start::Hidden(embedded);
             self.charge(group, begun);
         }
@@ -138,10 +139,10 @@ impl<O: Ops> Journey<'_, '_, '_, '_, O> {
             let num_layers = first.model.layers.len();
             let end = (depth + 1..num_layers).find(|&depth| !together(depth)).unwrap_or(num_layers);
             let begun = self.steps.begin();
-            let x = self.way.run(first.model, &first.wanted, depth..end, start, self.steps)?;
+            let x = self.pass.run(first.model, &first.wanted, depth..end, start, self.steps)?;
             self.charge(&part, begun);
             if end < num_layers {
-                self.travel(&part, end, Start::Hidden(x))?;
+                self.go(&part, end, Start::Hidden(x))?;
                 continue;
             }
             for index in part {
@@ -255,15 +256,15 @@ mod tests {
     fn run(models: &[(&str, Wanted)], spent: &mut [Duration]) -> (Vec<Vec<f32>>, usize) {
         let runs = Arc::default();
         let backbones: Vec<_> = models.iter().map(|(steps, _)| model(steps, &runs)).collect();
-        let travellers: Vec<_> = backbones
+        let participants: Vec<_> = backbones
             .iter()
             .zip(models)
-            .map(|(model, (_, wanted))| Traveller { model, wanted: wanted.clone() })
+            .map(|(model, (_, wanted))| Participant { model, wanted: wanted.clone() })
             .collect();
         let sequence = |token_ids: Vec<u32>| Sequence { type_ids: vec![0; token_ids.len()], token_ids };
         let batch = PackedBatch::pack(&[sequence(vec![1, 2]), sequence(vec![3, 1, 2])]);
         let mut arrived = vec![Vec::new(); models.len()];
-        forward_together(&OPS, &travellers, &batch, spent, &mut Steps::whole(), |index, hidden| {
+        forward_together(&OPS, &participants, &batch, spent, &mut Steps::whole(), |index, hidden| {
             assert!(arrived[index].is_empty(), "model {index} arrived twice");
             arrived[index] = OPS.to_vec(hidden)?;
             Ok(())

@@ -109,10 +109,10 @@ impl<O: Ops> Transformer<O> {
 }
 
 /// A batch on its way through models with one embedding.
-pub struct Way<'a, 'p, O: Ops> {
+pub struct BatchPass<'a, 'p, O: Ops> {
     /// The form of the operations.
     pub ops: &'a O,
-    /// What is on its way.
+    /// What passes.
     pub batch: &'a PackedBatch,
     /// Of the batch.
     pub packing: &'a O::Packing<'p>,
@@ -185,7 +185,7 @@ struct Going<R> {
     places: Range<usize>,
 }
 
-impl<O: Ops> Way<'_, '_, O> {
+impl<O: Ops> BatchPass<'_, '_, O> {
     /// [`Ops::each`] in steps. `work` counts multiplications.
     fn each<A: Send, B: Send>(
         &self,

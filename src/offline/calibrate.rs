@@ -22,6 +22,7 @@ use serde_json::Value;
 use crate::model::golden::GoldenRewards;
 use crate::model::golden::GoldenSample;
 use crate::model::golden::token_digest;
+use crate::model::pooling::Pooling;
 use crate::model::scorer::Calibration;
 use crate::offline::random;
 use crate::offline::score::Local;
@@ -175,7 +176,7 @@ impl Measured {
     }
 
     /// Golden rewards for the self-test of a server.
-    pub fn golden_rewards(&self, count: usize, seed: u64, pooling: &str) -> anyhow::Result<GoldenRewards> {
+    pub fn golden_rewards(&self, count: usize, seed: u64, pooling: Pooling) -> anyhow::Result<GoldenRewards> {
         let samples = self.golden_samples(count, seed);
         if samples.is_empty() {
             bail!("no reference could be scored: there is nothing to keep as golden rewards");

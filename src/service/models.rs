@@ -20,6 +20,7 @@ use crate::service::routing::Routing;
 use crate::service::self_test;
 use crate::text::Input;
 use crate::text::SampleTokenizer;
+use crate::text::TextRule;
 use crate::text::TokenizedSample;
 use crate::text::Truncation;
 
@@ -127,10 +128,10 @@ impl Serving {
                 variant = info.name,
                 architecture = info.architecture,
                 members = info.members.len(),
-                dtype = info.dtype,
-                device = info.device,
+                dtype = info.dtype.name(),
+                device = %info.device,
                 max_tokens = info.max_tokens,
-                text_rule = info.text_rule,
+                text_rule = TextRule::name_of(info.text_rule),
                 fingerprint = info.fingerprint,
                 "loaded variant"
             );

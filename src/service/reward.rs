@@ -37,6 +37,7 @@ use crate::service::outbound;
 use crate::service::score;
 use crate::service::state::State;
 use crate::service::stream;
+use crate::text::TextRule;
 
 /// The handlers; all they know is in [`State`].
 #[derive(Clone)]
@@ -144,14 +145,14 @@ fn variant(info: &VariantInfo) -> proto::VariantInfo {
         name: info.name.clone(),
         mode: info.mode.name().to_owned(),
         members: info.members.iter().map(member).collect(),
-        reduction: info.reduction.clone(),
-        dtype: info.dtype.to_owned(),
-        device: info.device.clone(),
+        reduction: info.reduction_name(),
+        dtype: info.dtype.name().to_owned(),
+        device: info.device.to_string(),
         max_tokens: proto::count(info.max_tokens),
         fingerprint: info.fingerprint.clone(),
         architecture: info.architecture.clone(),
-        pooling: info.pooling.to_owned(),
-        text_rule: info.text_rule.to_owned(),
+        pooling: info.pooling.name().to_owned(),
+        text_rule: TextRule::name_of(info.text_rule).to_owned(),
         notes: info.notes.clone(),
     }
 }

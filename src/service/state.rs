@@ -229,8 +229,8 @@ fn model_info(info: &VariantInfo) -> ModelInfo {
         variant: info.name.clone(),
         mode: info.mode.name().to_owned(),
         num_members: info.members.len(),
-        dtype: info.dtype.to_owned(),
-        device: info.device.clone(),
+        dtype: info.dtype.name().to_owned(),
+        device: info.device.to_string(),
         fingerprint: info.fingerprint.clone(),
         architecture: info.architecture.clone(),
     }

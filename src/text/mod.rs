@@ -97,6 +97,11 @@ impl TextRule {
             Self::SentencePair => "sentence_pair",
         }
     }
+
+    /// The same, or "none".
+    pub fn name_of(rule: Option<Self>) -> &'static str {
+        rule.map_or("none", Self::name)
+    }
 }
 
 /// A sample, ready for a model.

@@ -12,6 +12,9 @@ use std::time::Duration;
 
 use rewarm::engine;
 use rewarm::model::ModelError;
+use rewarm::model::device::DeviceName;
+use rewarm::model::dtype::Dtype;
+use rewarm::model::pooling::Pooling;
 use rewarm::model::scorer::Forward;
 use rewarm::model::scorer::Reduction;
 use rewarm::model::scorer::Scorer;
@@ -160,14 +163,14 @@ pub(crate) fn ensemble(name: &str, models: &[Arc<Fake>]) -> Variant {
         name: name.to_owned(),
         mode: if is_ens { Mode::Ens } else { Mode::Warm },
         members: (0..models.len()).map(member).collect(),
-        reduction: if is_ens { "mean".to_owned() } else { String::new() },
-        dtype: "f32",
-        device: "cpu".to_owned(),
+        reduction: is_ens.then_some(Reduction::Mean),
+        dtype: Dtype::F32,
+        device: DeviceName::Cpu,
         max_tokens: MAX_TOKENS,
         fingerprint: format!("fingerprint-of-{name}"),
         architecture: "Fake".to_owned(),
-        text_rule: "concatenation",
-        pooling: "cls",
+        text_rule: Some(TextRule::Concatenation),
+        pooling: Pooling::Cls,
         notes: Vec::new(),
     };
     let scorer = match models {

@@ -22,7 +22,7 @@ use crate::config::ConfigError;
 use crate::config::Overrides;
 use crate::config::VariantOptions;
 use crate::engine;
-use crate::model::variant::Dtype;
+use crate::model::dtype::Dtype;
 use crate::model::variant::Loader;
 use crate::model::variant::Mode;
 use crate::model::variant::Variant;
@@ -108,7 +108,9 @@ impl VariantArgs {
             config::load(&Overrides { config: self.config.clone(), ..Default::default() })?.service;
         if self.config.is_none() {
             if let Some(device) = &self.device {
-                service.models.variants.iter_mut().for_each(|variant| variant.device.clone_from(device));
+                let device =
+                    device.parse().map_err(|problem: String| anyhow::anyhow!("--device: {problem}"))?;
+                service.models.variants.iter_mut().for_each(|variant| variant.device = device);
             }
             service.models.variants = self.in_each_dtype(service.models.variants)?;
         }

@@ -39,7 +39,7 @@ use crate::model::plan::Part;
 use crate::model::plan::Role;
 use crate::model::steps::Steps;
 use crate::model::together;
-use crate::model::together::Traveller;
+use crate::model::together::Participant;
 use crate::ops::Ops;
 use crate::ops::batch::PackedBatch;
 use crate::ops::batch::Sequence;
@@ -148,7 +148,7 @@ impl Trainable {
         batch: &PackedBatch,
         mut read: impl FnMut(&[Tensor]) -> candle_core::Result<T>,
     ) -> Result<T, ModelError> {
-        let model = Traveller { model: &self.model.backbone, wanted: self.model.head.wanted(batch) };
+        let model = Participant { model: &self.model.backbone, wanted: self.model.head.wanted(batch) };
         let mut result = None;
         together::forward_together(
             ops,

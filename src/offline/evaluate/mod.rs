@@ -38,9 +38,10 @@ pub use self::output::write;
 pub use self::table::table;
 
 use crate::hub::Snapshot;
+use crate::model::device::DeviceName;
+use crate::model::dtype::Dtype;
 use crate::model::scorer::Calibration;
 use crate::model::scorer::Reduction;
-use crate::model::variant::Dtype;
 use crate::model::variant::Loader;
 use crate::model::variant::Mode;
 use crate::model::variant::Variant;
@@ -74,8 +75,8 @@ pub struct Config {
     pub reduction: Reduction,
     /// What to compute in.
     pub dtype: Dtype,
-    /// "cpu", "cuda" or "cuda:N".
-    pub device: String,
+    /// Where.
+    pub device: DeviceName,
     /// The limit for tokens, in place of the models' own.
     pub max_tokens: Option<usize>,
     /// What to do with samples that are too long.
@@ -282,7 +283,7 @@ fn variant_config(config: &Config, name: &str, mode: Mode, members: Vec<PathBuf>
         base: config.base.clone(),
         reduction: config.reduction,
         dtype: config.dtype,
-        device: config.device.clone(),
+        device: config.device,
         max_tokens: config.max_tokens,
         ..VariantConfig::new(name, mode, members)
     }
@@ -335,15 +336,15 @@ fn load(
 
 fn settings(config: &Config, ens: &Variant) -> Settings {
     Settings {
-        dtype: ens.info.dtype,
-        device: ens.info.device.clone(),
+        dtype: ens.info.dtype.name(),
+        device: ens.info.device.to_string(),
         max_tokens: ens.info.max_tokens,
         truncation: match config.truncation {
             Truncation::Reject => "reject",
             Truncation::Left => "left",
             Truncation::Right => "right",
         },
-        reduction: ens.info.reduction.clone(),
+        reduction: ens.info.reduction_name(),
         resamples: config.resamples,
         seed: config.seed,
     }
@@ -412,7 +413,7 @@ fn judge(
             reduced.iter().all(|reward| reward.is_finite()),
             "the members' rewards are finite, but ENS ({}) makes one of them that is not: look at the members' \
              calibrations",
-            ens.info.reduction
+            ens.info.reduction_name()
         );
         infos.push(ModelInfo {
             name: "ENS".to_owned(),

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 use serde_json::json;
 
-use crate::model::variant::Dtype;
+use crate::model::dtype::Dtype;
 use crate::offline::random;
 use crate::offline::train::purpose::Purpose;
 use crate::text::Truncation;

@@ -47,7 +47,7 @@ use crate::learn::trainable::Objective;
 use crate::learn::trainable::StepGradients;
 use crate::learn::trainable::TokenPair;
 use crate::learn::trainable::Trainable;
-use crate::model::variant::Dtype;
+use crate::model::dtype::Dtype;
 use crate::offline::Stop;
 use crate::offline::train::config::Config;
 use crate::offline::train::config::Member;

@@ -1,0 +1,36 @@
+//! What tells one function from another, whatever it is called and wherever it lies.
+
+use crate::checkpoint::hex;
+use crate::model::ModelError;
+use crate::model::dtype::Dtype;
+use crate::model::pooling::HeadKind;
+use crate::model::pooling::Pooling;
+use crate::model::variant::config::Mode;
+use crate::model::variant::config::VariantConfig;
+use crate::model::variant::info::MemberInfo;
+use crate::model::variant::members::Member;
+
+/// Hex digest of everything that determines a reward: weights, config, head, pooling rule, tokenizer, template,
+/// limit, reduction, calibration and dtype. Neither paths nor the variant's name count.
+pub(super) fn fingerprint(
+    config: &VariantConfig,
+    members: &[Member],
+    infos: &[MemberInfo],
+    heads: &[(HeadKind, Pooling)],
+    dtype: Dtype,
+) -> Result<String, ModelError> {
+    let configs: Vec<_> = members.iter().map(|member| &member.config).collect();
+    let parts: Vec<_> =
+        infos.iter().map(|info| (&info.digest, info.coefficient.to_bits(), info.calibration)).collect();
+    let content = serde_json::json!({
+        "fingerprint_version": 2,
+        "mode": config.mode,
+        "members": parts,
+        "configs": configs,
+        "heads": heads,
+        "reduction": (config.mode == Mode::Ens).then_some(config.reduction),
+        "dtype": dtype.name(),
+        "text": hex(&members[0].tokenizer.digest()),
+    });
+    Ok(blake3::hash(content.to_string().as_bytes()).to_hex().to_string())
+}

@@ -1,0 +1,120 @@
+//! The models of a variant: which members each is made from, and how it is loaded.
+
+use std::sync::Arc;
+use std::thread;
+
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::Digest;
+use crate::checkpoint::ahead::ReadAhead;
+use crate::model::ModelError;
+use crate::model::RewardModel;
+use crate::model::config::CheckpointConfig;
+use crate::model::ensemble::Ensemble;
+use crate::model::layout;
+use crate::model::plan::ModelPlan;
+use crate::model::pooling::HeadKind;
+use crate::model::pooling::Pooling;
+use crate::model::scorer::Members;
+use crate::model::variant::config::Mode;
+use crate::model::variant::config::VariantConfig;
+use crate::model::variant::members::Member;
+use crate::model::variant::members::in_member;
+use crate::model::weights::TensorStore;
+use crate::model::weights::Weights;
+use crate::ops::Ops;
+
+/// What is made of the members' weights, whatever form of the operations runs them.
+pub(super) struct LoadedFamily {
+    pub(super) family: Box<dyn Members>,
+    /// Of each model.
+    pub(super) heads: Vec<(HeadKind, Pooling)>,
+    /// Of each member.
+    pub(super) digests: Vec<Digest>,
+}
+
+/// Reads the weights, and builds what the mode makes of them.
+pub(super) fn load_family<O: Ops>(
+    config: &VariantConfig,
+    members: &[Member],
+    ops: O,
+    store: &mut TensorStore,
+    progress: &mut dyn FnMut(u64),
+) -> Result<LoadedFamily, ModelError> {
+    let ops = Arc::new(ops);
+    let models = load_models(config, members, &ops, store, progress)?;
+    let heads = models.iter().map(|loaded| (loaded.head, loaded.model.head().pooling())).collect();
+    let digests = models.iter().flat_map(|loaded| loaded.digests.iter().copied()).collect();
+    let family = Ensemble::new(ops, models.into_iter().map(|loaded| loaded.model).collect());
+    let (layers, of_members) = family.count_layers();
+    if layers < of_members {
+        tracing::info!(variant = config.name, layers, of_members, "members share layers");
+    }
+    Ok(LoadedFamily { family: Box::new(family), heads, digests })
+}
+
+/// A model, whose head it has, and the digests of the members it was made from.
+struct Loaded<O: Ops> {
+    model: RewardModel<O>,
+    head: HeadKind,
+    digests: Vec<Digest>,
+}
+
+/// The models of a variant.
+fn load_models<O: Ops>(
+    config: &VariantConfig,
+    members: &[Member],
+    ops: &Arc<O>,
+    store: &mut TensorStore,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Vec<Loaded<O>>, ModelError> {
+    let sources = sources(config, members);
+    let groups = groups(config, &sources);
+    let mut models = Vec::with_capacity(groups.len());
+    for (group, member) in groups.into_iter().zip(members) {
+        let mut load = || {
+            let plan = checked_plan(group, &member.config)?;
+            let weights = Weights::new(&plan, group, ops, Some(store), progress);
+            thread::scope(|scope| {
+                let ahead = ReadAhead::start(scope, group, unread(&plan, group));
+                let mut weights = weights.reading_ahead(Some(ahead));
+                let model = RewardModel::load(&mut weights, &plan, &member.config)?;
+                Ok(Loaded { model, head: plan.head.kind, digests: weights.finish()? })
+            })
+        };
+        models.push(load().map_err(|source| in_member(&member.path, source))?);
+    }
+    Ok(models)
+}
+
+/// What each member has, and its share.
+pub(super) fn sources<'m>(config: &VariantConfig, members: &'m [Member]) -> Vec<(&'m Checkpoint, f64)> {
+    members.iter().map(|member| &member.checkpoint).zip(config.coefficients()).collect()
+}
+
+/// What each model is made from.
+pub(super) fn groups<'s, 'm>(
+    config: &VariantConfig,
+    sources: &'s [(&'m Checkpoint, f64)],
+) -> Vec<&'s [(&'m Checkpoint, f64)]> {
+    match config.mode {
+        Mode::Warm => vec![sources],
+        Mode::Ens => sources.chunks(1).collect(),
+    }
+}
+
+/// The plan of a model that is made from these members; refuses what can be refused without reading weights.
+pub(super) fn checked_plan(
+    members: &[(&Checkpoint, f64)],
+    config: &CheckpointConfig,
+) -> Result<ModelPlan, ModelError> {
+    let plan = layout::plan(members[0].0, config)?;
+    layout::check(&plan, members.iter().map(|(checkpoint, _)| *checkpoint))?;
+    Ok(plan)
+}
+
+/// The tensors of a plan whose digests are not known yet, in the order in which they are loaded.
+pub(super) fn unread(plan: &ModelPlan, members: &[(&Checkpoint, f64)]) -> Vec<String> {
+    let is_known = |name: &str| members.iter().all(|(checkpoint, _)| checkpoint.known_digest(name).is_some());
+    let names = plan.tensors.iter().map(|tensor| &tensor.name);
+    names.filter(|name| !is_known(name)).cloned().collect()
+}
