@@ -11,6 +11,7 @@ use rewarm::model::variant::Loader;
 use rewarm::model::variant::Mode;
 use rewarm::model::variant::VariantConfig;
 use rewarm::model::variant::VariantInfo;
+use rewarm::text::TextRule;
 use safetensors::SafeTensors;
 use serde_json::Value;
 use serde_json::json;
@@ -205,4 +206,19 @@ fn what_makes_other_scores_than_the_classifier_is_refused_by_name() {
     });
     let options = rewarm::learn::trainable::LoadOptions::default();
     rewarm::learn::trainable::Trainable::load(dir.path(), &options).unwrap();
+}
+
+/// InternLM2's own code appends a token to each text, and reads the reward there.
+#[test]
+fn a_token_that_a_models_code_appends_is_not_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let add = |from: &str, file: &str| fs::copy(model(from).join(file), dir.path().join(file)).unwrap();
+    add("internlm2", "config.json");
+    add("internlm2", "model.safetensors");
+    add("llama", "tokenizer.json");
+    add("llama", "tokenizer_config.json");
+    let error = load(dir.path()).unwrap_err();
+    assert!(error.contains("reward_token_id") && error.contains("rewarm.json"), "{error}");
+    fs::write(dir.path().join("rewarm.json"), r#"{"text_end": "as_is"}"#).unwrap();
+    assert_eq!(load(dir.path()).unwrap().text_rule, Some(TextRule::ChatTemplate));
 }

@@ -331,6 +331,8 @@ pub struct HeadPlan {
     pub pooling: Pooling,
     /// Whether `dense` reads every token, and pooling is of what it makes of them (EuroBERT).
     pub pools_late: bool,
+    /// Whether it reads a token that the model's own code appends to texts (InternLM2).
+    pub reads_appended: bool,
     /// Weights of the last layer's rows, whose sum is the reward; none where it has one row.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label_weights: Option<Vec<f64>>,
@@ -340,7 +342,15 @@ impl HeadPlan {
     /// A linear layer alone.
     pub fn linear(kind: HeadKind, name: &str, hidden: usize, has_bias: bool, pooling: Pooling) -> Self {
         let output = LinearPlan::new(name, 1, hidden, has_bias);
-        Self { kind, dense: None, output, pooling, pools_late: false, label_weights: None }
+        Self {
+            kind,
+            dense: None,
+            output,
+            pooling,
+            pools_late: false,
+            reads_appended: false,
+            label_weights: None,
+        }
     }
 
     /// The same head where its last layer has several outputs.

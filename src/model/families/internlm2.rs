@@ -33,11 +33,12 @@ const DEFAULTS: Defaults = Defaults { vocab_size: 103_168, ..LLAMA };
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let config = decoder::read(fields, &DEFAULTS)?;
     let has_bias = fields.or_default("bias", true)?;
+    let head = HeadPlan::linear(HeadKind::ValueHead, "v_head", config.hidden, false, Pooling::LastToken);
     Ok(Blueprint {
         norms: Norms::before("attention_norm", "ffn_norm"),
         qkv_bias: has_bias,
         output_bias: has_bias,
-        head: HeadPlan::linear(HeadKind::ValueHead, "v_head", config.hidden, false, Pooling::LastToken),
+        head: HeadPlan { reads_appended: true, ..head },
         names: NAMES,
         ..config
     }
