@@ -211,12 +211,15 @@ fn check_architecture(architecture: &str, family: &Family) -> Result<(), String>
         "Model",
         "ForRewardModel", // InternLM2
         "LMHeadModel",    // GPT-2
+        "ForConditionalGeneration",
+        "ForCausalLMWithValueHead",
     ];
+    // the causal Gemma-3 is no Gemma3Text..., and MosaicML's own classes begin with MPT
+    let is_class = |name: &str| name.eq_ignore_ascii_case(class) || format!("{name}Text") == *class;
     let supported = architecture == "RewardModel" // OpenRLHF
         || architecture == format!("{model_type} (unnamed)")
-        || architecture == format!("{class}ForCausalLMWithValueHead")
         || architecture == "AutoModelForCausalLMWithValueHead"
-        || tasks.iter().any(|task| architecture == format!("{class}{task}"));
+        || tasks.iter().any(|task| architecture.strip_suffix(task).is_some_and(is_class));
     if supported {
         return Ok(());
     }

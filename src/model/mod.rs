@@ -32,6 +32,8 @@ pub mod origin;
 mod paths;
 pub mod plan;
 pub mod pooling;
+#[cfg(test)]
+mod published;
 pub mod rope;
 pub mod scorer;
 pub mod steps;

@@ -153,6 +153,20 @@ impl RopeConfig {
         }
     }
 
+    /// HunYuan's: a `dynamic` one that has an `alpha` stretches the base by it, once for texts of all lengths.
+    pub(super) fn with_alpha(self, fields: &Fields<'_>) -> Result<Self, String> {
+        let alpha = match (&self.scaling, Self::parameters(fields)?) {
+            (RopeScaling::Dynamic { .. }, Some((_, rope))) => {
+                Fields(rope).number("alpha", |alpha| alpha >= 0.0)?.filter(|alpha| *alpha > 0.0)
+            }
+            _ => None,
+        };
+        let Some(alpha) = alpha else { return Ok(self) };
+        let width = self.head_dim as f64;
+        let theta = self.theta * alpha.powf(width / (width - 2.0));
+        Ok(Self { theta, scaling: RopeScaling::None, ..self })
+    }
+
     /// Where they are, and they.
     fn parameters<'f>(fields: &Fields<'f>) -> Result<Option<Placed<'f>>, String> {
         for place in ["rope_scaling", "rope_parameters"] {

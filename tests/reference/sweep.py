@@ -2,7 +2,7 @@
 """Takes away and contradicts each key of each file of a checkpoint, one at a time, and compares rewarm with transformers.
 
     pip install -r tests/reference/requirements.txt
-    cargo build && python tests/reference/sweep.py [--rewarm target/debug/rewarm] [--keep DIR] [--only TEXT] [NAME ...]
+    cargo build && python tests/reference/sweep.py [--rewarm target/debug/rewarm] [--keep DIR] [--file config.json] [--only TEXT] [NAME ...]
 
 For each family that rewarm reads there are tiny random checkpoints, with the tokenizers that such models have. Of
 each file (`config.json`, `tokenizer_config.json`, `tokenizer.json`, `special_tokens_map.json`, `added_tokens.json`) every
@@ -36,6 +36,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import sweep_families
 
 torch.set_num_threads(1)
 transformers.utils.logging.set_verbosity(50)
@@ -135,8 +137,8 @@ def randomise(model, seed):
     generator = torch.Generator().manual_seed(seed)
     for name, weight in sorted(model.named_parameters()):
         noise = torch.randn(weight.shape, generator=generator)
-        if "norm" in name.lower() and name.endswith("weight"):
-            weight.data = (0.0 if "Gemma" in type(model).__name__ else 1.0) + 0.3 * noise
+        if weight.dim() == 1 and name.endswith("weight"):  # of a norm
+            weight.data = (0.0 if type(model).__name__.startswith(("Gemma", "Nemotron")) else 1.0) + 0.3 * noise
         elif name.endswith("bias"):
             weight.data = 0.3 * noise
         elif "embed" in name:
@@ -146,6 +148,7 @@ def randomise(model, seed):
     return model.eval()
 
 
+ENCODERS = {"bert", "roberta", "xlm-roberta"} | {model_type for model_type, _ in sweep_families.ENCODERS.values()}
 SIZES = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=512, num_labels=1)
 LLAMA3 = ["<|begin_of_text|>", "<|end_of_text|>", "<|pad|>"]
 LLAMA2 = ["<unk>", "<s>", "</s>"]
@@ -162,7 +165,7 @@ def named(**tokens):
 
 
 def checkpoints():
-    """name → (model_type, sizes, tokenizer, tokenizer_config)"""
+    """name → (model_type, all sizes, tokenizer, tokenizer_config)"""
     decoder = dict(num_key_value_heads=2, max_position_embeddings=256, pad_token_id=2, bos_token_id=0, eos_token_id=1)
     fast = {"tokenizer_class": "PreTrainedTokenizerFast"}
     llama3 = named(bos=LLAMA3[0], eos=LLAMA3[1], pad=LLAMA3[2])
@@ -172,7 +175,10 @@ def checkpoints():
     yarn = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
     llama3_rope = {"rope_type": "llama3", "rope_theta": 5000.0, "factor": 8.0, "low_freq_factor": 1.0,
                    "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
-    return {
+    decoders = {name: (*of, lambda: byte_level(LLAMA3, bos_template(LLAMA3[0])), fast | llama3)
+                for name, of in sweep_families.DECODERS.items()}
+    encoders = {name: (*of, word_piece, fast | bert | {"model_input_names": inputs_of(of[1])}) for name, of in sweep_families.ENCODERS.items()}
+    first = {
         "llama": ("llama", decoder | {"rope_parameters": llama3_rope}, lambda: byte_level(LLAMA3, bos_template(LLAMA3[0])),
                   fast | llama3),
         "llama-digits": ("llama", decoder, lambda: byte_level(["<|endoftext|>"] + LLAMA3, digits=True),
@@ -226,6 +232,12 @@ def checkpoints():
         "roberta-bert": ("roberta", encoder | {"type_vocab_size": 1, "pad_token_id": 0}, word_piece,
                          {"tokenizer_class": "BertTokenizer", "model_input_names": ["input_ids", "attention_mask"]} | bert),
     }
+    return {name: (kind, SIZES | sizes, *text) for name, (kind, sizes, *text) in first.items()} | decoders | encoders
+
+
+def inputs_of(sizes):
+    types = ["token_type_ids"] if sizes.get("type_vocab_size", 0) > 1 else []
+    return ["input_ids", *types, "attention_mask"]
 
 
 def write_json(path, value):
@@ -239,7 +251,7 @@ def read_json(path):
 def make(name, folder):
     model_type, sizes, tokenizer, config = checkpoints()[name]
     torch.manual_seed(0)
-    model_config = transformers.AutoConfig.for_model(model_type, **(SIZES | sizes))
+    model_config = transformers.AutoConfig.for_model(model_type, **sizes)
     randomise(AutoModelForSequenceClassification.from_config(model_config), len(name)).save_pretrained(folder)
     tokenizer().save(str(folder / "tokenizer.json"))
     is_decoder = model_type not in ENCODERS
@@ -344,6 +356,11 @@ TENSORS = {"score.bias": lambda: torch.full((1,), 5.0), "lm_head.weight": lambda
 SKIPPED = {"model_type", "transformers_version", "vocab", "merges", "type", "version"}
 
 
+READ_BY_MANY = {"rope_scaling", "rope_parameters", "rope_theta", "partial_rotary_factor", "head_dim", "num_key_value_heads", "is_decoder", "sliding_window"}
+READ_BY_ALL = {"use_cache", "dtype", "architectures", "initializer_range", "bos_token_id", "tie_word_embeddings", "id2label", "label2id", "problem_type",
+               "chunk_size_feed_forward", "num_labels", "output_past"}
+
+
 def contradictions(value):
     """Values of the same kind that say something else."""
     match value:
@@ -355,6 +372,8 @@ def contradictions(value):
             return [value * 2]
         case str():
             return ["gelu"] if value in ("silu", "gelu_pytorch_tanh") else []
+        case list() if value:
+            return [value[:-1]]
         case _:
             return []
 
@@ -365,9 +384,15 @@ def inside(document, path):
     return document
 
 
-def variants(folder):
-    """(description, what to do in a copy of the folder)"""
-    for place, others in OTHERS.items():
+def variants(folder, is_quick=False):
+    """(description, what to do in a copy of the folder). `is_quick`: of `config.json` only what the family may read."""
+    config = read_json(folder / "config.json")
+    own = sweep_families.OWN.get(config["model_type"], {})
+    of_config = {key: OTHERS["config.json"].get(key, []) + own.get(key, []) for key in OTHERS["config.json"] | own
+                 if not is_quick or key in own or key in config or key in config.get("text_config", {}) or key in READ_BY_MANY}
+    nested = {"text_config": of_config, "attn_config": sweep_families.ATTENTION_OF_MPT}
+    places = OTHERS | {"config.json": of_config} | {f"config.json/{key}": nested[key] for key in nested if key in config}
+    for place, others in places.items():
         file, *path = place.split("/")
         present = inside(read_json(folder / file), path)
 
@@ -377,7 +402,7 @@ def variants(folder):
             write_json(copy_of / file, document)
 
         for key in sorted(set(present) | set(others)):
-            if key in SKIPPED:
+            if key in SKIPPED or is_quick and (key in READ_BY_ALL or "drop" in key):
                 continue
             if key in present:
                 yield f"{place} without {key}", lambda c, key=key, edit=edit: edit(c, key, lambda d, k: d.pop(k))
@@ -387,7 +412,7 @@ def variants(folder):
                     continue
                 yield (f"{place} {key} = {json.dumps(value)}",
                        lambda c, key=key, value=value, edit=edit: edit(c, key, lambda d, k: d.__setitem__(k, value)))
-    for parameter in sorted(read_json(folder / "config.json").get("rope_parameters", {})):
+    for parameter in sorted(config.get("rope_parameters") or {}):
         for value in ["without", None, 2.0, 100.0]:
             def rope(copy_of, parameter=parameter, value=value):
                 document = read_json(copy_of / "config.json")
@@ -587,6 +612,8 @@ def main():
     parser.add_argument("--rewarm", default="target/debug/rewarm")
     parser.add_argument("--keep", help="a folder for the variants that disagree")
     parser.add_argument("--only", default="", help="variants whose description has this text")
+    parser.add_argument("--file", default="", help="variants of the file whose name this is the begin of")
+    parser.add_argument("--quick", action="store_true", help="without the keys of config.json that all families read alike, or only others read")
     parser.add_argument("--refused", action="store_true", help="print what only rewarm refuses, too")
     parser.add_argument("--export", help="only write the fixed few to this folder: tests/data/rules")
     parser.add_argument("names", nargs="*")
@@ -602,8 +629,8 @@ def main():
         folder.mkdir()
         make(name, folder)
         unchanged = rewarm(arguments.rewarm, folder)
-        for description, change in [("as it is", lambda copy_of: None), *variants(folder)]:
-            if arguments.only not in description:
+        for description, change in [("as it is", lambda copy_of: None), *variants(folder, arguments.quick)]:
+            if arguments.only not in description or not description.startswith((arguments.file, "as it is")):
                 continue
             variant = work / "variant"
             shutil.rmtree(variant, ignore_errors=True)

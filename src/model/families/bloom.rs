@@ -54,11 +54,9 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
         let mut fields = fields.0.clone();
         let hidden = Fields(&fields).size("hidden_size", DEFAULTS.hidden, at_most::WIDTH)?;
         fields.insert("intermediate_size".to_owned(), (4 * hidden).into()); // the class reads no other number
-        decoder::read_without_rope(&Fields(&fields), &DEFAULTS)
+        decoder::read_with_plain_heads(&Fields(&fields), &DEFAULTS)
     })?;
     Ok(Blueprint {
-        kv_heads: config.heads,
-        head_dim: config.hidden / config.heads,
         norms_embedding: true,
         norm: NormStyle::layer(config.norm.eps),
         activation: Activation::GeluTanh,

@@ -87,6 +87,14 @@ pub(super) fn read(fields: &Fields<'_>, defaults: &Defaults) -> Result<Blueprint
     Ok(decoder.with_rope(rope))
 }
 
+/// The same without positions, of a class that reads neither `num_key_value_heads` nor `head_dim`.
+pub(super) fn read_with_plain_heads(fields: &Fields<'_>, defaults: &Defaults) -> Result<Blueprint, String> {
+    let mut fields = fields.0.clone();
+    fields.remove("num_key_value_heads");
+    fields.remove("head_dim");
+    read_without_rope(&Fields(&fields), defaults)
+}
+
 /// The same without positions.
 pub(super) fn read_without_rope(fields: &Fields<'_>, defaults: &Defaults) -> Result<Blueprint, String> {
     let hidden = fields.size("hidden_size", defaults.hidden, at_most::WIDTH)?;

@@ -2,6 +2,7 @@
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
+use crate::model::families::at_most;
 use crate::model::families::blueprint::Blueprint;
 use crate::model::families::blueprint::NormStyle;
 use crate::model::families::blueprint::Norms;
@@ -42,7 +43,7 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
         qkv_bias: attention_bias,
         output_bias: attention_bias,
         windows: decoder::windows(fields, config.num_layers, window, |layer| layer % 2 == 0)?,
-        attention_scale: fields.number_or("query_pre_attn_scalar", 256.0, |scalar| scalar > 0.0)?.powf(-0.5),
+        attention_scale: (fields.size("query_pre_attn_scalar", 256, at_most::WIDTH)? as f64).powf(-0.5),
         attention_softcap: match fields.0.get("attn_logit_softcapping") {
             None => Some(50.0),
             Some(_) => fields.number("attn_logit_softcapping", |cap| cap != 0.0)?, // null means none

@@ -3,6 +3,7 @@
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
+use crate::model::families::at_most;
 use crate::model::families::blueprint::Blueprint;
 use crate::model::families::blueprint::NormStyle;
 use crate::model::families::blueprint::Norms;
@@ -54,7 +55,7 @@ pub(super) fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
         qkv_bias: attention_bias,
         output_bias: attention_bias,
         windows: decoder::windows(fields, config.num_layers, window, slides)?,
-        attention_scale: fields.number_or("query_pre_attn_scalar", 256.0, |scalar| scalar > 0.0)?.powf(-0.5),
+        attention_scale: (fields.size("query_pre_attn_scalar", 256, at_most::WIDTH)? as f64).powf(-0.5),
         embedding_scale: Some((config.hidden as f64).sqrt()),
         ..config
     };

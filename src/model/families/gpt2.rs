@@ -55,10 +55,8 @@ pub(super) fn read(fields: &Fields<'_>, defaults: &Defaults) -> Result<Blueprint
             let hidden = Fields(&fields).size("hidden_size", defaults.hidden, at_most::WIDTH)?;
             fields.insert("intermediate_size".to_owned(), (4 * hidden).into());
         }
-        let config = decoder::read_without_rope(&Fields(&fields), defaults)?;
+        let config = decoder::read_with_plain_heads(&Fields(&fields), defaults)?;
         Ok(Blueprint {
-            kv_heads: config.heads, // the class reads no other number
-            head_dim: config.hidden / config.heads,
             positions: Some((config.max_tokens, PositionRule::From(0))),
             norm: NormStyle::layer(config.norm.eps),
             norms: Norms::before("ln_1", "ln_2"),

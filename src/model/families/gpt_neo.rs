@@ -46,11 +46,14 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     .into())
 }
 
-/// By `attention_types`: [[kinds of some layers, how often], ...].
+/// By `attention_layers`, a kind for each, or by `attention_types`: [[kinds of some layers, how often], ...].
 fn windows(fields: &Fields<'_>, num_layers: usize, window: usize) -> Result<Vec<Option<usize>>, String> {
     type Repeated = (Vec<String>, usize);
     let default = || vec![(vec!["global".to_owned(), "local".to_owned()], 12)];
-    let types: Vec<Repeated> = fields.optional("attention_types")?.unwrap_or_else(default);
+    let (key, types): (_, Vec<Repeated>) = match fields.0.contains_key("attention_layers") {
+        true => ("attention_layers", vec![(fields.required("attention_layers")?, 1)]),
+        false => ("attention_types", fields.optional("attention_types")?.unwrap_or_else(default)),
+    };
     let mut windows = Vec::new();
     for (kinds, times) in types {
         for _ in 0..times.min(num_layers) {
@@ -59,14 +62,14 @@ fn windows(fields: &Fields<'_>, num_layers: usize, window: usize) -> Result<Vec<
                     "global" => None,
                     "local" => Some(window),
                     other => {
-                        return Err(format!("`attention_types` has `{other}`: expected global or local"));
+                        return Err(format!("`{key}` has `{other}`: expected global or local"));
                     }
                 });
             }
         }
     }
     if windows.len() != num_layers {
-        return Err(format!("`attention_types` is for {} layers, the model has {num_layers}", windows.len()));
+        return Err(format!("`{key}` is for {} layers, the model has {num_layers}", windows.len()));
     }
     Ok(windows)
 }

@@ -7,6 +7,7 @@ use crate::model::families::blueprint::InsideNames;
 use crate::model::families::blueprint::Names;
 use crate::model::families::blueprint::Norms;
 use crate::model::families::blueprint::QkvNames;
+use crate::model::families::check_head_dim;
 use crate::model::families::encoder;
 use crate::model::families::encoder::BERT_NAMES;
 use crate::model::plan::BackbonePlan;
@@ -36,6 +37,7 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
         given.entry("type_vocab_size").or_insert(1.into());
     }
     let config = encoder::read(&Fields(&given), 250_048)?;
+    check_head_dim(fields, config.head_dim)?;
     let defaults = RopeDefaults {
         head_dim: config.head_dim,
         max_positions: config.max_tokens,

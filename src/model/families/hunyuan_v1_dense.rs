@@ -8,6 +8,7 @@ use crate::model::families::decoder;
 use crate::model::families::decoder::Defaults;
 use crate::model::families::decoder::LLAMA;
 use crate::model::plan::BackbonePlan;
+use crate::model::rope::RopeConfig;
 use crate::text::FamilyTokenizer;
 
 pub(super) const FAMILY: Family = Family {
@@ -25,11 +26,13 @@ const DEFAULTS: Defaults = Defaults { vocab_size: 290_943, norm_eps: ("rms_norm_
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let names = ["self_attn.query_layernorm", "self_attn.key_layernorm"];
     let attention_bias = fields.or_default("attention_bias", false)?;
+    let config = decoder::read_without_rope(fields, &DEFAULTS)?;
+    let rope = RopeConfig::parse(fields, decoder::rope_defaults(&config, &DEFAULTS))?.with_alpha(fields)?;
     Ok(Blueprint {
         qk_norm: Some(QkNorm { names, is_turned: true, ..QkNorm::HEADS }),
         qkv_bias: attention_bias,
         output_bias: attention_bias,
-        ..decoder::read(fields, &DEFAULTS)?
+        ..config.with_rope(rope)
     }
     .into())
 }

@@ -8,6 +8,7 @@ use crate::model::families::blueprint::Names;
 use crate::model::families::blueprint::Norms;
 use crate::model::families::blueprint::QkvNames;
 use crate::model::families::blueprint::head_of_two_layers;
+use crate::model::families::check_head_dim;
 use crate::model::families::encoder;
 use crate::model::families::encoder::BERT_NAMES;
 use crate::model::plan::BackbonePlan;
@@ -41,6 +42,7 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     }
     given.entry("layer_norm_eps").or_insert(1e-5.into());
     let config = encoder::read(&Fields(&given), 250_002)?;
+    check_head_dim(fields, config.head_dim)?;
     let defaults = RopeDefaults {
         head_dim: config.head_dim,
         max_positions: config.max_tokens,

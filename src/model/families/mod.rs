@@ -198,17 +198,133 @@ fn renamed<T>(
     })
 }
 
+/// Refuses a `head_dim` of a class that splits its width among the heads and yet reads it elsewhere.
+fn check_head_dim(fields: &Fields<'_>, head_dim: usize) -> Result<(), String> {
+    fields.refuse_unless(
+        "head_dim",
+        |value| value.is_null() || *value == head_dim,
+        &format!(
+            "transformers computes this class with {head_dim} only, `hidden_size` / `num_attention_heads`"
+        ),
+    )
+}
+
 fn parse_activation(key: &str, name: &str) -> Result<Activation, String> {
     Ok(match name {
-        "gelu" => Activation::GeluErf,
+        "gelu" | "gelu_python" => Activation::GeluErf,
         "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Activation::GeluTanh,
         "silu" | "swish" => Activation::Silu,
         "relu" => Activation::Relu,
         "relu2" => Activation::ReluSquared,
+        "tanh" => Activation::Tanh,
         other => {
             return Err(format!(
-                "`{key}` is `{other}`: supported are gelu, gelu_new, gelu_pytorch_tanh, silu, relu, relu2"
+                "`{key}` is `{other}`: supported are gelu, gelu_new, gelu_pytorch_tanh, silu, relu, relu2, tanh"
             ));
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+    use serde_json::json;
+
+    use super::*;
+    use crate::ops::AttentionSpec;
+
+    fn plan(config: Value) -> Result<BackbonePlan, String> {
+        let Value::Object(fields) = config else { unreachable!() };
+        let model_type = fields["model_type"].as_str().expect("a case names its family");
+        (find(model_type)?.parse)(&Fields(&fields))
+    }
+
+    /// What `tests/reference/sweep.py` found: of keys that contradict each other, transformers 5.23 reads this one.
+    #[test]
+    fn keys_count_as_the_class_reads_them() {
+        type Seen = fn(&AttentionSpec) -> f64;
+        let window: Seen = |spec| spec.window.map_or(0.0, |window| window as f64);
+        let inverse_square_of_scale: Seen = |spec| spec.scale.powi(-2).round();
+        let cases = [
+            // a width of heads that the class does not read
+            (
+                json!({"model_type": "gpt2", "n_embd": 32, "n_head": 4, "head_dim": 4}),
+                inverse_square_of_scale,
+                8.0,
+            ),
+            (
+                json!({"model_type": "gpt2", "n_embd": 32, "n_head": 4, "num_key_value_heads": 3}),
+                |spec| spec.kv_heads as f64,
+                4.0,
+            ),
+            (
+                json!({"model_type": "bloom", "n_head": 4, "hidden_size": 32, "head_dim": 16}),
+                inverse_square_of_scale,
+                8.0,
+            ),
+            (
+                json!({"model_type": "mpt", "n_heads": 4, "d_model": 32, "head_dim": 16}),
+                inverse_square_of_scale,
+                8.0,
+            ),
+            (
+                json!({"model_type": "opt", "num_attention_heads": 4, "hidden_size": 32, "head_dim": 16}),
+                inverse_square_of_scale,
+                8.0,
+            ),
+            // what transformers writes beside what it was derived from
+            (
+                json!({"model_type": "gpt_neo", "num_layers": 2, "window_size": 6, "attention_types": [[["global"], 2]],
+                    "attention_layers": ["global", "local"]}),
+                window,
+                6.0,
+            ),
+            (
+                json!({"model_type": "modernbert-decoder", "local_attention": 16, "sliding_window": 9}),
+                window,
+                9.0,
+            ),
+            (json!({"model_type": "modernbert-decoder", "local_attention": 16}), window, 8.0),
+            (json!({"model_type": "modernbert", "local_attention": 16, "sliding_window": 4}), window, 5.0),
+            (json!({"model_type": "modernbert", "local_attention": 16}), window, 9.0),
+        ];
+        for (config, seen, expected) in cases {
+            let plan = plan(config.clone()).unwrap_or_else(|problem| panic!("{config}: {problem}"));
+            assert_eq!(seen(&plan.layers[1].attention.spec), expected, "{config}");
+        }
+    }
+
+    /// `rope_theta · alpha ** (d / (d - 2))`, as `HunYuanDenseV1RotaryEmbedding` computes it; without `alpha` it grows.
+    #[test]
+    fn an_alpha_stretches_the_base_of_hunyuan() {
+        let rope = |alpha: Value| {
+            let scaling = json!({"type": "dynamic", "factor": 1.0, "alpha": alpha});
+            let plan =
+                plan(json!({"model_type": "hunyuan_v1_dense", "head_dim": 128, "rope_scaling": scaling}));
+            plan.expect("a config that runs").ropes.remove(0)
+        };
+        let stretched = rope(json!(1000.0));
+        assert_eq!(stretched.scaling, crate::model::rope::RopeScaling::None);
+        assert!((stretched.theta - 11158839.92507748).abs() < 1e-4, "{}", stretched.theta);
+        for none in [json!(null), json!(0.0)] {
+            assert_eq!(rope(none).theta, 10_000.0);
+        }
+    }
+
+    #[test]
+    fn what_transformers_does_not_compute_is_refused_by_its_key() {
+        for (key, config) in [
+            (
+                "head_dim",
+                json!({"model_type": "nomic_bert", "num_attention_heads": 4, "hidden_size": 32, "head_dim": 16}),
+            ),
+            ("head_dim", json!({"model_type": "modernbert", "head_dim": 16})),
+            ("query_pre_attn_scalar", json!({"model_type": "gemma3_text", "query_pre_attn_scalar": 20.5})),
+            ("attention_layers", json!({"model_type": "gpt_neo", "attention_layers": ["global"]})),
+            ("sliding_window", json!({"model_type": "modernbert-decoder", "sliding_window": null})),
+        ] {
+            let problem = plan(config.clone()).expect_err("refused");
+            assert!(problem.contains(&format!("`{key}`")), "{config}: {problem}");
+        }
+    }
 }

@@ -10,6 +10,7 @@ use crate::model::families::blueprint::Names;
 use crate::model::families::blueprint::NormStyle;
 use crate::model::families::blueprint::Norms;
 use crate::model::families::blueprint::QkvNames;
+use crate::model::families::check_head_dim;
 use crate::model::families::decoder;
 use crate::model::families::decoder::Defaults;
 use crate::model::families::decoder::LLAMA;
@@ -47,8 +48,7 @@ const DEFAULTS: Defaults = Defaults {
 };
 
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
-    let radius = fields.size("local_attention", 128, at_most::POSITIONS)? / 2;
-    let config = read(fields, radius + 1)?;
+    let config = read(fields, reach(fields)? + 1)?;
     let pooling = match fields.or_default("classifier_pooling", "cls".to_owned())?.as_str() {
         "cls" => Pooling::Cls,
         "mean" => Pooling::Mean,
@@ -59,15 +59,22 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     Ok(Blueprint { is_causal: false, head, names, ..config }.into())
 }
 
+/// How far local layers see: half of `local_attention`, or, before it, `sliding_window`, which the decoder's files say too.
+pub(super) fn reach(fields: &Fields<'_>) -> Result<usize, String> {
+    match fields.0.contains_key("sliding_window") {
+        true => fields.size("sliding_window", 64, at_most::POSITIONS),
+        false => Ok(fields.size("local_attention", 128, at_most::POSITIONS)? / 2),
+    }
+}
+
 /// The encoder's and the decoder's, with this window in local layers.
 pub(super) fn read(fields: &Fields<'_>, window: usize) -> Result<Blueprint, String> {
-    let config = decoder::read_without_rope(fields, &DEFAULTS)?;
+    let config = decoder::read_with_plain_heads(fields, &DEFAULTS)?;
+    check_head_dim(fields, config.head_dim)?; // its rope reads it
     let full_every = fields.size("global_attn_every_n_layers", 3, usize::MAX)?;
     let slides = |layer: usize| !layer.is_multiple_of(full_every);
     let has_bias = fields.or_default("attention_bias", false)?;
     let config = Blueprint {
-        kv_heads: config.heads, // the class reads no other number
-        head_dim: config.hidden / config.heads,
         norms_embedding: true,
         norm: NormStyle {
             has_bias: fields.or_default("norm_bias", false)?,

@@ -2,7 +2,6 @@
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
-use crate::model::families::at_most;
 use crate::model::families::blueprint::Blueprint;
 use crate::model::families::modernbert;
 use crate::model::plan::BackbonePlan;
@@ -21,8 +20,7 @@ pub(super) const FAMILY: Family = Family {
 
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     // itself and what is before it
-    let window = fields.size("local_attention", 128, at_most::POSITIONS)? / 2;
-    let config = modernbert::read(fields, window)?;
+    let config = modernbert::read(fields, modernbert::reach(fields)?)?;
     let has_bias = fields.or_default("classifier_bias", false)?;
     let head = modernbert::head(fields, &config, Pooling::LastNonPad, has_bias)?;
     Ok(Blueprint { head, ..config }.into())

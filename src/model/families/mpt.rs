@@ -62,11 +62,9 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
         let mut fields = fields.0.clone();
         let hidden = Fields(&fields).size("hidden_size", DEFAULTS.hidden, at_most::WIDTH)?;
         fields.insert("intermediate_size".to_owned(), (4 * hidden).into()); // the class reads no other number
-        decoder::read_without_rope(&Fields(&fields), &DEFAULTS)
+        decoder::read_with_plain_heads(&Fields(&fields), &DEFAULTS)
     })?;
     Ok(Blueprint {
-        kv_heads: config.heads,
-        head_dim: config.hidden / config.heads,
         norm: NormStyle { has_bias: false, ..NormStyle::layer(config.norm.eps) },
         norms: Norms::before("norm_1", "norm_2"),
         activation: Activation::GeluErf,

@@ -39,7 +39,7 @@ const DEFAULTS: Defaults = Defaults {
 
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let keys = [("ffn_dim", "intermediate_size"), ("activation_function", "hidden_act")];
-    let config = renamed(fields, &keys, |fields| decoder::read_without_rope(fields, &DEFAULTS))?;
+    let config = renamed(fields, &keys, |fields| decoder::read_with_plain_heads(fields, &DEFAULTS))?;
     let width = fields.optional_size("word_embed_proj_dim", at_most::WIDTH)?.unwrap_or(config.hidden);
     if width != config.hidden {
         return Err(format!(
@@ -52,8 +52,6 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let [of_attention, of_mlp] = ["self_attn_layer_norm", "final_layer_norm"];
     let has_bias = fields.or_default("enable_bias", true)?;
     Ok(Blueprint {
-        kv_heads: config.heads, // the class reads no other number
-        head_dim: config.hidden / config.heads,
         positions: Some((config.max_tokens + 2, PositionRule::From(2))),
         norm: NormStyle { has_weight: has_weights, has_bias: has_weights, ..NormStyle::layer(1e-5) },
         norms: if is_before {

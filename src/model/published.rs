@@ -1,0 +1,438 @@
+//! What the `config.json` of models that people have says, key by key: each is read.
+//!
+//! Of each only the keys that matter to its class, with the values of the published model, in the form that the files of
+//! transformers 4 have; sizes of vocabularies are kept, since they are defaults somewhere.
+
+use serde_json::Value;
+use serde_json::json;
+
+use crate::model::config::CheckpointConfig;
+use crate::model::manifest::Manifest;
+
+struct Case {
+    name: &'static str,
+    config: Value,
+    /// Layers, width, heads, key and value heads, width of a head; the window of layer 1; columns that turn.
+    shape: (usize, usize, usize, usize, usize, Option<usize>, Option<usize>),
+}
+
+fn cases() -> Vec<Case> {
+    let of = |name, shape, config| Case { name, config, shape };
+    vec![
+        of(
+            "EleutherAI/pythia-70m",
+            (6, 512, 8, 8, 64, None, Some(16)),
+            json!({"architectures": ["GPTNeoXForCausalLM"], "bos_token_id": 0, "eos_token_id": 0, "hidden_act": "gelu",
+                "hidden_size": 512, "intermediate_size": 2048, "layer_norm_eps": 1e-05, "max_position_embeddings": 2048,
+                "model_type": "gpt_neox", "num_attention_heads": 8, "num_hidden_layers": 6, "rotary_emb_base": 10000,
+                "rotary_pct": 0.25, "tie_word_embeddings": false, "torch_dtype": "float16",
+                "use_parallel_residual": true, "vocab_size": 50304}),
+        ),
+        of(
+            "EleutherAI/gpt-neox-20b",
+            (44, 6144, 64, 64, 96, None, Some(24)),
+            json!({"architectures": ["GPTNeoXForCausalLM"], "attention_probs_dropout_prob": 0, "bos_token_id": 0,
+                "eos_token_id": 0, "hidden_act": "gelu_fast", "hidden_dropout_prob": 0, "hidden_size": 6144,
+                "intermediate_size": 24576, "layer_norm_eps": 1e-05, "max_position_embeddings": 2048,
+                "model_type": "gpt_neox", "num_attention_heads": 64, "num_hidden_layers": 44, "rotary_emb_base": 10000,
+                "rotary_pct": 0.25, "vocab_size": 50432}),
+        ),
+        of(
+            "tiiuae/falcon-7b",
+            (32, 4544, 71, 1, 64, None, Some(64)),
+            json!({"alibi": false, "apply_residual_connection_post_layernorm": false,
+                "architectures": ["FalconForCausalLM"], "auto_map": {}, "bias": false, "bos_token_id": 11,
+                "eos_token_id": 11, "hidden_size": 4544, "layer_norm_epsilon": 1e-05, "model_type": "falcon",
+                "multi_query": true, "new_decoder_architecture": false, "num_attention_heads": 71,
+                "num_hidden_layers": 32, "parallel_attn": true, "torch_dtype": "bfloat16", "vocab_size": 65024}),
+        ),
+        of(
+            "tiiuae/falcon-40b",
+            (60, 8192, 128, 8, 64, None, Some(64)),
+            json!({"alibi": false, "architectures": ["FalconForCausalLM"], "bias": false, "bos_token_id": 11,
+                "eos_token_id": 11, "hidden_size": 8192, "layer_norm_epsilon": 1e-05, "model_type": "falcon",
+                "new_decoder_architecture": true, "num_attention_heads": 128, "num_hidden_layers": 60,
+                "num_kv_heads": 8, "parallel_attn": true, "vocab_size": 65024}),
+        ),
+        of(
+            "tiiuae/falcon-11B",
+            (60, 4096, 32, 8, 128, None, Some(128)),
+            json!({"activation": "gelu", "alibi": false, "architectures": ["FalconForCausalLM"], "bias": false,
+                "bos_token_id": 11, "eos_token_id": 11, "ff_factor": 4, "ffn_hidden_size": 16384, "hidden_size": 4096,
+                "layer_norm_epsilon": 1e-05, "max_position_embeddings": 8192, "model_type": "falcon",
+                "multi_query": true, "new_decoder_architecture": true, "num_attention_heads": 32,
+                "num_hidden_layers": 60, "num_kv_heads": 8, "num_ln_in_parallel_attn": 1, "parallel_attn": true,
+                "rope_scaling": null, "rope_theta": 500042.0, "vocab_size": 65024}),
+        ),
+        of(
+            "bigscience/bloom-560m",
+            (24, 1024, 16, 16, 64, None, None),
+            json!({"apply_residual_connection_post_layernorm": false, "architectures": ["BloomForCausalLM"],
+                "attention_softmax_in_fp32": true, "bias_dropout_fusion": true, "bos_token_id": 1, "eos_token_id": 2,
+                "layer_norm_epsilon": 1e-05, "masked_softmax_fusion": true, "model_type": "bloom", "n_embed": 1024,
+                "n_inner": null, "n_layer": 24, "num_attention_heads": 16, "offset_alibi": 100, "pad_token_id": 3,
+                "pretraining_tp": 1, "seq_length": 2048, "skip_bias_add": true, "skip_bias_add_qkv": false,
+                "slow_but_exact": false, "unk_token_id": 0, "vocab_size": 250880}),
+        ),
+        of(
+            "bigscience/bloomz-7b1",
+            (30, 4096, 32, 32, 128, None, None),
+            json!({"apply_residual_connection_post_layernorm": false, "architectures": ["BloomForCausalLM"],
+                "bos_token_id": 1, "eos_token_id": 2, "hidden_size": 4096, "layer_norm_epsilon": 1e-05,
+                "model_type": "bloom", "n_head": 32, "n_inner": null, "n_layer": 30, "offset_alibi": 100,
+                "pad_token_id": 3, "pretraining_tp": 4, "slow_but_exact": false, "vocab_size": 250880}),
+        ),
+        of(
+            "mosaicml/mpt-7b",
+            (32, 4096, 32, 32, 128, None, None),
+            json!({"architectures": ["MPTForCausalLM"], "attn_config": {"alibi": true, "alibi_bias_max": 8,
+                    "attn_impl": "torch", "attn_pdrop": 0, "attn_type": "multihead_attention",
+                    "attn_uses_sequence_id": false, "clip_qkv": null, "prefix_lm": false, "qk_ln": false,
+                    "softmax_scale": null}, "auto_map": {}, "d_model": 4096, "emb_pdrop": 0, "embedding_fraction": 1.0,
+                "expansion_ratio": 4, "init_config": {"name": "kaiming_normal_"}, "init_device": "cpu",
+                "learned_pos_emb": true, "logit_scale": null, "max_seq_len": 2048, "model_type": "mpt", "n_heads": 32,
+                "n_layers": 32, "no_bias": true, "norm_type": "low_precision_layernorm", "resid_pdrop": 0,
+                "tokenizer_name": "EleutherAI/gpt-neox-20b", "verbose": 0, "vocab_size": 50432}),
+        ),
+        of(
+            "facebook/opt-125m",
+            (12, 768, 12, 12, 64, None, None),
+            json!({"activation_dropout": 0.0, "activation_function": "relu", "architectures": ["OPTForCausalLM"],
+                "bos_token_id": 2, "do_layer_norm_before": true, "eos_token_id": 2, "ffn_dim": 3072,
+                "hidden_size": 768, "init_std": 0.02, "layerdrop": 0.0, "max_position_embeddings": 2048,
+                "model_type": "opt", "num_attention_heads": 12, "num_hidden_layers": 12, "pad_token_id": 1,
+                "prefix": "</s>", "vocab_size": 50272, "word_embed_proj_dim": 768}),
+        ),
+        of(
+            "openai-community/gpt2",
+            (12, 768, 12, 12, 64, None, None),
+            json!({"activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "bos_token_id": 50256,
+                "eos_token_id": 50256, "layer_norm_epsilon": 1e-05, "model_type": "gpt2", "n_ctx": 1024, "n_embd": 768,
+                "n_head": 12, "n_layer": 12, "n_positions": 1024, "summary_activation": null, "summary_type": "cls_index",
+                "task_specific_params": {"text-generation": {"do_sample": true}}, "vocab_size": 50257}),
+        ),
+        of(
+            "EleutherAI/gpt-j-6b",
+            (28, 4096, 16, 16, 256, None, Some(64)),
+            json!({"activation_function": "gelu_new", "architectures": ["GPTJForCausalLM"], "bos_token_id": 50256,
+                "eos_token_id": 50256, "gradient_checkpointing": false, "layer_norm_epsilon": 1e-05,
+                "model_type": "gptj", "n_embd": 4096, "n_head": 16, "n_inner": null, "n_layer": 28,
+                "n_positions": 2048, "rotary": true, "rotary_dim": 64, "scale_attn_weights": true,
+                "tie_word_embeddings": false, "vocab_size": 50400}),
+        ),
+        of(
+            "EleutherAI/gpt-neo-125m",
+            (12, 768, 12, 12, 64, Some(256), None),
+            json!({"activation_function": "gelu_new", "architectures": ["GPTNeoForCausalLM"], "attention_layers": [
+                    "global", "local", "global", "local", "global", "local", "global", "local", "global", "local",
+                    "global", "local"], "attention_types": [[["global", "local"], 6]], "bos_token_id": 50256,
+                "eos_token_id": 50256, "hidden_size": 768, "intermediate_size": null, "layer_norm_epsilon": 1e-05,
+                "max_position_embeddings": 2048, "model_type": "gpt_neo", "num_heads": 12, "num_layers": 12,
+                "vocab_size": 50257, "window_size": 256}),
+        ),
+        of(
+            "bigcode/starcoderbase",
+            (40, 6144, 48, 1, 128, None, None),
+            json!({"activation_function": "gelu", "architectures": ["GPTBigCodeForCausalLM"],
+                "attention_softmax_in_fp32": true, "bos_token_id": 0, "eos_token_id": 0, "inference_runner": 0,
+                "layer_norm_epsilon": 1e-05, "max_batch_size": null, "model_type": "gpt_bigcode", "multi_query": true,
+                "n_embd": 6144, "n_head": 48, "n_inner": 24576, "n_layer": 40, "n_positions": 8192,
+                "pad_key_length": true, "pre_allocate_kv_cache": false, "scale_attention_softmax_in_fp32": true,
+                "scale_attn_weights": true, "validate_runner_input": true, "vocab_size": 49152}),
+        ),
+        of(
+            "bigcode/starcoder2-3b",
+            (30, 3072, 24, 2, 128, Some(4096), Some(128)),
+            json!({"activation_function": "gelu", "architectures": ["Starcoder2ForCausalLM"], "bos_token_id": 0,
+                "embedding_dropout": 0.1, "eos_token_id": 0, "hidden_act": "gelu_pytorch_tanh", "hidden_size": 3072,
+                "intermediate_size": 12288, "layer_norm_epsilon": 1e-05, "max_position_embeddings": 16384,
+                "mlp_type": "default", "model_type": "starcoder2", "norm_epsilon": 1e-05, "norm_type": "layer_norm",
+                "num_attention_heads": 24, "num_hidden_layers": 30, "num_key_value_heads": 2,
+                "rope_theta": 999999.4420358813, "sliding_window": 4096, "use_bias": true, "vocab_size": 49152}),
+        ),
+        of(
+            "microsoft/phi-2",
+            (32, 2560, 32, 32, 80, None, Some(32)),
+            json!({"architectures": ["PhiForCausalLM"], "bos_token_id": 50256, "embd_pdrop": 0.0,
+                "eos_token_id": 50256, "hidden_act": "gelu_new", "hidden_size": 2560, "intermediate_size": 10240,
+                "layer_norm_eps": 1e-05, "max_position_embeddings": 2048, "model_type": "phi",
+                "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32,
+                "partial_rotary_factor": 0.4, "qk_layernorm": false, "rope_scaling": null, "rope_theta": 10000.0,
+                "tie_word_embeddings": false, "vocab_size": 51200}),
+        ),
+        of(
+            "microsoft/Phi-3-mini-4k-instruct",
+            (32, 3072, 32, 32, 96, Some(2047), Some(96)),
+            json!({"architectures": ["Phi3ForCausalLM"], "attention_bias": false, "auto_map": {}, "bos_token_id": 1,
+                "eos_token_id": 32000, "hidden_act": "silu", "hidden_size": 3072, "intermediate_size": 8192,
+                "max_position_embeddings": 4096, "model_type": "phi3", "num_attention_heads": 32,
+                "num_hidden_layers": 32, "num_key_value_heads": 32, "original_max_position_embeddings": 4096,
+                "pad_token_id": 32000, "rms_norm_eps": 1e-05, "rope_scaling": null, "rope_theta": 10000.0,
+                "sliding_window": 2047, "tie_word_embeddings": false, "vocab_size": 32064}),
+        ),
+        of(
+            "microsoft/Phi-3-mini-128k-instruct",
+            (32, 3072, 32, 32, 96, Some(262_144), Some(96)),
+            json!({"architectures": ["Phi3ForCausalLM"], "attention_bias": false, "bos_token_id": 1,
+                "eos_token_id": 32000, "hidden_size": 3072, "intermediate_size": 8192,
+                "max_position_embeddings": 131072, "model_type": "phi3", "num_attention_heads": 32,
+                "num_hidden_layers": 32, "num_key_value_heads": 32, "original_max_position_embeddings": 4096,
+                "pad_token_id": 32000, "rope_scaling": {"long_factor": vec![1.1; 48], "short_factor": vec![1.05; 48],
+                    "type": "longrope"}, "rope_theta": 10000.0, "sliding_window": 262144, "vocab_size": 32064}),
+        ),
+        of(
+            "microsoft/Phi-4-mini-instruct",
+            (32, 3072, 24, 8, 128, Some(262_144), Some(96)),
+            json!({"architectures": ["Phi3ForCausalLM"], "attention_bias": false, "bos_token_id": 199999,
+                "eos_token_id": 199999, "full_attn_mod": 1, "hidden_act": "silu", "hidden_size": 3072,
+                "intermediate_size": 8192, "interpolate_factor": 1, "lm_head_bias": false,
+                "max_position_embeddings": 131072, "mlp_bias": false, "model_type": "phi3",
+                "num_attention_heads": 24, "num_hidden_layers": 32, "num_key_value_heads": 8,
+                "original_max_position_embeddings": 4096, "pad_token_id": 199999, "partial_rotary_factor": 0.75,
+                "rope_scaling": {"long_factor": vec![1.1; 48], "short_factor": vec![1.0; 48], "type": "longrope"},
+                "rope_theta": 10000.0, "sliding_window": 262144, "tie_word_embeddings": true, "vocab_size": 200064}),
+        ),
+        of(
+            "THUDM/glm-4-9b-chat-hf",
+            (40, 4096, 32, 2, 128, None, Some(64)),
+            json!({"architectures": ["GlmForCausalLM"], "attention_bias": true, "eos_token_id": [151329, 151336, 151338],
+                "head_dim": 128, "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 13696,
+                "max_position_embeddings": 131072, "model_type": "glm", "num_attention_heads": 32,
+                "num_hidden_layers": 40, "num_key_value_heads": 2, "pad_token_id": 151329,
+                "rms_norm_eps": 1.5625e-07, "rope_theta": 10000.0, "tie_word_embeddings": false, "vocab_size": 151552}),
+        ),
+        of(
+            "THUDM/GLM-4-9B-0414",
+            (40, 4096, 32, 2, 128, None, Some(64)),
+            json!({"architectures": ["Glm4ForCausalLM"], "attention_bias": true, "eos_token_id": [151329, 151336],
+                "head_dim": 128, "hidden_size": 4096, "intermediate_size": 13696, "max_position_embeddings": 32768,
+                "model_type": "glm4", "num_attention_heads": 32, "num_hidden_layers": 40, "num_key_value_heads": 2,
+                "pad_token_id": 151329, "partial_rotary_factor": 0.5, "rms_norm_eps": 1e-05, "rope_theta": 10000.0,
+                "vocab_size": 151552}),
+        ),
+        of(
+            "google/gemma-3-1b-it",
+            (26, 1152, 4, 1, 256, Some(512), Some(256)),
+            json!({"architectures": ["Gemma3ForCausalLM"], "attention_bias": false, "attn_logit_softcapping": null,
+                "bos_token_id": 2, "cache_implementation": "hybrid", "eos_token_id": [1, 106],
+                "final_logit_softcapping": null, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh",
+                "hidden_size": 1152, "intermediate_size": 6912, "max_position_embeddings": 32768,
+                "model_type": "gemma3_text", "num_attention_heads": 4, "num_hidden_layers": 26,
+                "num_key_value_heads": 1, "pad_token_id": 0, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06,
+                "rope_local_base_freq": 10000, "rope_scaling": null, "rope_theta": 1000000, "sliding_window": 512,
+                "sliding_window_pattern": 6, "vocab_size": 262144}),
+        ),
+        of(
+            "google/gemma-3-4b-it",
+            (34, 2560, 8, 4, 256, Some(1024), Some(256)),
+            json!({"architectures": ["Gemma3ForConditionalGeneration"], "boi_token_index": 255999, "eoi_token_index": 256000,
+                "eos_token_id": [1, 106], "image_token_index": 262144, "initializer_range": 0.02,
+                "mm_tokens_per_image": 256, "model_type": "gemma3", "text_config": {"hidden_size": 2560,
+                    "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34,
+                    "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024},
+                "torch_dtype": "bfloat16", "vision_config": {"hidden_size": 1152, "image_size": 896,
+                    "model_type": "siglip_vision_model", "patch_size": 14}}),
+        ),
+        of(
+            "allenai/OLMo-1B-hf",
+            (16, 2048, 16, 16, 128, None, Some(128)),
+            json!({"architectures": ["OlmoForCausalLM"], "attention_bias": false, "clip_qkv": null,
+                "eos_token_id": 50279, "hidden_size": 2048, "intermediate_size": 8192, "max_position_embeddings": 2048,
+                "model_type": "olmo", "num_attention_heads": 16, "num_hidden_layers": 16, "num_key_value_heads": 16,
+                "pad_token_id": 1, "rope_scaling": null, "rope_theta": 10000.0, "tie_word_embeddings": true,
+                "vocab_size": 50304}),
+        ),
+        of(
+            "allenai/Olmo-3-7B",
+            (4, 4096, 32, 32, 128, Some(4096), Some(128)),
+            json!({"architectures": ["Olmo3ForCausalLM"], "attention_bias": false, "eos_token_id": 100257,
+                "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 11008, "layer_types": [
+                    "sliding_attention", "sliding_attention", "sliding_attention", "full_attention"],
+                "max_position_embeddings": 65536, "model_type": "olmo3", "num_attention_heads": 32,
+                "num_hidden_layers": 4, "num_key_value_heads": 32, "pad_token_id": 100277, "rms_norm_eps": 1e-06,
+                "rope_scaling": {"attention_factor": 1.2079441541679836, "beta_fast": 32, "beta_slow": 1, "factor": 8.0,
+                    "original_max_position_embeddings": 8192, "rope_type": "yarn"}, "rope_theta": 500000,
+                "sliding_window": 4096, "vocab_size": 100278}),
+        ),
+        of(
+            "stabilityai/stablelm-2-1_6b",
+            (24, 2048, 32, 32, 64, None, Some(16)),
+            json!({"architectures": ["StableLmForCausalLM"], "bos_token_id": 100257, "eos_token_id": 100257,
+                "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 5632, "layer_norm_eps": 1e-05,
+                "max_position_embeddings": 4096, "model_type": "stablelm", "num_attention_heads": 32,
+                "num_hidden_layers": 24, "num_key_value_heads": 32, "partial_rotary_factor": 0.25, "rope_theta": 10000,
+                "tie_word_embeddings": false, "use_qkv_bias": true, "vocab_size": 100352}),
+        ),
+        of(
+            "nvidia/Nemotron-Mini-4B-Instruct",
+            (32, 3072, 24, 8, 128, None, Some(64)),
+            json!({"architectures": ["NemotronForCausalLM"], "attention_bias": false, "bos_token_id": 2,
+                "eos_token_id": 3, "head_dim": 128, "hidden_act": "relu2", "hidden_size": 3072,
+                "intermediate_size": 9216, "max_position_embeddings": 4096, "mlp_bias": false,
+                "model_type": "nemotron", "norm_eps": 1e-05, "num_attention_heads": 24, "num_hidden_layers": 32,
+                "num_key_value_heads": 8, "partial_rotary_factor": 0.5, "rope_theta": 10000, "vocab_size": 256000}),
+        ),
+        of(
+            "adept/persimmon-8b-base",
+            (36, 4096, 64, 64, 64, None, Some(32)),
+            json!({"architectures": ["PersimmonForCausalLM"], "bos_token_id": 71013, "eos_token_id": 71013,
+                "hidden_act": "relu2", "hidden_size": 4096, "intermediate_size": 16384, "layer_norm_eps": 1e-05,
+                "max_position_embeddings": 16384, "model_type": "persimmon", "num_attention_heads": 64,
+                "num_hidden_layers": 36, "num_key_value_heads": 64, "partial_rotary_factor": 0.5,
+                "qk_layernorm": true, "rope_scaling": null, "rope_theta": 25000.0, "vocab_size": 262144}),
+        ),
+        of(
+            "tencent/Hunyuan-7B-Instruct",
+            (32, 4096, 32, 8, 128, None, Some(128)),
+            json!({"architectures": ["HunYuanDenseV1ForCausalLM"], "attention_bias": false, "attention_head_dim": 128,
+                "bos_token_id": 1, "eod_token_id": 127967, "eos_token_id": 127960, "head_dim": 128,
+                "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 14336,
+                "max_position_embeddings": 32768, "mlp_bias": false, "model_type": "hunyuan_v1_dense",
+                "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8, "pad_token_id": 127961,
+                "rms_norm_eps": 1e-05, "rope_scaling": {"alpha": 1000.0, "beta_fast": 32, "beta_slow": 1,
+                    "factor": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "type": "dynamic"}, "rope_theta": 10000.0,
+                "use_cla": false, "use_qk_norm": true, "vocab_size": 128167}),
+        ),
+        of(
+            "internlm/internlm2-7b-reward",
+            (32, 4096, 32, 8, 128, None, Some(128)),
+            json!({"architectures": ["InternLM2ForRewardModel"], "attn_implementation": "eager", "auto_map": {},
+                "bias": false, "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 4096,
+                "intermediate_size": 14336, "max_position_embeddings": 32768, "model_type": "internlm2",
+                "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8, "pad_token_id": 2,
+                "reward_token_id": 92527, "rms_norm_eps": 1e-05, "rope_scaling": {"factor": 1.0, "type": "dynamic"},
+                "rope_theta": 1000000, "tie_word_embeddings": false, "vocab_size": 92544}),
+        ),
+        of(
+            "answerdotai/ModernBERT-base",
+            (22, 768, 12, 12, 64, Some(65), Some(64)),
+            json!({"architectures": ["ModernBertForMaskedLM"], "attention_bias": false, "bos_token_id": 50281,
+                "classifier_activation": "gelu", "classifier_bias": false, "classifier_dropout": 0.0,
+                "classifier_pooling": "mean", "cls_token_id": 50281, "decoder_bias": true,
+                "deterministic_flash_attn": false, "embedding_dropout": 0.0, "eos_token_id": 50282,
+                "global_attn_every_n_layers": 3, "global_rope_theta": 160000.0, "gradient_checkpointing": false,
+                "hidden_activation": "gelu", "hidden_size": 768, "initializer_cutoff_factor": 2.0,
+                "intermediate_size": 1152, "layer_norm_eps": 1e-05, "local_attention": 128,
+                "local_rope_theta": 10000.0, "max_position_embeddings": 8192, "mlp_bias": false,
+                "model_type": "modernbert", "norm_bias": false, "norm_eps": 1e-05, "num_attention_heads": 12,
+                "num_hidden_layers": 22, "pad_token_id": 50283, "position_embedding_type": "absolute",
+                "reference_compile": null, "repad_logits_with_grad": false, "sep_token_id": 50282,
+                "sparse_pred_ignore_index": -100, "sparse_prediction": false, "vocab_size": 50368}),
+        ),
+        of(
+            "EuroBERT/EuroBERT-210m",
+            (12, 768, 12, 12, 64, None, Some(64)),
+            json!({"architectures": ["EuroBertForMaskedLM"], "attention_bias": false, "auto_map": {},
+                "bos_token": "<|begin_of_text|>", "bos_token_id": 128000, "classifier_pooling": "late",
+                "eos_token": "<|end_of_text|>", "eos_token_id": 128001, "head_dim": 64, "hidden_act": "silu",
+                "hidden_size": 768, "intermediate_size": 3072, "mask_token_id": 128002,
+                "max_position_embeddings": 8192, "mlp_bias": false, "model_type": "eurobert",
+                "num_attention_heads": 12, "num_hidden_layers": 12, "num_key_value_heads": 12,
+                "pad_token_id": 128001, "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_scaling": null,
+                "rope_theta": 250000, "vocab_size": 128256}),
+        ),
+        of(
+            "distilbert/distilbert-base-uncased",
+            (6, 768, 12, 12, 64, None, None),
+            json!({"activation": "gelu", "architectures": ["DistilBertForMaskedLM"], "attention_dropout": 0.1,
+                "dim": 768, "dropout": 0.1, "hidden_dim": 3072, "max_position_embeddings": 512,
+                "model_type": "distilbert", "n_heads": 12, "n_layers": 6, "pad_token_id": 0, "qa_dropout": 0.1,
+                "seq_classif_dropout": 0.2, "sinusoidal_pos_embds": false, "tie_weights_": true, "vocab_size": 30522}),
+        ),
+        of(
+            "google/electra-base-discriminator",
+            (12, 768, 12, 12, 64, None, None),
+            json!({"architectures": ["ElectraForPreTraining"], "embedding_size": 768, "hidden_act": "gelu",
+                "hidden_size": 768, "intermediate_size": 3072, "layer_norm_eps": 1e-12,
+                "max_position_embeddings": 512, "model_type": "electra", "num_attention_heads": 12,
+                "num_hidden_layers": 12, "pad_token_id": 0, "position_embedding_type": "absolute",
+                "summary_activation": "gelu", "summary_type": "first", "summary_use_proj": true,
+                "type_vocab_size": 2, "vocab_size": 30522}),
+        ),
+        of(
+            "albert/albert-base-v2",
+            (12, 768, 12, 12, 64, None, None),
+            json!({"architectures": ["AlbertForMaskedLM"], "attention_probs_dropout_prob": 0, "bos_token_id": 2,
+                "classifier_dropout_prob": 0.1, "down_scale_factor": 1, "embedding_size": 128, "eos_token_id": 3,
+                "gap_size": 0, "hidden_act": "gelu_new", "hidden_dropout_prob": 0, "hidden_size": 768,
+                "inner_group_num": 1, "intermediate_size": 3072, "layer_norm_eps": 1e-12, "layers_to_keep": [],
+                "max_position_embeddings": 512, "model_type": "albert", "net_structure_type": 0,
+                "num_attention_heads": 12, "num_hidden_groups": 1, "num_hidden_layers": 12, "num_memory_blocks": 0,
+                "pad_token_id": 0, "type_vocab_size": 2, "vocab_size": 30000}),
+        ),
+        of(
+            "almanach/camembert-base",
+            (12, 768, 12, 12, 64, None, None),
+            json!({"architectures": ["CamembertForMaskedLM"], "bos_token_id": 5, "eos_token_id": 6,
+                "hidden_act": "gelu", "hidden_size": 768, "intermediate_size": 3072, "layer_norm_eps": 1e-05,
+                "max_position_embeddings": 514, "model_type": "camembert", "num_attention_heads": 12,
+                "num_hidden_layers": 12, "output_past": true, "pad_token_id": 1, "type_vocab_size": 1,
+                "vocab_size": 32005}),
+        ),
+        of(
+            "nghuyong/ernie-3.0-base-zh",
+            (12, 768, 12, 12, 64, None, None),
+            json!({"architectures": ["ErnieForMaskedLM"], "hidden_act": "gelu", "hidden_size": 768,
+                "intermediate_size": 3072, "layer_norm_eps": 1e-05, "max_position_embeddings": 2048,
+                "model_type": "ernie", "num_attention_heads": 12, "num_hidden_layers": 12, "pad_token_id": 0,
+                "task_type_vocab_size": 3, "type_vocab_size": 4, "use_task_id": true, "vocab_size": 40000}),
+        ),
+        of(
+            "microsoft/deberta-base",
+            (12, 768, 12, 12, 64, None, None),
+            json!({"attention_probs_dropout_prob": 0.1, "hidden_act": "gelu", "hidden_size": 768,
+                "intermediate_size": 3072, "layer_norm_eps": 1e-7, "max_position_embeddings": 512,
+                "max_relative_positions": -1, "model_type": "deberta", "num_attention_heads": 12,
+                "num_hidden_layers": 12, "padding_idx": 0, "pos_att_type": "c2p|p2c", "position_biased_input": false,
+                "relative_attention": true, "type_vocab_size": 0, "vocab_size": 50265}),
+        ),
+        of(
+            "microsoft/deberta-v3-base",
+            (12, 768, 12, 12, 64, None, None),
+            json!({"attention_probs_dropout_prob": 0.1, "hidden_act": "gelu", "hidden_size": 768,
+                "intermediate_size": 3072, "layer_norm_eps": 1e-7, "max_position_embeddings": 512,
+                "max_relative_positions": -1, "model_type": "deberta-v2", "norm_rel_ebd": "layer_norm",
+                "num_attention_heads": 12, "num_hidden_layers": 12, "pos_att_type": "p2c|c2p",
+                "position_biased_input": false, "position_buckets": 256, "relative_attention": true,
+                "share_att_key": true, "type_vocab_size": 0, "vocab_size": 128100}),
+        ),
+        of(
+            "OpenAssistant/reward-model-deberta-v3-large-v2",
+            (24, 1024, 16, 16, 64, None, None),
+            json!({"architectures": ["DebertaV2ForSequenceClassification"], "hidden_act": "gelu", "hidden_size": 1024,
+                "id2label": {"0": "LABEL_0"}, "intermediate_size": 4096, "label2id": {"LABEL_0": 0},
+                "layer_norm_eps": 1e-07, "max_position_embeddings": 512, "max_relative_positions": -1,
+                "model_type": "deberta-v2", "norm_rel_ebd": "layer_norm", "num_attention_heads": 16,
+                "num_hidden_layers": 24, "pad_token_id": 0, "pooler_dropout": 0, "pooler_hidden_act": "gelu",
+                "pooler_hidden_size": 1024, "pos_att_type": ["p2c", "c2p"], "position_biased_input": false,
+                "position_buckets": 256, "relative_attention": true, "share_att_key": true, "summary_use_proj": true,
+                "summary_activation": "tanh", "torch_dtype": "float32", "type_vocab_size": 0, "vocab_size": 128100}),
+        ),
+    ]
+}
+
+#[test]
+fn configs_of_published_models_are_read() {
+    let mut wrong = Vec::new();
+    for Case { name, config, shape } in cases() {
+        let Value::Object(mut fields) = config else { unreachable!() };
+        // a base has none, which is the two of the class
+        fields.entry("num_labels").or_insert(1.into());
+        let config = match CheckpointConfig::parse(&fields, &Manifest::default()) {
+            Ok(config) => config,
+            Err(problem) => {
+                wrong.push(format!("{name}: {problem}"));
+                continue;
+            }
+        };
+        let layers = &config.backbone.layers;
+        let spec = &layers[1].attention.spec;
+        let turning = layers[1].attention.ropes.map(|[query, _]| config.backbone.ropes[query].head_dim);
+        let width = layers[1].mlp.down.output;
+        let seen = (layers.len(), width, spec.heads, spec.kv_heads, spec.head_dim, spec.window, turning);
+        if seen != shape {
+            wrong.push(format!("{name}: {seen:?}, and not {shape:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
