@@ -422,6 +422,15 @@ def variants(folder, is_quick=False):
                     document["rope_parameters"][parameter] = value
                 write_json(copy_of / "config.json", document)
             yield f"config.json/rope_parameters {parameter} {value}", rope
+    for without, changes in sweep_families.OLD_FORMS if "rope_parameters" in config.get("text_config", config) else []:
+        def age(copy_of, without=without, changes=changes):
+            document = read_json(copy_of / "config.json")
+            of_text = document.get("text_config", document)
+            for key in ("rope_parameters", *without):
+                of_text.pop(key, None)
+            of_text.update(changes)
+            write_json(copy_of / "config.json", document)
+        yield f"config.json in the old form{''.join(f' without {key}' for key in without)}: {json.dumps(changes)}", age
     for file, contents in FILES.items():
         for content in contents:
             def put(copy_of, file=file, content=content):

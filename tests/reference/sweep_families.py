@@ -163,3 +163,22 @@ OWN = {  # model_type → key → values
 ATTENTION_OF_MPT = {"attn_type": ["multiquery_attention", "multihead_attention"], "clip_qkv": [0.5], "softmax_scale": [0.5], "prefix_lm": [True], "qk_ln": [True],
                     "attn_uses_sequence_id": [True], "alibi": [False, True], "alibi_bias_max": [4], "attn_impl": ["flash"], "attn_pdrop": [0.5], "kv_n_heads": [2],
                     "rope": [True], "sliding_window_size": [4]}
+OLD_FORMS = [  # what files of transformers 4 say in place of rope_parameters; and with keys that are left out besides
+    ((), changes) for changes in [
+        {"rope_theta": 77.0}, {"rope_theta": 77, "rope_scaling": None}, {"rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"rope_theta": 77.0, "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}},
+        {"rope_theta": 500.0, "rope_scaling": {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                                               "original_max_position_embeddings": 32}},
+        {"rope_theta": 77.0, "rope_scaling": {"type": "dynamic", "factor": 2.0, "alpha": 50.0}}, {"rope_theta": 77.0, "rope_scaling": {"type": "dynamic", "factor": 2.0},
+                                                                                                    "max_position_embeddings": 60},
+        {"rope_theta": 77.0, "partial_rotary_factor": 0.5}, {"partial_rotary_factor": 1.0}, {"partial_rotary_factor": 0.5, "rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"rotary_pct": 0.5, "rotary_emb_base": 77}, {"rotary_pct": 1.0, "rope_theta": 77.0, "rope_scaling": {"type": "linear", "factor": 2.0}}, {"rotary_pct": 1.0, "rotary_emb_base": 33.0, "rope_theta": 77.0},
+        {"rope_theta": 77.0, "rope_local_base_freq": 33.0}, {"rope_local_base_freq": 33.0, "rope_scaling": {"factor": 8.0, "rope_type": "linear"}},
+        {"global_rope_theta": 77.0, "local_rope_theta": 33.0}, {"global_rope_theta": 77.0}, {"local_rope_theta": 33.0},
+        {"global_rope_theta": 77.0, "local_rope_theta": 33.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+        {"rope_theta": 77.0, "rope_scaling": {"rope_type": "longrope", "short_factor": [1.5] * 4, "long_factor": [3.0] * 4}, "original_max_position_embeddings": 64},
+        {"rope_theta": 77.0, "rope_scaling": {"rope_type": "longrope", "short_factor": [1.5] * 2, "long_factor": [3.0] * 2, "factor": 2.0}, "partial_rotary_factor": 0.5,
+         "original_max_position_embeddings": 64}]
+] + [(("layer_types",), changes) for changes in [
+    {"sliding_window_pattern": 2, "rope_theta": 77.0, "rope_local_base_freq": 33.0}, {"sliding_window_pattern": 3}, {"_sliding_window_pattern": 2},
+    {"global_attn_every_n_layers": 2, "global_rope_theta": 77.0}, {"rope_theta": 77.0}, {"sliding_window": None}]]
