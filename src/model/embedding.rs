@@ -29,6 +29,7 @@ pub struct Embedding<O: Ops> {
     scale: Option<f64>,
     norm: Option<Norm<O>>,
     projection: Option<Arc<O::Linear>>,
+    projects_words: bool,
 }
 
 impl<O: Ops> Embedding<O> {
@@ -44,7 +45,16 @@ impl<O: Ops> Embedding<O> {
         let norm = plan.norm.as_ref().map(|norm| Norm::load(weights, norm)).transpose()?;
         let projection = plan.projection.as_ref();
         let projection = projection.map(|projection| weights.linear(projection, Working)).transpose()?;
-        Ok(Self { words, types, tasks, positions, scale: plan.scale, norm, projection })
+        Ok(Self {
+            words,
+            types,
+            tasks,
+            positions,
+            scale: plan.scale,
+            norm,
+            projection,
+            projects_words: plan.projects_words,
+        })
     }
 }
 
@@ -66,17 +76,21 @@ impl<O: Ops> transformer::Embedding<O> for Embedding<O> {
     fn forward(&self, ops: &O, ids: &[&[u32]]) -> Result<O::Rows> {
         let positions = self.positions.as_ref().map(|(table, _)| table);
         let tables = [Some(&self.words), self.types.as_ref(), self.tasks.as_ref(), positions];
-        let tables: Vec<_> =
+        let mut tables: Vec<_> =
             tables.into_iter().flatten().map(|table| &**table).zip(ids.iter().copied()).collect();
+        let late = if self.projects_words { tables.split_off(1) } else { Vec::new() };
         let mut x = ops.embed(&tables, self.scale)?;
         if let Some(norm) = &self.norm {
             x = norm.forward(ops, &x)?;
         }
-        if let Some(projection) = &self.projection {
-            // transformers drops what is projected
-            return ops.linear(&ops.dropout(x)?, projection);
+        match &self.projection {
+            None => ops.dropout(x),
+            Some(projection) if late.is_empty() => ops.linear(&ops.dropout(x)?, projection),
+            Some(projection) => {
+                let positions = ops.embed(&late, None)?;
+                ops.dropout(ops.add(ops.linear(&x, projection)?, &positions)?)
+            }
         }
-        ops.dropout(x)
     }
 }
 

@@ -120,9 +120,9 @@ fn is_ignored_bias(plan: &ModelPlan, name: &str) -> bool {
 /// The head that a checkpoint has.
 fn find_head(checkpoint: &Checkpoint, config: &CheckpointConfig) -> Result<HeadPlan, ModelError> {
     let native = &config.backbone.head;
-    let hidden = config.backbone.hidden();
+    let features = config.backbone.features();
     let of_others = |kind: HeadKind, name: &str, has_bias: bool| {
-        HeadPlan::linear(kind, name, hidden, has_bias, Pooling::LastToken)
+        HeadPlan::linear(kind, name, features, has_bias, Pooling::LastToken)
     };
     let is_openrlhf = config.architecture == "RewardModel" || config.value_head_prefix.is_some();
     let heads = match &config.value_head_prefix {

@@ -126,6 +126,8 @@ pub struct EmbeddingPlan {
     pub norm: Option<NormPlan>,
     /// From the width of the tables to that of the layers (ELECTRA, ALBERT).
     pub projection: Option<LinearPlan>,
+    /// Whether positions are added after it (OPT-350m), and not before.
+    pub projects_words: bool,
 }
 
 /// An embedding of positions.
@@ -256,6 +258,8 @@ pub struct BackbonePlan {
     pub layers: Vec<LayerPlan>,
     /// After the last layer.
     pub norm: Option<NormPlan>,
+    /// From the width of the layers to what heads read (OPT-350m).
+    pub projection: Option<LinearPlan>,
     /// The longest sequence that the model was made for.
     pub max_tokens: usize,
     /// What transformers' `*ForSequenceClassification` puts on it.
@@ -268,9 +272,14 @@ impl BackbonePlan {
         self.embedding.words.rows
     }
 
-    /// Width of the hidden states.
+    /// Width of the layers.
     pub fn hidden(&self) -> usize {
         self.layers[0].attention.output.output
+    }
+
+    /// Width of what heads read.
+    pub fn features(&self) -> usize {
+        self.projection.as_ref().map_or_else(|| self.hidden(), |projection| projection.output)
     }
 
     /// Rows of the token type embedding, of a model that has one.
@@ -381,8 +390,8 @@ pub enum Part {
     Embedding,
     /// A layer, by its index.
     Layer(usize),
-    /// The norm after the last layer.
-    FinalNorm,
+    /// What comes after the last layer.
+    End,
     /// The head but for its last layer.
     Dense,
     /// The last layer of the head.
@@ -494,7 +503,8 @@ impl Listing {
         for (index, layer) in plan.layers.iter().enumerate() {
             self.layer(layer, Part::Layer(index));
         }
-        self.norms([&plan.norm], Part::FinalNorm);
+        self.norms([&plan.norm], Part::End);
+        plan.projection.iter().for_each(|projection| self.linear(projection, Part::End, true));
     }
 
     fn layer(&mut self, LayerPlan { norms, attention, mlp, .. }: &LayerPlan, part: Part) {

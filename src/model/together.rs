@@ -82,7 +82,7 @@ pub fn count_layers<O: Ops>(models: &[&Transformer<O>]) -> (usize, usize) {
 /// counts with what follows it.
 fn same_layer<O: Ops>(a: &Participant<'_, O>, b: &Participant<'_, O>, depth: usize) -> bool {
     let is_last = |participant: &Participant<'_, O>| depth + 1 == participant.model.layers.len();
-    let same_end = || a.wanted == b.wanted && a.model.norm.identity == b.model.norm.identity;
+    let same_end = || a.wanted == b.wanted && a.model.end.identity == b.model.end.identity;
     a.model.layers[depth].identity == b.model.layers[depth].identity
         && is_last(a) == is_last(b)
         && (!is_last(a) || same_end())
@@ -168,6 +168,7 @@ mod tests {
 
     use super::*;
     use crate::model::transformer::Embedding;
+    use crate::model::transformer::End;
     use crate::model::transformer::Layer;
     use crate::model::weights::Identified;
     use crate::ops::AttentionSpec;
@@ -248,7 +249,7 @@ mod tests {
             embedding: Identified { identity: [embedding; 32], part: Box::new(step(embedding)) },
             ropes: Vec::new(),
             layers: layers.iter().map(|&letter| layer(letter)).collect(),
-            norm: Identified { identity: [0; 32], part: None },
+            end: Identified { identity: [0; 32], part: End { norm: None, projection: None } },
         }
     }
 

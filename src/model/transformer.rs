@@ -92,7 +92,28 @@ pub struct Transformer<O: Ops> {
     /// In order, never empty.
     pub layers: Vec<Identified<Box<dyn Layer<O>>>>,
     /// After the last layer.
-    pub norm: Identified<Option<Norm<O>>>,
+    pub end: Identified<End<O>>,
+}
+
+/// What happens to hidden states after the last layer.
+#[derive(Debug)]
+pub struct End<O: Ops> {
+    /// First.
+    pub norm: Option<Norm<O>>,
+    /// Then.
+    pub projection: Option<Arc<O::Linear>>,
+}
+
+impl<O: Ops> End<O> {
+    fn forward(&self, ops: &O, mut x: O::Rows) -> Result<O::Rows> {
+        if let Some(norm) = &self.norm {
+            x = norm.forward(ops, &x)?;
+        }
+        match &self.projection {
+            Some(projection) => ops.linear(&x, projection),
+            None => Ok(x),
+        }
+    }
 }
 
 impl<O: Ops> Transformer<O> {
@@ -255,8 +276,8 @@ impl<O: Ops> BatchPass<'_, '_, O> {
         Ok(Projected { query, key, value })
     }
 
-    /// Some layers of a model, from a start to the hidden states after the last of them: of the wanted rows, and
-    /// normed, if that is the model's last.
+    /// Some layers of a model, from a start to the hidden states after the last of them; if that is the model's last, of
+    /// the wanted rows, and what its [`End`] makes of them.
     pub fn run(
         &self,
         model: &Transformer<O>,
@@ -319,14 +340,14 @@ impl<O: Ops> BatchPass<'_, '_, O> {
                 drop(query);
                 let x = layer.finish(ops, x, &attended)?;
                 drop(attended);
-                match &model.norm.part {
-                    Some(norm) if is_last => Ok((norm.forward(ops, &x)?, None)),
-                    _ if depth + 1 == layers.end => Ok((x, None)),
-                    _ => {
-                        let projected = self.project(model, wanted, depth + 1, &x, &places)?;
-                        Ok((x, Some(projected)))
-                    }
+                if is_last {
+                    return Ok((model.end.part.forward(ops, x)?, None));
                 }
+                if depth + 1 == layers.end {
+                    return Ok((x, None));
+                }
+                let projected = self.project(model, wanted, depth + 1, &x, &places)?;
+                Ok((x, Some(projected)))
             })?;
         }
         Ok(states.into_iter().map(|(x, _)| x).collect())

@@ -174,6 +174,11 @@ def opt_after(path):
             layer_norm_elementwise_affine=False)
 
 
+def opt_narrow(path):
+    decoder(path, "OPTConfig", 145, "as OPT-350m: words of width 12 are projected to the layers, and what the head reads back; norms after the sums", base=OPT,
+            word_embed_proj_dim=12, do_layer_norm_before=False)
+
+
 FALCON = dict(vocab_size=80, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=128, bos_token_id=1, eos_token_id=2, pad_token_id=0,
               num_labels=1, layer_norm_epsilon=1e-2, ffn_hidden_size=40)
 
@@ -382,6 +387,6 @@ def deberta_keys(path):
 
 
 CHECKPOINTS = [gemma3_text, gemma3, olmo, olmo3, phi, phi3, phi3_longrope, glm, glm4, helium, hunyuan_v1_dense, nemotron, starcoder2, stablelm, persimmon, gpt_neox,
-               gpt2, gpt_bigcode, gpt_bigcode_mha, gptj, gpt_neo, opt, opt_after, falcon, falcon_multi_query, falcon_rw, bloom, mpt, ministral3, internlm2, modernbert_decoder,
+               gpt2, gpt_bigcode, gpt_bigcode_mha, gptj, gpt_neo, opt, opt_after, opt_narrow, falcon, falcon_multi_query, falcon_rw, bloom, mpt, ministral3, internlm2, modernbert_decoder,
                modernbert, modernbert_mean, eurobert, eurobert_bos, distilbert, electra, albert, rembert, ernie, megatron_bert, roberta_prelayernorm, camembert, data2vec_text,
                xlm_roberta_xl, nomic_bert, gte, jina_embeddings_v3, deberta_v2, deberta_v2_apart, deberta_v2_plain, deberta, deberta_keys]

@@ -179,7 +179,7 @@ fn is_frozen(options: &LoadOptions, part: Part) -> bool {
         Part::Embedding => options.frozen_embeddings || options.frozen_layers > 0,
         Part::Layer(index) => index < options.frozen_layers,
         Part::Output => !options.train_head,
-        Part::FinalNorm | Part::Dense => false,
+        Part::End | Part::Dense => false,
     }
 }
 

@@ -255,6 +255,7 @@ impl From<Blueprint> for BackbonePlan {
             norm: blueprint.norms_embedding.then(|| norm.plan(names.embedding_norm, *embedding_width)),
             projection: is_projected
                 .then(|| LinearPlan::new(names.embedding_projection, *hidden, *embedding_width, true)),
+            projects_words: false,
         };
         Self {
             prefixes: names.prefixes,
@@ -262,6 +263,7 @@ impl From<Blueprint> for BackbonePlan {
             embedding,
             layers: (0..blueprint.num_layers).map(|layer| blueprint.layer(layer)).collect(),
             norm: blueprint.norms_output.then(|| norm.plan(names.norm, *hidden)),
+            projection: None,
             max_tokens: blueprint.max_tokens,
             head: blueprint.head,
             ropes: blueprint.ropes,

@@ -14,6 +14,7 @@ use crate::model::families::decoder::LLAMA;
 use crate::model::families::decoder::LLAMA_NAMES;
 use crate::model::families::renamed;
 use crate::model::plan::BackbonePlan;
+use crate::model::plan::LinearPlan;
 use crate::model::plan::PositionRule;
 use crate::text::FamilyTokenizer;
 
@@ -41,17 +42,11 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let keys = [("ffn_dim", "intermediate_size"), ("activation_function", "hidden_act")];
     let config = renamed(fields, &keys, |fields| decoder::read_with_plain_heads(fields, &DEFAULTS))?;
     let width = fields.optional_size("word_embed_proj_dim", at_most::WIDTH)?.unwrap_or(config.hidden);
-    if width != config.hidden {
-        return Err(format!(
-            "`word_embed_proj_dim` is {width}, `hidden_size` {}: embeddings of another width are not supported",
-            config.hidden
-        ));
-    }
     let has_weights = fields.or_default("layer_norm_elementwise_affine", true)?;
     let is_before = fields.or_default("do_layer_norm_before", true)?;
     let [of_attention, of_mlp] = ["self_attn_layer_norm", "final_layer_norm"];
     let has_bias = fields.or_default("enable_bias", true)?;
-    Ok(Blueprint {
+    let mut plan = BackbonePlan::from(Blueprint {
         positions: Some((config.max_tokens + 2, PositionRule::From(2))),
         norm: NormStyle { has_weight: has_weights, has_bias: has_weights, ..NormStyle::layer(1e-5) },
         norms: if is_before {
@@ -65,8 +60,17 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
         mlp_bias: has_bias,
         names: NAMES,
         ..config
+    });
+    let hidden = plan.hidden();
+    if width != hidden {
+        // of OPT-350m: words are narrower than layers, and what heads read is as narrow; positions are not
+        plan.embedding.words.width = width;
+        plan.embedding.projection = Some(LinearPlan::new("project_in", hidden, width, false));
+        plan.embedding.projects_words = true;
+        plan.projection = Some(LinearPlan::new("project_out", width, hidden, false));
+        plan.head = decoder::score(width);
     }
-    .into())
+    Ok(plan)
 }
 
 const NAMES: Names = Names {
