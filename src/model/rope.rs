@@ -45,16 +45,13 @@ pub struct RopeGrowth {
 }
 
 impl RopeGrowth {
-    /// Reads it from the rope's parameters.
-    pub(super) fn parse(fields: &Fields<'_>) -> Result<Option<Self>, String> {
-        let Some((_, rope)) = RopeConfig::parameters(fields)? else { return Ok(None) };
-        let rope = Fields(rope);
-        Ok(match rope.optional("llama_4_scaling_beta")? {
-            None => None,
-            Some(beta) => {
-                let original_max_positions = rope.required("original_max_position_embeddings")?;
-                Some(Self { beta, original_max_positions })
-            }
+    /// Reads it from the rope's parameters, which must have it.
+    pub(super) fn parse(fields: &Fields<'_>) -> Result<Self, String> {
+        let none = Map::new();
+        let rope = Fields(RopeConfig::parameters(fields)?.map_or(&none, |(_, rope)| rope));
+        Ok(Self {
+            beta: rope.required("llama_4_scaling_beta")?,
+            original_max_positions: rope.required("original_max_position_embeddings")?,
         })
     }
 
@@ -194,11 +191,17 @@ impl RopeConfig {
                 "`{PLACE}` has `{key}` beside layer types: expected one set of them for each type"
             ));
         }
-        let mut parameters = object(&Fields(&by_type), layer_type)?.cloned().unwrap_or_default();
+        let mut parameters = match object(&Fields(&by_type), layer_type)? {
+            Some(parameters) => parameters.clone(),
+            // of which a `type` of transformers 4 says nothing else
+            None => Map::from_iter([("rope_type".to_owned(), "default".into())]),
+        };
         if let Some(scaling) = object(fields, "rope_scaling")?.filter(|_| is_scaled) {
             parameters.extend(scaling.clone());
         }
-        Self::read(fields, PLACE, &Fields(&parameters), defaults)
+        let mut beside = fields.0.clone();
+        beside.remove("original_max_position_embeddings"); // not read for layer types
+        Self::read(&Fields(&beside), PLACE, &Fields(&parameters), defaults)
     }
 
     fn read(

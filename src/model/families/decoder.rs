@@ -227,3 +227,11 @@ pub(super) fn sliding_window(fields: &Fields<'_>, default: Option<usize>) -> Res
         Some(_) => fields.optional_size("sliding_window", at_most::POSITIONS),
     }
 }
+
+/// The same of a class some of whose layers slide, whatever it says: null is for a file whose `layer_types` has none.
+pub(super) fn sliding_window_of_some(fields: &Fields<'_>, default: usize) -> Result<Option<usize>, String> {
+    match fields.0.get("layer_types") {
+        None | Some(Value::Null) => fields.size("sliding_window", default, at_most::POSITIONS).map(Some),
+        Some(_) => sliding_window(fields, Some(default)),
+    }
+}

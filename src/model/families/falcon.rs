@@ -75,11 +75,18 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
             ));
         }
     };
+    let (heads, kv_heads) = (config.heads, config.kv_heads);
     Ok(Blueprint {
         kv_heads: match (is_new, is_multi_query?) {
-            (true, _) => config.kv_heads,
+            (true, _) => kv_heads,
             (false, true) => 1,
-            (false, false) => config.heads,
+            (false, false) if kv_heads == heads => heads,
+            (false, false) => {
+                return Err(format!(
+                    "`num_kv_heads` is {kv_heads} and `num_attention_heads` {heads}: without `multi_query` or \
+                     `new_decoder_architecture` transformers computes as many only"
+                ));
+            }
         },
         norm: NormStyle::layer(config.norm.eps),
         norms,

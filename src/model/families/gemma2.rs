@@ -36,7 +36,7 @@ const DEFAULTS: Defaults = Defaults {
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let config = decoder::read(fields, &DEFAULTS)?;
     let attention_bias = fields.or_default("attention_bias", false)?;
-    let window = decoder::sliding_window(fields, Some(4096))?;
+    let window = decoder::sliding_window_of_some(fields, 4096)?;
     Ok(Blueprint {
         norm: NormStyle { kind: NormKind::RmsUnitOffset, ..config.norm },
         norms: Norms::AROUND,

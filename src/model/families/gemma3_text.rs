@@ -43,7 +43,7 @@ const DEFAULTS: Defaults = Defaults {
 pub(super) fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let config = decoder::read_without_rope(fields, &DEFAULTS)?;
     let attention_bias = fields.or_default("attention_bias", false)?;
-    let window = decoder::sliding_window(fields, Some(4096))?;
+    let window = decoder::sliding_window_of_some(fields, 4096)?;
     let full_every = fields.size("sliding_window_pattern", 6, usize::MAX)?;
     let slides = |layer: usize| !(layer + 1).is_multiple_of(full_every);
     let defaults = decoder::rope_defaults(&config, &DEFAULTS);

@@ -31,7 +31,6 @@ const DEFAULTS: Defaults = Defaults {
     head_dim: Some(128),
     max_positions: 262_144,
     norm_eps: ("rms_norm_eps", 1e-5),
-    rope_theta: 1e6,
     ..LLAMA
 };
 
@@ -46,7 +45,7 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let window = decoder::sliding_window(fields, None)?;
     let windows = vec![window; config.num_layers];
     let mut plan = BackbonePlan::from(Blueprint { windows, ..config });
-    let of_queries = RopeConfig { growth: RopeGrowth::parse(&given)?, ..plan.ropes[0].clone() };
+    let of_queries = RopeConfig { growth: Some(RopeGrowth::parse(&given)?), ..plan.ropes[0].clone() };
     plan.ropes.push(of_queries);
     for layer in &mut plan.layers {
         layer.attention.ropes = Some([1, 0]);

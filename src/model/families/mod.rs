@@ -231,6 +231,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::model::rope::RopeScaling;
     use crate::ops::AttentionSpec;
 
     fn plan(config: Value) -> Result<BackbonePlan, String> {
@@ -304,11 +305,30 @@ mod tests {
             plan.expect("a config that runs").ropes.remove(0)
         };
         let stretched = rope(json!(1000.0));
-        assert_eq!(stretched.scaling, crate::model::rope::RopeScaling::None);
+        assert_eq!(stretched.scaling, RopeScaling::None);
         assert!((stretched.theta - 11158839.92507748).abs() < 1e-4, "{}", stretched.theta);
         for none in [json!(null), json!(0.0)] {
             assert_eq!(rope(none).theta, 10_000.0);
         }
+    }
+
+    /// Of a class with a rope for each kind of layer, which begins with two that are `default`.
+    #[test]
+    fn a_rope_of_transformers_4_reaches_layer_types_as_their_class_takes_it() {
+        let scaling = |rope: Value| {
+            let config = json!({"model_type": "modernbert", "rope_scaling": rope,
+                "max_position_embeddings": 128, "original_max_position_embeddings": 64});
+            plan(config).expect("a config that runs").ropes.remove(0).scaling
+        };
+        assert_eq!(scaling(json!({"type": "linear", "factor": 2.0})), RopeScaling::None);
+        assert_eq!(
+            scaling(json!({"rope_type": "linear", "factor": 2.0})),
+            RopeScaling::Linear { factor: 2.0 }
+        );
+        let llama3 =
+            json!({"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0});
+        let RopeScaling::Llama3 { original_max_positions, .. } = scaling(llama3) else { panic!("llama3") };
+        assert_eq!(original_max_positions, 128);
     }
 
     #[test]
@@ -322,6 +342,16 @@ mod tests {
             ("query_pre_attn_scalar", json!({"model_type": "gemma3_text", "query_pre_attn_scalar": 20.5})),
             ("attention_layers", json!({"model_type": "gpt_neo", "attention_layers": ["global"]})),
             ("sliding_window", json!({"model_type": "modernbert-decoder", "sliding_window": null})),
+            ("sliding_window", json!({"model_type": "gemma2", "sliding_window": null})),
+            (
+                "num_kv_heads",
+                json!({"model_type": "falcon", "multi_query": false, "num_attention_heads": 8, "hidden_size": 64,
+                    "num_kv_heads": 4}),
+            ),
+            (
+                "llama_4_scaling_beta",
+                json!({"model_type": "ministral3", "rope_parameters": {"rope_type": "default"}}),
+            ),
         ] {
             let problem = plan(config.clone()).expect_err("refused");
             assert!(problem.contains(&format!("`{key}`")), "{config}: {problem}");

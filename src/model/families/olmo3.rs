@@ -33,7 +33,7 @@ const DEFAULTS: Defaults = Defaults {
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let config = decoder::read_without_rope(fields, &DEFAULTS)?;
     let attention_bias = fields.or_default("attention_bias", false)?;
-    let window = decoder::sliding_window(fields, Some(4096))?;
+    let window = decoder::sliding_window_of_some(fields, 4096)?;
     let windows =
         decoder::windows(fields, config.num_layers, window, |layer| !(layer + 1).is_multiple_of(4))?;
     let defaults = decoder::rope_defaults(&config, &DEFAULTS);
