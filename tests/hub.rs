@@ -80,7 +80,8 @@ impl Setting {
         self.set(&mut command);
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        std::io::Write::write_all(&mut child.stdin.take().unwrap(), LINE.as_bytes()).unwrap();
+        // a refusal may come before its input is read
+        let _ = std::io::Write::write_all(&mut child.stdin.take().unwrap(), LINE.as_bytes());
         child.wait_with_output().unwrap()
     }
 
