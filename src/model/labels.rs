@@ -73,8 +73,16 @@ impl Labels {
             let index = match label {
                 Label::Index(index) => Some(*index),
                 Label::Name(name) => {
-                    let named = names.iter().find(|(_, known)| *known == name).map(|(index, _)| *index);
-                    named.or_else(|| name.parse().ok())
+                    let mut named = names.iter().filter(|(_, known)| *known == name).map(|(index, _)| *index);
+                    let first = named.next();
+                    if let Some(second) = named.next() {
+                        let first = first.unwrap_or_default();
+                        return Err(format!(
+                            "rewarm.json names label \"{name}\", and `id2label` has it twice, at {first} and {second}: give \
+                             its index"
+                        ));
+                    }
+                    first.or_else(|| name.parse().ok())
                 }
             };
             index.filter(|index| declared.is_none_or(|count| *index < count)).ok_or_else(|| {
@@ -122,18 +130,24 @@ impl Labels {
                         let count = declared.ok_or(
                             "config.json does not say how many labels there are: give `label_weights` of rewarm.json as a list",
                         )?;
-                        let mut weights = vec![0.0; count];
+                        let mut weights = vec![None; count];
                         for (index, weight) in &found {
-                            weights[*index] += weight;
+                            if weights[*index].replace(*weight).is_some() {
+                                return Err(format!(
+                                    "`label_weights` of rewarm.json names label {} twice",
+                                    name(*index)
+                                ));
+                            }
                         }
-                        weights
+                        weights.into_iter().map(Option::unwrap_or_default).collect()
                     }
                 };
-                if !weights.iter().all(|weight| weight.is_finite())
-                    || weights.iter().all(|weight| *weight == 0.0)
-                {
+                // as small or large as rows of f32 can be made of
+                let is_usable = |weight: &f64| *weight == 0.0 || (weight.abs() as f32).is_normal();
+                if !weights.iter().all(is_usable) || weights.iter().all(|weight| *weight == 0.0) {
                     return Err(format!(
-                        "`label_weights` of rewarm.json is {weights:?}: expected finite numbers, not all 0"
+                        "`label_weights` of rewarm.json is {weights:?}: expected finite numbers, not all 0, that `f32` can \
+                         hold"
                     ));
                 }
                 Self::Sum(weights)

@@ -94,6 +94,8 @@ def loss_of(rewards, centering):
 def main():
     OUT.mkdir(exist_ok=True)
     names = sys.argv[1:]
+    if unknown := set(names) - set(MODELS):
+        sys.exit(f"not in MODELS: {', '.join(sorted(unknown))}")
     document = json.loads((OUT / "gradients.json").read_text()) if names else {
         "made_with": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__},
         "models": {}, "steps": {}}

@@ -686,6 +686,9 @@ def main():
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     from tiny_families import CHECKPOINTS as MORE  # which is made with what is above
+    known = [make.__name__.replace("_", "-") for make in CHECKPOINTS + MORE]
+    if unknown := set(args.names) - set(known):
+        parser.error(f"no such checkpoint: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     for make in CHECKPOINTS + MORE:
         name = make.__name__.replace("_", "-")
         if args.names and name not in args.names:

@@ -61,6 +61,7 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
 
 const NAMES: Names = Names {
     prefixes: &["albert.", ""],
+    unused: &["pooler.", "predictions.", "sop_classifier."],
     qkv: QkvNames::Apart(["attention.query", "attention.key", "attention.value"]),
     output: "attention.dense",
     inside: InsideNames::Plain("ffn"),

@@ -2,6 +2,7 @@
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
+use crate::model::families::Key;
 use crate::model::families::at_most;
 use crate::model::families::blueprint::Blueprint;
 use crate::model::families::blueprint::InsideNames;
@@ -45,10 +46,10 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
         "residuals after the norms are not supported",
     )?;
     let keys = [
-        ("n_embed", "hidden_size"),
-        ("n_head", "num_attention_heads"),
-        ("n_layer", "num_hidden_layers"),
-        ("seq_length", "max_position_embeddings"),
+        Key::Either("n_embed", "hidden_size"),
+        Key::Either("n_head", "num_attention_heads"),
+        Key::Either("n_layer", "num_hidden_layers"),
+        Key::Only("seq_length", "max_position_embeddings"),
     ];
     let config = renamed(fields, &keys, |fields| {
         let mut fields = fields.0.clone();

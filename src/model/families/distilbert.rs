@@ -2,6 +2,7 @@
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
+use crate::model::families::Key;
 use crate::model::families::blueprint::Blueprint;
 use crate::model::families::blueprint::InsideNames;
 use crate::model::families::blueprint::Names;
@@ -29,11 +30,11 @@ pub(super) const FAMILY: Family = Family {
 
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let keys = [
-        ("dim", "hidden_size"),
-        ("n_heads", "num_attention_heads"),
-        ("n_layers", "num_hidden_layers"),
-        ("hidden_dim", "intermediate_size"),
-        ("activation", "hidden_act"),
+        Key::Either("dim", "hidden_size"),
+        Key::Either("n_heads", "num_attention_heads"),
+        Key::Either("n_layers", "num_hidden_layers"),
+        Key::Only("hidden_dim", "intermediate_size"),
+        Key::Only("activation", "hidden_act"),
     ];
     let config = renamed(fields, &keys, |fields| {
         let mut fields = fields.0.clone();
@@ -55,7 +56,7 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
 
 const NAMES: Names = Names {
     prefixes: &["distilbert.", ""],
-    unused: &[],
+    unused: &["vocab_transform.", "vocab_layer_norm.", "vocab_projector."], // of masked words
     layers: "transformer.layer",
     qkv: QkvNames::Apart(["attention.q_lin", "attention.k_lin", "attention.v_lin"]),
     output: "attention.out_lin",

@@ -31,9 +31,12 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let layers = ["classifier.dense", "classifier.out_proj"];
     Ok(Blueprint {
         embedding_width: fields.size("embedding_size", 128, at_most::WIDTH)?,
-        names: Names { prefixes: &["electra.", ""], unused: &[], ..config.names },
+        names: Names { prefixes: &["electra.", ""], unused: HEADS, ..config.names },
         head: head_of_two_layers(layers, config.hidden, Activation::GeluErf),
         ..config
     }
     .into())
 }
+
+/// Of the generator, and of the discriminator.
+const HEADS: &[&str] = &["generator_predictions.", "generator_lm_head.", "discriminator_predictions."];

@@ -2,6 +2,7 @@
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
+use crate::model::families::Key;
 use crate::model::families::at_most;
 use crate::model::families::blueprint::Blueprint;
 use crate::model::families::blueprint::InsideNames;
@@ -42,10 +43,10 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let is_no = |value: &Value| matches!(value, Value::Null | Value::Bool(false));
     fields.refuse_unless("alibi", is_no, "Falcon with ALiBi is not supported")?;
     let keys = [
-        ("n_embed", "hidden_size"),
-        ("num_kv_heads", "num_key_value_heads"),
-        ("ffn_hidden_size", "intermediate_size"),
-        ("activation", "hidden_act"),
+        Key::Either("n_embed", "hidden_size"),
+        Key::Only("num_kv_heads", "num_key_value_heads"),
+        Key::Only("ffn_hidden_size", "intermediate_size"),
+        Key::Only("activation", "hidden_act"),
     ];
     let config = renamed(fields, &keys, |fields| {
         let mut fields = fields.0.clone();
@@ -102,6 +103,7 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
 
 const NAMES: Names = Names {
     prefixes: &["transformer.", ""],
+    unused: &[".self_attention.rotary.inv_freq"],
     words: "word_embeddings",
     layers: "h",
     qkv: QkvNames::ByHead("self_attention.query_key_value"),

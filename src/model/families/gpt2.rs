@@ -2,6 +2,7 @@
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
+use crate::model::families::Key;
 use crate::model::families::at_most;
 use crate::model::families::blueprint::Blueprint;
 use crate::model::families::blueprint::InsideNames;
@@ -70,14 +71,14 @@ pub(super) fn read(fields: &Fields<'_>, defaults: &Defaults) -> Result<Blueprint
 }
 
 /// The names that GPT-2 and its like have for keys, and those of most others.
-pub(super) const KEYS: [(&str, &str); 7] = [
-    ("n_embd", "hidden_size"),
-    ("n_head", "num_attention_heads"),
-    ("n_layer", "num_hidden_layers"),
-    ("n_positions", "max_position_embeddings"),
-    ("n_inner", "intermediate_size"),
-    ("activation_function", "hidden_act"),
-    ("layer_norm_epsilon", "norm_eps"),
+pub(super) const KEYS: [Key; 7] = [
+    Key::Either("n_embd", "hidden_size"),
+    Key::Either("n_head", "num_attention_heads"),
+    Key::Either("n_layer", "num_hidden_layers"),
+    Key::Either("n_positions", "max_position_embeddings"),
+    Key::Only("n_inner", "intermediate_size"),
+    Key::Only("activation_function", "hidden_act"),
+    Key::Only("layer_norm_epsilon", "norm_eps"),
 ];
 
 /// GPT-2's, and what others of its kind take of it.
@@ -95,7 +96,7 @@ pub(super) const DEFAULTS: Defaults = Defaults {
 
 const NAMES: Names = Names {
     prefixes: &["transformer.", ""],
-    unused: &[".attn.bias", ".attn.masked_bias"], // masks of causality
+    unused: &[".attn.bias", ".attn.masked_bias", ".attn.embed_positions"], // masks, and GPT-J's angles
     words: "wte",
     positions: "wpe",
     layers: "h",

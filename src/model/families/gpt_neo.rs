@@ -2,6 +2,7 @@
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
+use crate::model::families::Key;
 use crate::model::families::at_most;
 use crate::model::families::blueprint::Blueprint;
 use crate::model::families::blueprint::Names;
@@ -24,10 +25,11 @@ pub(super) const FAMILY: Family = Family {
 
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let keys = [
-        ("num_heads", "n_head"),
-        ("num_layers", "n_layer"),
-        ("hidden_size", "n_embd"),
-        ("max_position_embeddings", "n_positions"),
+        Key::Only("intermediate_size", "n_inner"),
+        Key::Either("num_heads", "n_head"),
+        Key::Either("num_layers", "n_layer"),
+        Key::Either("hidden_size", "n_embd"),
+        Key::Either("max_position_embeddings", "n_positions"),
     ];
     let config = renamed(fields, &keys, |fields| gpt2::read(fields, &DEFAULTS))?;
     let window = fields.size("window_size", 256, at_most::POSITIONS)?;

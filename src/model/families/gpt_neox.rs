@@ -60,6 +60,8 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
 
 const NAMES: Names = Names {
     prefixes: &["gpt_neox.", ""],
+    // the language model's head, and masks of causality
+    unused: &["embed_out.", ".attention.bias", ".attention.masked_bias"],
     words: "embed_in",
     qkv: QkvNames::ByHead("attention.query_key_value"),
     output: "attention.dense",

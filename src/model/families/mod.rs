@@ -175,26 +175,45 @@ pub fn find(model_type: &str) -> Result<&'static Family, String> {
     })
 }
 
-/// Reads fields under other names: (the file's, ours). transformers takes either; an error names the file's.
+/// A key that a class has under a name of its own: the file's, and ours.
+#[derive(Clone, Copy)]
+enum Key {
+    /// The class reads it under both, by its `attribute_map`.
+    Either(&'static str, &'static str),
+    /// The class reads the first alone; what stands under ours is not read.
+    Only(&'static str, &'static str),
+}
+
+/// Reads fields under other names; an error names the file's.
 fn renamed<T>(
     fields: &Fields<'_>,
-    names: &[(&str, &str)],
+    keys: &[Key],
     read: impl FnOnce(&Fields<'_>) -> Result<T, String>,
 ) -> Result<T, String> {
     let mut ours = fields.0.clone();
-    for (theirs, name) in names {
-        let Some(value) = fields.0.get(*theirs) else { continue };
-        if let Some(other) = fields.0.get(*name).filter(|other| *other != value) {
-            return Err(format!("`{theirs}` is {value} and `{name}` is {other}: they mean the same"));
+    for key in keys {
+        let (Key::Either(theirs, name) | Key::Only(theirs, name)) = *key;
+        let value = fields.0.get(theirs);
+        match (key, value, fields.0.get(name)) {
+            (Key::Only(..), _, _) => drop(ours.remove(name)),
+            (Key::Either(..), Some(value), Some(other)) if other != value => {
+                return Err(format!("`{theirs}` is {value} and `{name}` is {other}: they mean the same"));
+            }
+            _ => {}
         }
-        ours.insert((*name).to_owned(), value.clone());
+        if let Some(value) = value {
+            ours.insert(name.to_owned(), value.clone());
+        }
     }
     read(&Fields(&ours)).map_err(|problem| {
-        let named = |problem: String, (theirs, name): &(&str, &str)| match fields.0.contains_key(*theirs) {
-            true => problem.replace(&format!("`{name}`"), &format!("`{theirs}`")),
-            false => problem,
+        let named = |problem: String, key: &Key| {
+            let (Key::Either(theirs, name) | Key::Only(theirs, name)) = key;
+            match fields.0.contains_key(*theirs) {
+                true => problem.replace(&format!("`{name}`"), &format!("`{theirs}`")),
+                false => problem,
+            }
         };
-        names.iter().fold(problem, named)
+        keys.iter().fold(problem, named)
     })
 }
 
@@ -203,9 +222,7 @@ fn check_head_dim(fields: &Fields<'_>, head_dim: usize) -> Result<(), String> {
     fields.refuse_unless(
         "head_dim",
         |value| value.is_null() || *value == head_dim,
-        &format!(
-            "transformers computes this class with {head_dim} only, `hidden_size` / `num_attention_heads`"
-        ),
+        &format!("only {head_dim} is supported in this family, `hidden_size` / `num_attention_heads`"),
     )
 }
 
@@ -293,6 +310,36 @@ mod tests {
             let plan = plan(config.clone()).unwrap_or_else(|problem| panic!("{config}: {problem}"));
             assert_eq!(seen(&plan.layers[1].attention.spec), expected, "{config}");
         }
+    }
+
+    /// A class reads keys under its own names, and under those of its `attribute_map`; under others they mean nothing.
+    #[test]
+    fn keys_under_other_names_mean_nothing() {
+        for (own, stray) in [
+            (
+                json!({"model_type": "gpt2"}),
+                json!({"hidden_act": "relu", "norm_eps": 0.5, "intermediate_size": 7}),
+            ),
+            (json!({"model_type": "gpt2", "n_inner": 8}), json!({"intermediate_size": 7})),
+            (json!({"model_type": "gptj"}), json!({"hidden_act": "relu", "norm_eps": 0.5})),
+            (json!({"model_type": "gpt_bigcode"}), json!({"hidden_act": "relu"})),
+            (
+                json!({"model_type": "gpt_neo", "intermediate_size": 8}),
+                json!({"n_inner": 7, "hidden_act": "relu"}),
+            ),
+            (json!({"model_type": "opt"}), json!({"hidden_act": "gelu", "intermediate_size": 7})),
+            (json!({"model_type": "falcon"}), json!({"hidden_act": "relu", "intermediate_size": 7})),
+            (json!({"model_type": "distilbert"}), json!({"hidden_act": "relu", "intermediate_size": 7})),
+            (json!({"model_type": "bloom"}), json!({"intermediate_size": 7})),
+            (json!({"model_type": "mpt"}), json!({"max_position_embeddings": 7})),
+        ] {
+            let mut both = own.clone();
+            let Value::Object(stray) = stray else { unreachable!() };
+            both.as_object_mut().expect("an object").extend(stray);
+            assert_eq!(plan(both.clone()), plan(own), "{both}");
+        }
+        let same = json!({"model_type": "gpt2", "hidden_size": 64, "n_head": 4});
+        assert_eq!(plan(same), plan(json!({"model_type": "gpt2", "n_embd": 64, "num_attention_heads": 4})));
     }
 
     /// `rope_theta · alpha ** (d / (d - 2))`, as `HunYuanDenseV1RotaryEmbedding` computes it; without `alpha` it grows.

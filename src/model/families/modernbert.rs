@@ -118,6 +118,7 @@ pub(super) fn head(
 
 const NAMES: Names = Names {
     prefixes: &["model.", ""],
+    unused: &["decoder."], // the head of a language model
     words: "embeddings.tok_embeddings",
     embedding_norm: "embeddings.norm",
     qkv: QkvNames::Apart(["attn.q_proj", "attn.k_proj", "attn.v_proj"]),

@@ -2,6 +2,7 @@
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
+use crate::model::families::Key;
 use crate::model::families::at_most;
 use crate::model::families::blueprint::Blueprint;
 use crate::model::families::blueprint::InsideNames;
@@ -53,10 +54,10 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
         "clipped projections are not supported",
     )?;
     let keys = [
-        ("d_model", "hidden_size"),
-        ("n_heads", "num_attention_heads"),
-        ("n_layers", "num_hidden_layers"),
-        ("max_seq_len", "max_position_embeddings"),
+        Key::Either("d_model", "hidden_size"),
+        Key::Either("n_heads", "num_attention_heads"),
+        Key::Either("n_layers", "num_hidden_layers"),
+        Key::Only("max_seq_len", "max_position_embeddings"),
     ];
     let config = renamed(fields, &keys, |fields| {
         let mut fields = fields.0.clone();

@@ -2,6 +2,7 @@
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
+use crate::model::families::Key;
 use crate::model::families::at_most;
 use crate::model::families::blueprint::Blueprint;
 use crate::model::families::blueprint::InsideNames;
@@ -39,7 +40,7 @@ const DEFAULTS: Defaults = Defaults {
 };
 
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
-    let keys = [("ffn_dim", "intermediate_size"), ("activation_function", "hidden_act")];
+    let keys = [Key::Only("ffn_dim", "intermediate_size"), Key::Only("activation_function", "hidden_act")];
     let config = renamed(fields, &keys, |fields| decoder::read_with_plain_heads(fields, &DEFAULTS))?;
     let width = fields.optional_size("word_embed_proj_dim", at_most::WIDTH)?.unwrap_or(config.hidden);
     let has_weights = fields.or_default("layer_norm_elementwise_affine", true)?;
