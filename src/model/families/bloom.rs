@@ -3,7 +3,6 @@
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
 use crate::model::families::Key;
-use crate::model::families::at_most;
 use crate::model::families::blueprint::Blueprint;
 use crate::model::families::blueprint::InsideNames;
 use crate::model::families::blueprint::Names;
@@ -52,9 +51,7 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
         Key::Only("seq_length", "max_position_embeddings"),
     ];
     let config = renamed(fields, &keys, |fields| {
-        let mut fields = fields.0.clone();
-        let hidden = Fields(&fields).size("hidden_size", DEFAULTS.hidden, at_most::WIDTH)?;
-        fields.insert("intermediate_size".to_owned(), (4 * hidden).into()); // the class reads no other number
+        let fields = decoder::with_fourfold_mlp(fields, &DEFAULTS)?; // the class reads no other number
         decoder::read_with_plain_heads(&Fields(&fields), &DEFAULTS)
     })?;
     Ok(Blueprint {

@@ -1,5 +1,6 @@
 //! Llama's keys, tensors and order, which most decoders keep.
 
+use serde_json::Map;
 use serde_json::Value;
 
 use crate::checkpoint::fields::Fields;
@@ -172,6 +173,28 @@ pub(super) fn read_without_rope(fields: &Fields<'_>, defaults: &Defaults) -> Res
         shared_layers: None,
         head: score(hidden),
     })
+}
+
+/// The fields with an MLP four times as wide as the layer, where they name no width of their own.
+pub(super) fn with_mlp_or_fourfold(
+    fields: &Fields<'_>,
+    defaults: &Defaults,
+) -> Result<Map<String, Value>, String> {
+    match fields.0.get("intermediate_size") {
+        None | Some(Value::Null) => with_fourfold_mlp(fields, defaults),
+        Some(_) => Ok(fields.0.clone()),
+    }
+}
+
+/// The fields with an MLP four times as wide as the layer, whatever they say.
+pub(super) fn with_fourfold_mlp(
+    fields: &Fields<'_>,
+    defaults: &Defaults,
+) -> Result<Map<String, Value>, String> {
+    let hidden = fields.size("hidden_size", defaults.hidden, at_most::WIDTH)?;
+    let mut fields = fields.0.clone();
+    fields.insert("intermediate_size".to_owned(), (4 * hidden).into());
+    Ok(fields)
 }
 
 /// The head of a decoder's `*ForSequenceClassification`.

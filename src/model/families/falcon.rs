@@ -3,7 +3,6 @@
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
 use crate::model::families::Key;
-use crate::model::families::at_most;
 use crate::model::families::blueprint::Blueprint;
 use crate::model::families::blueprint::InsideNames;
 use crate::model::families::blueprint::Names;
@@ -49,11 +48,7 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
         Key::Only("activation", "hidden_act"),
     ];
     let config = renamed(fields, &keys, |fields| {
-        let mut fields = fields.0.clone();
-        if fields.get("intermediate_size").is_none_or(Value::is_null) {
-            let hidden = Fields(&fields).size("hidden_size", DEFAULTS.hidden, at_most::WIDTH)?;
-            fields.insert("intermediate_size".to_owned(), (4 * hidden).into());
-        }
+        let fields = decoder::with_mlp_or_fourfold(fields, &DEFAULTS)?;
         decoder::read(&Fields(&fields), &DEFAULTS)
     })?;
     let [is_new, is_multi_query, is_parallel, has_bias] = [

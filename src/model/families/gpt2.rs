@@ -3,7 +3,6 @@
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
 use crate::model::families::Key;
-use crate::model::families::at_most;
 use crate::model::families::blueprint::Blueprint;
 use crate::model::families::blueprint::InsideNames;
 use crate::model::families::blueprint::Names;
@@ -51,11 +50,7 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
 /// What GPT-2 and its like have alike, under names of which the projections of attention are still to be said.
 pub(super) fn read(fields: &Fields<'_>, defaults: &Defaults) -> Result<Blueprint, String> {
     renamed(fields, &KEYS, |fields| {
-        let mut fields = fields.0.clone();
-        if fields.get("intermediate_size").is_none_or(Value::is_null) {
-            let hidden = Fields(&fields).size("hidden_size", defaults.hidden, at_most::WIDTH)?;
-            fields.insert("intermediate_size".to_owned(), (4 * hidden).into());
-        }
+        let fields = decoder::with_mlp_or_fourfold(fields, defaults)?;
         let config = decoder::read_with_plain_heads(&Fields(&fields), defaults)?;
         Ok(Blueprint {
             positions: Some((config.max_tokens, PositionRule::From(0))),
