@@ -85,6 +85,7 @@ mod tests;
 
 pub use attention::Attention;
 pub use attention::Blocks;
+pub use attention::ByDistance;
 pub use attention::Relative;
 pub use attention::Remembered;
 pub use isa::Isa;

@@ -53,8 +53,11 @@ pub enum Distance {
     Ignored,
     /// The head's slope times the position of the key, less that of the query (ALiBi); one for each query head.
     Slopes(#[serde(serialize_with = "serialize_shared")] Arc<[f32]>),
+    /// A number of a table for each query head, in the row that the distance takes: what is
+    /// [`ByDistance::Biases`](crate::ByDistance) of the layer (T5, MPNet).
+    Biases(Buckets),
     /// The query times a row of a table, and the key times the same row of another, both scaled like the score: what is
-    /// [`Relative`](crate::Relative) of the layer (disentangled attention).
+    /// [`ByDistance::Products`](crate::ByDistance) of the layer (disentangled attention).
     Buckets(Buckets),
 }
 
@@ -68,18 +71,23 @@ pub struct Buckets {
 }
 
 impl Buckets {
-    /// For tables of `rows` rows: `row(distance)` is that of a query so far after a key. It must not fall as distances
-    /// grow, nor change beyond `reach`.
+    /// For tables of `rows` rows: `row(distance)` is that of a query so far after a key. It must not change beyond
+    /// `reach`, nor, for [`Distance::Buckets`], fall as distances grow.
     pub fn new(rows: usize, reach: usize, row: impl Fn(isize) -> usize) -> Self {
         let distances = -(reach as isize)..=reach as isize;
         let of_distance: Arc<[u32]> = distances.map(|distance| row(distance) as u32).collect();
-        assert!(of_distance.is_sorted() && of_distance.iter().all(|&row| (row as usize) < rows));
+        assert!(of_distance.iter().all(|&row| (row as usize) < rows));
         Self { rows, of_distance }
     }
 
     /// How many rows the tables have.
     pub fn rows(&self) -> usize {
         self.rows
+    }
+
+    /// Whether rows never fall as distances grow.
+    pub fn are_sorted(&self) -> bool {
+        self.of_distance.is_sorted()
     }
 
     /// The row of a query so far after a key.

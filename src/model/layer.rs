@@ -29,6 +29,7 @@ use crate::model::transformer;
 use crate::model::weights::Weights;
 use crate::ops::Activation;
 use crate::ops::AttentionSpec;
+use crate::ops::Distance;
 use crate::ops::Ops;
 use crate::ops::Precision::Working;
 use crate::ops::Which;
@@ -77,7 +78,7 @@ struct Relative<O: Ops> {
     key: Option<Arc<O::Linear>>,
     query: Option<Arc<O::Linear>>,
     /// What is made of the above.
-    made: OnceLock<Arc<O::Relative>>,
+    made: OnceLock<Arc<O::ByDistance>>,
 }
 
 #[derive(Debug)]
@@ -178,16 +179,19 @@ impl<O: Ops> Relative<O> {
         Ok(Self { table, rows: plan.table.rows, norm, key, query, made: OnceLock::new() })
     }
 
-    fn make(&self, ops: &O, spec: &AttentionSpec) -> Result<O::Relative> {
+    fn make(&self, ops: &O, spec: &AttentionSpec) -> Result<O::ByDistance> {
         let ids: Vec<u32> = (0..self.rows as u32).collect();
         let mut x = ops.embed(&[(&self.table, &ids)], None)?;
+        if let Distance::Biases(_) = spec.distance {
+            return ops.biases_by_distance(x);
+        }
         if let Some(norm) = &self.norm {
             x = norm.forward(ops, &x)?;
         }
         let x = ops.operand(Cow::Owned(ops.dropout(x)?))?;
         let project =
             |layer: &Option<Arc<O::Linear>>| layer.as_ref().map(|layer| ops.linear(&x, layer)).transpose();
-        ops.relative(project(&self.key)?, project(&self.query)?, spec)
+        ops.products_by_distance(project(&self.key)?, project(&self.query)?, spec)
     }
 }
 
@@ -243,7 +247,7 @@ impl<O: Ops> transformer::Layer<O> for Layer<O> {
         Ok([key, ops.linear(input, &self.attention.value)?])
     }
 
-    fn relative(&self, ops: &O) -> Result<Option<Arc<O::Relative>>> {
+    fn by_distance(&self, ops: &O) -> Result<Option<Arc<O::ByDistance>>> {
         let Attention { relative, spec, .. } = &self.attention;
         let made = |relative: &Relative<O>| ops.of_weights(&relative.made, || relative.make(ops, spec));
         relative.as_ref().map(made).transpose()

@@ -185,11 +185,13 @@ pub struct AttentionPlan {
     pub ropes: Option<[usize; 2]>,
     /// What a query sees, and how scores are made.
     pub spec: AttentionSpec,
-    /// What scores have for distances, where `spec` says [`Distance::Buckets`](crate::ops::Distance::Buckets).
+    /// What scores have for distances, where `spec` says [`Distance::Buckets`](crate::ops::Distance::Buckets) or
+    /// [`Distance::Biases`](crate::ops::Distance::Biases).
     pub relative: Option<RelativePlan>,
 }
 
-/// An embedding of distances, and what a layer makes of it (DeBERTa).
+/// An embedding of distances, and what a layer makes of it (DeBERTa); or, without norm and projections, what scores have
+/// themselves (MPNet).
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RelativePlan {
     /// A row for each bucket; of all layers the same.

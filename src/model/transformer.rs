@@ -64,8 +64,8 @@ pub trait Layer<O: Ops>: Debug + Send + Sync {
         packing: &O::Packing<'_>,
         which: Which<'_>,
     ) -> Result<[O::Rows; 2]>;
-    /// Tables that attention takes rows of by distance, if it does.
-    fn relative(&self, ops: &O) -> Result<Option<Arc<O::Relative>>> {
+    /// Parameters that attention takes by distance, if it does.
+    fn by_distance(&self, ops: &O) -> Result<Option<Arc<O::ByDistance>>> {
         let _ = ops;
         Ok(None)
     }
@@ -324,8 +324,8 @@ impl<O: Ops> BatchPass<'_, '_, O> {
                 }
                 _ => Which::Run(0..self.batch.num_rows()),
             };
-            let relative = layer.relative(ops)?;
-            let memory = ops.remember(keys, values, relative.as_deref(), self.packing, layer.spec())?;
+            let by_distance = layer.by_distance(ops)?;
+            let memory = ops.remember(keys, values, by_distance.as_deref(), self.packing, layer.spec())?;
             let work = |going: &Going<O::Rows>| {
                 let Range { start, end } = going.places;
                 self.work(&**layer, end - start, asking.row(start), asking.row(end - 1))

@@ -23,6 +23,7 @@ use rayon::ThreadPoolBuilder;
 use rayon::prelude::*;
 use rewarm_kernels::Attention;
 use rewarm_kernels::Blocks;
+use rewarm_kernels::ByDistance;
 pub use rewarm_kernels::Isa;
 use rewarm_kernels::Linear;
 use rewarm_kernels::Number;
@@ -170,7 +171,7 @@ impl Ops for Cpu {
     type Table = Table;
     type Packing<'a> = Packing<'a>;
     type Remembered<'a> = Remembered<'a>;
-    type Relative = Relative;
+    type ByDistance = ByDistance;
 
     fn name(&self) -> String {
         format!("cpu {:?} {:?}", self.isa, self.dtype)
@@ -337,15 +338,25 @@ impl Ops for Cpu {
         Ok(x.rotary(self.isa, head_dim, angles))
     }
 
-    fn relative(&self, keys: Option<Rows>, queries: Option<Rows>, spec: &AttentionSpec) -> Result<Relative> {
-        Ok(Relative::new(self.isa, self.operand_number(), spec, keys.as_ref(), queries.as_ref()))
+    fn products_by_distance(
+        &self,
+        keys: Option<Rows>,
+        queries: Option<Rows>,
+        spec: &AttentionSpec,
+    ) -> Result<ByDistance> {
+        let tables = Relative::new(self.isa, self.operand_number(), spec, keys.as_ref(), queries.as_ref());
+        Ok(ByDistance::Products(tables))
+    }
+
+    fn biases_by_distance(&self, table: Rows) -> Result<ByDistance> {
+        Ok(ByDistance::Biases(table))
     }
 
     fn remember<'a>(
         &self,
         keys: Vec<Rows>,
         values: Vec<Rows>,
-        relative: Option<&'a Relative>,
+        by_distance: Option<&'a ByDistance>,
         packing: &'a Packing<'_>,
         spec: &'a AttentionSpec,
     ) -> Result<Remembered<'a>> {
@@ -353,7 +364,7 @@ impl Ops for Cpu {
         let (isa, number) = (self.isa, self.operand_number());
         let attention = Attention { isa, number, segments: batch.segments(), spec };
         let in_parallel = keys.len() > 1;
-        let panels = attention.remember(Blocks::new(&keys), Blocks::new(&values), relative, in_parallel);
+        let panels = attention.remember(Blocks::new(&keys), Blocks::new(&values), by_distance, in_parallel);
         Ok(Remembered { batch, panels })
     }
 

@@ -108,8 +108,8 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
     type Packing<'a>: Sync;
     /// Keys and values of all rows of a batch, in one layer.
     type Remembered<'a>: Sync;
-    /// Tables that [`Distance::Buckets`] speaks of, laid out for attention.
-    type Relative: Debug + Send + Sync + 'static;
+    /// Parameters of a layer that [`Distance`] speaks of, laid out for attention.
+    type ByDistance: Debug + Send + Sync + 'static;
 
     /// Names the form, where it keeps weights, and in what: weights that are equal are held once for each.
     fn name(&self) -> String;
@@ -200,19 +200,21 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
     }
     /// Lays out a layer's tables for [`Distance::Buckets`]: a row for each bucket. `keys`, `[buckets, kv_heads ·
     /// head_dim]`, is for queries to be multiplied with; `queries`, `[buckets, heads · head_dim]`, for keys.
-    fn relative(
+    fn products_by_distance(
         &self,
         keys: Option<Self::Rows>,
         queries: Option<Self::Rows>,
         spec: &AttentionSpec,
-    ) -> Result<Self::Relative>;
-    /// Lays out the keys and values of all rows of a batch, in blocks, for attention; with `relative` where distances
-    /// count by [`Distance::Buckets`].
+    ) -> Result<Self::ByDistance>;
+    /// The same for [`Distance::Biases`]: a table `[buckets, heads]`.
+    fn biases_by_distance(&self, table: Self::Rows) -> Result<Self::ByDistance>;
+    /// Lays out the keys and values of all rows of a batch, in blocks, for attention; with the layer's parameters where
+    /// [`Distance`] asks for them.
     fn remember<'a>(
         &self,
         keys: Vec<Self::Rows>,
         values: Vec<Self::Rows>,
-        relative: Option<&'a Self::Relative>,
+        by_distance: Option<&'a Self::ByDistance>,
         packing: &'a Self::Packing<'_>,
         spec: &'a AttentionSpec,
     ) -> Result<Self::Remembered<'a>>;

@@ -51,10 +51,12 @@ pub(super) enum Kind {
     Clipped,
     /// Far distances share rows.
     Shared,
+    /// A number for each, up to six and then all the same; of both directions others.
+    Biases,
 }
 
 fn distances() -> impl Strategy<Value = Kind> {
-    prop::sample::select(vec![Kind::Ignored, Kind::Slopes, Kind::Clipped, Kind::Shared])
+    prop::sample::select(vec![Kind::Ignored, Kind::Slopes, Kind::Clipped, Kind::Shared, Kind::Biases])
 }
 
 impl Kind {
@@ -65,6 +67,9 @@ impl Kind {
             Self::Clipped => {
                 Distance::Buckets(Buckets::new(6, 3, |distance| (distance + 3).clamp(0, 5) as usize))
             }
+            Self::Biases => Distance::Biases(Buckets::new(14, 7, |distance| {
+                if distance < 0 { 7 + (-distance).min(6) as usize } else { distance.min(6) as usize }
+            })),
             Self::Shared => Distance::Buckets(Buckets::new(150, 1000, |distance| {
                 let far = distance.abs();
                 let bucket = if far <= 40 { far } else { 40 + (far - 40).isqrt() };
@@ -74,12 +79,19 @@ impl Kind {
     }
 }
 
-/// Tables of keys, `[buckets, kv_heads, head_dim]`, and of queries, `[buckets, heads, head_dim]`.
+/// Tables of keys, `[buckets, kv_heads, head_dim]`, and of queries, `[buckets, heads, head_dim]`; or one of biases,
+/// `[buckets, heads]`.
 pub(super) type Tables = [Option<Vec<f32>>; 2];
 
 /// Both, or one of them, where distances take rows of tables.
 pub(super) fn tables(spec: &AttentionSpec, seed: u64) -> Option<Tables> {
-    let Distance::Buckets(buckets) = &spec.distance else { return None };
+    let buckets = match &spec.distance {
+        Distance::Buckets(buckets) => buckets,
+        Distance::Biases(buckets) => {
+            return Some([Some(numbers(buckets.rows() * spec.heads, seed ^ 7)), None]);
+        }
+        Distance::Ignored | Distance::Slopes(_) => return None,
+    };
     let table = |heads: usize, which: u64| {
         (seed % 3 != which).then(|| numbers(buckets.rows() * heads * spec.head_dim, seed ^ (4 + which)))
     };
@@ -87,16 +99,20 @@ pub(super) fn tables(spec: &AttentionSpec, seed: u64) -> Option<Tables> {
 }
 
 /// In a form.
-pub(super) fn relative<O: Ops>(
+pub(super) fn by_distance<O: Ops>(
     ops: &O,
     tables: Option<&Tables>,
     spec: &AttentionSpec,
-) -> Option<O::Relative> {
+) -> Option<O::ByDistance> {
+    if let (Distance::Biases(buckets), Some([Some(table), _])) = (&spec.distance, tables) {
+        let table = rows(ops, table, spec.heads, 0..buckets.rows());
+        return Some(ops.biases_by_distance(table).unwrap());
+    }
     let widths = [spec.kv_heads, spec.heads].map(|heads| heads * spec.head_dim);
     let table = |which: usize, tables: &Tables| {
         tables[which].as_ref().map(|table| rows(ops, table, widths[which], 0..table.len() / widths[which]))
     };
-    tables.map(|tables| ops.relative(table(0, tables), table(1, tables), spec).unwrap())
+    tables.map(|tables| ops.products_by_distance(table(0, tables), table(1, tables), spec).unwrap())
 }
 
 /// Of one sequence. `query` is row-major `[seq, heads, head_dim]`, key and value have `kv_heads`.
@@ -137,6 +153,9 @@ fn attention_of(
                 dot += (0..head_dim).map(|d| of_query(d) + at(key, j, kv, d) * of_queries(d)).sum::<f64>();
             }
             let mut score = dot * spec.scale;
+            if let (Distance::Biases(buckets), Some([Some(table), _])) = (&spec.distance, tables) {
+                score += f64::from(table[buckets.row(i as isize - j as isize) * heads + head]);
+            }
             if let Distance::Slopes(slopes) = &spec.distance {
                 score += f64::from(slopes[head]) * (j as f64 - i as f64);
             }
@@ -257,8 +276,8 @@ impl Case {
         let [q, k, v] = std::array::from_fn(|i| blocks(ops, &qkv[i], widths[i]));
         let packing = ops.packing(&batch, Vec::new()).unwrap();
         let asking = self.asking(rows);
-        let relative = relative(ops, self.tables(|x| x).as_ref(), &self.spec);
-        let memory = ops.remember(k, v, relative.as_ref(), &packing, &self.spec).unwrap();
+        let by_distance = by_distance(ops, self.tables(|x| x).as_ref(), &self.spec);
+        let memory = ops.remember(k, v, by_distance.as_ref(), &packing, &self.spec).unwrap();
         let attended = match &self.asking {
             None => attend(ops, &q, Which::Run(0..rows), &memory),
             Some(_) => attend(ops, &ops.gather(&q, &asking).unwrap(), Which::Listed(&asking), &memory),

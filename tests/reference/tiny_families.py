@@ -346,6 +346,17 @@ def jina_embeddings_v3(path):
             rope_parameters=rope(theta=1000.0))
 
 
+def mpnet(path):
+    """Its class computes 32 buckets whatever the config says of the table: with 40 rows the last 8 are of no token."""
+    config = transformers.MPNetConfig(**BERT | dict(pad_token_id=0, max_position_embeddings=220), relative_attention_num_buckets=40)
+    save_classifier(path, config, 127)
+    # a pad (1) inside a sample takes position 1 and does not count, yet it is attended to; 1 is what the class takes whatever pad_token_id is
+    ids = token_samples(80, 137, (1, 2, 5, 9, 17, 33, 58, 170))
+    samples = [{"token_ids": ids} for ids in ids + [ids[3][:4] + [1] + ids[3][4:]]]
+    finish(path, samples, "cls", "a number for each head and distance, of one table for all layers; far distances share rows, up to 128; positions count from 2 on whatever the "
+           "pad id is", [LOOSE_LAYER_EPS], sides=RIGHT, pad=1)
+
+
 def deberta_like(path, kind, seed, note, wrong, lengths=(1, 2, 5, 9, 17, 33, 58), types=False, **options):
     """Distances count by tables; `hidden_size` is split among heads of 6."""
     config = getattr(transformers, kind)(vocab_size=80, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=40,
@@ -389,4 +400,4 @@ def deberta_keys(path):
 CHECKPOINTS = [gemma3_text, gemma3, olmo, olmo3, phi, phi3, phi3_longrope, glm, glm4, helium, hunyuan_v1_dense, nemotron, starcoder2, stablelm, persimmon, gpt_neox,
                gpt2, gpt_bigcode, gpt_bigcode_mha, gptj, gpt_neo, opt, opt_after, opt_narrow, falcon, falcon_multi_query, falcon_rw, bloom, mpt, ministral3, internlm2, modernbert_decoder,
                modernbert, modernbert_mean, eurobert, eurobert_bos, distilbert, electra, albert, rembert, ernie, megatron_bert, roberta_prelayernorm, camembert, data2vec_text,
-               xlm_roberta_xl, nomic_bert, gte, jina_embeddings_v3, deberta_v2, deberta_v2_apart, deberta_v2_plain, deberta, deberta_keys]
+               xlm_roberta_xl, mpnet, nomic_bert, gte, jina_embeddings_v3, deberta_v2, deberta_v2_apart, deberta_v2_plain, deberta, deberta_keys]

@@ -10,11 +10,13 @@
 //! query adds up the same numbers in the same order whatever is beside it, and whether its prefix is its own or
 //! shared: a panel that a shared prefix does not fill is packed again for each continuation.
 
+mod bias;
 mod cache;
 mod relative;
 mod softmax;
 mod tile;
 
+use self::bias::Biases;
 use self::cache::Cache;
 use self::relative::Columns;
 pub use self::relative::Relative;
@@ -47,6 +49,23 @@ impl<'a> Blocks<'a> {
     }
 }
 
+/// What the parameters of a layer have for distances, laid out once.
+pub enum ByDistance {
+    /// What queries and keys are multiplied with, for [`Distance::Buckets`].
+    Products(Relative),
+    /// What scores have of each query head, `[rows, heads]`, for [`Distance::Biases`].
+    Biases(Rows),
+}
+
+impl std::fmt::Debug for ByDistance {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Products(relative) => relative.fmt(f),
+            Self::Biases(table) => write!(f, "Biases({} rows)", table.len()),
+        }
+    }
+}
+
 /// One call of attention: first all keys and values are [remembered](Attention::remember), then blocks of queries
 /// [attend](Remembered::attend) to them.
 #[derive(Clone, Copy)]
@@ -67,29 +86,31 @@ pub struct Remembered<'a> {
     attention: Attention<'a>,
     cache: Cache,
     distances: Option<(&'a Relative, Columns)>,
+    biases: Option<Biases>,
 }
 
 impl<'a> Attention<'a> {
     /// Lays out the keys and values of all rows of the batch, each `[rows, kv_heads · head_dim]`; `in_parallel` if
-    /// that is worth several threads, those of the pool that this runs in. `relative` where [`Distance::Buckets`] asks
-    /// for it.
+    /// that is worth several threads, those of the pool that this runs in. `parameters` where [`Distance`] asks for
+    /// them.
     pub fn remember(
         self,
         keys: Blocks<'_>,
         values: Blocks<'_>,
-        relative: Option<&'a Relative>,
+        parameters: Option<&'a ByDistance>,
         in_parallel: bool,
     ) -> Remembered<'a> {
         let cache = self.lay_out(keys, values, in_parallel);
         let longest = self.segments.iter().map(Segment::end_position).max().unwrap_or(0);
-        let distances = match &self.spec.distance {
-            Distance::Buckets(buckets) => {
-                let relative = relative.expect("a layer with buckets has tables");
+        let distances = match (&self.spec.distance, parameters) {
+            (Distance::Buckets(buckets), Some(ByDistance::Products(relative))) => {
                 Some((relative, Columns::new(buckets, longest, self.isa.panel_width())))
             }
-            Distance::Ignored | Distance::Slopes(_) => None,
+            (Distance::Buckets(_), _) => panic!("a layer with buckets has tables"),
+            _ => None,
         };
-        Remembered { attention: self, cache, distances }
+        let biases = Biases::new(self.spec, parameters, longest);
+        Remembered { attention: self, cache, distances, biases }
     }
 }
 
@@ -97,7 +118,7 @@ impl Remembered<'_> {
     /// Attention of a block of queries, `[rows, heads · head_dim]`; `place(query)` is the segment and the position
     /// of a query. Returns a block like it.
     pub fn attend(&self, queries: &Rows, place: &dyn Fn(usize) -> (usize, usize)) -> Rows {
-        let Self { attention, cache, distances } = self;
+        let Self { attention, cache, distances, biases } = self;
         let Attention { number, segments, spec, .. } = *attention;
         let mut output = Rows::new(number, queries.len(), spec.heads * spec.head_dim);
         let mut work = Work::new(attention, distances.as_ref());
@@ -111,7 +132,7 @@ impl Remembered<'_> {
             let path = attention.path(segment);
             let tile = Tile { queries, rows: first..end, first_position, end_position, path };
             for head in 0..spec.heads {
-                work.attend(attention, cache, &tile, head);
+                work.attend(attention, cache, biases.as_ref(), &tile, head);
                 work.write(attention, &mut output, &tile, head);
             }
             first = end;

@@ -26,6 +26,7 @@ use super::tile::MAX_QUERIES;
 use super::tile::Store;
 use crate::AttentionSpec;
 use crate::Buckets;
+use crate::Distance;
 use crate::buffer::Buffer;
 use crate::isa::Isa;
 use crate::isa::Kernel;
@@ -64,6 +65,9 @@ impl Relative {
         keys: Option<&Rows>,
         queries: Option<&Rows>,
     ) -> Self {
+        if let Distance::Buckets(buckets) = &spec.distance {
+            assert!(buckets.are_sorted(), "rows fall as distances grow");
+        }
         let sizes @ Sizes { width, depth, .. } = Sizes::of(isa, number, spec);
         let rows = [keys, queries].into_iter().flatten().map(Rows::len).max().unwrap_or(0);
         assert!([keys, queries].into_iter().flatten().all(|table| table.len() == rows), "tables differ");

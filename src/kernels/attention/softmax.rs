@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use half::bf16;
 
+use super::bias::OfHead;
 use super::tile::MAX_QUERIES;
 use super::tile::SCORE_STRIDE;
 use super::tile::WEIGHT_STRIDE;
@@ -13,9 +14,6 @@ use crate::simd::Simd;
 /// `weight` takes an unrounded product from the largest score, which was rounded. What is between the two is next to
 /// nothing, or, of scores as large as 2^30, more than any exponential can hold: those are rounded first.
 const ROUND_ABOVE: f32 = 65536.0;
-
-/// How many columns a lane is after the first.
-const AHEAD: [f32; 16] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
 
 /// Scores → weights, not yet divided by their sum.
 pub(super) struct Softmax<'a, F> {
@@ -27,10 +25,8 @@ pub(super) struct Softmax<'a, F> {
     /// The columns that a query sees.
     pub(super) visible: F,
     pub(super) scale: f32,
-    /// What a scaled score has for each position that the key is after the query.
-    pub(super) slope: Option<f32>,
-    /// How many positions the first column is before the first query.
-    pub(super) before: f32,
+    /// What a scaled score has for where the key is.
+    pub(super) biases: Option<OfHead<'a>>,
     pub(super) softcap: Option<f32>,
     pub(super) largest: &'a mut [f32; MAX_QUERIES],
     pub(super) total: &'a mut [f32; MAX_QUERIES],
@@ -60,12 +56,11 @@ impl<F: Fn(usize) -> Range<usize>> Kernel for Softmax<'_, F> {
             row[start..visible.start].fill(f32::NEG_INFINITY);
             row[visible.end..end].fill(f32::NEG_INFINITY);
             let mut scale = self.scale;
-            if let Some(slope) = self.slope {
-                let (factor, slope, ahead) = (simd.splat(scale), simd.splat(slope), simd.load(&AHEAD));
-                for (index, x) in row[start..end].chunks_exact_mut(S::LANES).enumerate() {
-                    let column = (start + index * S::LANES) as f32;
-                    let distance = simd.add(ahead, simd.splat(column - self.before - query as f32));
-                    simd.store(x, simd.mul_add(simd.load(x), factor, simd.mul(slope, distance)));
+            if let Some(biases) = self.biases {
+                let factor = simd.splat(scale);
+                let biases = biases.from(query, start).chunks_exact(S::LANES);
+                for (x, bias) in row[start..end].chunks_exact_mut(S::LANES).zip(biases) {
+                    simd.store(x, simd.mul_add(simd.load(x), factor, simd.load(bias)));
                 }
                 scale = 1.0;
             }

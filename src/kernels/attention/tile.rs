@@ -5,6 +5,7 @@ use std::ops::Range;
 use half::bf16;
 
 use super::Attention;
+use super::bias::Biases;
 use super::cache::Cache;
 use super::cache::Piece;
 use super::cache::Sizes;
@@ -13,7 +14,6 @@ use super::relative::Distances;
 use super::relative::OfPanel;
 use super::relative::Relative;
 use super::softmax::Softmax;
-use crate::Distance;
 use crate::buffer::Buffer;
 use crate::isa::Kernel;
 use crate::product::Epilogue;
@@ -80,7 +80,14 @@ impl<'a> Work<'a> {
     }
 
     /// Attention of a tile and a head, into `sums` and `total`.
-    pub(super) fn attend(&mut self, attention: &Attention<'_>, cache: &Cache, tile: &Tile<'_>, head: usize) {
+    pub(super) fn attend(
+        &mut self,
+        attention: &Attention<'_>,
+        cache: &Cache,
+        biases: Option<&Biases>,
+        tile: &Tile<'_>,
+        head: usize,
+    ) {
         let spec = attention.spec;
         let count = tile.rows.len();
         let first_key = spec.seen(tile.first_position, tile.end_position).start;
@@ -112,11 +119,7 @@ impl<'a> Work<'a> {
                     inside(seen.start)..inside(seen.end)
                 },
                 scale: spec.scale as f32,
-                slope: match &spec.distance {
-                    Distance::Ignored | Distance::Buckets(_) => None,
-                    Distance::Slopes(slopes) => Some(slopes[head]),
-                },
-                before: tile.first_position as f32 - positions.start as f32,
+                biases: biases.map(|biases| biases.of(head, tile.first_position, positions.start)),
                 softcap: spec.softcap.map(|cap| cap as f32),
                 largest: &mut self.largest,
                 total: &mut self.total,

@@ -12,6 +12,7 @@ use rewarm_kernels::Attention;
 use rewarm_kernels::AttentionSpec;
 use rewarm_kernels::Blocks;
 use rewarm_kernels::Buckets;
+use rewarm_kernels::ByDistance;
 use rewarm_kernels::Distance;
 use rewarm_kernels::Isa;
 use rewarm_kernels::Number;
@@ -64,7 +65,8 @@ fn main() {
                     Distance::Buckets(buckets) => {
                         let [of_keys, of_queries] = [4, 5].map(|seed| rows(buckets.rows(), seed));
                         let tables = [has[0].then_some(&of_keys), has[1].then_some(&of_queries)];
-                        Some(Relative::new(isa, number, &spec, tables[0], tables[1]))
+                        let products = Relative::new(isa, number, &spec, tables[0], tables[1]);
+                        Some(ByDistance::Products(products))
                     }
                     _ => None,
                 };

@@ -45,6 +45,7 @@ mod ministral3;
 mod mistral;
 mod modernbert;
 mod modernbert_decoder;
+mod mpnet;
 mod mpt;
 mod nemotron;
 mod nomic_bert;
@@ -106,7 +107,7 @@ pub struct Family {
 }
 
 /// All that run here.
-pub const FAMILIES: [Family; 58] = [
+pub const FAMILIES: [Family; 59] = [
     llama::FAMILY,
     mistral::FAMILY,
     ministral::FAMILY,
@@ -151,6 +152,7 @@ pub const FAMILIES: [Family; 58] = [
     albert::FAMILY,
     rembert::FAMILY,
     ernie::FAMILY,
+    mpnet::FAMILY,
     megatron_bert::FAMILY,
     roberta::FAMILY,
     roberta_prelayernorm::FAMILY,

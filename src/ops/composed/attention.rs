@@ -8,7 +8,7 @@ use candle_core::DType;
 use candle_core::Result;
 use candle_core::Tensor;
 
-use super::Relative;
+use super::ByDistance;
 use super::Remembered;
 use super::select;
 use super::softmax;
@@ -143,11 +143,22 @@ fn attend(
         let block_query = query.narrow(1, first, queries)?.reshape((kv_heads, group * queries, head_dim))?;
         let block_key = key.narrow(1, first_key, keys)?.transpose(1, 2)?;
         let mut scores = block_query.matmul(&block_key)?.to_dtype(DType::F32)?; // [kv_heads, group · queries, keys]
-        if let (Distance::Buckets(buckets), Some(tables)) = (&spec.distance, to.relative) {
+        if let (
+            Distance::Buckets(buckets),
+            Some(ByDistance::Products { keys: of_keys, queries: of_queries }),
+        ) = (&spec.distance, to.by_distance)
+        {
             let rows = rows_of_tables(buckets, own_key, [queries, keys], &scores)?;
-            scores = (scores + tables.scores(&block_query, &block_key, &rows)?)?;
+            let tables = [of_keys.as_ref(), of_queries.as_ref()];
+            scores = (scores + products_by_distance(tables, &block_query, &block_key, &rows)?)?;
         }
         scores = (scores * spec.scale)?;
+        if let (Distance::Biases(buckets), Some(ByDistance::Biases(table))) = (&spec.distance, to.by_distance)
+        {
+            let rows = rows_of_tables(buckets, own_key, [queries, keys], &scores)?;
+            let bias = table.index_select(&rows.flatten_all()?, 0)?.to_dtype(DType::F32)?; // [queries · keys, heads]
+            scores = (scores + bias.t()?.reshape((kv_heads, group * queries, keys))?)?;
+        }
         if let Distance::Slopes(slopes) = &spec.distance {
             let bias = slopes_times_distance(slopes, own_key, [queries, keys], &scores)?;
             scores = (scores + bias.reshape((kv_heads, group * queries, keys))?)?;
@@ -181,29 +192,32 @@ fn rows_of_tables(
     Tensor::from_vec(rows, (queries, keys), like.device())
 }
 
-impl Relative {
-    /// What the scores have for distances: `[kv_heads, group · queries, keys]`, of queries
-    /// `[kv_heads, group · queries, head_dim]` and keys `[kv_heads, head_dim, keys]`, and the row for each pair of them.
-    fn scores(&self, query: &Tensor, key: &Tensor, rows: &Tensor) -> Result<Tensor> {
-        let (kv_heads, all, _) = query.dims3()?;
-        let (queries, keys) = rows.dims2()?;
-        let group = all / queries;
-        let rows = rows.unsqueeze(0)?;
-        let mut scores = Vec::with_capacity(2);
-        if let Some(table) = &self.keys {
-            let products = query.matmul(&table.permute((1, 2, 0))?.contiguous()?)?; // [kv_heads, group · queries, buckets]
-            let rows = rows.repeat((kv_heads, group, 1))?;
-            scores.push(products.gather(&rows, 2)?);
-        }
-        if let Some(table) = &self.queries {
-            let (buckets, heads, head_dim) = table.dims3()?;
-            let by_head = table.transpose(0, 1)?.reshape((kv_heads, group * buckets, head_dim))?;
-            let products = by_head.matmul(&key.contiguous()?)?.reshape((heads, buckets, keys))?;
-            let taken = products.gather(&rows.repeat((heads, 1, 1))?, 1)?; // [heads, queries, keys]
-            scores.push(taken.reshape((kv_heads, all, keys))?);
-        }
-        Tensor::stack(&scores, 0)?.to_dtype(DType::F32)?.sum(0)
+/// What the scores have for distances: `[kv_heads, group · queries, keys]`, of tables of keys and of queries, queries
+/// `[kv_heads, group · queries, head_dim]` and keys `[kv_heads, head_dim, keys]`, and the row for each pair of them.
+fn products_by_distance(
+    [of_keys, of_queries]: [Option<&Tensor>; 2],
+    query: &Tensor,
+    key: &Tensor,
+    rows: &Tensor,
+) -> Result<Tensor> {
+    let (kv_heads, all, _) = query.dims3()?;
+    let (queries, keys) = rows.dims2()?;
+    let group = all / queries;
+    let rows = rows.unsqueeze(0)?;
+    let mut scores = Vec::with_capacity(2);
+    if let Some(table) = of_keys {
+        let products = query.matmul(&table.permute((1, 2, 0))?.contiguous()?)?; // [kv_heads, group · queries, buckets]
+        let rows = rows.repeat((kv_heads, group, 1))?;
+        scores.push(products.gather(&rows, 2)?);
     }
+    if let Some(table) = of_queries {
+        let (buckets, heads, head_dim) = table.dims3()?;
+        let by_head = table.transpose(0, 1)?.reshape((kv_heads, group * buckets, head_dim))?;
+        let products = by_head.matmul(&key.contiguous()?)?.reshape((heads, buckets, keys))?;
+        let taken = products.gather(&rows.repeat((heads, 1, 1))?, 1)?; // [heads, queries, keys]
+        scores.push(taken.reshape((kv_heads, all, keys))?);
+    }
+    Tensor::stack(&scores, 0)?.to_dtype(DType::F32)?.sum(0)
 }
 
 /// `[heads, queries, keys]`; `own_key` is the first query's own.
@@ -250,9 +264,9 @@ mod tests {
             let batch = PackedBatch::pack(&[]);
             let packing = Packing::new(&batch, Vec::new());
             let (q, k, v) = (heads_first(&query, heads), heads_first(&key, kv_heads), heads_first(&value, kv_heads));
-            let relative = textbook::relative(&OPS, tables.as_ref(), &spec);
+            let by_distance = textbook::by_distance(&OPS, tables.as_ref(), &spec);
             let memory = Remembered {
-                key: k.clone(), value: v.clone(), relative: relative.as_ref(), packing: &packing, spec: &spec,
+                key: k.clone(), value: v.clone(), by_distance: by_distance.as_ref(), packing: &packing, spec: &spec,
             };
             let output = attend([&q, &k, &v], 0, &memory, max_scores).unwrap();
             let output: Vec<f32> = output.transpose(0, 1).unwrap().flatten_all().unwrap().to_vec1().unwrap();

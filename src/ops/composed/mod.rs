@@ -61,16 +61,23 @@ pub struct Gated {
 pub struct Remembered<'a> {
     pub(super) key: Tensor,
     pub(super) value: Tensor,
-    pub(super) relative: Option<&'a Relative>,
+    pub(super) by_distance: Option<&'a ByDistance>,
     pub(super) packing: &'a Packing<'a>,
     pub(super) spec: &'a AttentionSpec,
 }
 
-/// Tables of a layer, `[buckets, kv_heads or heads, head_dim]`.
+/// Tables of a layer by distance.
 #[derive(Debug)]
-pub struct Relative {
-    keys: Option<Tensor>,
-    queries: Option<Tensor>,
+pub enum ByDistance {
+    /// What queries are multiplied with, `[buckets, kv_heads, head_dim]`, and keys, `[buckets, heads, head_dim]`.
+    Products {
+        /// The one.
+        keys: Option<Tensor>,
+        /// The other.
+        queries: Option<Tensor>,
+    },
+    /// What scores have, `[buckets, heads]`.
+    Biases(Tensor),
 }
 
 impl Composed {
@@ -99,7 +106,7 @@ impl Ops for Composed {
     type Table = Tensor;
     type Packing<'a> = Packing<'a>;
     type Remembered<'a> = Remembered<'a>;
-    type Relative = Relative;
+    type ByDistance = ByDistance;
 
     fn name(&self) -> String {
         format!("composed {:?} {:?}", self.device.location(), self.dtype)
@@ -249,26 +256,30 @@ impl Ops for Composed {
         turned.reshape(x.shape())
     }
 
-    fn relative(
+    fn products_by_distance(
         &self,
         keys: Option<Tensor>,
         queries: Option<Tensor>,
         spec: &AttentionSpec,
-    ) -> Result<Relative> {
+    ) -> Result<ByDistance> {
         let [keys, queries] = [keys, queries].map(|table| table.map(|x| by_head(&x, spec)).transpose());
-        Ok(Relative { keys: keys?, queries: queries? })
+        Ok(ByDistance::Products { keys: keys?, queries: queries? })
+    }
+
+    fn biases_by_distance(&self, table: Tensor) -> Result<ByDistance> {
+        Ok(ByDistance::Biases(table))
     }
 
     fn remember<'a>(
         &self,
         keys: Vec<Tensor>,
         values: Vec<Tensor>,
-        relative: Option<&'a Relative>,
+        by_distance: Option<&'a ByDistance>,
         packing: &'a Packing<'_>,
         spec: &'a AttentionSpec,
     ) -> Result<Remembered<'a>> {
         let [key, value] = [&keys, &values].map(|x| by_head(whole(x)?, spec));
-        Ok(Remembered { key: key?, value: value?, relative, packing, spec })
+        Ok(Remembered { key: key?, value: value?, by_distance, packing, spec })
     }
 
     fn attend(&self, queries: &Tensor, which: Which<'_>, to: &Remembered<'_>) -> Result<Tensor> {
@@ -437,7 +448,8 @@ mod tests {
         let wanted = [1, 3, 4];
         let q = OPS.gather(&[q], &wanted).unwrap().swap_remove(0);
         let q = OPS.rotary(q, 8, 0, &packing, Which::Listed(&wanted)).unwrap();
-        let relative = OPS.relative(Some(of_keys.clone()), Some(of_queries.clone()), &spec).unwrap();
+        let relative =
+            OPS.products_by_distance(Some(of_keys.clone()), Some(of_queries.clone()), &spec).unwrap();
         let memory = OPS.remember(vec![k], vec![v], Some(&relative), &packing, &spec).unwrap();
         let attended = OPS.attend(&q, Which::Listed(&wanted), &memory).unwrap();
         let x = OPS.gather(&[x], &wanted).unwrap().swap_remove(0);

@@ -41,9 +41,9 @@ use super::AttentionSpec;
 use super::Ops;
 use super::Precision;
 use super::Which;
+use super::composed::ByDistance;
 use super::composed::Composed;
 use super::composed::Packing;
-use super::composed::Relative;
 use super::composed::Remembered;
 use crate::ops::batch::PackedBatch;
 use crate::ops::source::LinearSource;
@@ -179,7 +179,7 @@ impl Ops for Training {
     type Table = String;
     type Packing<'a> = Packing<'a>;
     type Remembered<'a> = Remembered<'a>;
-    type Relative = Relative;
+    type ByDistance = ByDistance;
 
     fn name(&self) -> String {
         "training".to_owned()
@@ -311,28 +311,32 @@ impl Ops for Training {
         Ok(Arc::new(make()?))
     }
 
-    fn relative(
+    fn products_by_distance(
         &self,
         keys: Option<Tensor>,
         queries: Option<Tensor>,
         spec: &AttentionSpec,
-    ) -> Result<Relative> {
-        self.composed.relative(keys, queries, spec)
+    ) -> Result<ByDistance> {
+        self.composed.products_by_distance(keys, queries, spec)
+    }
+
+    fn biases_by_distance(&self, table: Tensor) -> Result<ByDistance> {
+        self.composed.biases_by_distance(table)
     }
 
     fn remember<'a>(
         &self,
         keys: Vec<Tensor>,
         values: Vec<Tensor>,
-        relative: Option<&'a Relative>,
+        by_distance: Option<&'a ByDistance>,
         packing: &'a Packing<'_>,
         spec: &'a AttentionSpec,
     ) -> Result<Remembered<'a>> {
-        self.composed.remember(keys, values, relative, packing, spec)
+        self.composed.remember(keys, values, by_distance, packing, spec)
     }
 
     fn attend(&self, queries: &Tensor, which: Which<'_>, to: &Remembered<'_>) -> Result<Tensor> {
-        if to.relative.is_some() {
+        if to.by_distance.is_some() {
             return self.composed.attend(queries, which, to);
         }
         let (key, value) = (to.key.flatten_from(1)?, to.value.flatten_from(1)?);

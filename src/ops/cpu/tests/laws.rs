@@ -13,7 +13,7 @@ const NAN_TOKEN: u32 = 8;
 /// Embedded as minus infinity.
 const INFINITE_TOKEN: u32 = 9;
 /// Whether attention is causal, its window, and what distances do.
-const KINDS: [Attention; 7] = [
+const KINDS: [Attention; 9] = [
     (true, None, Kind::Ignored),
     (true, Some(7), Kind::Ignored),
     (false, None, Kind::Ignored),
@@ -21,6 +21,8 @@ const KINDS: [Attention; 7] = [
     (true, None, Kind::Slopes),
     (true, Some(30), Kind::Clipped),
     (false, None, Kind::Shared),
+    (true, None, Kind::Biases),
+    (false, Some(5), Kind::Biases),
 ];
 
 type Attention = (bool, Option<usize>, Kind);
@@ -29,7 +31,7 @@ type Attention = (bool, Option<usize>, Kind);
 struct Tiny<O: Ops> {
     ops: O,
     spec: AttentionSpec,
-    relative: Option<O::Relative>,
+    by_distance: Option<O::ByDistance>,
     table: O::Table,
     norm: [O::Vector; 3],
     of_head: O::Vector,
@@ -67,7 +69,7 @@ impl<O: Ops> Tiny<O> {
         let head = |source: LinearSource<'_>| ops.load_linear(source, Precision::F32).unwrap();
         let tables = textbook::tables(&spec, 14 * 3);
         Self {
-            relative: textbook::relative(&ops, tables.as_ref(), &spec),
+            by_distance: textbook::by_distance(&ops, tables.as_ref(), &spec),
             spec,
             table: ops.load_table("table", averaged(dtype, &values), VOCAB as usize, WIDTH).unwrap(),
             norm: [4, 5, 6].map(|seed| ops.load_vector("norm", numbers(WIDTH, seed), 0.0).unwrap()),
@@ -119,7 +121,7 @@ impl<O: Ops> Tiny<O> {
                 k.push(of_block.1);
                 v.push(of_block.2);
             }
-            let memory = ops.remember(k, v, self.relative.as_ref(), &packing, &self.spec)?;
+            let memory = ops.remember(k, v, self.by_distance.as_ref(), &packing, &self.spec)?;
             let finish = |((x, query), rows): ((O::Rows, O::Rows), Range<usize>)| {
                 let attended = ops.attend(&query, Which::Run(rows), &memory)?;
                 let x = ops.linear_add(&attended, &self.output, x)?;
