@@ -359,11 +359,14 @@ fn what_is_wrong_is_said_with_what_to_do() {
     setting.hub.set_access(Access::BadToken);
     says(&with_token, "org/tiny", &["does not know the token"]);
     setting.hub.set_access(Access::Public);
-    setting.hub.damage(true);
-    says(&setting, "org/tiny", &["`model.safetensors`", "its SHA-256 is", "the hub lists"]);
-    // and nothing of it is kept
-    setting.hub.damage(false);
-    setting.reward(&["--model", "org/tiny"]);
+    for (file, kind) in [("model.safetensors", "SHA-256"), ("config.json", "git SHA-1")] {
+        setting.hub.damage(Some(file));
+        says(&setting, "org/tiny", &[&format!("`{file}`"), &format!("its {kind} is"), "the hub lists"]);
+        // and nothing of it is kept
+        setting.hub.damage(None);
+        setting.reward(&["--model", "org/tiny"]);
+        fs::remove_dir_all(setting.repository("org/tiny")).unwrap();
+    }
 
     // what no hub is asked for
     setting.hub.asked();
@@ -375,6 +378,50 @@ fn what_is_wrong_is_said_with_what_to_do() {
         );
     }
     assert_eq!(setting.hub.asked().len(), 0);
+}
+
+/// A disk loses what it holds, and people edit files of the cache: what is not what the hub lists is no part of a model.
+#[test]
+fn what_is_damaged_in_the_cache_is_fetched_anew() {
+    let setting = Setting::new();
+    let commit = setting.hub.push("org/tiny", files_in(&model("llama")));
+    let pinned = format!("org/tiny@{commit}");
+    let expected = setting.reward(&["--model", &pinned]);
+    let snapshot = setting.repository("org/tiny").join("snapshots").join(&commit);
+    let path = |file: &str| snapshot.join(file);
+    let flip = |bytes: &mut Vec<u8>| *bytes.last_mut().unwrap() ^= 1;
+    let cut = |bytes: &mut Vec<u8>| bytes.truncate(bytes.len() - 1);
+    type Damage<'a> = &'a dyn Fn(&mut Vec<u8>);
+    let cases: [(&str, Damage<'_>, &str); 4] = [
+        ("config.json", &flip, "its git SHA-1 is"),
+        ("tokenizer.json", &cut, "the hub lists"),
+        ("model.safetensors", &cut, "bytes, the hub lists"),
+        ("tokenizer_config.json", &Vec::clear, "it has 0 bytes"),
+    ];
+    for (file, damage, said) in cases {
+        // the blob behind the link, and a file in place of the link
+        for replaces_link in [false, true] {
+            let mut bytes = fs::read(path(file)).unwrap();
+            damage(&mut bytes);
+            if replaces_link {
+                fs::remove_file(path(file)).unwrap();
+            }
+            fs::write(path(file), &bytes).unwrap();
+            let refusal = setting.with("HF_HUB_OFFLINE", "1").refusal(&["--model", &pinned]);
+            for word in ["or not whole", &format!("`{file}` is damaged"), said] {
+                assert!(refusal.contains(word), "{file}: {refusal}");
+            }
+            setting.hub.asked();
+            for id in [pinned.as_str(), "org/tiny"] {
+                assert_eq!(setting.reward(&["--model", id]), expected, "{file}");
+            }
+            // a blob that is whole is linked again, and not fetched
+            let fetched: Vec<String> = files_asked(&setting.hub.asked()).into_iter().collect();
+            let wanted: &[&str] = if replaces_link { &[] } else { &[file] };
+            assert_eq!(fetched, wanted);
+            assert!(fs::read_link(path(file)).is_ok(), "{file}");
+        }
+    }
 }
 
 /// What `hf_hub_download` leaves: no listing of the commit, which tells what else there is.

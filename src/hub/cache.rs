@@ -10,6 +10,7 @@
 //!
 //! Names appear whole: what is written under another one is renamed.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::io::Write;
@@ -21,6 +22,7 @@ use crate::hub::choose;
 use crate::hub::id::FOLDER_PREFIX;
 use crate::hub::id::SNAPSHOTS;
 use crate::hub::id::is_commit;
+use crate::hub::tree::Entry;
 use crate::hub::tree::Tree;
 
 /// One repository in the cache.
@@ -71,17 +73,59 @@ impl Repository {
         self.folder.join(SNAPSHOTS).join(commit)
     }
 
-    /// The same, if all of them are there that make a model.
-    pub(super) fn whole(&self, commit: &str, tree: &Tree) -> Option<PathBuf> {
+    /// The same, if all of them are there that make a model, and are what is listed. The error says which is not.
+    pub(super) fn whole(&self, commit: &str, tree: &Tree) -> Result<PathBuf, String> {
+        self.check(commit, tree, &choose::small(tree))?;
         let dir = self.snapshot(commit);
-        let mut wanted = choose::small(tree);
-        if !wanted.iter().all(|file| dir.join(file).exists()) {
-            return None; // the index, without which nobody knows the shards, may be missing
+        // the index, without which nobody knows the shards, is here now
+        let weights = choose::weights(tree, &dir).map_err(|error| error.to_string())?;
+        if weights.is_empty() {
+            return Err("it has no weights".to_owned());
         }
-        let weights = choose::weights(tree, &dir).ok()?;
-        let has_weights = !weights.is_empty();
-        wanted.extend(weights);
-        (has_weights && wanted.iter().all(|file| dir.join(file).exists())).then_some(dir)
+        self.check(commit, tree, &weights)?;
+        Ok(dir)
+    }
+
+    fn check(&self, commit: &str, tree: &Tree, files: &BTreeSet<String>) -> Result<(), String> {
+        let fault = files.iter().find_map(|file| {
+            let fault = self.fault(commit, file, tree.files.get(file)?)?;
+            Some(format!("`{file}` {fault}"))
+        });
+        fault.map_or(Ok(()), Err)
+    }
+
+    /// Why a file of a commit cannot be used as it is here: it is missing or damaged. Of weights only the size is compared: what
+    /// they are is told by the fingerprint, and reading them twice would double the time of a start.
+    pub(super) fn fault(&self, commit: &str, file: &str, entry: &Entry) -> Option<String> {
+        self.fault_of(&self.snapshot(commit).join(file), file, entry)
+    }
+
+    /// The same of the blob that it would be a link to.
+    pub(super) fn fault_of_blob(&self, file: &str, entry: &Entry) -> Option<String> {
+        self.fault_of(&self.blob(entry.etag()), file, entry)
+    }
+
+    fn fault_of(&self, path: &Path, name: &str, entry: &Entry) -> Option<String> {
+        let compare = || -> io::Result<Option<String>> {
+            let mut file = File::open(path)?;
+            let bytes = file.metadata()?.len();
+            if bytes != entry.size {
+                return Ok(Some(format!("it has {bytes} bytes, the hub lists {}", entry.size)));
+            }
+            if choose::is_weights(name) {
+                return Ok(None);
+            }
+            let mut digest = entry.digest();
+            digest.update_from(&mut file)?;
+            Ok(entry.difference(digest))
+        };
+        match compare() {
+            Ok(difference) => {
+                difference.map(|difference| format!("is damaged ({}): {difference}", path.display()))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Some("is not there".to_owned()),
+            Err(error) => Some(format!("cannot be read ({}): {error}", path.display())),
+        }
     }
 
     /// Where a content is.
@@ -101,16 +145,20 @@ impl Repository {
         std::fs::rename(partial, self.blob(etag)).map_err(|source| HubError::cache("rename", partial, source))
     }
 
-    /// Makes a content a file of a commit.
+    /// Makes a content a file of a commit, whatever was in its place.
     pub(super) fn link(&self, commit: &str, file: &str, etag: &str) -> Result<(), HubError> {
         let path = self.snapshot(commit).join(file);
         make_room(&path)?;
         // relative, so that the cache can be moved and mounted elsewhere
         let up = "../".repeat(1 + file.split('/').count());
-        match std::os::unix::fs::symlink(format!("{up}blobs/{etag}"), &path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.exists() => Ok(()),
-            linked => linked.map_err(|source| HubError::cache("write", &path, source)),
+        let target = PathBuf::from(format!("{up}blobs/{etag}"));
+        if std::fs::read_link(&path).is_ok_and(|linked| linked == target) {
+            return Ok(());
         }
+        let new = path.with_added_extension(format!("{}.new", std::process::id()));
+        std::os::unix::fs::symlink(target, &new)
+            .and_then(|()| std::fs::rename(&new, &path))
+            .map_err(|source| HubError::cache("write", &path, source))
     }
 
     /// Lets nobody else fetch this content until it is dropped.

@@ -84,10 +84,12 @@ fn weights_of(has: &dyn Fn(&str) -> bool, dir: &Path) -> Result<BTreeSet<String>
 
 /// What it is instead, a few of them.
 pub(super) fn other_weights(tree: &Tree) -> Vec<String> {
-    let is_weights = |path: &&String| {
-        WEIGHT_ENDS.iter().any(|end| path.ends_with(end)) && path.as_str() != "training_args.bin"
-    };
-    tree.files.keys().filter(is_weights).take(MAX_TOLD).cloned().collect()
+    tree.files.keys().filter(|path| is_weights(path)).take(MAX_TOLD).cloned().collect()
+}
+
+/// Whether a name is that of a file of weights, in whatever format.
+pub(super) fn is_weights(path: &str) -> bool {
+    WEIGHT_ENDS.iter().any(|end| path.ends_with(end)) && path != "training_args.bin"
 }
 
 /// What will be read: a file, or what lists several.

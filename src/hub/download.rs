@@ -1,8 +1,7 @@
-//! Files of a hub: each is fetched into one that goes on where it was cut, and is compared with what the hub lists, its size, and its
-//! SHA-256 where that is its digest.
+//! Files of a hub: each is fetched into one that goes on where it was cut, and is compared with what the hub lists, its size and its
+//! digest.
 
 use std::fs::File;
-use std::io;
 use std::io::Read;
 use std::io::Seek;
 use std::io::SeekFrom;
@@ -14,13 +13,12 @@ use std::time::Duration;
 use http::Response;
 use http::StatusCode;
 use http::header;
-use ring::digest::Context;
-use ring::digest::SHA256;
 use ureq::Body;
 
 use crate::hub::HubError;
 use crate::hub::client::Client;
 use crate::hub::id::HubId;
+use crate::hub::tree::Digest;
 use crate::hub::tree::Entry;
 
 /// Before an attempt; after one that brought something, they are counted anew.
@@ -56,11 +54,11 @@ impl Client {
         loop {
             let before = into.metadata().map_err(failed)?.len();
             let problem = match self.continue_file(id, &url, (&mut into, partial), entry, progress) {
-                Ok(digest) if entry.lfs_sha256.as_ref().is_none_or(|expected| *expected == digest) => {
-                    into.sync_all().map_err(failed)?;
-                    return Ok(());
-                }
                 Ok(digest) => {
+                    let Some(difference) = entry.difference(digest) else {
+                        into.sync_all().map_err(failed)?;
+                        return Ok(());
+                    };
                     into.set_len(0).map_err(failed)?;
                     // what was there before may be another's, or broken
                     if before > 0 && !is_anew {
@@ -71,10 +69,7 @@ impl Client {
                     return Err(HubError::Damaged {
                         id: id.to_string(),
                         file: file.to_owned(),
-                        problem: format!(
-                            "its SHA-256 is {digest}, the hub lists {}: it was damaged on its way",
-                            entry.etag()
-                        ),
+                        problem: format!("{difference}: it was damaged on its way"),
                     });
                 }
                 Err(Cut::Never(error)) => return Err(error),
@@ -98,12 +93,13 @@ impl Client {
         (into, partial): (&mut File, &Path),
         entry: &Entry,
         progress: &mut dyn FnMut(u64),
-    ) -> Result<String, Cut> {
+    ) -> Result<Digest, Cut> {
         let disk = |source| Cut::Never(HubError::cache("write", partial, source));
-        let (mut done, mut digest) = match digest_of(into).map_err(disk)? {
-            (done, digest) if done <= entry.size => (done, digest),
-            _ => (0, Context::new(&SHA256)),
-        };
+        let mut digest = entry.digest();
+        let mut done = digest.update_from(into).map_err(disk)?;
+        if done > entry.size {
+            (done, digest) = (0, entry.digest());
+        }
         if done < entry.size || entry.size == 0 {
             let mut answer =
                 self.get(url, (done > 0).then_some(done)).map_err(|error| Cut::Again(error.to_string()))?;
@@ -116,7 +112,7 @@ impl Client {
                 false => Cut::Never(error),
             })?;
             if !continues_at(&answer, done) {
-                (done, digest) = (0, Context::new(&SHA256)); // it sends the whole
+                (done, digest) = (0, entry.digest()); // it sends the whole
             }
             into.set_len(done).map_err(disk)?;
             into.seek(SeekFrom::Start(done)).map_err(disk)?;
@@ -141,24 +137,7 @@ impl Client {
         if done < entry.size {
             return Err(Cut::Again(format!("{done} of {} bytes came", entry.size)));
         }
-        Ok(digest.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect())
-    }
-}
-
-/// How much is there, and its digest so far.
-fn digest_of(file: &mut File) -> io::Result<(u64, Context)> {
-    let mut digest = Context::new(&SHA256);
-    let mut buffer = vec![0; BUFFER_BYTES];
-    let mut done = 0;
-    file.seek(SeekFrom::Start(0))?;
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok((done, digest)),
-            read => {
-                digest.update(&buffer[..read]);
-                done += read as u64;
-            }
-        }
+        Ok(digest)
     }
 }
 

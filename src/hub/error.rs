@@ -57,7 +57,8 @@ pub enum HubError {
     },
     /// `HF_HUB_OFFLINE`, and the cache does not hold it whole.
     #[error(
-        "`{id}` is not in the cache {}, or not whole, and HF_HUB_OFFLINE forbids to fetch it: run once without it, or `hf download`",
+        "`{id}` is not in the cache {}, or not whole ({problem}), and HF_HUB_OFFLINE forbids to fetch it: run once without it, \
+         or `hf download`",
         cache.display()
     )]
     Offline {
@@ -65,6 +66,8 @@ pub enum HubError {
         id: String,
         /// Where it was looked for.
         cache: PathBuf,
+        /// What it lacks there.
+        problem: String,
     },
     /// Nothing that can be read.
     #[error("`{id}` has no safetensors (and no pytorch_model.bin) at commit {commit}{}", list(others))]

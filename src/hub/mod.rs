@@ -17,7 +17,7 @@
 //!
 //! Its version 1.0 begins a file that was cut anew, compares no digest, writes over what another process fetches, and brings
 //! some 110 crates, a second TLS and an async runtime of its own with it. 0.5 does continue, and appends the whole file where
-//! a server sends the whole. What would be left of either is less than this room, which is `ureq`, SHA-256 and files.
+//! a server sends the whole. What would be left of either is less than this room, which is `ureq`, digests and files.
 
 mod cache;
 mod choose;
@@ -58,38 +58,44 @@ impl Hub {
         let repository = Repository::new(&self.settings.cache, &id.repo);
         if let Some(commit) = id.pinned()
             && let Some(tree) = repository.tree(commit)
-            && let Some(dir) = repository.whole(commit, &tree)
+            && let Ok(dir) = repository.whole(commit, &tree)
         {
             tracing::info!(model = %id, commit, "taken from the hub's cache");
             return Ok(dir);
         }
         if self.settings.is_offline {
-            return self
-                .in_cache(id, &repository)
-                .ok_or_else(|| HubError::Offline { id: id.to_string(), cache: self.settings.cache.clone() });
+            let cache = self.settings.cache.clone();
+            return self.in_cache(id, &repository).map_err(|problem| HubError::Offline {
+                id: id.to_string(),
+                cache,
+                problem,
+            });
         }
         match self.fetch_now(id, &repository, progress) {
             Err(error) if error.is_unreachable() => match self.in_cache(id, &repository) {
-                Some(dir) => {
+                Ok(dir) => {
                     tracing::warn!(model = %id, dir = %dir.display(), %error, "taken from the hub's cache as it is");
                     Ok(dir)
                 }
-                None => Err(error),
+                Err(_) => Err(error),
             },
             outcome => outcome,
         }
     }
 
-    /// What was fetched last, if that is a model.
-    fn in_cache(&self, id: &HubId, repository: &Repository) -> Option<PathBuf> {
-        let commit = id.pinned().map(str::to_owned).or_else(|| repository.commit_of(&id.revision))?;
+    /// What was fetched last, if that is a model. The error says what it lacks.
+    fn in_cache(&self, id: &HubId, repository: &Repository) -> Result<PathBuf, String> {
+        let commit = id.pinned().map(str::to_owned).or_else(|| repository.commit_of(&id.revision));
+        let commit = commit.ok_or("it was never fetched")?;
         let dir = match repository.tree(&commit) {
-            Some(tree) => repository.whole(&commit, &tree),
+            Some(tree) => repository.whole(&commit, &tree)?,
             // who fetched it did not list it: all that can be asked of it is weights
-            None => Some(repository.snapshot(&commit)).filter(|dir| choose::looks_whole(dir)),
-        }?;
+            None => Some(repository.snapshot(&commit))
+                .filter(|dir| choose::looks_whole(dir))
+                .ok_or("its settings or its weights are not there")?,
+        };
         tracing::info!(model = %id, commit, "taken from the hub's cache");
-        Some(dir)
+        Ok(dir)
     }
 
     fn fetch_now(
@@ -138,17 +144,20 @@ impl Hub {
     ) -> Result<(), HubError> {
         let missing: Vec<_> = files
             .iter()
-            .filter(|file| !repository.snapshot(commit).join(file).exists())
             .filter_map(|file| Some((file.as_str(), tree.files.get(file)?)))
+            .filter_map(|(file, entry)| Some((file, entry, repository.fault(commit, file, entry)?)))
             .collect();
-        let total: u64 = missing.iter().map(|(_, entry)| entry.size).sum();
+        let total: u64 = missing.iter().map(|(_, entry, _)| entry.size).sum();
         if total > 0 {
             tracing::info!(model = %id, commit, files = missing.len(), bytes = total, "fetching from the hub");
         }
         let mut before = 0;
-        for (file, entry) in missing {
+        for (file, entry, fault) in missing {
+            if repository.snapshot(commit).join(file).exists() {
+                tracing::warn!(model = %id, file, fault, "a file in the hub's cache cannot be used, fetching it anew");
+            }
             let _lock = repository.lock(entry.etag())?;
-            if !repository.blob(entry.etag()).exists() {
+            if repository.fault_of_blob(file, entry).is_some() {
                 let partial = repository.partial(entry.etag())?;
                 self.client.download(id, commit, file, entry, &partial, &mut |done| {
                     progress(before + done, total)

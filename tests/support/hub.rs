@@ -33,9 +33,12 @@ pub(crate) fn digest(content: &[u8]) -> String {
     digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Any digest of 40 letters will do for a commit or a small file.
-fn short_digest(content: &[u8]) -> String {
-    digest(content)[..40].to_owned()
+/// Git's, of a file.
+pub(crate) fn git_digest(content: &[u8]) -> String {
+    let mut all = format!("blob {}\0", content.len()).into_bytes();
+    all.extend(content);
+    let digest = ring::digest::digest(&ring::digest::SHA1_FOR_LEGACY_USE_ONLY, &all);
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What was asked for.
@@ -72,8 +75,8 @@ struct State {
     cut_after: Option<usize>,
     /// Answers the next large file without regard to ranges.
     ignores_ranges: bool,
-    /// Large files whose bytes are not those that are listed.
-    is_damaging: bool,
+    /// The file whose last byte is not the one that is listed.
+    damaged: Option<&'static str>,
     /// Answers 503 to all.
     is_down: bool,
 }
@@ -106,7 +109,7 @@ impl TestHub {
 
     /// Puts a commit there and moves the branch `main` to it.
     pub(crate) fn push(&self, repository: &str, files: Files) -> String {
-        let commit = short_digest(format!("{repository} {files:?}").as_bytes());
+        let commit = git_digest(format!("{repository} {files:?}").as_bytes());
         let mut state = self.state.lock().unwrap();
         let Repository { branches, commits } = state.repositories.entry(repository.to_owned()).or_default();
         branches.insert("main".to_owned(), commit.clone());
@@ -126,8 +129,8 @@ impl TestHub {
         self.state.lock().unwrap().ignores_ranges = true;
     }
 
-    pub(crate) fn damage(&self, is_damaging: bool) {
-        self.state.lock().unwrap().is_damaging = is_damaging;
+    pub(crate) fn damage(&self, file: Option<&'static str>) {
+        self.state.lock().unwrap().damaged = file;
     }
 
     pub(crate) fn set_down(&self, is_down: bool) {
@@ -204,7 +207,7 @@ impl TestHub {
                 let page = files.iter().skip(if second { half } else { 0 }).take(half);
                 let mut listed: Vec<_> = page.map(|(path, content)| entry(path, content)).collect();
                 listed.push(
-                    json!({"type": "directory", "path": "onnx", "oid": short_digest(b"onnx"), "size": 0}),
+                    json!({"type": "directory", "path": "onnx", "oid": git_digest(b"onnx"), "size": 0}),
                 );
                 let next = format!(
                     "Link: <{}/api/models/{repository}/tree/{commit}?recursive=true&cursor=2>; rel=\"next\"\r\n",
@@ -234,8 +237,8 @@ impl TestHub {
                     ),
                     false => response(
                         "200 OK",
-                        &format!("{commit}ETag: \"{}\"\r\n", short_digest(content)),
-                        content,
+                        &format!("{commit}ETag: \"{}\"\r\n", git_digest(content)),
+                        &sent(state.damaged, &file, content),
                     ),
                 }
             }
@@ -249,8 +252,7 @@ fn is_large(path: &str) -> bool {
 }
 
 fn entry(path: &str, content: &[u8]) -> serde_json::Value {
-    let mut entry =
-        json!({"type": "file", "path": path, "oid": short_digest(content), "size": content.len()});
+    let mut entry = json!({"type": "file", "path": path, "oid": git_digest(content), "size": content.len()});
     if is_large(path) {
         entry["lfs"] = json!({"oid": digest(content), "size": content.len(), "pointerSize": 128});
         entry["xetHash"] = json!(digest(path.as_bytes()));
@@ -263,11 +265,9 @@ fn large_file(state: &mut State, wanted: &str, range: Option<&str>) -> Vec<u8> {
         .repositories
         .values()
         .flat_map(|repository| repository.commits.values())
-        .flat_map(BTreeMap::values);
-    let mut content = all.into_iter().find(|content| digest(content) == wanted).unwrap().clone();
-    if state.is_damaging {
-        *content.last_mut().unwrap() ^= 1;
-    }
+        .flat_map(BTreeMap::iter);
+    let (path, content) = all.into_iter().find(|(_, content)| digest(content) == wanted).unwrap();
+    let content = sent(state.damaged, path, content);
     let from: usize = range
         .filter(|_| !std::mem::take(&mut state.ignores_ranges))
         .map_or(0, |range| range.strip_prefix("bytes=").unwrap().strip_suffix('-').unwrap().parse().unwrap());
@@ -284,6 +284,15 @@ fn large_file(state: &mut State, wanted: &str, range: Option<&str>) -> Vec<u8> {
         answer.truncate(answer.len() - (size - from) + bytes);
     }
     answer
+}
+
+/// What goes over the wire for a file.
+fn sent(damaged: Option<&str>, path: &str, content: &[u8]) -> Vec<u8> {
+    let mut content = content.to_vec();
+    if damaged == Some(path) {
+        *content.last_mut().unwrap() ^= 1;
+    }
+    content
 }
 
 fn response(status: &str, headers: &str, body: &[u8]) -> Vec<u8> {
