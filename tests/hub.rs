@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::process::Output;
 use std::process::Stdio;
+use std::time::Instant;
 
 use hub::Access;
 use hub::Files;
@@ -324,6 +325,44 @@ fn a_download_that_was_cut_goes_on() {
         &|setting| fs::write(partial(setting), vec![7; weights.len() + 1]).unwrap(),
         &[None],
     );
+}
+
+#[test]
+fn a_silent_download_is_tried_again_and_given_up_in_the_end() {
+    let setting = Setting::new().with("HF_HUB_DOWNLOAD_TIMEOUT", "1");
+    setting.hub.push("org/tiny", files_in(&model("llama")));
+    let weights = fs::metadata(model("llama").join("model.safetensors")).unwrap().len();
+    let ranges = || -> Vec<Option<String>> {
+        let asked = setting.hub.asked().into_iter().filter(|asked| asked.path.starts_with("/cdn/"));
+        asked.map(|asked| asked.range).collect()
+    };
+    let from = |bytes: usize| Some(format!("bytes={bytes}-"));
+
+    // it brings something, and then nothing
+    setting.hub.stall([1000].into_iter().chain([0; 20]));
+    let began = Instant::now();
+    let refusal = setting.refusal(&["--model", "org/tiny"]);
+    let took = began.elapsed().as_secs_f32();
+    assert!((5.0..20.0).contains(&took), "{took}");
+    for word in [
+        "nothing came for 1 s (HF_HUB_DOWNLOAD_TIMEOUT)",
+        "the download was cut, going on",
+        &format!("of={weights}"),
+        "gives_up_in_seconds=5",
+        "gives_up_in_seconds=1",
+        "no new byte came for 5 s, in ",
+        &format!("1000 of {weights} bytes are in the cache"),
+    ] {
+        assert!(refusal.contains(word), "{word}: {refusal}");
+    }
+    let asked = ranges();
+    assert!((5..9).contains(&asked.len()), "{asked:?}");
+
+    // each brings something: it goes on for as long as it takes
+    setting.hub.stall([500; 6]);
+    let output = setting.score(&["--model", "org/tiny"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(ranges(), (2..9).map(|half| from(500 * half)).collect::<Vec<_>>());
 }
 
 #[test]

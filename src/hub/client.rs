@@ -28,11 +28,6 @@ use crate::hub::id::is_commit;
 use crate::hub::tree::Entry;
 use crate::hub::tree::Tree;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// For the beginning of an answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-/// Without a byte.
-const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Before an attempt; what nobody answers may be in the cache.
 const QUESTION_WAITS: [Duration; 2] = [Duration::ZERO, Duration::from_millis(500)];
 /// Of an answer in JSON.
@@ -44,6 +39,8 @@ pub(super) struct Client {
     agent: Agent,
     pub(super) endpoint: String,
     token: Option<String>,
+    question_timeout: Duration,
+    pub(super) download_timeout: Duration,
 }
 
 /// An answer in JSON, and where it goes on.
@@ -100,12 +97,15 @@ impl Client {
             .accept_encoding("identity")
             .redirect_auth_headers(RedirectAuthHeaders::SameHost)
             .http_status_as_error(false)
-            .timeout_connect(Some(CONNECT_TIMEOUT))
-            .timeout_recv_response(Some(ANSWER_TIMEOUT))
-            .timeout_per_read(Some(SILENCE_TIMEOUT))
             .build()
             .new_agent();
-        Ok(Self { agent, endpoint: settings.endpoint.clone(), token: settings.token.clone() })
+        Ok(Self {
+            agent,
+            endpoint: settings.endpoint.clone(),
+            token: settings.token.clone(),
+            question_timeout: settings.question_timeout,
+            download_timeout: settings.download_timeout,
+        })
     }
 
     /// Which commit the revision is now.
@@ -167,7 +167,7 @@ impl Client {
             let cure = if is_distrusted { ": name the certificates to trust in SSL_CERT_FILE" } else { "" };
             HubError::Unreachable { url: url.to_owned(), problem: format!("{problem}{cure}") }
         };
-        let mut answer = self.get(url, None).map_err(unreachable)?;
+        let mut answer = self.get(url, None, self.question_timeout).map_err(unreachable)?;
         self.check(id, url, &answer)?;
         let next = next_page(answer.headers());
         let text =
@@ -179,8 +179,17 @@ impl Client {
         Ok(Page { content, next })
     }
 
-    pub(super) fn get(&self, url: &str, from: Option<u64>) -> Result<Response<Body>, ureq::Error> {
-        let mut request = self.agent.get(url);
+    /// Asks for what is at a URL, from that byte on. Connecting, the head of the answer, and each read of its body may take `timeout`.
+    pub(super) fn get(
+        &self,
+        url: &str,
+        from: Option<u64>,
+        timeout: Duration,
+    ) -> Result<Response<Body>, ureq::Error> {
+        let timeout = Some(timeout);
+        let config = self.agent.get(url).config();
+        let timed = config.timeout_connect(timeout).timeout_recv_response(timeout).timeout_per_read(timeout);
+        let mut request = timed.build();
         if let Some(token) = &self.token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }

@@ -1,5 +1,12 @@
 //! Files of a hub: each is fetched into one that goes on where it was cut, and is compared with what the hub lists, its size and its
 //! digest.
+//!
+//! # When is a download given up?
+//!
+//! A connection: when nothing came over it for `HF_HUB_DOWNLOAD_TIMEOUT` (10 s unless set, as in Python). A download: when no new byte
+//! came for five times as long, over five connections at least, be they silent, cut or refused; a byte that came before, and is
+//! sent again by a server without ranges, is no new one. So a slow line is not given up, and a dead one is after 50 s. Each attempt that
+//! fails is told in the log, with what is there and how much patience is left.
 
 use std::fs::File;
 use std::io::Read;
@@ -9,6 +16,7 @@ use std::io::Write;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
+use std::time::Instant;
 
 use http::Response;
 use http::StatusCode;
@@ -18,11 +26,15 @@ use ureq::Body;
 use crate::hub::HubError;
 use crate::hub::client::Client;
 use crate::hub::id::HubId;
+use crate::hub::settings::DOWNLOAD_TIMEOUT;
 use crate::hub::tree::Digest;
 use crate::hub::tree::Entry;
 
-/// Before an attempt; after one that brought something, they are counted anew.
-const WAITS_SECONDS: [u64; 5] = [0, 1, 2, 4, 8];
+/// How often a timeout may pass without a new byte: Python's retries.
+const PATIENCE: u32 = 5;
+/// Between the beginnings of attempts; the first two of those that fail at once are this apart, and later ones twice as much each.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+const LONGEST_WAIT: Duration = Duration::from_secs(8);
 const BUFFER_BYTES: usize = 1 << 20;
 
 /// Why an attempt did not bring the rest of a file.
@@ -50,9 +62,13 @@ impl Client {
         let mut open = File::options();
         let mut into =
             open.create(true).truncate(false).read(true).write(true).open(partial).map_err(failed)?;
-        let (mut attempt, mut is_anew) = (0, false);
+        let mut is_anew = false;
+        let patience = self.download_timeout * PATIENCE;
+        let (mut furthest, mut last_new, mut failures) = (None, Instant::now(), 0);
         loop {
+            let began = Instant::now();
             let before = into.metadata().map_err(failed)?.len();
+            let furthest_before = *furthest.get_or_insert(before);
             let problem = match self.continue_file(id, &url, (&mut into, partial), entry, progress) {
                 Ok(digest) => {
                     let Some(difference) = entry.difference(digest) else {
@@ -63,6 +79,7 @@ impl Client {
                     // what was there before may be another's, or broken
                     if before > 0 && !is_anew {
                         is_anew = true;
+                        (furthest, last_new, failures) = (None, Instant::now(), 0);
                         tracing::warn!(model = %id, file, "what was fetched before is damaged, fetching it anew");
                         continue;
                     }
@@ -75,13 +92,30 @@ impl Client {
                 Err(Cut::Never(error)) => return Err(error),
                 Err(Cut::Again(problem)) => problem,
             };
-            let has_come = into.metadata().map_err(failed)?.len() > before;
-            attempt = if has_come { 0 } else { attempt + 1 };
-            let Some(wait) = WAITS_SECONDS.get(attempt) else {
-                return Err(HubError::Unreachable { url, problem });
-            };
-            tracing::warn!(model = %id, file, problem, "the download was cut, going on");
-            thread::sleep(Duration::from_secs(*wait));
+            let bytes = into.metadata().map_err(failed)?.len();
+            failures = if bytes > furthest_before { 1 } else { failures + 1 };
+            if bytes > furthest_before {
+                furthest = Some(bytes);
+                last_new = Instant::now();
+            }
+            let left = patience.saturating_sub(last_new.elapsed());
+            if left.is_zero() && failures >= PATIENCE {
+                return Err(HubError::Stalled {
+                    url,
+                    problem,
+                    bytes,
+                    of: entry.size,
+                    attempts: failures,
+                    patience,
+                });
+            }
+            tracing::warn!(
+                model = %id, file, problem, bytes, of = entry.size, gives_up_in_seconds = left.as_secs_f32().round(),
+                "the download was cut, going on"
+            );
+            let apart = FIRST_WAIT.saturating_mul(1 << (failures - 1).min(8)).min(LONGEST_WAIT);
+            // a silence was a wait already
+            thread::sleep(apart.saturating_sub(began.elapsed()));
         }
     }
 
@@ -101,8 +135,9 @@ impl Client {
             (done, digest) = (0, entry.digest());
         }
         if done < entry.size || entry.size == 0 {
-            let mut answer =
-                self.get(url, (done > 0).then_some(done)).map_err(|error| Cut::Again(error.to_string()))?;
+            let mut answer = self
+                .get(url, (done > 0).then_some(done), self.download_timeout)
+                .map_err(|error| self.cut(error))?;
             if answer.status() == StatusCode::RANGE_NOT_SATISFIABLE {
                 into.set_len(0).map_err(disk)?;
                 return Err(Cut::Again("it has nothing after what is there".to_owned()));
@@ -123,7 +158,7 @@ impl Client {
                 let read = match body.read(&mut buffer) {
                     Ok(0) => break,
                     Ok(read) => read,
-                    Err(error) => return Err(Cut::Again(error.to_string())),
+                    Err(error) => return Err(self.cut(error.into())),
                 };
                 done += read as u64;
                 if done > entry.size {
@@ -138,6 +173,16 @@ impl Client {
             return Err(Cut::Again(format!("{done} of {} bytes came", entry.size)));
         }
         Ok(digest)
+    }
+
+    /// Says what a timeout was.
+    fn cut(&self, error: ureq::Error) -> Cut {
+        Cut::Again(match error {
+            ureq::Error::Timeout(_) => {
+                format!("nothing came for {} s ({DOWNLOAD_TIMEOUT})", self.download_timeout.as_secs())
+            }
+            error => error.to_string(),
+        })
     }
 }
 

@@ -2,6 +2,9 @@
 
 use std::path::Path;
 use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::hub::settings::DOWNLOAD_TIMEOUT;
 
 /// What went wrong, and what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +90,26 @@ pub enum HubError {
         /// Why not.
         problem: String,
     },
+    /// Too long without a new byte of a file.
+    #[error(
+        "{url}: no new byte came for {} s, in {attempts} attempts ({problem}); {bytes} of {of} bytes are in the cache, and the same \
+         command goes on from there; a longer {DOWNLOAD_TIMEOUT} waits longer",
+        patience.as_secs()
+    )]
+    Stalled {
+        /// What was asked for.
+        url: String,
+        /// Why the last attempt failed.
+        problem: String,
+        /// So many are there,
+        bytes: u64,
+        /// of so many.
+        of: u64,
+        /// So many failed since the last byte.
+        attempts: u32,
+        /// How long it was waited for another one.
+        patience: Duration,
+    },
     /// An answer that we cannot follow.
     #[error("{url}: {problem}")]
     Answer {
@@ -120,7 +143,7 @@ pub enum HubError {
 impl HubError {
     /// Whether what was fetched before may stand in: nobody said no.
     pub(super) fn is_unreachable(&self) -> bool {
-        matches!(self, Self::Unreachable { .. })
+        matches!(self, Self::Unreachable { .. } | Self::Stalled { .. })
     }
 
     pub(super) fn cache(doing: &'static str, path: &Path, source: std::io::Error) -> Self {

@@ -3,10 +3,15 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::hub::HubError;
 
 const ENDPOINT: &str = "https://huggingface.co";
+pub(super) const QUESTION_TIMEOUT: &str = "HF_HUB_ETAG_TIMEOUT";
+pub(super) const DOWNLOAD_TIMEOUT: &str = "HF_HUB_DOWNLOAD_TIMEOUT";
+/// Of both, in Python too.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where the hub is, and where what it holds is kept.
 #[derive(Clone, PartialEq, Eq)]
@@ -21,14 +26,20 @@ pub struct Settings {
     pub is_offline: bool,
     /// `SSL_CERT_FILE`, or `REQUESTS_CA_BUNDLE`: certificates to trust in place of those that are built in.
     pub certificates: Option<PathBuf>,
+    /// `HF_HUB_ETAG_TIMEOUT`: how long an answer to a question may take, what a branch is for example.
+    pub question_timeout: Duration,
+    /// `HF_HUB_DOWNLOAD_TIMEOUT`: how long nothing may come of a file before the connection is given up.
+    pub download_timeout: Duration,
 }
 
 /// Without the token.
 impl fmt::Debug for Settings {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { endpoint, token, cache, is_offline, certificates } = self;
+        let Self { endpoint, token, cache, is_offline, certificates, question_timeout, download_timeout } =
+            self;
         let token = token.as_ref().map(|_| "secret");
-        write!(formatter, "{:?}", (endpoint, token, cache, is_offline, certificates))
+        let timeouts = (question_timeout, download_timeout);
+        write!(formatter, "{:?}", (endpoint, token, cache, is_offline, certificates, timeouts))
     }
 }
 
@@ -82,6 +93,14 @@ impl Settings {
         let cache = cache.ok_or_else(|| {
             HubError::Setting("there is no place for models of the hub: set HF_HOME, or HOME".to_owned())
         })?;
+        // zero is the default, as there
+        let timeout = |name: &str| match text(name).map(|value| (value.parse::<u32>(), value)) {
+            None | Some((Ok(0), _)) => Ok(DEFAULT_TIMEOUT),
+            Some((Ok(seconds), _)) => Ok(Duration::from_secs(seconds.into())),
+            Some((Err(_), value)) => {
+                Err(HubError::Setting(format!("{name} is `{value}`: expected whole seconds, for example 30")))
+            }
+        };
         // the second is asked for only where the first says nothing, as there
         let offline = if get("HF_HUB_OFFLINE").is_some() { "HF_HUB_OFFLINE" } else { "TRANSFORMERS_OFFLINE" };
         Ok(Self {
@@ -90,6 +109,8 @@ impl Settings {
             cache,
             is_offline: is_true(offline),
             certificates: path("SSL_CERT_FILE").or_else(|| path("REQUESTS_CA_BUNDLE")),
+            question_timeout: timeout(QUESTION_TIMEOUT)?,
+            download_timeout: timeout(DOWNLOAD_TIMEOUT)?,
         })
     }
 }
@@ -128,6 +149,16 @@ mod tests {
         assert_eq!(endpoint("").unwrap(), ENDPOINT);
         assert_eq!(endpoint("http://127.0.0.1:8/").unwrap(), "http://127.0.0.1:8");
         assert!(endpoint("hub.example").unwrap_err().to_string().contains("expected a URL"));
+
+        let timeouts = |variables: &[(&str, &str)]| {
+            let settings = read(&[variables, &[("HOME", "/u")]].concat())?;
+            Ok::<_, HubError>((settings.question_timeout.as_secs(), settings.download_timeout.as_secs()))
+        };
+        assert_eq!(timeouts(&[]).unwrap(), (10, 10));
+        assert_eq!(timeouts(&[(QUESTION_TIMEOUT, "3"), (DOWNLOAD_TIMEOUT, "0")]).unwrap(), (3, 10));
+        assert_eq!(timeouts(&[(DOWNLOAD_TIMEOUT, " 60")]).unwrap(), (10, 60));
+        let refused = timeouts(&[(DOWNLOAD_TIMEOUT, "1.5")]).unwrap_err().to_string();
+        assert!(refused.contains("HF_HUB_DOWNLOAD_TIMEOUT is `1.5`: expected whole seconds"), "{refused}");
     }
 
     #[test]

@@ -3,8 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::collections::VecDeque;
 use std::io::BufRead;
 use std::io::BufReader;
+use std::io::Read;
 use std::io::Write;
 use std::net::TcpListener;
 use std::net::TcpStream;
@@ -73,6 +75,8 @@ struct State {
     asked: Vec<Asked>,
     /// After so many bytes of the next large file its connection breaks.
     cut_after: Option<usize>,
+    /// After so many bytes of the next large files nothing more comes, and the connection stays.
+    stalls: VecDeque<usize>,
     /// Answers the next large file without regard to ranges.
     ignores_ranges: bool,
     /// The file whose last byte is not the one that is listed.
@@ -125,6 +129,10 @@ impl TestHub {
         self.state.lock().unwrap().cut_after = Some(bytes);
     }
 
+    pub(crate) fn stall(&self, after_bytes: impl IntoIterator<Item = usize>) {
+        self.state.lock().unwrap().stalls = after_bytes.into_iter().collect();
+    }
+
     pub(crate) fn ignore_ranges(&self) {
         self.state.lock().unwrap().ignores_ranges = true;
     }
@@ -157,9 +165,15 @@ impl TestHub {
         }
         let mut state = self.state.lock().unwrap();
         state.asked.push(Asked { path: path.clone(), has_token, range: range.clone() });
-        let answer = self.answer_to(&mut state, &path, has_token, range.as_deref());
+        let mut answer = self.answer_to(&mut state, &path, has_token, range.as_deref());
+        let stall = path.starts_with("/cdn/").then(|| state.stalls.pop_front()).flatten();
         drop(state);
-        stream.write_all(&answer).ok()
+        let Some(bytes) = stall else { return stream.write_all(&answer).ok() };
+        let head = answer.windows(4).position(|window| window == b"\r\n\r\n")? + 4;
+        answer.truncate(head + bytes);
+        stream.write_all(&answer).ok()?;
+        // until the other side gives up
+        stream.read(&mut [0]).ok().map(drop)
     }
 
     fn answer_to(&self, state: &mut State, path: &str, has_token: bool, range: Option<&str>) -> Vec<u8> {
