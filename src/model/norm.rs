@@ -28,20 +28,25 @@ pub enum Norm<O: Ops> {
         bias: Arc<O::Vector>,
         /// Added to the variance.
         eps: f64,
+        /// Factors of all columns, after that.
+        of_heads: Option<Arc<O::Vector>>,
     },
 }
 
 impl<O: Ops> Norm<O> {
     /// Reads what the plan names; a weight that it does not name is one, a bias zero.
     pub fn load(weights: &mut Weights<'_, O>, plan: &NormPlan) -> std::result::Result<Self, ModelError> {
-        let NormPlan { kind, weight, bias, width, eps } = plan;
+        let NormPlan { kind, weight, weights_of_heads, bias, width, eps } = plan;
         let has_offset = matches!(kind, NormKind::RmsUnitOffset | NormKind::LayerUnitOffset);
         let offset = if has_offset { 1.0 } else { 0.0 };
-        let weight = weights.vector(weight.as_deref(), *width, offset, 1.0)?;
+        let weight = weights.vector(weight, *width, offset, 1.0)?;
         Ok(match kind {
             NormKind::Rms | NormKind::RmsUnitOffset => Self::Rms { weight, eps: *eps },
             NormKind::Layer | NormKind::LayerUnitOffset => {
-                Self::Layer { weight, bias: weights.vector(bias.as_deref(), *width, 0.0, 0.0)?, eps: *eps }
+                let bias = weights.vector(bias, *width, 0.0, 0.0)?;
+                let has_more = !weights_of_heads.is_empty();
+                let of_heads = has_more.then(|| weights.vector(weights_of_heads, *width, offset, 1.0));
+                Self::Layer { weight, bias, eps: *eps, of_heads: of_heads.transpose()? }
             }
         })
     }
@@ -50,7 +55,13 @@ impl<O: Ops> Norm<O> {
     pub fn forward(&self, ops: &O, x: &O::Rows) -> Result<O::Rows> {
         match self {
             Self::Rms { weight, eps } => ops.rms_norm(x, weight, *eps),
-            Self::Layer { weight, bias, eps } => ops.layer_norm(x, weight, bias, *eps),
+            Self::Layer { weight, bias, eps, of_heads } => {
+                let normed = ops.layer_norm(x, weight, bias, *eps)?;
+                match of_heads {
+                    Some(factors) => ops.scale(normed, factors),
+                    None => Ok(normed),
+                }
+            }
         }
     }
 }

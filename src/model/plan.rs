@@ -89,6 +89,9 @@ pub struct NormPlan {
     pub kind: NormKind,
     /// Factors, `[width]`.
     pub weight: Option<String>,
+    /// Factors of each head, of which each has its own (StableLM).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub weights_of_heads: Vec<String>,
     /// Offsets, `[width]`.
     pub bias: Option<String>,
     /// How many columns are normed together.
@@ -100,7 +103,8 @@ pub struct NormPlan {
 impl NormPlan {
     /// Of `name.weight`.
     pub fn rms(kind: NormKind, name: &str, width: usize, eps: f64) -> Self {
-        Self { kind, weight: Some(format!("{name}.weight")), bias: None, width, eps }
+        let weight = Some(format!("{name}.weight"));
+        Self { kind, weight, weights_of_heads: Vec::new(), bias: None, width, eps }
     }
 
     /// Of `name.weight` and `name.bias`.
@@ -474,10 +478,9 @@ impl Listing {
     }
 
     fn norm(&mut self, plan: &NormPlan, part: Part, is_in_backbone: bool) {
-        for (name, role) in [(&plan.weight, Role::NormWeight), (&plan.bias, Role::NormBias)] {
-            if let Some(name) = name {
-                self.add(name, vec![plan.width], part, role, is_in_backbone);
-            }
+        let weights = plan.weight.iter().chain(&plan.weights_of_heads).map(|name| (name, Role::NormWeight));
+        for (name, role) in weights.chain(plan.bias.iter().map(|name| (name, Role::NormBias))) {
+            self.add(name, vec![plan.width], part, role, is_in_backbone);
         }
     }
 

@@ -182,20 +182,26 @@ impl<'a, O: Ops> Weights<'a, O> {
         })
     }
 
-    /// A norm's vector `[width]`, in `f32`, with `offset` added to each value; or, without a name, of nothing but this
-    /// `constant`.
-    pub fn vector(
+    /// A norm's vector, in `f32`: these tensors, one after the other, with `offset` added to each value; or, without a
+    /// name, `width` times this `constant`.
+    pub fn vector<'n>(
         &mut self,
-        name: Option<&str>,
+        names: impl IntoIterator<Item = &'n String>,
         width: usize,
         offset: f32,
         constant: f32,
     ) -> Result<Arc<O::Vector>, ModelError> {
-        let Some(name) = name else { return Ok(Arc::new(self.ops.constant(vec![constant; width])?)) };
-        let names = [self.full(name)];
-        self.load(&format!("vector + {offset}"), DType::F32, &names, |ops, values| {
-            let Averaged::F32(values) = values.remove(0) else { unreachable!("averaged in f32") };
-            ops.load_vector(&names[0], values, offset)
+        let names: Vec<String> = names.into_iter().map(|name| self.full(name)).collect();
+        if names.is_empty() {
+            return Ok(Arc::new(self.ops.constant(vec![constant; width])?));
+        }
+        self.load(&format!("vector + {offset}"), DType::F32, &names, |ops, tensors| {
+            let mut values = Vec::with_capacity(tensors.len() * width);
+            for tensor in tensors.drain(..) {
+                let Averaged::F32(tensor) = tensor else { unreachable!("averaged in f32") };
+                values.extend(tensor);
+            }
+            ops.load_vector(&names, values, offset)
         })
     }
 

@@ -208,7 +208,7 @@ impl Ops for Cpu {
         Ok(self.pool.install(|| Linear::gated(isa, number, [input, output], bias.as_deref(), read)))
     }
 
-    fn load_vector(&self, _: &str, mut values: Vec<f32>, offset: f32) -> Result<Vec<f32>> {
+    fn load_vector(&self, _: &[String], mut values: Vec<f32>, offset: f32) -> Result<Vec<f32>> {
         values.iter_mut().for_each(|value| *value += offset);
         Ok(values)
     }
@@ -320,6 +320,13 @@ impl Ops for Cpu {
 
     fn layer_norm(&self, x: &Rows, weight: &Vec<f32>, bias: &Vec<f32>, eps: f64) -> Result<Rows> {
         Ok(x.layer_norm(self.isa, weight, bias, eps as f32))
+    }
+
+    fn scale(&self, mut x: Rows, factors: &Vec<f32>) -> Result<Rows> {
+        for row in 0..x.len() {
+            x.row_mut(row).iter_mut().zip(factors).for_each(|(x, factor)| *x *= factor);
+        }
+        Ok(x)
     }
 
     fn rotary(

@@ -120,8 +120,8 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
     fn load_linear(&self, source: LinearSource<'_>, precision: Precision) -> Result<Self::Linear>;
     /// The same for two that are used together.
     fn load_gated(&self, gate: LinearSource<'_>, up: LinearSource<'_>) -> Result<Self::Gated>;
-    /// A vector of a norm: `values`, with `offset` added to each.
-    fn load_vector(&self, name: &str, values: Vec<f32>, offset: f32) -> Result<Self::Vector>;
+    /// A vector of a norm: `values`, those of the tensors `names` one after the other, with `offset` added to each.
+    fn load_vector(&self, names: &[String], values: Vec<f32>, offset: f32) -> Result<Self::Vector>;
     /// A vector that is no parameter: what a norm has that a checkpoint lacks.
     fn constant(&self, values: Vec<f32>) -> Result<Self::Vector>;
     /// An embedding, row-major.
@@ -178,6 +178,8 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
         bias: &Self::Vector,
         eps: f64,
     ) -> Result<Self::Rows>;
+    /// `x` with each column times a factor.
+    fn scale(&self, x: Self::Rows, factors: &Self::Vector) -> Result<Self::Rows>;
     /// Turns each pair (`i`, `i + pairs`) of each head by the angles that its row has in one of the ropes of the
     /// packing; `which` says what rows of the batch `x` holds.
     fn rotary(

@@ -32,7 +32,7 @@ MODELS = ["llama", "llama-tied-bias", "mistral", "qwen2", "qwen3", "gemma2", "be
           "trl-v-head-file", "openrlhf-normalized",
           "gemma", "olmo2", "smollm3", "seed-oss", "ministral", "exaone4", "arcee", "xlm-roberta",
           "gemma3-text", "gemma3", "olmo", "olmo3", "phi", "phi3", "glm", "glm4", "helium", "hunyuan-v1-dense", "nemotron", "starcoder2",
-          "stablelm", "persimmon", "gpt-neox",
+          "stablelm", "stablelm-heads", "persimmon", "gpt-neox",
           "gpt2", "gpt-bigcode", "gptj", "gpt-neo", "opt", "opt-narrow", "falcon", "bloom", "mpt", "ministral3", "modernbert-decoder", "modernbert", "eurobert",
           "distilbert", "electra", "albert", "rembert", "ernie", "megatron-bert", "roberta-prelayernorm", "camembert", "data2vec-text", "xlm-roberta-xl", "mpnet",
           "nomic-bert", "gte", "jina-embeddings-v3", "deberta-v2", "deberta-v2-apart", "deberta"]

@@ -116,6 +116,17 @@ def stablelm(path):
             rope_parameters=rope(partial_rotary_factor=0.25))
 
 
+def stablelm_heads(path):
+    decoder(path, "StableLmConfig", 128, "as StableLM-2-12B: norms of queries and keys, with factors of each head's own; attention and MLP beside each other; half of a head turns", base=WIDE,
+            wrong=[LOOSE_LAYER_EPS, ("rope share", rope_to(partial_rotary_factor=0.25))], layer_norm_eps=1e-2, qk_layernorm=True, use_parallel_residual=True,
+            rope_parameters=rope(partial_rotary_factor=0.5))
+
+
+def stablelm_after(path):
+    decoder(path, "StableLmConfig", 129, "the same, one after the other", base=WIDE, wrong=[LOOSE_LAYER_EPS], layer_norm_eps=1e-2, qk_layernorm=True,
+            rope_parameters=rope(partial_rotary_factor=0.5))
+
+
 def persimmon(path):
     decoder(path, "PersimmonConfig", 84, "q, k and v of a head follow each other in one tensor; layer norms of queries and keys; squared ReLU; half of a head turns",
             [LOOSE_LAYER_EPS, ("rope share", rope_to(partial_rotary_factor=0.25))], base=WIDE, layer_norm_eps=1e-2, rope_parameters=rope(partial_rotary_factor=0.5))
@@ -397,7 +408,7 @@ def deberta_keys(path):
                  [("distances", set_to(relative_attention=False))], pos_att_type=["p2c"], type_vocab_size=0)
 
 
-CHECKPOINTS = [gemma3_text, gemma3, olmo, olmo3, phi, phi3, phi3_longrope, glm, glm4, helium, hunyuan_v1_dense, nemotron, starcoder2, stablelm, persimmon, gpt_neox,
+CHECKPOINTS = [gemma3_text, gemma3, olmo, olmo3, phi, phi3, phi3_longrope, glm, glm4, helium, hunyuan_v1_dense, nemotron, starcoder2, stablelm, stablelm_heads, stablelm_after, persimmon, gpt_neox,
                gpt2, gpt_bigcode, gpt_bigcode_mha, gptj, gpt_neo, opt, opt_after, opt_narrow, falcon, falcon_multi_query, falcon_rw, bloom, mpt, ministral3, internlm2, modernbert_decoder,
                modernbert, modernbert_mean, eurobert, eurobert_bos, distilbert, electra, albert, rembert, ernie, megatron_bert, roberta_prelayernorm, camembert, data2vec_text,
                xlm_roberta_xl, mpnet, nomic_bert, gte, jina_embeddings_v3, deberta_v2, deberta_v2_apart, deberta_v2_plain, deberta, deberta_keys]

@@ -105,7 +105,8 @@ impl NormStyle {
     pub(super) fn plan(self, name: &str, width: usize) -> NormPlan {
         let Self { kind, has_weight, has_bias, eps } = self;
         let of = |has: bool, end: &str| has.then(|| format!("{name}.{end}"));
-        NormPlan { kind, weight: of(has_weight, "weight"), bias: of(has_bias, "bias"), width, eps }
+        let (weight, bias) = (of(has_weight, "weight"), of(has_bias, "bias"));
+        NormPlan { kind, weight, weights_of_heads: Vec::new(), bias, width, eps }
     }
 }
 

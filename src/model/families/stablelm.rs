@@ -8,9 +8,11 @@ use crate::model::families::blueprint::Norms;
 use crate::model::families::decoder;
 use crate::model::families::decoder::Defaults;
 use crate::model::families::decoder::LLAMA;
+use crate::model::plan::AttentionPlan;
 use crate::model::plan::BackbonePlan;
+use crate::model::plan::NormKind;
+use crate::model::plan::NormPlan;
 use crate::text::FamilyTokenizer;
-use serde_json::Value;
 
 pub(super) const FAMILY: Family = Family {
     model_type: "stablelm",
@@ -35,20 +37,33 @@ const DEFAULTS: Defaults = Defaults {
 };
 
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
-    fields.refuse_unless(
-        "qk_layernorm",
-        |value| *value == Value::Bool(false),
-        "norms of queries and keys with weights of their own for each head are not supported",
-    )?;
     let config = decoder::read(fields, &DEFAULTS)?;
+    let eps = config.norm.eps;
     let is_parallel = fields.or_default("use_parallel_residual", false)?;
-    Ok(Blueprint {
+    let mut plan = BackbonePlan::from(Blueprint {
         norm: NormStyle::layer(config.norm.eps),
         // beside each other, they read the same
         norms: if is_parallel { Norms::shared("input_layernorm") } else { Norms::BEFORE },
         qkv_bias: fields.or_default("use_qkv_bias", false)?,
         is_parallel,
         ..config
+    });
+    if fields.or_default("qk_layernorm", false)? {
+        for (index, AttentionPlan { spec, qk_norms, .. }) in
+            plan.layers.iter_mut().map(|layer| &mut layer.attention).enumerate()
+        {
+            let norm = |name: &str, heads: usize| NormPlan {
+                kind: NormKind::Layer,
+                weight: None,
+                weights_of_heads: (0..heads)
+                    .map(|head| format!("layers.{index}.self_attn.{name}.norms.{head}.weight"))
+                    .collect(),
+                bias: None,
+                width: spec.head_dim,
+                eps,
+            };
+            *qk_norms = Some([norm("q_layernorm", spec.heads), norm("k_layernorm", spec.kv_heads)]);
+        }
     }
-    .into())
+    Ok(plan)
 }

@@ -132,7 +132,7 @@ impl Ops for Composed {
         Ok(Gated { gate: load(gate)?, up: load(up)? })
     }
 
-    fn load_vector(&self, _: &str, values: Vec<f32>, offset: f32) -> Result<Tensor> {
+    fn load_vector(&self, _: &[String], values: Vec<f32>, offset: f32) -> Result<Tensor> {
         let values: Vec<f32> = values.into_iter().map(|value| value + offset).collect();
         Tensor::new(values, &self.device)
     }
@@ -230,6 +230,10 @@ impl Ops for Composed {
                 .to_dtype(x.dtype())?
         };
         normed.reshape(x.shape())
+    }
+
+    fn scale(&self, x: Tensor, factors: &Tensor) -> Result<Tensor> {
+        x.to_dtype(DType::F32)?.broadcast_mul(factors)?.to_dtype(x.dtype())
     }
 
     fn rotary(

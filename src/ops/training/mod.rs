@@ -94,11 +94,11 @@ pub struct Gated {
 /// A norm's vector.
 #[derive(Clone, Debug)]
 pub enum Vector {
-    /// The tensor of this name.
-    Parameter {
+    /// The tensors of these names, one after the other.
+    Parameters {
         /// In the checkpoint.
-        name: String,
-        /// What is added to it.
+        names: Vec<String>,
+        /// What is added to them.
         offset: f64,
     },
     /// What no checkpoint has, and no gradient changes.
@@ -164,9 +164,15 @@ impl Training {
 
     fn vector(&self, vector: &Vector) -> Result<Tensor> {
         match vector {
-            Vector::Parameter { name, offset: 0.0 } => self.parameter(name).cloned(),
-            Vector::Parameter { name, offset } => self.parameter(name)? + *offset,
             Vector::Constant(values) => Ok(values.clone()),
+            Vector::Parameters { names, offset } => {
+                let tensors = names.iter().map(|name| self.parameter(name)).collect::<Result<Vec<_>>>()?;
+                let joined = match tensors[..] {
+                    [alone] => alone.clone(),
+                    _ => Tensor::cat(&tensors, 0)?,
+                };
+                if *offset == 0.0 { Ok(joined) } else { joined + *offset }
+            }
         }
     }
 }
@@ -199,8 +205,8 @@ impl Ops for Training {
         Ok(Gated { gate: load(gate)?, up: load(up)? })
     }
 
-    fn load_vector(&self, name: &str, _: Vec<f32>, offset: f32) -> Result<Vector> {
-        Ok(Vector::Parameter { name: name.to_owned(), offset: f64::from(offset) })
+    fn load_vector(&self, names: &[String], _: Vec<f32>, offset: f32) -> Result<Vector> {
+        Ok(Vector::Parameters { names: names.to_vec(), offset: f64::from(offset) })
     }
 
     fn constant(&self, values: Vec<f32>) -> Result<Vector> {
@@ -294,6 +300,10 @@ impl Ops for Training {
         fused::layer_norm(x, &self.vector(weight)?, &self.vector(bias)?, eps)
     }
 
+    fn scale(&self, x: Tensor, factors: &Vector) -> Result<Tensor> {
+        self.composed.scale(x, &self.vector(factors)?)
+    }
+
     fn rotary(
         &self,
         x: Tensor,
@@ -377,7 +387,8 @@ mod tests {
         let of = |value: f32| Var::new(vec![value; 3], &Device::Cpu).unwrap().into_inner();
         let parameters = HashMap::from([("a".to_owned(), of(1.0)), ("b".to_owned(), of(0.0))]);
         let some = Training::new(Arc::new(parameters), None);
-        let [weight, bias] = ["a", "b"].map(|name| some.load_vector(name, Vec::new(), 0.0).unwrap());
+        let [weight, bias] =
+            ["a", "b"].map(|name| some.load_vector(&[name.to_owned()], Vec::new(), 0.0).unwrap());
         assert_eq!(constants, run(&some, &weight, &bias));
     }
 

@@ -72,8 +72,8 @@ impl<O: Ops> Tiny<O> {
             by_distance: textbook::by_distance(&ops, tables.as_ref(), &spec),
             spec,
             table: ops.load_table("table", averaged(dtype, &values), VOCAB as usize, WIDTH).unwrap(),
-            norm: [4, 5, 6].map(|seed| ops.load_vector("norm", numbers(WIDTH, seed), 0.0).unwrap()),
-            of_head: ops.load_vector("norm", numbers(HEAD_DIM, 7), 0.0).unwrap(),
+            norm: [4, 5, 6].map(|seed| ops.load_vector(&[], numbers(WIDTH, seed), 0.0).unwrap()),
+            of_head: ops.load_vector(&[], numbers(HEAD_DIM, 7), 0.0).unwrap(),
             project: [(wide, 8), (narrow, 9), (narrow, 10)]
                 .map(|(output, seed)| linear(WIDTH, output, true, seed)),
             output: linear(wide, WIDTH, false, 11),
