@@ -99,3 +99,4 @@ pub use spec::AttentionSpec;
 pub use spec::Buckets;
 pub use spec::Distance;
 pub use spec::Segment;
+pub use spec::rounded_slope;

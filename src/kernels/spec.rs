@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use half::bf16;
 use serde::Serialize;
 use serde::Serializer;
 
@@ -53,12 +54,21 @@ pub enum Distance {
     Ignored,
     /// The head's slope times the position of the key, less that of the query (ALiBi); one for each query head.
     Slopes(#[serde(serialize_with = "serialize_shared")] Arc<[f32]>),
+    /// The same times the factor on scores, where slope, position and their product are rounded to bfloat16 before the
+    /// query's is taken off: see [`rounded_slope`] (Falcon).
+    RoundedSlopes(#[serde(serialize_with = "serialize_shared")] Arc<[f32]>),
     /// A number of a table for each query head, in the row that the distance takes: what is
     /// [`ByDistance::Biases`](crate::ByDistance) of the layer (T5, MPNet).
     Biases(Buckets),
     /// The query times a row of a table, and the key times the same row of another, both scaled like the score: what is
     /// [`ByDistance::Products`](crate::ByDistance) of the layer (disentangled attention).
     Buckets(Buckets),
+}
+
+/// What [`Distance::RoundedSlopes`] have at a position.
+pub fn rounded_slope(slope: f32, position: usize) -> f32 {
+    let round = |x: f32| bf16::from_f32(x).to_f32();
+    round(round(slope) * round(position as f32))
 }
 
 /// Which row of a table a distance takes.

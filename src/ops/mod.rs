@@ -38,6 +38,7 @@ pub use rewarm_kernels::Activation;
 pub use rewarm_kernels::AttentionSpec;
 pub use rewarm_kernels::Buckets;
 pub use rewarm_kernels::Distance;
+pub use rewarm_kernels::rounded_slope;
 
 use crate::ops::batch::PackedBatch;
 use crate::ops::source::LinearSource;

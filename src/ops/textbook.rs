@@ -47,6 +47,8 @@ pub(super) fn specs() -> impl Strategy<Value = AttentionSpec> {
 pub(super) enum Kind {
     Ignored,
     Slopes,
+    /// Of a slope that bfloat16 has not, and one that it has.
+    RoundedSlopes,
     /// Each distance has a row, up to three and then all the same.
     Clipped,
     /// Far distances share rows.
@@ -56,7 +58,14 @@ pub(super) enum Kind {
 }
 
 fn distances() -> impl Strategy<Value = Kind> {
-    prop::sample::select(vec![Kind::Ignored, Kind::Slopes, Kind::Clipped, Kind::Shared, Kind::Biases])
+    prop::sample::select(vec![
+        Kind::Ignored,
+        Kind::Slopes,
+        Kind::Clipped,
+        Kind::Shared,
+        Kind::Biases,
+        Kind::RoundedSlopes,
+    ])
 }
 
 impl Kind {
@@ -64,6 +73,9 @@ impl Kind {
         match self {
             Self::Ignored => Distance::Ignored,
             Self::Slopes => Distance::Slopes((1..=heads).map(|head| 0.6_f32.powi(head as i32)).collect()),
+            Self::RoundedSlopes => {
+                Distance::RoundedSlopes((0..heads).map(|head| 0.707 * 0.5_f32.powi(head as i32)).collect())
+            }
             Self::Clipped => {
                 Distance::Buckets(Buckets::new(6, 3, |distance| (distance + 3).clamp(0, 5) as usize))
             }
@@ -90,7 +102,7 @@ pub(super) fn tables(spec: &AttentionSpec, seed: u64) -> Option<Tables> {
         Distance::Biases(buckets) => {
             return Some([Some(numbers(buckets.rows() * spec.heads, seed ^ 7)), None]);
         }
-        Distance::Ignored | Distance::Slopes(_) => return None,
+        Distance::Ignored | Distance::Slopes(_) | Distance::RoundedSlopes(_) => return None,
     };
     let table = |heads: usize, which: u64| {
         (seed % 3 != which).then(|| numbers(buckets.rows() * heads * spec.head_dim, seed ^ (4 + which)))
@@ -151,6 +163,14 @@ fn attention_of(
                 let wide = |table: &Vec<f32>, d: usize| f64::from(table[(row * heads + head) * head_dim + d]);
                 let of_queries = |d: usize| queries.as_ref().map_or(0.0, |table| wide(table, d));
                 dot += (0..head_dim).map(|d| of_query(d) + at(key, j, kv, d) * of_queries(d)).sum::<f64>();
+            }
+            if let Distance::RoundedSlopes(slopes) = &spec.distance {
+                let of = |position: usize| {
+                    let product =
+                        bf16::from_f32(slopes[head]).to_f64() * bf16::from_f64(position as f64).to_f64();
+                    bf16::from_f64(product).to_f64()
+                };
+                dot += of(j) - of(i);
             }
             let mut score = dot * spec.scale;
             if let (Distance::Biases(buckets), Some([Some(table), _])) = (&spec.distance, tables) {

@@ -33,9 +33,9 @@ MODELS = ["llama", "llama-tied-bias", "mistral", "qwen2", "qwen3", "gemma2", "be
           "gemma", "olmo2", "smollm3", "seed-oss", "ministral", "exaone4", "arcee", "xlm-roberta",
           "gemma3-text", "gemma3", "olmo", "olmo3", "phi", "phi3", "glm", "glm4", "helium", "hunyuan-v1-dense", "nemotron", "starcoder2",
           "stablelm", "stablelm-heads", "persimmon", "gpt-neox",
-          "gpt2", "gpt-bigcode", "gptj", "gpt-neo", "opt", "opt-narrow", "falcon", "bloom", "mpt", "ministral3", "modernbert-decoder", "modernbert", "eurobert",
+          "gpt2", "gpt-bigcode", "gptj", "gpt-neo", "opt", "opt-narrow", "falcon", "falcon-alibi", "bloom", "mpt", "ministral3", "modernbert-decoder", "modernbert", "eurobert",
           "distilbert", "electra", "albert", "rembert", "ernie", "megatron-bert", "roberta-prelayernorm", "camembert", "data2vec-text", "xlm-roberta-xl", "mpnet",
-          "nomic-bert", "gte", "jina-embeddings-v3", "deberta-v2", "deberta-v2-apart", "deberta"]
+          "nomic-bert", "gte", "jina-embeddings-v3", "deberta-v2", "deberta-v2-apart", "deberta-v2-conv", "deberta-v2-groups", "deberta"]
 CENTERED = {"llama-tied-bias": 0.01, "bert": 0.01, "trl-v-head-file": 0.1}
 STEPPED = ["bert", "llama-tied-bias"]
 OPTIONS = dict(betas=(0.9, 0.98), eps=1e-8, weight_decay=0.1)

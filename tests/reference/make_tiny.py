@@ -160,7 +160,9 @@ def load(path, dtype=torch.float32, config_file="config.json", edit=None):
         return OpenRlhfRewardModel(config, all_weights(path)).to(dtype)
     if kind.endswith("ForCausalLM"):
         return ValueHeadModel(config, all_weights(path)).to(dtype)
-    model = AutoModelForSequenceClassification.from_pretrained(path, config=config, dtype=dtype, attn_implementation="eager")
+    # Falcon's eager attention adds ALiBi twice: to the scores, and with the mask
+    attention = "sdpa" if getattr(config, "alibi", False) and config.model_type == "falcon" else "eager"
+    model = AutoModelForSequenceClassification.from_pretrained(path, config=config, dtype=dtype, attn_implementation=attention)
     return model.eval()
 
 

@@ -208,6 +208,12 @@ def falcon_rw(path):
             multi_query=False, parallel_attn=False, rope_parameters=rope())
 
 
+def falcon_alibi(path):
+    samples = [{"token_ids": ids} for ids in token_samples(80, 140, (1, 2, 5, 9, 17, 33, 58, 300))]
+    decoder(path, "FalconConfig", 130, "as Falcon-RW: ALiBi for 9 heads, whose slopes, positions and products are rounded to bfloat16; attention before the MLP", [LOOSE_EPSILON,
+            ("rope", set_to(alibi=False))], base=FALCON, samples=samples, hidden_size=36, num_attention_heads=9, multi_query=False, parallel_attn=False, bias=True, alibi=True)
+
+
 def bloom(path):
     decoder(path, "BloomConfig", 100, "ALiBi for 6 heads, which is no power of two; a norm of the embeddings; q, k and v of a head follow each other", [LOOSE_EPSILON],
             base=dict(vocab_size=80, hidden_size=24, n_layer=2, n_head=6, bos_token_id=1, eos_token_id=2, pad_token_id=0, num_labels=1), layer_norm_epsilon=1e-2)
@@ -370,8 +376,8 @@ def mpnet(path):
 
 def deberta_like(path, kind, seed, note, wrong, lengths=(1, 2, 5, 9, 17, 33, 58), types=False, **options):
     """Distances count by tables; `hidden_size` is split among heads of 6."""
-    config = getattr(transformers, kind)(vocab_size=80, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=40,
-                                         max_position_embeddings=64, layer_norm_eps=1e-2, num_labels=1, **dict(relative_attention=True) | options)
+    config = getattr(transformers, kind)(vocab_size=80, hidden_size=24, num_attention_heads=4, intermediate_size=40, max_position_embeddings=64,
+                                         layer_norm_eps=1e-2, num_labels=1, **dict(num_hidden_layers=2, relative_attention=True) | options)
     save_classifier(path, config, seed)
     samples = [{"token_ids": ids} for ids in token_samples(80, seed + 10, lengths)]
     for sample in samples if types else []:
@@ -397,6 +403,17 @@ def deberta_v2_plain(path):
                  [("scale", set_to(pos_att_type=[]))], pos_att_type=["p2c"], type_vocab_size=0, relative_attention=False)
 
 
+def deberta_v2_conv(path):
+    deberta_like(path, "DebertaV2Config", 131, "as v2-xlarge: a convolution of the embeddings over 3 positions beside the first layer",
+                 [("other activation", set_to(conv_act="gelu"))], lengths=(1, 2, 3, 9, 17, 33, 58), conv_kernel_size=3, conv_act="tanh", share_att_key=True,
+                 pos_att_type=["p2c", "c2p"], position_buckets=16, max_relative_positions=40, position_biased_input=False, type_vocab_size=0)
+
+
+def deberta_v2_groups(path):
+    deberta_like(path, "DebertaV2Config", 132, "over 5 positions, in 3 groups of columns, in a model of one layer; distances do not count", [("relu", set_to(conv_act="relu"))],
+                 conv_kernel_size=5, conv_act="gelu", conv_groups=3, num_hidden_layers=1, relative_attention=False, type_vocab_size=0)
+
+
 def deberta(path):
     deberta_like(path, "DebertaConfig", 103, "q, k and v of a head follow each other in one tensor, k without bias; distances up to 20",
                  [("p2c alone", set_to(pos_att_type=["p2c"]))], types=True, pos_att_type="c2p|p2c", max_relative_positions=20, position_biased_input=False,
@@ -409,6 +426,6 @@ def deberta_keys(path):
 
 
 CHECKPOINTS = [gemma3_text, gemma3, olmo, olmo3, phi, phi3, phi3_longrope, glm, glm4, helium, hunyuan_v1_dense, nemotron, starcoder2, stablelm, stablelm_heads, stablelm_after, persimmon, gpt_neox,
-               gpt2, gpt_bigcode, gpt_bigcode_mha, gptj, gpt_neo, opt, opt_after, opt_narrow, falcon, falcon_multi_query, falcon_rw, bloom, mpt, ministral3, internlm2, modernbert_decoder,
+               gpt2, gpt_bigcode, gpt_bigcode_mha, gptj, gpt_neo, opt, opt_after, opt_narrow, falcon, falcon_multi_query, falcon_rw, falcon_alibi, bloom, mpt, ministral3, internlm2, modernbert_decoder,
                modernbert, modernbert_mean, eurobert, eurobert_bos, distilbert, electra, albert, rembert, ernie, megatron_bert, roberta_prelayernorm, camembert, data2vec_text,
-               xlm_roberta_xl, mpnet, nomic_bert, gte, jina_embeddings_v3, deberta_v2, deberta_v2_apart, deberta_v2_plain, deberta, deberta_keys]
+               xlm_roberta_xl, mpnet, nomic_bert, gte, jina_embeddings_v3, deberta_v2, deberta_v2_apart, deberta_v2_plain, deberta_v2_conv, deberta_v2_groups, deberta, deberta_keys]

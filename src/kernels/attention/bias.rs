@@ -3,17 +3,18 @@
 use super::ByDistance;
 use crate::AttentionSpec;
 use crate::Distance;
+use crate::spec::rounded_slope;
 
 /// Columns go in vectors of at most so many lanes.
 const MAX_LANES: usize = 16;
 
-/// For each head a number for each distance that there is in a batch, in the order of the keys.
+/// For each head a number for each distance that there is in a batch, in the order of the keys; or for each position.
 pub(super) struct Biases {
-    /// `[heads, distances]`
+    /// `[heads, distances or positions]`
     of_heads: Vec<f32>,
-    distances: usize,
-    /// How far before its query the first of a head's keys is.
-    before: usize,
+    of_head: usize,
+    /// How far before its query the first of a head's keys is; `None`: numbers are of positions.
+    before: Option<usize>,
 }
 
 impl Biases {
@@ -36,16 +37,22 @@ impl Biases {
                 let of_head = |head: usize| rows.iter().map(move |&row| table.row(row)[head]);
                 (0..spec.heads).flat_map(of_head).collect()
             }
+            (Distance::RoundedSlopes(slopes), _) => {
+                let of_head = longest.next_multiple_of(MAX_LANES);
+                let numbers = |&slope: &f32| (0..of_head).map(move |position| rounded_slope(slope, position));
+                let of_heads = slopes.iter().flat_map(numbers).collect();
+                return Some(Self { of_heads, of_head, before: None });
+            }
             (Distance::Biases(_), _) => panic!("a layer with biases has a table"),
             (Distance::Ignored | Distance::Buckets(_), _) => return None,
         };
-        Some(Self { of_heads, distances, before })
+        Some(Self { of_heads, of_head: distances, before: Some(before) })
     }
 
     /// For queries from one position on, and keys from another on.
     pub(super) fn of(&self, head: usize, first_query: usize, first_key: usize) -> OfHead<'_> {
-        let of_head = &self.of_heads[head * self.distances..][..self.distances];
-        OfHead { of_head, first: self.before + first_key, first_query }
+        let of_head = &self.of_heads[head * self.of_head..][..self.of_head];
+        OfHead { of_head, before: self.before, first_key, first_query }
     }
 }
 
@@ -53,15 +60,20 @@ impl Biases {
 #[derive(Clone, Copy)]
 pub(super) struct OfHead<'a> {
     of_head: &'a [f32],
-    /// Where the first key's is for a query at position zero.
-    first: usize,
+    before: Option<usize>,
+    first_key: usize,
     first_query: usize,
 }
 
 impl<'a> OfHead<'a> {
-    /// Of one of the queries, from a column on.
+    /// Of one of the queries, from a column on; and, where they are of positions, the query's own, which comes off
+    /// before they are scaled with the scores.
     #[inline(always)]
-    pub(super) fn from(&self, query: usize, column: usize) -> &'a [f32] {
-        &self.of_head[self.first + column - self.first_query - query..]
+    pub(super) fn from(&self, query: usize, column: usize) -> (&'a [f32], Option<f32>) {
+        let (key, query) = (self.first_key + column, self.first_query + query);
+        match self.before {
+            Some(before) => (&self.of_head[before + key - query..], None),
+            None => (&self.of_head[key..], Some(self.of_head[query])),
+        }
     }
 }

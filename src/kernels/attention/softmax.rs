@@ -58,9 +58,16 @@ impl<F: Fn(usize) -> Range<usize>> Kernel for Softmax<'_, F> {
             let mut scale = self.scale;
             if let Some(biases) = self.biases {
                 let factor = simd.splat(scale);
-                let biases = biases.from(query, start).chunks_exact(S::LANES);
-                for (x, bias) in row[start..end].chunks_exact_mut(S::LANES).zip(biases) {
-                    simd.store(x, simd.mul_add(simd.load(x), factor, simd.load(bias)));
+                let (biases, own) = biases.from(query, start);
+                let scores = row[start..end].chunks_exact_mut(S::LANES).zip(biases.chunks_exact(S::LANES));
+                match own.map(|own| simd.splat(own)) {
+                    None => scores.for_each(|(x, bias)| {
+                        simd.store(x, simd.mul_add(simd.load(x), factor, simd.load(bias)));
+                    }),
+                    Some(own) => scores.for_each(|(x, bias)| {
+                        let sum = simd.add(simd.load(x), simd.sub(simd.load(bias), own));
+                        simd.store(x, simd.mul(sum, factor));
+                    }),
                 }
                 scale = 1.0;
             }

@@ -70,7 +70,7 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
 
 /// One for each head: a geometric series for a power of two of them, and for those that are left every other one of the
 /// series for twice as many.
-fn slopes(heads: usize) -> Vec<f32> {
+pub(super) fn slopes(heads: usize) -> Vec<f32> {
     let series = |heads: usize| {
         let base = 2_f64.powf(-8.0 / heads as f64) as f32;
         (1..=heads as i32).map(move |power| base.powi(power))

@@ -1,8 +1,10 @@
-//! Falcon: layer norms, a plain MLP, usually beside attention, all three projections in one tensor, few key and value heads.
+//! Falcon: layer norms, a plain MLP, usually beside attention, all three projections in one tensor, few key and value heads;
+//! rotary positions, or ALiBi as transformers computes it by default (its eager attention adds it twice).
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
 use crate::model::families::Key;
+use crate::model::families::bloom;
 use crate::model::families::blueprint::Blueprint;
 use crate::model::families::blueprint::InsideNames;
 use crate::model::families::blueprint::Names;
@@ -15,8 +17,8 @@ use crate::model::families::decoder::LLAMA;
 use crate::model::families::decoder::LLAMA_NAMES;
 use crate::model::families::renamed;
 use crate::model::plan::BackbonePlan;
+use crate::ops::Distance;
 use crate::text::FamilyTokenizer;
-use serde_json::Value;
 
 pub(super) const FAMILY: Family = Family {
     model_type: "falcon",
@@ -38,9 +40,7 @@ const DEFAULTS: Defaults = Defaults {
 };
 
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
-    // its slopes are rounded to bfloat16 before they are multiplied by positions
-    let is_no = |value: &Value| matches!(value, Value::Null | Value::Bool(false));
-    fields.refuse_unless("alibi", is_no, "Falcon with ALiBi is not supported")?;
+    let has_slopes = fields.optional::<bool>("alibi")?.unwrap_or(false);
     let keys = [
         Key::Either("n_embed", "hidden_size"),
         Key::Only("num_kv_heads", "num_key_value_heads"),
@@ -49,7 +49,10 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     ];
     let config = renamed(fields, &keys, |fields| {
         let fields = decoder::with_mlp_or_fourfold(fields, &DEFAULTS)?;
-        decoder::read(&Fields(&fields), &DEFAULTS)
+        match has_slopes {
+            true => decoder::read_without_rope(&Fields(&fields), &DEFAULTS),
+            false => decoder::read(&Fields(&fields), &DEFAULTS),
+        }
     })?;
     let [is_new, is_multi_query, is_parallel, has_bias] = [
         ("new_decoder_architecture", false),
@@ -90,6 +93,10 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
         output_bias: has_bias,
         mlp_bias: has_bias,
         is_parallel,
+        distance: match has_slopes {
+            true => Distance::RoundedSlopes(bloom::slopes(heads).into()),
+            false => Distance::Ignored,
+        },
         names: NAMES,
         ..config
     }

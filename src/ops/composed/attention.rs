@@ -17,6 +17,7 @@ use crate::ops::Buckets;
 use crate::ops::Distance;
 use crate::ops::Which;
 use crate::ops::batch::PackedBatch;
+use crate::ops::rounded_slope;
 
 /// At most this many scores at a time, 64 MiB of `f32`: a sequence of any length fits into memory, and one of
 /// usual length is a single block.
@@ -152,6 +153,10 @@ fn attend(
             let tables = [of_keys.as_ref(), of_queries.as_ref()];
             scores = (scores + products_by_distance(tables, &block_query, &block_key, &rows)?)?;
         }
+        if let Distance::RoundedSlopes(slopes) = &spec.distance {
+            let bias = rounded_slopes(slopes, first_key, own_key, [queries, keys], &scores)?;
+            scores = (scores + bias.reshape((kv_heads, group * queries, keys))?)?;
+        }
         scores = (scores * spec.scale)?;
         if let (Distance::Biases(buckets), Some(ByDistance::Biases(table))) = (&spec.distance, to.by_distance)
         {
@@ -231,6 +236,21 @@ fn slopes_times_distance(
     let distances: Vec<f32> = (0..queries).flat_map(of_query).collect();
     let distances = Tensor::from_vec(distances, (1, queries, keys), like.device())?;
     Tensor::new(slopes, like.device())?.reshape((slopes.len(), 1, 1))?.broadcast_mul(&distances)
+}
+
+/// The same of [`Distance::RoundedSlopes`], where the first key is at position `first_key`.
+fn rounded_slopes(
+    slopes: &[f32],
+    first_key: usize,
+    own_key: usize,
+    [queries, keys]: [usize; 2],
+    like: &Tensor,
+) -> Result<Tensor> {
+    let of_head = |&slope: &f32| (first_key..first_key + keys).map(move |key| rounded_slope(slope, key));
+    let of_keys: Vec<f32> = slopes.iter().flat_map(of_head).collect();
+    let of_keys = Tensor::from_vec(of_keys, (slopes.len(), 1, keys), like.device())?;
+    let of_queries = of_keys.narrow(2, own_key, queries)?.reshape((slopes.len(), queries, 1))?;
+    of_keys.broadcast_sub(&of_queries)
 }
 
 #[cfg(test)]

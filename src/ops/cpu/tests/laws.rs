@@ -22,7 +22,7 @@ const KINDS: [Attention; 9] = [
     (true, Some(30), Kind::Clipped),
     (false, None, Kind::Shared),
     (true, None, Kind::Biases),
-    (false, Some(5), Kind::Biases),
+    (true, None, Kind::RoundedSlopes),
 ];
 
 type Attention = (bool, Option<usize>, Kind);

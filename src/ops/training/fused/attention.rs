@@ -22,6 +22,7 @@ use crate::ops::AttentionSpec;
 use crate::ops::Distance;
 use crate::ops::Which;
 use crate::ops::batch::PackedBatch;
+use crate::ops::rounded_slope;
 
 /// `query` is `[queries, heads · head_dim]`, of the rows that `which` says; key and value are `[rows, kv_heads · head_dim]`,
 /// of all rows of a batch that shares no prefixes.
@@ -155,6 +156,16 @@ impl Attention {
     fn weigh(&self, run: &Run, head: usize, mut scores: Vec<f32>) -> Weights {
         let keys = run.rows.len();
         let scale = self.spec.scale as f32;
+        if let Distance::RoundedSlopes(slopes) = &self.spec.distance {
+            for (of_head, scores) in scores.chunks_exact_mut(run.queries * keys).enumerate() {
+                let slope = slopes[of_head * self.group() + head];
+                let of_keys: Vec<f32> = (0..keys).map(|key| rounded_slope(slope, key)).collect();
+                for (query, row) in scores.chunks_exact_mut(keys).enumerate() {
+                    let own = of_keys[run.position + query];
+                    row.iter_mut().zip(&of_keys).for_each(|(score, of_key)| *score += of_key - own);
+                }
+            }
+        }
         scores.iter_mut().for_each(|score| *score *= scale);
         if let Distance::Slopes(slopes) = &self.spec.distance {
             for (place, row) in scores.chunks_exact_mut(keys).enumerate() {

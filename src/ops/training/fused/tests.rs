@@ -156,6 +156,12 @@ fn attention_is_the_composed_one() {
         AttentionSpec { heads: 1, kv_heads: 1, head_dim: 2, ..plain.clone() },
         AttentionSpec { window: Some(3), ..plain.clone() },
         AttentionSpec { distance: slopes(&[0.5, 0.1, 0.3, 0.02]), heads: 4, causal: true, ..plain.clone() },
+        AttentionSpec {
+            distance: Distance::RoundedSlopes([0.71, 0.1, 0.3, 0.02].into()),
+            heads: 4,
+            causal: true,
+            ..plain.clone()
+        },
         AttentionSpec { distance: slopes(&[0.5, 0.1]), softcap: Some(2.0), window: Some(5), ..plain },
     ] {
         let rows = batch.num_rows();
