@@ -4,6 +4,7 @@
 //! one after the other   x = norm(x + norm(attention(norm(x))))     each of the norms where the family has it
 //!                       x = norm(x + norm(mlp(norm(x))))
 //! parallel              x = x + norm(attention(norm(x))) + norm(mlp(norm(x)))
+//! and then, if it has one   x = norm(x + act(convolution of the layer's input))
 //!
 //! attention   q, k, v → norm, rope → attend → output         mlp   down(act(gate) · up), or down(act(up))
 //! ```
@@ -19,6 +20,7 @@ use candle_core::Result;
 use crate::model::ModelError;
 use crate::model::norm::Norm;
 use crate::model::plan::AttentionPlan;
+use crate::model::plan::ConvolutionPlan;
 use crate::model::plan::InsidePlan;
 use crate::model::plan::LayerPlan;
 use crate::model::plan::LinearPlan;
@@ -29,6 +31,7 @@ use crate::model::transformer;
 use crate::model::weights::Weights;
 use crate::ops::Activation;
 use crate::ops::AttentionSpec;
+use crate::ops::Convolution;
 use crate::ops::Distance;
 use crate::ops::Ops;
 use crate::ops::Precision::Working;
@@ -40,6 +43,8 @@ pub struct Layer<O: Ops> {
     norms: Norms<O>,
     attention: Attention<O>,
     mlp: Mlp<O>,
+    /// With the norm of what it and the layer make.
+    convolution: Option<(Convolution<O>, Norm<O>)>,
     is_parallel: bool,
     /// Multiplications for one row, but for those of attention.
     products: usize,
@@ -112,20 +117,34 @@ impl<O: Ops> Layer<O> {
             norms,
             attention: Attention::load(weights, &plan.attention)?,
             mlp: Mlp::load(weights, &plan.mlp)?,
+            convolution: plan.convolution.as_ref().map(|plan| convolution(weights, plan)).transpose()?,
             is_parallel: plan.is_parallel,
             products: products(plan),
         })
     }
 }
 
-fn products(LayerPlan { attention, mlp, .. }: &LayerPlan) -> usize {
+fn convolution<O: Ops>(
+    weights: &mut Weights<'_, O>,
+    plan: &ConvolutionPlan,
+) -> std::result::Result<(Convolution<O>, Norm<O>), ModelError> {
+    let mut groups = Vec::with_capacity(plan.groups.len());
+    for group in &plan.groups {
+        groups.push(weights.linear(group, Working)?);
+    }
+    let layer = Convolution { groups, kernel: plan.kernel, activation: plan.activation };
+    Ok((layer, Norm::load(weights, &plan.norm)?))
+}
+
+fn products(LayerPlan { attention, mlp, convolution, .. }: &LayerPlan) -> usize {
     let AttentionPlan { query, key, value, output, .. } = attention;
     let of = |layers: &[&LinearPlan]| layers.iter().map(|layer| layer.input * layer.output).sum::<usize>();
     let inside = match &mlp.inside {
         InsidePlan::Gated { gate, up } => of(&[gate, up]),
         InsidePlan::Plain(up) => of(&[up]),
     };
-    of(&[query, key, value, output, &mlp.down]) + inside
+    let beside = convolution.iter().flat_map(|layer| &layer.groups).map(|layer| of(&[layer]));
+    of(&[query, key, value, output, &mlp.down]) + inside + beside.sum::<usize>()
 }
 
 impl<O: Ops> Attention<O> {
@@ -253,7 +272,11 @@ impl<O: Ops> transformer::Layer<O> for Layer<O> {
         relative.as_ref().map(made).transpose()
     }
 
-    fn finish(&self, ops: &O, x: O::Rows, attended: &O::Rows) -> Result<O::Rows> {
+    fn convolution(&self) -> Option<&Convolution<O>> {
+        self.convolution.as_ref().map(|(layer, _)| layer)
+    }
+
+    fn finish(&self, ops: &O, x: O::Rows, attended: &O::Rows, convolved: Option<O::Rows>) -> Result<O::Rows> {
         let Self { norms, attention, mlp, .. } = self;
         let inside = |x: &O::Rows| mlp.inside(ops, &*normed(ops, x, norms.mlp_input.as_ref())?);
         let beside = if self.is_parallel { Some(inside(&x)?) } else { None };
@@ -264,7 +287,11 @@ impl<O: Ops> transformer::Layer<O> for Layer<O> {
             None => inside(&x)?,
         };
         let x = add(ops, x, &inside, &mlp.down, norms.mlp_output.as_ref())?;
-        norm_of(ops, x, norms.mlp_sum.as_ref())
+        let x = norm_of(ops, x, norms.mlp_sum.as_ref())?;
+        match (convolved, &self.convolution) {
+            (Some(convolved), Some((_, norm))) => norm.forward(ops, &ops.add(x, &ops.dropout(convolved)?)?),
+            _ => Ok(x),
+        }
     }
 }
 

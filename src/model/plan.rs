@@ -234,6 +234,19 @@ pub struct MlpPlan {
     pub down: LinearPlan,
 }
 
+/// A convolution over positions of what a layer reads: its output is added to the layer's, and the sum normed (DeBERTa-v2-xlarge).
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ConvolutionPlan {
+    /// Of each group of columns, on those columns at `kernel` positions.
+    pub groups: Vec<LinearPlan>,
+    /// How many positions it sees; the middle one is the token's own.
+    pub kernel: usize,
+    /// After it.
+    pub activation: Activation,
+    /// Of the sum.
+    pub norm: NormPlan,
+}
+
 /// A layer of a transformer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LayerPlan {
@@ -243,6 +256,9 @@ pub struct LayerPlan {
     pub attention: AttentionPlan,
     /// MLP.
     pub mlp: MlpPlan,
+    /// Beside both.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub convolution: Option<ConvolutionPlan>,
     /// Whether attention and MLP both read the layer's input (GPT-NeoX), and not one after the other.
     pub is_parallel: bool,
 }
@@ -512,7 +528,17 @@ impl Listing {
         plan.projection.iter().for_each(|projection| self.linear(projection, Part::End, true));
     }
 
-    fn layer(&mut self, LayerPlan { norms, attention, mlp, .. }: &LayerPlan, part: Part) {
+    fn convolution(&mut self, ConvolutionPlan { groups, kernel, norm, .. }: &ConvolutionPlan, part: Part) {
+        for LinearPlan { weight, bias, input, .. } in groups {
+            self.add(&weight.name, vec![weight.rows.of, input / kernel, *kernel], part, Role::Weight, true);
+            if let Some(bias) = bias {
+                self.add(&bias.name, vec![bias.rows.of], part, Role::Bias, true);
+            }
+        }
+        self.norm(norm, part, true);
+    }
+
+    fn layer(&mut self, LayerPlan { norms, attention, mlp, convolution, .. }: &LayerPlan, part: Part) {
         let AttentionPlan { query, key, value, output, qk_norms, relative, .. } = attention;
         self.norms([&norms.attention_input, &norms.attention_output, &norms.attention_sum], part);
         self.norms([&norms.mlp_input, &norms.mlp_output, &norms.mlp_sum], part);
@@ -534,6 +560,7 @@ impl Listing {
             InsidePlan::Plain(up) => self.linear(up, part, true),
         }
         self.linear(&mlp.down, part, true);
+        convolution.iter().for_each(|convolution| self.convolution(convolution, part));
     }
 }
 

@@ -234,7 +234,7 @@ mod tests {
             Ok([x.clone(), x.clone()])
         }
 
-        fn finish(&self, _: &Composed, x: Tensor, attended: &Tensor) -> Result<Tensor> {
+        fn finish(&self, _: &Composed, x: Tensor, attended: &Tensor, _: Option<Tensor>) -> Result<Tensor> {
             self.runs.fetch_add(1, Ordering::Relaxed);
             (x + attended)? * self.factor
         }

@@ -27,6 +27,7 @@ use crate::model::rope::RopeTable;
 use crate::model::steps::Steps;
 use crate::model::weights::Identified;
 use crate::ops::AttentionSpec;
+use crate::ops::Convolution;
 use crate::ops::Distance;
 use crate::ops::Ops;
 use crate::ops::Which;
@@ -69,8 +70,12 @@ pub trait Layer<O: Ops>: Debug + Send + Sync {
         let _ = ops;
         Ok(None)
     }
-    /// From attention's output to the layer's.
-    fn finish(&self, ops: &O, x: O::Rows, attended: &O::Rows) -> Result<O::Rows>;
+    /// What is done beside attention and MLP with the layer's input and its neighbours, if anything is.
+    fn convolution(&self) -> Option<&Convolution<O>> {
+        None
+    }
+    /// From attention's output, and the convolution's, to the layer's.
+    fn finish(&self, ops: &O, x: O::Rows, attended: &O::Rows, convolved: Option<O::Rows>) -> Result<O::Rows>;
 }
 
 /// The rows whose hidden states somebody reads.
@@ -315,6 +320,10 @@ impl<O: Ops> BatchPass<'_, '_, O> {
                 keys.push(key);
                 values.push(value);
             }
+            let convolution = layer.convolution().map(|layer| {
+                let inputs: Vec<O::Rows> = going.iter().map(|going| going.x.clone()).collect();
+                (layer, inputs)
+            });
             let asking = match wanted {
                 Wanted::Rows(rows) if is_last => {
                     let x: Vec<O::Rows> = going.into_iter().map(|going| going.x).collect();
@@ -336,9 +345,13 @@ impl<O: Ops> BatchPass<'_, '_, O> {
                     Some(query) => query,
                     None => layer.queries(ops, &*layer.input(ops, &x)?, self.packing, which.clone())?,
                 };
-                let attended = ops.attend(&query, which, &memory)?;
+                let attended = ops.attend(&query, which.clone(), &memory)?;
                 drop(query);
-                let x = layer.finish(ops, x, &attended)?;
+                let convolve = |(layer, inputs): &(&Convolution<O>, Vec<O::Rows>)| {
+                    ops.convolve(inputs, which.clone(), layer, self.packing)
+                };
+                let convolved = convolution.as_ref().map(convolve).transpose()?;
+                let x = layer.finish(ops, x, &attended, convolved)?;
                 drop(attended);
                 if is_last {
                     return Ok((model.end.part.forward(ops, x)?, None));

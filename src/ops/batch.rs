@@ -150,6 +150,15 @@ impl PackedBatch {
         self.segments.partition_point(|segment| segment.rows.end <= row)
     }
 
+    /// The rows at `count` positions of which a row's own is the middle one, `None` beyond its sequence: of batches that
+    /// share no prefixes.
+    pub fn neighbours(&self, row: usize, count: usize) -> impl Iterator<Item = Option<usize>> {
+        let Segment { rows, parent, .. } = &self.segments[self.segment_of(row)];
+        debug_assert_eq!(*parent, None, "bidirectional models share no prefixes");
+        let reach = count / 2;
+        (row..row + count).map(move |at| at.checked_sub(reach).filter(|row| rows.contains(row)))
+    }
+
     /// The rows of a segment's ancestors, in the order of their positions, and its own at the end.
     pub fn path(&self, segment: usize) -> Vec<Range<usize>> {
         let ancestors = std::iter::successors(Some(segment), |&segment| self.segments[segment].parent);

@@ -36,6 +36,7 @@ use rewarm_kernels::Weights;
 use super::Activation;
 use super::Angles;
 use super::AttentionSpec;
+use super::Convolution;
 use super::Ops;
 use super::Precision;
 use super::Which;
@@ -382,6 +383,40 @@ impl Ops for Cpu {
             (segment, to.batch.segments()[segment].position(row))
         };
         Ok(to.panels.attend(queries, &place))
+    }
+
+    fn convolve(
+        &self,
+        blocks: &[Rows],
+        which: Which<'_>,
+        layer: &Convolution<Self>,
+        packing: &Packing<'_>,
+    ) -> Result<Rows> {
+        let (from, width) = (Blocks::new(blocks), blocks[0].width());
+        let columns = width / layer.groups.len();
+        let mut convolved = Rows::new(Number::F32, which.len(), width);
+        for (group, linear) in layer.groups.iter().enumerate() {
+            let of_group = group * columns..(group + 1) * columns;
+            let mut neighbours = Rows::new(Number::F32, which.len(), columns * layer.kernel);
+            for place in 0..which.len() {
+                let to = neighbours.row_mut(place);
+                let around = packing.batch.neighbours(which.row(place), layer.kernel);
+                for (position, row) in around.enumerate() {
+                    let to = to[position..].iter_mut().step_by(layer.kernel);
+                    match row {
+                        Some(row) => to.zip(&from.row(row)[of_group.clone()]).for_each(|(to, x)| *to = *x),
+                        None => to.for_each(|to| *to = 0.0),
+                    }
+                }
+            }
+            let neighbours = self.operand(Cow::Owned(neighbours))?;
+            let made = Rows::new(Number::F32, which.len(), columns);
+            let made = linear.forward(&neighbours, made, Then::Activate(layer.activation));
+            for place in 0..which.len() {
+                convolved.row_mut(place)[of_group.clone()].copy_from_slice(made.row(place));
+            }
+        }
+        Ok(convolved)
     }
 
     fn gather(&self, blocks: &[Rows], rows: &[usize]) -> Result<Vec<Rows>> {

@@ -54,6 +54,15 @@ pub enum Which<'a> {
 }
 
 impl Which<'_> {
+    /// How many.
+    #[expect(clippy::len_without_is_empty, reason = "nobody asks for none")]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Run(rows) => rows.len(),
+            Self::Listed(rows) => rows.len(),
+        }
+    }
+
     /// The row of the batch that is at this place.
     pub fn row(&self, place: usize) -> usize {
         match self {
@@ -69,6 +78,18 @@ impl Which<'_> {
             Self::Listed(rows) => Self::Listed(&rows[places]),
         }
     }
+}
+
+/// A convolution over positions.
+#[derive(Debug)]
+pub struct Convolution<O: Ops> {
+    /// Of each group of columns, `[columns, columns · kernel]`: of a column its values at `kernel` positions, then of the
+    /// next.
+    pub groups: Vec<Arc<O::Linear>>,
+    /// How many positions; the middle one is the row's own.
+    pub kernel: usize,
+    /// After it.
+    pub activation: Activation,
 }
 
 /// In what a layer's weights are kept and its products are made.
@@ -225,6 +246,15 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
     /// `[rows, heads · head_dim]`.
     fn attend(&self, queries: &Self::Rows, which: Which<'_>, to: &Self::Remembered<'_>)
     -> Result<Self::Rows>;
+    /// Of all rows of a batch, in blocks, what a convolution makes of those that `which` says and their neighbours in
+    /// their own sequences, beyond which there are zeros.
+    fn convolve(
+        &self,
+        blocks: &[Self::Rows],
+        which: Which<'_>,
+        layer: &Convolution<Self>,
+        packing: &Self::Packing<'_>,
+    ) -> Result<Self::Rows>;
     /// Picks rows out of the blocks of a batch, and cuts them as [`Ops::blocks`] does.
     fn gather(&self, blocks: &[Self::Rows], rows: &[usize]) -> Result<Vec<Self::Rows>>;
     /// For each list of rows their mean in `f32`, summed in the order of the list: `[lists, width]`, in blocks.

@@ -351,6 +351,7 @@ impl Blueprint {
                 relative: None,
             },
             mlp: self.mlp(&of),
+            convolution: None,
             is_parallel: self.is_parallel,
         }
     }

@@ -6,9 +6,13 @@ use crate::model::families::at_most;
 use crate::model::families::disentangled;
 use crate::model::families::disentangled::Defaults;
 use crate::model::families::disentangled::Relative;
+use crate::model::families::parse_activation;
 use crate::model::plan::BackbonePlan;
+use crate::model::plan::ConvolutionPlan;
 use crate::model::plan::LinearPlan;
+use crate::model::plan::NormPlan;
 use crate::ops::Buckets;
+use crate::ops::source::RowMap;
 use crate::text::FamilyTokenizer;
 
 pub(super) const FAMILY: Family = Family {
@@ -25,12 +29,6 @@ const DEFAULTS: Defaults =
     Defaults { vocab_size: 128_100, hidden: 1536, intermediate: 6144, num_layers: 24, heads: 24 };
 
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
-    let is_none = |value: &serde_json::Value| value.as_i64().is_some_and(|size| size <= 0);
-    fields.refuse_unless(
-        "conv_kernel_size",
-        is_none,
-        "a convolution beside the first layer is not supported",
-    )?;
     let config = disentangled::read(fields, &DEFAULTS)?;
     let [hidden, _] = config.widths();
     let projection = move |layer: usize, name: &str| {
@@ -52,7 +50,45 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
         None => None,
     };
     let qkv = |layer: usize| ["query_proj", "key_proj", "value_proj"].map(|name| projection(layer, name));
-    Ok(config.plan(qkv, relative))
+    let norm = config.norm().plan("encoder.conv.LayerNorm", hidden);
+    let mut plan = config.plan(qkv, relative);
+    plan.layers[0].convolution = convolution(fields, hidden, norm)?;
+    Ok(plan)
+}
+
+/// Beside the first layer (v2-xlarge).
+fn convolution(
+    fields: &Fields<'_>,
+    hidden: usize,
+    norm: NormPlan,
+) -> Result<Option<ConvolutionPlan>, String> {
+    let kernel = fields.or_default("conv_kernel_size", 0_i64)?;
+    if kernel <= 0 {
+        return Ok(None);
+    }
+    let kernel = fields.size("conv_kernel_size", 1, at_most::DISTANCES)?;
+    if kernel.is_multiple_of(2) {
+        return Err(format!(
+            "`conv_kernel_size` is {kernel}: transformers computes odd numbers only, as many positions before a token as \
+             after it"
+        ));
+    }
+    let groups = fields.size("conv_groups", 1, hidden)?;
+    if !hidden.is_multiple_of(groups) {
+        return Err(format!("`hidden_size` {hidden} is not a multiple of `conv_groups` {groups}"));
+    }
+    let columns = hidden / groups;
+    let of_group = |group: usize| {
+        let rows = RowMap::from(group * columns, hidden);
+        LinearPlan::of_rows("encoder.conv.conv", rows, columns, columns * kernel, true)
+    };
+    let activation: String = fields.or_default("conv_act", "tanh".to_owned())?;
+    Ok(Some(ConvolutionPlan {
+        groups: (0..groups).map(of_group).collect(),
+        kernel,
+        activation: parse_activation("conv_act", &activation)?,
+        norm,
+    }))
 }
 
 /// Distances up to half of `position_buckets` have a row each, those beyond by their logarithm, so that the last is that

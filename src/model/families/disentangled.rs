@@ -6,6 +6,7 @@ use crate::checkpoint::fields::Fields;
 use crate::model::families::at_most;
 use crate::model::families::blueprint::Blueprint;
 use crate::model::families::blueprint::Names;
+use crate::model::families::blueprint::NormStyle;
 use crate::model::families::encoder;
 use crate::model::families::parse_activation;
 use crate::model::plan::BackbonePlan;
@@ -124,6 +125,11 @@ impl Disentangled {
     /// Of the hidden states, and of a head.
     pub(super) fn widths(&self) -> [usize; 2] {
         [self.encoder.hidden, self.encoder.hidden / self.encoder.heads]
+    }
+
+    /// As all norms are.
+    pub(super) fn norm(&self) -> NormStyle {
+        self.encoder.norm
     }
 
     /// The plan, with the projections of each layer to queries, keys and values; `relative` where distances count.

@@ -19,6 +19,7 @@ use candle_core::Tensor;
 use super::Activation;
 use super::Angles;
 use super::AttentionSpec;
+use super::Convolution;
 use super::Ops;
 use super::Precision;
 use super::Which;
@@ -291,6 +292,19 @@ impl Ops for Composed {
         attention::attention(&query, which, to)?.flatten_from(1)
     }
 
+    fn convolve(
+        &self,
+        blocks: &[Tensor],
+        which: Which<'_>,
+        layer: &Convolution<Self>,
+        packing: &Packing<'_>,
+    ) -> Result<Tensor> {
+        let neighbours = neighbours(whole(blocks)?, &which, layer.kernel, packing.batch())?;
+        convolve(&neighbours, layer.groups.len(), |group, x| {
+            self.linear_act(x, &layer.groups[group], layer.activation)
+        })
+    }
+
     fn gather(&self, blocks: &[Tensor], rows: &[usize]) -> Result<Vec<Tensor>> {
         Ok(vec![select(whole(blocks)?, rows)?])
     }
@@ -317,6 +331,34 @@ pub(super) fn whole(blocks: &[Tensor]) -> Result<&Tensor> {
         [whole] => Ok(whole),
         _ => candle_core::bail!("{} blocks, the composed form has one", blocks.len()),
     }
+}
+
+/// Of each row that `which` says the columns at `kernel` positions around it: `[rows, columns, kernel]`.
+pub(super) fn neighbours(
+    x: &Tensor,
+    which: &Which<'_>,
+    kernel: usize,
+    batch: &PackedBatch,
+) -> Result<Tensor> {
+    let (rows, columns) = x.dims2()?;
+    let around = (0..which.len()).flat_map(|place| batch.neighbours(which.row(place), kernel));
+    let ids: Vec<u32> = around.map(|row| row.unwrap_or(rows) as u32).collect();
+    let zeros = Tensor::zeros((1, columns), x.dtype(), x.device())?;
+    let rows = Tensor::cat(&[x, &zeros], 0)?.index_select(&Tensor::new(ids, x.device())?, 0)?;
+    rows.reshape((which.len(), kernel, columns))?.transpose(1, 2)
+}
+
+/// What `layer` makes of each group of the columns of such neighbours, beside each other.
+pub(super) fn convolve(
+    neighbours: &Tensor,
+    groups: usize,
+    layer: impl Fn(usize, &Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let columns = neighbours.dim(1)? / groups;
+    let of_group = |group: usize| {
+        layer(group, &neighbours.narrow(1, group * columns, columns)?.contiguous()?.flatten_from(1)?)
+    };
+    Tensor::cat(&(0..groups).map(of_group).collect::<Result<Vec<_>>>()?, 1)
 }
 
 fn select(x: &Tensor, rows: &[usize]) -> Result<Tensor> {

@@ -242,6 +242,54 @@ proptest! {
     }
 
     #[test]
+    fn a_convolution_sees_its_own_sequence_alone(
+        lengths in prop::collection::vec(1usize..9, 1..6), reach in 0usize..3, groups in 1usize..4,
+        columns in 1usize..20, listed: bool, seed: u64,
+    ) {
+        poison();
+        let (kernel, width) = (2 * reach + 1, groups * columns);
+        let sequences = lengths.iter().map(|&length| sequence(&vec![1; length]));
+        let batch = PackedBatch::pack(&sequences.collect::<Vec<_>>());
+        let rows = batch.num_rows();
+        let x = numbers(rows * width, seed);
+        let asking: Vec<usize> = if listed { vec![rows - 1, 0, rows / 2] } else { (0..rows).collect() };
+        let layers: Vec<Layer> =
+            (0..groups as u64).map(|group| Layer::new(columns * kernel, columns, true, seed ^ group)).collect();
+        // of a group, one row for each that asks
+        let around = |group: usize| -> Vec<f32> {
+            let of_row = |&row: &usize| {
+                let segment = &batch.segments()[batch.segment_of(row)].rows;
+                let value = |column: usize, at: usize| match at.checked_sub(reach) {
+                    Some(row) if segment.contains(&row) => x[row * width + group * columns + column],
+                    _ => 0.0,
+                };
+                (0..columns).flat_map(|column| (row..row + kernel).map(move |at| (column, at)))
+                    .map(|(column, at)| value(column, at)).collect::<Vec<f32>>()
+            };
+            asking.iter().flat_map(of_row).collect()
+        };
+        for cpu in forms() {
+            let sums: Vec<_> = layers.iter().enumerate()
+                .map(|(group, layer)| layer.sums(&around(group), cpu.dtype, operand_dtype(&cpu))).collect();
+            let expected = (0..asking.len()).flat_map(|place| {
+                sums.iter().flat_map(move |sums| sums[place * columns..][..columns].iter().copied())
+            });
+            let expected = expected.map(|sum| activated_within(Activation::Tanh, sum));
+            let layer = Convolution {
+                groups: layers.iter().map(|layer| Arc::new(layer.load(&cpu))).collect(),
+                kernel,
+                activation: Activation::Tanh,
+            };
+            let blocks: Vec<Rows> = cpu.blocks(rows).into_iter()
+                .map(|block| rows_of(&x[block.start * width..block.end * width], width)).collect();
+            let which = if listed { Which::Listed(&asking) } else { Which::Run(0..rows) };
+            let packing = cpu.packing(&batch, vec![]).unwrap();
+            let ours = cpu.convolve(&blocks, which, &layer, &packing).unwrap();
+            assert_within(&format!("convolve {}", cpu.name()), &ours, expected)?;
+        }
+    }
+
+    #[test]
     fn heads_are_products_in_f32_whatever_the_dtype((rows, input, output, has_bias, seed) in shapes()) {
         let (x, layer) = (rows_of(&numbers(rows * input, seed), input), Layer::new(input, output, has_bias, seed ^ 1));
         for cpu in forms() {

@@ -38,9 +38,11 @@ use rand_chacha::rand_core::Rng;
 use super::Activation;
 use super::Angles;
 use super::AttentionSpec;
+use super::Convolution;
 use super::Ops;
 use super::Precision;
 use super::Which;
+use super::composed;
 use super::composed::ByDistance;
 use super::composed::Composed;
 use super::composed::Packing;
@@ -255,10 +257,10 @@ impl Ops for Training {
     }
 
     fn linear(&self, x: &Tensor, layer: &Linear) -> Result<Tensor> {
-        let of =
-            |named: &Named| super::composed::pick(self.parameter(&named.name)?, &named.rows, layer.output);
+        let of = |named: &Named| composed::pick(self.parameter(&named.name)?, &named.rows, layer.output);
         let bias = layer.bias.as_ref().map(of).transpose()?;
-        fused::linear(x, &of(&layer.weight)?, bias.as_ref())
+        // a convolution's has an axis of positions, which follow each other
+        fused::linear(x, &of(&layer.weight)?.flatten_from(1)?, bias.as_ref())
     }
 
     fn linear_add(&self, x: &Tensor, layer: &Linear, residual: Tensor) -> Result<Tensor> {
@@ -351,6 +353,20 @@ impl Ops for Training {
         }
         let (key, value) = (to.key.flatten_from(1)?, to.value.flatten_from(1)?);
         fused::attention([queries, &key, &value], which, to.packing.batch(), to.spec)
+    }
+
+    fn convolve(
+        &self,
+        blocks: &[Tensor],
+        which: Which<'_>,
+        layer: &Convolution<Self>,
+        packing: &Packing<'_>,
+    ) -> Result<Tensor> {
+        let neighbours =
+            composed::neighbours(composed::whole(blocks)?, &which, layer.kernel, packing.batch())?;
+        composed::convolve(&neighbours, layer.groups.len(), |group, x| {
+            self.linear_act(x, &layer.groups[group], layer.activation)
+        })
     }
 
     fn gather(&self, blocks: &[Tensor], rows: &[usize]) -> Result<Vec<Tensor>> {
