@@ -194,13 +194,30 @@ impl Backend {
             let padding = padding.filter(|_| name == "pad_token").map(|padding| padding.pad_token.as_str());
             class.default_token(name).or(padding)
         };
-        let named = TOKEN_NAMES.iter().filter_map(|&name| Some((name, settings.named(name, default(name))?)));
+        let named = TOKEN_NAMES.iter().filter_map(|&name| {
+            Some((
+                name,
+                match settings.named(name, default(name))? {
+                    Token::Text(text) => class.token(name, text),
+                    added => added,
+                },
+            ))
+        });
         let own = settings.own.iter().map(|(name, token)| (name.as_str(), token.clone()));
         let named: Vec<(&str, Token)> = named.chain(own).collect();
-        let added = tokens_to_add(&tokenizer, settings, &named);
+        let extra: Vec<Token> = match settings.has_extra() {
+            true => settings.extra.clone(),
+            false => class.extra_tokens().iter().map(|&text| Token::Text(text.to_owned())).collect(),
+        };
+        let in_vocabulary = |name: &str| {
+            let (_, token) = named.iter().find(|(key, _)| *key == name)?;
+            tokenizer.token_to_id(token.content())
+        };
+        let edges_in_vocabulary = [in_vocabulary("cls_token"), in_vocabulary("sep_token")];
+        let added = tokens_to_add(&tokenizer, settings, &named, &extra);
         tokenizer.add_tokens(added.clone()).map_err(|error| error.to_string())?;
-        if class == Class::Qwen2 {
-            let texts = named.iter().map(|(_, token)| token).chain(&settings.extra).map(Token::content);
+        if class.adds_tokens_again() {
+            let texts = named.iter().map(|(_, token)| token).chain(&extra).map(Token::content);
             let tokens: Vec<AddedToken> = texts.map(|text| AddedToken::from(text, true)).collect();
             tokenizer.add_tokens(tokens).map_err(|error| error.to_string())?;
         }
@@ -211,8 +228,19 @@ impl Backend {
         };
         // said by `special_tokens_map.json`, or else taken away
         let adds = ["add_bos_token", "add_eos_token"].map(|key| settings.get(key) == &Value::Bool(true));
+        let bert = |[cls, sep]: [(String, u32); 2]| {
+            let single = format!("{}:0 $A:0 {}:0", cls.0, sep.0);
+            let pair = format!("{single} $B:1 {}:1", sep.0);
+            template(single.as_str(), pair.as_str(), vec![cls, sep]).map(Some)
+        };
+        let of = |name: &str, default: u32| id(name).unwrap_or_else(|| ("None".to_owned(), default));
+        if post_plan == PostPlan::OwnOrBert && edges_in_vocabulary.contains(&None) {
+            return Err(format!("{} needs a `cls_token` and a `sep_token` of its vocabulary", class.name()));
+        }
         match post_plan {
-            PostPlan::Own | PostPlan::Nothing if adds != [false, false] => {
+            PostPlan::Own | PostPlan::Nothing | PostPlan::OwnOrBert | PostPlan::BertInsteadOfOwn
+                if adds != [false, false] =>
+            {
                 let [bos, eos] = [("bos_token", adds[0]), ("eos_token", adds[1])]
                     .map(|(name, is_added)| id(name).filter(|_| is_added));
                 post_processor = Some(edges(bos.as_ref(), eos.as_ref())?);
@@ -220,11 +248,20 @@ impl Backend {
             PostPlan::Own => {}
             PostPlan::Nothing => post_processor = None,
             PostPlan::Bert { cls_id, sep_id } => {
-                let cls = id("cls_token").unwrap_or_else(|| ("None".to_owned(), cls_id));
-                let sep = id("sep_token").unwrap_or_else(|| ("None".to_owned(), sep_id));
-                let single = format!("{}:0 $A:0 {}:0", cls.0, sep.0);
-                let pair = format!("{single} $B:1 {}:1", sep.0);
-                post_processor = Some(template(single.as_str(), pair.as_str(), vec![cls, sep])?);
+                post_processor = bert([of("cls_token", cls_id), of("sep_token", sep_id)])?;
+            }
+            PostPlan::BertOfIds { cls_id, sep_id } => {
+                post_processor = bert([("[CLS]".to_owned(), cls_id), ("[SEP]".to_owned(), sep_id)])?;
+            }
+            PostPlan::OwnOrBert => {
+                if let (None, [Some(cls), Some(sep)]) = (&post_processor, edges_in_vocabulary) {
+                    post_processor = bert([("[CLS]".to_owned(), cls), ("[SEP]".to_owned(), sep)])?;
+                }
+            }
+            PostPlan::BertInsteadOfOwn => {
+                if post_processor.is_some() {
+                    post_processor = bert([of("cls_token", 0), of("sep_token", 0)])?;
+                }
             }
             PostPlan::Roberta { trim_offsets, add_prefix_space } => {
                 let (Some(sep), Some(cls)) = (id("sep_token"), id("cls_token")) else {
@@ -302,7 +339,10 @@ fn whole(
 
 fn rebuilt(class: Class, plan: &Plan, model: ModelWrapper) -> Result<Tokenizer, Problem> {
     let model: ModelWrapper = match (&plan.model, model) {
-        (ModelPlan::Bpe { unk_token, fuse_unk, byte_fallback }, ModelWrapper::BPE(mut bpe)) => {
+        (
+            ModelPlan::Bpe { unk_token, fuse_unk, byte_fallback, end_of_word_suffix },
+            ModelWrapper::BPE(mut bpe),
+        ) => {
             if let Some(prefix) = bpe.continuing_subword_prefix.filter(|prefix| !prefix.is_empty()) {
                 return Err(format!(
                     "`continuing_subword_prefix` is {prefix:?}, the tokenizer's class is {}, which has none",
@@ -310,7 +350,7 @@ fn rebuilt(class: Class, plan: &Plan, model: ModelWrapper) -> Result<Tokenizer, 
                 ));
             }
             bpe.continuing_subword_prefix = None;
-            bpe.end_of_word_suffix = None;
+            bpe.end_of_word_suffix = end_of_word_suffix.map(str::to_owned);
             bpe.dropout = None;
             bpe.ignore_merges = false;
             bpe.unk_token.clone_from(unk_token);
@@ -323,9 +363,11 @@ fn rebuilt(class: Class, plan: &Plan, model: ModelWrapper) -> Result<Tokenizer, 
             words.max_input_chars_per_word = 100;
             words.into()
         }
-        (ModelPlan::Unigram { unk_text, unk_id }, ModelWrapper::Unigram(pieces)) => {
+        (ModelPlan::Unigram { unk_text, unk_score, unk_id }, ModelWrapper::Unigram(pieces)) => {
             let pieces: Vec<(String, f64)> = pieces.iter().cloned().collect();
-            let is_unk = |(text, score): &(String, f64)| Some(text) == unk_text.as_ref() && *score == 0.0;
+            let is_unk = |(text, score): &(String, f64)| {
+                Some(text) == unk_text.as_ref() && unk_score.is_none_or(|wanted| *score == wanted)
+            };
             let unk_id = pieces.iter().position(is_unk).unwrap_or(*unk_id);
             Unigram::from(pieces, Some(unk_id), false).map_err(|error| error.to_string())?.into()
         }
@@ -395,11 +437,16 @@ fn note_what_is_replaced(
 }
 
 /// The tokens that the files name, in the order in which transformers adds them.
-fn tokens_to_add(tokenizer: &Tokenizer, settings: &Settings, named: &[(&str, Token)]) -> Vec<AddedToken> {
+fn tokens_to_add(
+    tokenizer: &Tokenizer,
+    settings: &Settings,
+    named: &[(&str, Token)],
+    extra: &[Token],
+) -> Vec<AddedToken> {
     let mut tokens: Vec<Token> = settings.added.values().cloned().map(Token::Added).collect();
     let known: Vec<String> = tokens.iter().map(|token| token.content().to_owned()).collect();
     let added = tokenizer.get_added_vocabulary().get_vocab();
-    for token in named.iter().map(|(_, token)| token).chain(&settings.extra) {
+    for token in named.iter().map(|(_, token)| token).chain(extra) {
         let text = token.content();
         if !added.contains_key(text) && !known.iter().any(|known| known == text) && !tokens.contains(token) {
             tokens.push(token.clone());

@@ -8,6 +8,7 @@
 //! counts and the normalizer of the file does not, and every Qwen2 model has the regular expression of Qwen2.
 
 use serde_json::{Value, json};
+use tokenizers::AddedToken;
 
 use super::settings::{Settings, Token};
 
@@ -27,6 +28,14 @@ pub(super) enum Class {
     XlmRoberta,
     Deberta,
     DebertaV2,
+    Camembert,
+    Albert,
+    RemBert,
+    MpNet,
+    CodeGen,
+    Herbert,
+    OpenAiGpt,
+    Cohere,
 }
 
 /// What `AutoTokenizer` takes for a family, by transformers' tables (`TOKENIZER_MAPPING_NAMES` and
@@ -73,13 +82,16 @@ pub(super) enum ModelPlan {
         unk_token: Option<String>,
         fuse_unk: bool,
         byte_fallback: bool,
+        end_of_word_suffix: Option<&'static str>,
     },
     WordPiece {
         unk_token: String,
     },
-    /// `unk_text`: its place in the vocabulary, where it stands there with a score of 0, is used before `unk_id`.
+    /// `unk_text`: its place in the vocabulary, where it stands there with this score, or with any, is used before
+    /// `unk_id`.
     Unigram {
         unk_text: Option<String>,
+        unk_score: Option<f64>,
         unk_id: usize,
     },
 }
@@ -93,6 +105,12 @@ pub(super) enum PostPlan {
     Nothing,
     /// `[CLS] A [SEP] B [SEP]`, with token types; the ids are for tokens that are none.
     Bert { cls_id: u32, sep_id: u32 },
+    /// The same with these ids, whatever the tokens are (HerBERT).
+    BertOfIds { cls_id: u32, sep_id: u32 },
+    /// That of `tokenizer.json`, or else the same, of tokens of the vocabulary (ALBERT).
+    OwnOrBert,
+    /// The same instead of that of `tokenizer.json`, and none where that has none (RemBERT).
+    BertInsteadOfOwn,
     /// `<s> A </s></s> B </s>`, of cls and sep.
     Roberta { trim_offsets: bool, add_prefix_space: bool },
     /// The same, of the tokens of these names, and nothing else.
@@ -104,8 +122,7 @@ const QWEN2_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{
 
 /// The other tokenizer classes of transformers 5.23. Each rebuilds in a way of its own, or is no tokenizer of the
 /// `tokenizers` library at all.
-const OTHERS: [&str; 81] = [
-    "AlbertTokenizer",
+const OTHERS: [&str; 73] = [
     "BarthezTokenizer",
     "BartphoTokenizer",
     "BertGenerationTokenizer",
@@ -118,12 +135,9 @@ const OTHERS: [&str; 81] = [
     "ByT5Tokenizer",
     "CLIPTokenizer",
     "CTRLTokenizer",
-    "CamembertTokenizer",
     "CanineTokenizer",
     "ClvpTokenizer",
-    "CodeGenTokenizer",
     "CodeLlamaTokenizer",
-    "CohereTokenizer",
     "ConvBertTokenizer",
     "CpmAntTokenizer",
     "CpmTokenizer",
@@ -140,7 +154,6 @@ const OTHERS: [&str; 81] = [
     "FunnelTokenizer",
     "GPTNeoXJapaneseTokenizer",
     "GPTSw3Tokenizer",
-    "HerbertTokenizer",
     "LasrTokenizer",
     "LayoutLMv2Tokenizer",
     "LayoutLMv3Tokenizer",
@@ -150,14 +163,12 @@ const OTHERS: [&str; 81] = [
     "MBart50Tokenizer",
     "MBartTokenizer",
     "MLukeTokenizer",
-    "MPNetTokenizer",
     "MarianTokenizer",
     "MarkupLMTokenizer",
     "MgpstrTokenizer",
     "MyT5Tokenizer",
     "NllbTokenizer",
     "NougatTokenizer",
-    "OpenAIGPTTokenizer",
     "PLBartTokenizer",
     "ParakeetTokenizer",
     "PegasusTokenizer",
@@ -166,7 +177,6 @@ const OTHERS: [&str; 81] = [
     "ProphetNetTokenizer",
     "Qwen3_5Tokenizer",
     "ReformerTokenizer",
-    "RemBertTokenizer",
     "RoCBertTokenizer",
     "RoFormerTokenizer",
     "SeamlessM4TTokenizer",
@@ -252,6 +262,14 @@ impl Class {
             "XLMRobertaTokenizer" => Self::XlmRoberta,
             "DebertaTokenizer" => Self::Deberta,
             "DebertaV2Tokenizer" => Self::DebertaV2,
+            "CamembertTokenizer" => Self::Camembert,
+            "AlbertTokenizer" => Self::Albert,
+            "RemBertTokenizer" => Self::RemBert,
+            "MPNetTokenizer" => Self::MpNet,
+            "CodeGenTokenizer" => Self::CodeGen,
+            "HerbertTokenizer" => Self::Herbert,
+            "OpenAIGPTTokenizer" => Self::OpenAiGpt,
+            "CohereTokenizer" => Self::Cohere,
             other if OTHERS.contains(&other) => {
                 return Err(format!(
                     "the tokenizer's class is {other}, which transformers builds from tokenizer.json in a way that is not \
@@ -278,12 +296,43 @@ impl Class {
             Self::XlmRoberta => "XLMRobertaTokenizer",
             Self::Deberta => "DebertaTokenizer",
             Self::DebertaV2 => "DebertaV2Tokenizer",
+            Self::Camembert => "CamembertTokenizer",
+            Self::Albert => "AlbertTokenizer",
+            Self::RemBert => "RemBertTokenizer",
+            Self::MpNet => "MPNetTokenizer",
+            Self::CodeGen => "CodeGenTokenizer",
+            Self::Herbert => "HerbertTokenizer",
+            Self::OpenAiGpt => "OpenAIGPTTokenizer",
+            Self::Cohere => "CohereTokenizer",
         }
     }
 
     /// Whether the model is given token types where `model_input_names` does not say.
     pub(super) fn gives_token_types(self) -> bool {
         matches!(self, Self::Bert | Self::Deberta | Self::DebertaV2)
+    }
+
+    /// Whether the class adds its special tokens a second time, as special ones.
+    pub(super) fn adds_tokens_again(self) -> bool {
+        matches!(self, Self::Qwen2 | Self::RemBert | Self::Cohere)
+    }
+
+    /// What the class makes of a special token that is a text alone: a mask takes the space before it.
+    pub(super) fn token(self, name: &str, text: String) -> Token {
+        match self {
+            Self::Camembert | Self::MpNet if name == "mask_token" => {
+                Token::Added(AddedToken::from(text, true).lstrip(true))
+            }
+            _ => Token::Text(text),
+        }
+    }
+
+    /// Special tokens without a name, where no file has a list of them.
+    pub(super) fn extra_tokens(self) -> &'static [&'static str] {
+        match self {
+            Self::Camembert => &["<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"],
+            _ => &[],
+        }
     }
 
     /// The special token that stands for a name of which no file says anything.
@@ -297,7 +346,7 @@ impl Class {
                 ("cls_token", "[CLS]"),
                 ("mask_token", "[MASK]"),
             ],
-            Self::Roberta | Self::XlmRoberta => &[
+            Self::Roberta | Self::XlmRoberta | Self::Camembert => &[
                 ("bos_token", "<s>"),
                 ("eos_token", "</s>"),
                 ("sep_token", "</s>"),
@@ -306,7 +355,42 @@ impl Class {
                 ("pad_token", "<pad>"),
                 ("mask_token", "<mask>"),
             ],
-            Self::Gpt2 => &[
+            Self::MpNet => &[
+                ("bos_token", "<s>"),
+                ("eos_token", "</s>"),
+                ("sep_token", "</s>"),
+                ("cls_token", "<s>"),
+                ("unk_token", "[UNK]"),
+                ("pad_token", "<pad>"),
+                ("mask_token", "<mask>"),
+            ],
+            Self::Albert | Self::RemBert => &[
+                ("bos_token", "[CLS]"),
+                ("eos_token", "[SEP]"),
+                ("unk_token", "<unk>"),
+                ("sep_token", "[SEP]"),
+                ("pad_token", "<pad>"),
+                ("cls_token", "[CLS]"),
+                ("mask_token", "[MASK]"),
+            ],
+            Self::Herbert => &[
+                ("unk_token", "<unk>"),
+                ("sep_token", "</s>"),
+                ("pad_token", "<pad>"),
+                ("cls_token", "<s>"),
+                ("mask_token", "<mask>"),
+            ],
+            Self::OpenAiGpt => &[("unk_token", "<unk>")],
+            Self::Cohere => &[
+                ("bos_token", "<BOS_TOKEN>"),
+                ("eos_token", "<|END_OF_TURN_TOKEN|>"),
+                ("unk_token", "<UNK>"),
+                ("sep_token", "<SEP>"),
+                ("pad_token", "<PAD>"),
+                ("cls_token", "<CLS>"),
+                ("mask_token", "<MASK_TOKEN>"),
+            ],
+            Self::Gpt2 | Self::CodeGen => &[
                 ("unk_token", "<|endoftext|>"),
                 ("bos_token", "<|endoftext|>"),
                 ("eos_token", "<|endoftext|>"),
@@ -353,18 +437,56 @@ impl Class {
         };
         let byte_level = |add_prefix_space: bool, use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": add_prefix_space, "trim_offsets": true, "use_regex": use_regex});
         let metaspace = |prepend_scheme: &str, split: bool| json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": prepend_scheme, "split": split});
-        let plain_bpe = ModelPlan::Bpe { unk_token: None, fuse_unk: false, byte_fallback: false };
+        let bpe = |unk_token: Option<String>, fuse_unk: bool, byte_fallback: bool| ModelPlan::Bpe {
+            unk_token,
+            fuse_unk,
+            byte_fallback,
+            end_of_word_suffix: None,
+        };
+        let plain_bpe = bpe(None, false, false);
+        let words_bpe = || ModelPlan::Bpe {
+            unk_token: Some(text("unk_token")),
+            fuse_unk: false,
+            byte_fallback: false,
+            end_of_word_suffix: Some("</w>"),
+        };
+        let unigram = |unk_id: usize| ModelPlan::Unigram { unk_text: None, unk_score: None, unk_id };
+        let bert_normalizer = |chinese: bool, strip_accents: Option<bool>, lowercase: bool| {
+            json!({
+                "type": "BertNormalizer",
+                "clean_text": true,
+                "handle_chinese_chars": chinese,
+                "strip_accents": strip_accents,
+                "lowercase": lowercase,
+            })
+        };
+        let bert_normalizer_as_said = || {
+            let chinese = settings.switch("tokenize_chinese_chars", true)?;
+            let strip_accents = settings.optional_switch("strip_accents")?;
+            Ok::<_, String>(bert_normalizer(chinese, strip_accents, settings.switch("do_lower_case", true)?))
+        };
+        let prefix =
+            |key: &str| Ok::<_, String>(if settings.switch(key, true)? { "always" } else { "never" });
+        let words_then = |metaspace: Value| json!({"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, metaspace]});
+        // ALBERT's and RemBERT's, with their defaults
+        let sentence_piece = |keeps_accents: bool, lowercases: bool, spaces: Option<Value>| {
+            let quotes = ["``", "''"]
+                .map(|quotes| json!({"type": "Replace", "pattern": {"String": quotes}, "content": "\""}));
+            let mut normalizers: Vec<Value> = quotes.into_iter().chain(spaces).collect();
+            if !settings.switch("keep_accents", keeps_accents)? {
+                normalizers.extend([json!({"type": "NFKD"}), json!({"type": "StripAccents"})]);
+            }
+            if settings.switch("do_lower_case", lowercases)? {
+                normalizers.push(json!({"type": "Lowercase"}));
+            }
+            normalizers.extend(Some(precompiled(normalizer)).filter(|found| !found.is_null()));
+            Ok::<_, String>(json!({"type": "Sequence", "normalizers": normalizers}))
+        };
         Ok(Some(match self {
             Self::Whole => return Ok(None),
             Self::Bert | Self::DistilBert => Plan {
                 model: ModelPlan::WordPiece { unk_token: text("unk_token") },
-                normalizer: json!({
-                    "type": "BertNormalizer",
-                    "clean_text": true,
-                    "handle_chinese_chars": settings.switch("tokenize_chinese_chars", true)?,
-                    "strip_accents": settings.optional_switch("strip_accents")?,
-                    "lowercase": settings.switch("do_lower_case", true)?,
-                }),
+                normalizer: bert_normalizer_as_said()?,
                 pre_tokenizer: json!({"type": "BertPreTokenizer"}),
                 post_processor: PostPlan::Bert { cls_id: 2, sep_id: 3 },
             },
@@ -378,7 +500,56 @@ impl Class {
                     post_processor: PostPlan::Roberta { trim_offsets, add_prefix_space },
                 }
             }
-            Self::Gpt2 => Plan {
+            Self::MpNet => Plan {
+                model: ModelPlan::WordPiece { unk_token: text("unk_token") },
+                normalizer: bert_normalizer_as_said()?,
+                pre_tokenizer: json!({"type": "BertPreTokenizer"}),
+                post_processor: PostPlan::Roberta { trim_offsets: true, add_prefix_space: false },
+            },
+            Self::Herbert => Plan {
+                model: words_bpe(),
+                normalizer: bert_normalizer(true, Some(false), false),
+                pre_tokenizer: json!({"type": "BertPreTokenizer"}),
+                post_processor: PostPlan::BertOfIds { cls_id: 0, sep_id: 2 },
+            },
+            Self::OpenAiGpt => Plan {
+                model: words_bpe(),
+                normalizer: bert_normalizer(true, None, true),
+                pre_tokenizer: json!({"type": "BertPreTokenizer"}),
+                post_processor: PostPlan::Own,
+            },
+            Self::Cohere => Plan {
+                model: plain_bpe,
+                normalizer: json!({"type": "NFC"}),
+                pre_tokenizer: json!({"type": "Sequence", "pretokenizers": [
+                    {"type": "Digits", "individual_digits": true},
+                    byte_level(settings.switch("add_prefix_space", false)?, true),
+                ]}),
+                post_processor: PostPlan::Own,
+            },
+            Self::Camembert => Plan {
+                model: ModelPlan::Unigram { unk_text: Some(text("unk_token")), unk_score: None, unk_id: 0 },
+                normalizer: precompiled(normalizer),
+                pre_tokenizer: words_then(metaspace(prefix("add_prefix_space")?, true)),
+                post_processor: PostPlan::Doubled { first: "bos_token", last: "eos_token" },
+            },
+            Self::Albert => Plan {
+                model: unigram(1),
+                normalizer: sentence_piece(false, true, None)?,
+                pre_tokenizer: words_then(metaspace(prefix("add_prefix_space")?, true)),
+                post_processor: PostPlan::OwnOrBert,
+            },
+            Self::RemBert => Plan {
+                model: unigram(2),
+                normalizer: sentence_piece(
+                    true,
+                    false,
+                    Some(json!({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})),
+                )?,
+                pre_tokenizer: metaspace(prefix("add_prefix_space")?, true),
+                post_processor: PostPlan::BertInsteadOfOwn,
+            },
+            Self::Gpt2 | Self::CodeGen => Plan {
                 model: plain_bpe,
                 normalizer: Value::Null,
                 pre_tokenizer: byte_level(settings.switch("add_prefix_space", false)?, true),
@@ -404,7 +575,7 @@ impl Class {
                     true => "first",
                 };
                 Plan {
-                    model: ModelPlan::Bpe { unk_token: None, fuse_unk: true, byte_fallback: true },
+                    model: bpe(None, true, true),
                     normalizer: Value::Null,
                     pre_tokenizer: metaspace(scheme, false),
                     post_processor: PostPlan::Own,
@@ -420,27 +591,18 @@ impl Class {
                 post_processor: PostPlan::Own,
             },
             Self::Gemma => Plan {
-                model: ModelPlan::Bpe {
-                    unk_token: Some(text("unk_token")),
-                    fuse_unk: true,
-                    byte_fallback: true,
-                },
+                model: bpe(Some(text("unk_token")), true, true),
                 normalizer: json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"}),
                 pre_tokenizer: json!({"type": "Split", "pattern": {"String": " "},
                     "behavior": "MergedWithPrevious", "invert": false}),
                 post_processor: PostPlan::Own,
             },
-            Self::XlmRoberta => {
-                let scheme = if settings.switch("add_prefix_space", true)? { "always" } else { "never" };
-                Plan {
-                    model: ModelPlan::Unigram { unk_text: None, unk_id: 3 },
-                    normalizer: precompiled(normalizer),
-                    pre_tokenizer: json!({"type": "Sequence", "pretokenizers": [
-                        {"type": "WhitespaceSplit"}, metaspace(scheme, true),
-                    ]}),
-                    post_processor: PostPlan::Doubled { first: "bos_token", last: "eos_token" },
-                }
-            }
+            Self::XlmRoberta => Plan {
+                model: unigram(3),
+                normalizer: precompiled(normalizer),
+                pre_tokenizer: words_then(metaspace(prefix("add_prefix_space")?, true)),
+                post_processor: PostPlan::Doubled { first: "bos_token", last: "eos_token" },
+            },
             Self::DebertaV2 => {
                 let lowercase =
                     settings.switch("do_lower_case", false)?.then(|| json!({"type": "Lowercase"}));
@@ -462,7 +624,11 @@ impl Class {
                     }
                 };
                 Plan {
-                    model: ModelPlan::Unigram { unk_text: Some(text("unk_token")), unk_id },
+                    model: ModelPlan::Unigram {
+                        unk_text: Some(text("unk_token")),
+                        unk_score: Some(0.0),
+                        unk_id,
+                    },
                     normalizer: json!({"type": "Sequence", "normalizers": normalizers}),
                     pre_tokenizer: json!({"type": "Sequence", "pretokenizers": pretokenizers}),
                     post_processor: PostPlan::Bert { cls_id: 0, sep_id: 0 },

@@ -44,6 +44,8 @@ pub(super) struct Settings {
     pub(super) own: Vec<(String, Token)>,
     /// Tokens without a name.
     pub(super) extra: Vec<Token>,
+    /// Whether a file speaks of them.
+    has_extra: bool,
     /// Tokens that some file says were added, by id.
     pub(super) added: BTreeMap<i64, AddedToken>,
 }
@@ -191,6 +193,7 @@ impl Settings {
         {
             values.insert("extra_special_tokens".to_owned(), old);
         }
+        settings.has_extra = values.contains_key("extra_special_tokens");
         match values.shift_remove("extra_special_tokens") {
             None | Some(Value::Null) => {}
             Some(Value::Array(tokens)) => {
@@ -216,6 +219,11 @@ impl Settings {
         }
         settings.values = values;
         Ok(settings)
+    }
+
+    /// Whether a file speaks of tokens without a name, were it null.
+    pub(super) fn has_extra(&self) -> bool {
+        self.has_extra
     }
 
     /// What a file says of one of [`TOKEN_NAMES`], else the class's default.

@@ -102,11 +102,13 @@ def spm_bpe(special, template=None):
     return tokenizer
 
 
-def word_piece():
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+def word_piece(special=("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"), template=True):
+    special = list(special)
     trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False)
     tokenizer = train(models.WordPiece(unk_token="[UNK]"), trainer, normalizers.BertNormalizer(lowercase=False),
                       pre_tokenizers.BertPreTokenizer())
+    if not template:
+        return tokenizer
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")])
@@ -121,6 +123,22 @@ def unigram(special, deberta=False):
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=ids)
     return tokenizer
+
+
+def sentence_piece(special, cls_sep=True):
+    """A Unigram of CamemBERT, ALBERT or RemBERT, of the rare letters too, as their files have it."""
+    trainer = trainers.UnigramTrainer(vocab_size=260, special_tokens=special, unk_token="<unk>", show_progress=False)
+    tokenizer = train(models.Unigram(), trainer, normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()]), pre_tokenizers.Metaspace())
+    if cls_sep:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[(text, tokenizer.token_to_id(text)) for text in ("[CLS]", "[SEP]")])
+    return tokenizer
+
+
+def word_bpe(special):
+    """Pieces with an end of word, as HerBERT's and the first GPT's."""
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=special, end_of_word_suffix="</w>", show_progress=False)
+    return train(models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"), trainer, normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer())
 
 
 def roberta_like():
@@ -148,16 +166,15 @@ def randomise(model, seed):
     return model.eval()
 
 
-ENCODERS = {"bert", "roberta", "xlm-roberta"} | {model_type for model_type, _ in sweep_families.ENCODERS.values()}
+ENCODERS = {"bert", "roberta", "xlm-roberta", "deberta", "deberta-v2", "camembert", "albert", "rembert", "mpnet"} | {model_type for model_type, _ in sweep_families.ENCODERS.values()}
 SIZES = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=512, num_labels=1)
 LLAMA3 = ["<|begin_of_text|>", "<|end_of_text|>", "<|pad|>"]
 LLAMA2 = ["<unk>", "<s>", "</s>"]
 GEMMA = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+CAMEMBERT = ["<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED", "<s>", "</s>", "<mask>"]
+COHERE = ["<PAD>", "<UNK>", "<CLS>", "<SEP>", "<MASK_TOKEN>", "<BOS_TOKEN>", "<EOS_TOKEN>", "<|END_OF_TURN_TOKEN|>"]
 QWEN = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 XLMR = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-
-
-ENCODERS = ("bert", "roberta", "xlm-roberta", "deberta", "deberta-v2")
 
 
 def named(**tokens):
@@ -229,6 +246,18 @@ def checkpoints():
                        {"tokenizer_class": "DebertaV2Tokenizer"} | bert | named(bos="[CLS]", eos="[SEP]")),
         "deberta": ("deberta", encoder | {"relative_attention": True, "pos_att_type": "c2p|p2c"}, lambda: byte_level(["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"]),
                     {"tokenizer_class": "DebertaTokenizer"} | bert | named(bos="[CLS]", eos="[SEP]")),
+        "camembert-own": ("camembert", encoder | {"type_vocab_size": 1, "pad_token_id": 1}, lambda: sentence_piece(CAMEMBERT, False),
+                      {"tokenizer_class": "CamembertTokenizer"} | roberta),
+        "albert-own": ("albert", encoder, lambda: sentence_piece(["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]), {"tokenizer_class": "AlbertTokenizer"}),
+        "rembert-own": ("rembert", encoder, lambda: sentence_piece(["<pad>", "[CLS]", "<unk>", "[SEP]", "[MASK]"]), {"tokenizer_class": "RemBertTokenizerFast"}),
+        "mpnet-own": ("mpnet", encoder | {"type_vocab_size": 1, "pad_token_id": 1}, lambda: word_piece(["<s>", "<pad>", "</s>", "<unk>", "[UNK]", "<mask>"], False),
+                  {"tokenizer_class": "MPNetTokenizer"} | roberta | named(unk="[UNK]")),
+        "phi-codegen": ("phi", decoder, lambda: byte_level(["<|endoftext|>"] + LLAMA3), {"tokenizer_class": "CodeGenTokenizer"}),
+        "bert-herbert": ("bert", encoder, lambda: word_bpe(["<s>", "<pad>", "</s>", "<unk>", "<mask>"]),
+                         {"tokenizer_class": "HerbertTokenizerFast"} | named(cls="<s>", sep="</s>", pad="<pad>", unk="<unk>", mask="<mask>")),
+        "bert-gpt": ("bert", encoder, lambda: word_bpe(["<unk>"]), {"tokenizer_class": "OpenAIGPTTokenizer"} | named(unk="<unk>")),
+        "llama-cohere": ("llama", decoder, lambda: byte_level(COHERE, bos_template("<BOS_TOKEN>"), digits=True),
+                         {"tokenizer_class": "CohereTokenizerFast"} | named(bos="<BOS_TOKEN>", eos="<|END_OF_TURN_TOKEN|>", pad="<PAD>")),
         "roberta-bert": ("roberta", encoder | {"type_vocab_size": 1, "pad_token_id": 0}, word_piece,
                          {"tokenizer_class": "BertTokenizer", "model_input_names": ["input_ids", "attention_mask"]} | bert),
     }
@@ -303,7 +332,7 @@ OTHERS = {  # keys that some file may say beside what a checkpoint here has
         "split_special_tokens": [True, False], "add_prefix_space": [True, False], "legacy": [True, False],
         "trim_offsets": [False], "add_bos_token": [True, False], "add_eos_token": [True, False],
         "model_input_names": [["input_ids", "attention_mask"], ["input_ids", "token_type_ids", "attention_mask"]],
-        "split_by_punct": [True], "unk_id": [0], "model_max_length": [1000000000000000019884624838656],
+        "split_by_punct": [True], "keep_accents": [True, False], "unk_id": [0], "model_max_length": [1000000000000000019884624838656],
         "added_tokens_decoder": [{}, {"440": A("<turn>"), "441": A("<end>")}, {"900": A("<turn>"), "7": A("<end>")},
                                  {"440": A("<end>", special=False, normalized=True, lstrip=True, rstrip=True)},
                                  {"440": {"content": "Kettle", "single_word": True}}],
@@ -328,7 +357,7 @@ OTHERS = {  # keys that some file may say beside what a checkpoint here has
         "truncation": [{"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}],
         "padding": [{"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
                      "pad_token": "cars"}],
-        "added_tokens": [[]], "decoder": [{"type": "ByteLevel"}],
+        "added_tokens": [[]], "post_processor": [None], "decoder": [{"type": "ByteLevel"}],
     },
     "tokenizer.json/model": {
         "unk_token": ["a"], "continuing_subword_prefix": [""], "end_of_word_suffix": ["", "x"], "fuse_unk": [True, False],
@@ -564,11 +593,31 @@ EXPORTED = {  # checkpoint → variants by the end of their descriptions
 }
 
 
-def export(work, target):
+EXPORTED_CLASSES = {  # the same of classes that rebuild in ways of their own
+    "camembert-own": ["as it is", "tokenizer_config.json add_prefix_space = false", "tokenizer.json added_tokens = []", "tokenizer_config.json unk_token = \"<end>\"",
+                  "tokenizer_config.json additional_special_tokens = [\"<turn>\", \"<end>\"]", "tokenizer_config.json without mask_token"],
+    "albert-own": ["as it is", "keep_accents = true", "do_lower_case = false", "tokenizer.json post_processor = null", "tokenizer.json added_tokens = []",
+               "special_tokens_map.json {\"add_bos_token\": true}", "tokenizer_config.json cls_token = \"<turn>\"", "normalizer = {\"type\": \"Lowercase\"}"],
+    "rembert-own": ["as it is", "keep_accents = false", "do_lower_case = true", "tokenizer.json post_processor = null", "tokenizer.json added_tokens = []",
+                "special_tokens_map.json {\"add_bos_token\": true}", "tokenizer_config.json cls_token = \"<turn>\""],
+    "mpnet-own": ["as it is", "do_lower_case = false", "strip_accents = false", "tokenize_chinese_chars = false", "tokenizer.json added_tokens = []",
+              "tokenizer_config.json cls_token = \"<turn>\"", "tokenizer_config.json without mask_token"],
+    "phi-codegen": ["as it is", "add_prefix_space = true", "tokenizer_config.json eos_token = \"<end>\""],
+    "bert-herbert": ["as it is", "tokenizer.json added_tokens = []", "tokenizer_config.json sep_token = \"<end>\""],
+    "bert-gpt": ["as it is", "tokenizer_config.json unk_token = \"<end>\""],
+    "llama-cohere": ["as it is", "add_prefix_space = true", "tokenizer.json added_tokens = []", "tokenizer.json post_processor = null"],
+}
+CLASS_PAIR = ("Could you ``mend''  the Café<end> in 1234?", "It's naïve: Rain falls\n\n  on 日本語 <mask> tyres.")
+CLASS_TEXT = "The naïve KETTLE, 日本 <turn>  2024\n\n 17<s> cars </s>[MASK]<mark> <mask> ''x`` <S> <MASK> <s>NOTUSED &☃"
+EXPORTS = {"cases": (EXPORTED, PAIR, TEXT), "class_cases": (EXPORTED_CLASSES, CLASS_PAIR, CLASS_TEXT)}
+
+
+def export(work, target, which):
     """The files of each base, and for each variant those that differ, with what transformers makes of the texts."""
     target.mkdir(parents=True, exist_ok=True)
+    exported, pair, text = EXPORTS[which]
     cases = []
-    for name, wanted in EXPORTED.items():
+    for name, wanted in exported.items():
         base = work / name
         base.mkdir()
         make(name, base)
@@ -590,23 +639,23 @@ def export(work, target):
                 after = (variant / file).read_text() if (variant / file).exists() else None
                 if before != after:
                     files[file] = after and json.loads(after)
-            cases.append({"base": name, "what": description, "files": files, "expected": tokens_of(variant)})
-    head = compact({"made_with": {"transformers": transformers.__version__}, "chat": CHAT, "pair": PAIR, "text": TEXT})
+            cases.append({"base": name, "what": description, "files": files, "expected": tokens_of(variant, pair, text)})
+    head = compact({"made_with": {"transformers": transformers.__version__}, "chat": CHAT, "pair": pair, "text": text})
     lines = ",\n".join(map(compact, cases))
-    (target / "cases.json").write_text(f'{head[:-1]},"cases":[\n{lines}\n]}}\n')
+    (target / f"{which}.json").write_text(f'{head[:-1]},"cases":[\n{lines}\n]}}\n')
 
 
 def compact(value):
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def tokens_of(folder):
+def tokens_of(folder, pair_of_texts, text):
     """Ids, and token types as the model sees them, of a chat, a pair and a text; null for what transformers refuses."""
     is_decoder = read_json(folder / "config.json")["model_type"] not in ENCODERS
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        pair = tokenizer(PAIR[0] + PAIR[1]) if is_decoder else tokenizer(*PAIR)
-        answer = {"pair": pair["input_ids"], "text": tokenizer(TEXT, add_special_tokens=False)["input_ids"]}
+        pair = tokenizer("".join(pair_of_texts)) if is_decoder else tokenizer(*pair_of_texts)
+        answer = {"pair": pair["input_ids"], "text": tokenizer(text, add_special_tokens=False)["input_ids"]}
         if is_decoder and tokenizer.chat_template:
             answer["chat"] = tokenizer.apply_chat_template(CHAT, tokenize=True, return_dict=False)
         if not is_decoder:
@@ -624,12 +673,13 @@ def main():
     parser.add_argument("--file", default="", help="variants of the file whose name this is the begin of")
     parser.add_argument("--quick", action="store_true", help="without the keys of config.json that all families read alike, or only others read")
     parser.add_argument("--refused", action="store_true", help="print what only rewarm refuses, too")
-    parser.add_argument("--export", help="only write the fixed few to this folder: tests/data/rules")
+    parser.add_argument("--export", help="only write the fixed few to this folder: tests/data/rules; NAME: cases, or class_cases")
     parser.add_argument("names", nargs="*")
     arguments = parser.parse_args()
     work = pathlib.Path(tempfile.mkdtemp(prefix="rewarm-sweep-"))
     if arguments.export:
-        export(work, pathlib.Path(arguments.export))
+        for file in arguments.names or EXPORTS:
+            export(work, pathlib.Path(arguments.export), file)
         shutil.rmtree(work)
         return
     wrong, counts = 0, {}
