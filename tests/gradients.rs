@@ -9,7 +9,6 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::path::PathBuf;
 
-use candle_core::DType;
 use candle_core::Device;
 use candle_core::Tensor;
 use candle_core::Var;
@@ -23,6 +22,7 @@ use rewarm::learn::trainable::StepGradients;
 use rewarm::learn::trainable::TokenPair;
 use rewarm::learn::trainable::Trainable;
 use rewarm::ops::batch::Sequence;
+use rewarm::values::Format;
 use serde::Deserialize;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -445,7 +445,7 @@ fn a_saved_model_is_loaded_again_as_it_was() {
         optimizer.step(model.parameters(), &step.gradients, 1e-2).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("trained");
-        model.save(&target, DType::F32, &[("training.json", serde_json::json!({"steps": 1}))]).unwrap();
+        model.save(&target, Format::F32, &[("training.json", serde_json::json!({"steps": 1}))]).unwrap();
         assert!(target.join("training.json").is_file() && target.join("tokenizer.json").is_file());
         let again = Trainable::load(&target, &all()).unwrap();
         let sequences: Vec<_> = pairs.iter().flat_map(|pair| [&pair.chosen, &pair.rejected]).collect();
@@ -453,9 +453,9 @@ fn a_saved_model_is_loaded_again_as_it_was() {
         for (ours, read) in model.parameters().iter().zip(again.parameters()) {
             assert_eq!((&ours.name, values(&ours.var)), (&read.name, values(&read.var)));
         }
-        assert!(model.save(&target, DType::F32, &[]).is_err(), "nothing is overwritten");
+        assert!(model.save(&target, Format::F32, &[]).is_err(), "nothing is overwritten");
         std::fs::remove_file(base.path().join("tokenizer.json")).unwrap();
-        let error = model.save(&dir.path().join("other"), DType::F32, &[]).unwrap_err();
+        let error = model.save(&dir.path().join("other"), Format::F32, &[]).unwrap_err();
         assert!(error.to_string().contains("tokenizer.json"), "{error}");
     }
 }

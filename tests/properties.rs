@@ -10,7 +10,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use candle_core::DType;
 use candle_core::Device;
 use checkpoints::TinyCheckpoint;
 use checkpoints::VOCAB;
@@ -31,6 +30,7 @@ use rewarm::ops::batch::MIN_SHARED_PREFIX;
 use rewarm::ops::batch::PackedBatch;
 use rewarm::ops::batch::Sequence;
 use rewarm::ops::composed::Composed;
+use rewarm::values::Format;
 
 /// Room for another order of summation in `f32`, and nothing else.
 const F32_ATOL: f32 = 1e-5;
@@ -55,7 +55,7 @@ fn raw_rewards(scorer: &Scorer, batch: &PackedBatch) -> Vec<Vec<f32>> {
 
 /// The models of an ensemble, without its scorer.
 fn family(paths: &[PathBuf]) -> Ensemble<Composed> {
-    let ops = Arc::new(Composed { device: Device::Cpu, dtype: DType::F32 });
+    let ops = Arc::new(Composed { device: Device::Cpu, format: Format::F32 });
     let mut store = TensorStore::default();
     let load = |path: &PathBuf| {
         let config = CheckpointConfig::load(&path.join("config.json"), &Manifest::default()).unwrap();

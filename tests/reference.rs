@@ -10,7 +10,6 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use candle_core::DType;
 use candle_core::Device;
 use rewarm::checkpoint::Checkpoint;
 use rewarm::merge;
@@ -33,7 +32,7 @@ use rewarm::ops::batch::Sequence;
 use rewarm::ops::composed::Composed;
 use rewarm::ops::cpu::Cpu;
 use rewarm::ops::cpu::Isa;
-use rewarm::values::Averaged;
+use rewarm::values::Format;
 use serde::Deserialize;
 
 /// Room for another order of summation in `f32`, and nothing else.
@@ -103,10 +102,10 @@ struct Model {
 }
 
 impl Form {
-    fn load(self, dir: &Path, config_file: &str, dtype: DType, pooling: Option<Pooling>) -> Model {
+    fn load(self, dir: &Path, config_file: &str, format: Format, pooling: Option<Pooling>) -> Model {
         match self {
-            Self::Composed => load_model(Composed { device: Device::Cpu, dtype }, dir, config_file, pooling),
-            Self::Cpu(isa) => load_model(Cpu::with_isa(dtype, isa), dir, config_file, pooling),
+            Self::Composed => load_model(Composed { device: Device::Cpu, format }, dir, config_file, pooling),
+            Self::Cpu(isa) => load_model(Cpu::with_isa(format, isa), dir, config_file, pooling),
         }
     }
 }
@@ -140,7 +139,7 @@ fn every_family_gives_the_rewards_of_transformers() {
                 continue;
             }
             for form in forms() {
-                let model = form.load(&dir, config_file, DType::F32, None);
+                let model = form.load(&dir, config_file, Format::F32, None);
                 if model.pooling.name() != golden.pooling {
                     failures.push(format!("{name}: pooling {:?}, not {}", model.pooling, golden.pooling));
                 }
@@ -225,7 +224,7 @@ fn shared_prefixes_change_no_reward() {
         for (form, (pooling, min_shared)) in
             forms().into_iter().flat_map(|form| cases.map(|case| (form, case)))
         {
-            let model = form.load(&dir, "config.json", DType::F32, pooling);
+            let model = form.load(&dir, "config.json", Format::F32, pooling);
             if !model.forward.shares_prefixes(longest) {
                 let config = CheckpointConfig::load(&dir.join("config.json"), &Manifest::default()).unwrap();
                 let depends_on_length = ["llama-rope-dynamic", "phi3-longrope"].contains(&&*name);
@@ -260,7 +259,7 @@ fn shared_prefixes_change_no_reward() {
 /// transformers itself makes.
 #[test]
 fn half_precision_errs_no_more_than_transformers_does() {
-    for (name, dtype) in [("llama-f16", DType::F16), ("llama-bf16", DType::BF16)] {
+    for (name, dtype) in [("llama-f16", Format::F16), ("llama-bf16", Format::Bf16)] {
         let dir = data("models").join(name);
         let golden = Golden::of(&dir);
         let sequences = golden.sequences();
@@ -280,7 +279,7 @@ fn half_precision_errs_no_more_than_transformers_does() {
                 "{name} {form:?}: {our_error}, transformers' {their_error}"
             );
             // f16 on a CPU is the weights' precision: they are multiplied in f32
-            let is_exact = matches!(form, Form::Cpu(isa) if dtype == DType::F16 || !isa.multiplies_bf16());
+            let is_exact = matches!(form, Form::Cpu(isa) if dtype == Format::F16 || !isa.multiplies_bf16());
             assert_eq!(our_error < F32_ATOL, is_exact, "{name} {form:?}: {our_error}");
         }
     }
@@ -296,8 +295,10 @@ fn dtype_auto_is_one_that_is_told_and_never_narrows_f16_weights() {
         std::fs::copy(demo.join(file), copy.path().join(file)).unwrap();
     }
     let tensors = candle_core::safetensors::load(demo.join("model.safetensors"), &Device::Cpu).unwrap();
-    let tensors =
-        tensors.into_iter().map(|(name, tensor)| (name, tensor.to_dtype(DType::F32).unwrap())).collect();
+    let tensors = tensors
+        .into_iter()
+        .map(|(name, tensor)| (name, tensor.to_dtype(candle_core::DType::F32).unwrap()))
+        .collect();
     candle_core::safetensors::save(&tensors, copy.path().join("model.safetensors")).unwrap();
     for (path, expected) in [(demo.as_path(), "f32"), (copy.path(), fast)] {
         let mut config = VariantConfig::new("auto", Mode::Warm, vec![path.to_owned()]);
@@ -317,24 +318,21 @@ fn merged_weights_equal_a_float64_merge_rounded_once_bit_for_bit() {
         let members: Vec<Checkpoint> =
             (0..3).map(|i| Checkpoint::open(&dir.join(format!("member-{i}"))).unwrap()).collect();
         for (which, coefficients) in [("equal", [1.0 / 3.0; 3]), ("weighted", [0.5, 0.3, 0.2])] {
-            for (dtype_name, dtype) in [("f32", DType::F32), ("f16", DType::F16), ("bf16", DType::BF16)] {
-                let path = dir.join(format!("expected-{which}-{dtype_name}.safetensors"));
+            for format in [Format::F32, Format::F16, Format::Bf16] {
+                let path = dir.join(format!("expected-{which}-{format}.safetensors"));
                 let bytes = std::fs::read(&path).unwrap();
                 let expected = safetensors::SafeTensors::deserialize(&bytes).unwrap();
                 assert_eq!(expected.len(), members[0].names().count());
                 for name in members[0].names() {
                     let mut sources: Vec<_> =
                         members.iter().map(|m| m.read(name).unwrap()).zip(coefficients).collect();
-                    let ours: Vec<u8> = match merge::average(name, &mut sources, dtype, |dtype, bytes| {
-                        members[0].room(dtype, bytes)
-                    })
-                    .unwrap()
-                    {
-                        Averaged::F32(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-                        Averaged::F16(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-                        Averaged::Bf16(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-                    };
-                    assert!(ours == expected.tensor(name).unwrap().data(), "{}: {name}", path.display());
+                    let room = |dtype, bytes| members[0].room(dtype, bytes);
+                    let ours = merge::average(name, &mut sources, format, room).unwrap();
+                    assert!(
+                        ours.bytes() == expected.tensor(name).unwrap().data(),
+                        "{}: {name}",
+                        path.display()
+                    );
                     checked += 1;
                 }
             }

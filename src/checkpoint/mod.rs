@@ -46,7 +46,7 @@ use crate::checkpoint::extent::Extent;
 use crate::checkpoint::lora::Change;
 use crate::checkpoint::lora::LowRank;
 use crate::disk;
-use crate::values::Stored;
+use crate::values::Values;
 
 /// A safetensors file starts with its header's length, in 8 bytes.
 const HEADER_START: u64 = 8;
@@ -101,7 +101,7 @@ pub struct Checkpoint {
     files: Vec<OpenFile>,
     tensors: BTreeMap<String, Place>,
     digests: Mutex<HashMap<String, Digest>>,
-    spare: Mutex<Vec<Stored>>,
+    spare: Mutex<Vec<Values>>,
 }
 
 #[derive(Debug)]
@@ -139,14 +139,14 @@ pub struct TensorBytes<'a> {
     /// As stored.
     pub shape: &'a [usize],
     /// As many as the shape says, or a sample of them.
-    pub values: Stored,
+    pub values: Values,
 }
 
 impl TensorBytes<'_> {
     /// How many values there are.
     pub fn count(&self) -> usize {
         match &self.values {
-            Stored::Other(_) => values_in(self.shape),
+            Values::Other(_) => values_in(self.shape),
             values => values.count(),
         }
     }
@@ -391,7 +391,7 @@ impl Checkpoint {
         let info = &extent.info;
         let (mut values, mut digest) = self.read_stored(*file, extent)?;
         if let Some(Update { file, a, b, scale, is_transposed }) = update {
-            if let Stored::Other(_) = values {
+            if let Values::Other(_) = values {
                 return Err(CheckpointError::Unsupported(format!(
                     "tensor `{name}` is stored as {:?}, to which no update can be added: supported are F64, F32, F16 \
                      and BF16",
@@ -400,11 +400,11 @@ impl Checkpoint {
             }
             let ((a, digest_a), (b, digest_b)) = (self.read_stored(*file, a)?, self.read_stored(*file, b)?);
             let mut sum = match self.room(safetensors::Dtype::F64, values_in(&info.shape) * 8) {
-                Stored::F64(sum) => sum,
+                Values::F64(sum) => sum,
                 _ => unreachable!("room is of the type that was asked for"),
             };
             lora::add(&values, &a, &b, *scale, *is_transposed, &info.shape, &mut sum);
-            for read in [std::mem::replace(&mut values, Stored::F64(sum)), a, b] {
+            for read in [std::mem::replace(&mut values, Values::F64(sum)), a, b] {
                 self.give_back(read);
             }
             let mut hasher = blake3::Hasher::new();
@@ -421,7 +421,7 @@ impl Checkpoint {
     }
 
     /// What a file holds there, and its digest.
-    fn read_stored(&self, file: usize, extent: &Extent) -> Result<(Stored, Digest), CheckpointError> {
+    fn read_stored(&self, file: usize, extent: &Extent) -> Result<(Values, Digest), CheckpointError> {
         let Extent { info, view } = extent;
         let (start, end) = info.data_offsets;
         let mut values = self.room(info.dtype, end - start);
@@ -453,13 +453,13 @@ impl Checkpoint {
         let first = (count - sampled) / 2;
         if update.is_some() {
             let mut tensor = self.read(name)?; // whole: as many rows would need all of one factor anyway
-            let Stored::F64(sum) = &mut tensor.values else { unreachable!("updated in f64") };
+            let Values::F64(sum) = &mut tensor.values else { unreachable!("updated in f64") };
             let middle = sum[first..first + sampled].to_vec();
-            self.give_back(std::mem::replace(&mut tensor.values, Stored::F64(middle)));
+            self.give_back(std::mem::replace(&mut tensor.values, Values::F64(middle)));
             return Ok(tensor);
         }
         let size = (end - start) / count.max(1);
-        let mut values = Stored::zeros(info.dtype, sampled * size);
+        let mut values = Values::zeros(info.dtype, sampled * size);
         if view.is_some() {
             let (whole, _) = self.read_stored(*file, extent)?;
             values.bytes_mut().copy_from_slice(&whole.bytes()[first * size..][..sampled * size]);
@@ -471,23 +471,23 @@ impl Checkpoint {
     }
 
     /// Room for values, with whatever it held before.
-    pub fn room(&self, dtype: safetensors::Dtype, bytes: usize) -> Stored {
+    pub fn room(&self, dtype: safetensors::Dtype, bytes: usize) -> Values {
         let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
         let fitting = spare.iter_mut().position(|values| values.resized(dtype, bytes));
         match fitting {
             Some(index) => spare.remove(index),
-            None => Stored::zeros(dtype, bytes),
+            None => Values::zeros(dtype, bytes),
         }
     }
 
     /// Takes back values that nobody needs any more, to read others into their memory.
-    pub fn give_back(&self, values: Stored) {
+    pub fn give_back(&self, values: Values) {
         if !(1..=MAX_SPARE_BYTES).contains(&values.capacity_bytes()) {
             return;
         }
         let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
         spare.push(values);
-        spare.sort_by_key(Stored::capacity_bytes); // the smallest that fits is found first
+        spare.sort_by_key(Values::capacity_bytes); // the smallest that fits is found first
         if spare.len() > MAX_SPARE {
             spare.remove(0);
         }

@@ -21,7 +21,7 @@ use tempfile::TempDir;
 
 use crate::checkpoint::CheckpointError;
 use crate::disk;
-use crate::values::Averaged;
+use crate::values::Values;
 
 /// A larger checkpoint is cut into shards of at most this size, as transformers does.
 pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
@@ -106,12 +106,9 @@ impl CheckpointWriter {
     }
 
     /// Writes the next tensor; its name, type and size are those that were announced.
-    pub fn write(&mut self, name: &str, values: &Averaged) -> Result<(), CheckpointError> {
-        match values {
-            Averaged::F32(values) => self.write_bytes(name, Dtype::F32, bytemuck::cast_slice(values)),
-            Averaged::F16(values) => self.write_bytes(name, Dtype::F16, bytemuck::cast_slice(values)),
-            Averaged::Bf16(values) => self.write_bytes(name, Dtype::BF16, bytemuck::cast_slice(values)),
-        }
+    pub fn write(&mut self, name: &str, values: &Values) -> Result<(), CheckpointError> {
+        let format = values.format().expect("what was averaged or trained are numbers");
+        self.write_bytes(name, format.into(), values.bytes())
     }
 
     /// The same of a tensor that is copied as it is.
@@ -316,8 +313,8 @@ mod tests {
 
     fn write(target: &Path, max_shard_bytes: u64) -> Result<(), CheckpointError> {
         let mut writer = CheckpointWriter::create(target, vec![spec("a", 2), spec("b", 3)], max_shard_bytes)?;
-        writer.write("a", &Averaged::F32(vec![1.0, 2.0]))?;
-        writer.write("b", &Averaged::F32(vec![3.0, 4.0, 5.0]))?;
+        writer.write("a", &Values::F32(vec![1.0, 2.0]))?;
+        writer.write("b", &Values::F32(vec![3.0, 4.0, 5.0]))?;
         writer.add_json("config.json", &json!({}))?;
         writer.finish()
     }
@@ -346,7 +343,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("out");
         let mut writer = CheckpointWriter::create(&target, vec![spec("a", 2)], 100).unwrap();
-        writer.write("a", &Averaged::F32(vec![1.0, 2.0])).unwrap();
+        writer.write("a", &Values::F32(vec![1.0, 2.0])).unwrap();
         drop(writer);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 

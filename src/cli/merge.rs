@@ -16,8 +16,8 @@ use crate::config::coefficient_problems;
 use crate::model::trial::Subject;
 use crate::offline::merge::Merge;
 use crate::offline::merge::Options;
-use crate::offline::merge::OutputDtype;
 use crate::offline::merge::greedy::Greedy;
+use crate::values::Format;
 
 /// Averages the weights of reward models into one (WARM).
 ///
@@ -40,7 +40,7 @@ pub(super) struct MergeArgs {
     coefficients: Option<Vec<f64>>,
     /// What the merge is stored in [default: what the members are stored in, the widest of them].
     #[arg(long)]
-    dtype: Option<OutputDtype>,
+    dtype: Option<Format>,
     /// The pretrain: what adapters were trained on, and what the members' updates are measured from.
     #[arg(long, value_name = "DIR")]
     base: Option<PathBuf>,

@@ -13,7 +13,6 @@ use crate::config::file::Problems;
 use crate::config::file::Section;
 use crate::disk;
 use crate::hub;
-use crate::model::dtype::Dtype;
 use crate::offline::train::config::Choice;
 use crate::offline::train::config::Choices;
 use crate::offline::train::config::Config;
@@ -25,6 +24,7 @@ use crate::offline::train::config::ProbeConfig;
 use crate::offline::train::config::Range;
 use crate::offline::train::config::Recipe;
 use crate::text::Truncation;
+use crate::values::Format;
 
 /// More members than anybody averages, and few enough for a plot.
 const MAX_MEMBERS: usize = 64;
@@ -181,7 +181,6 @@ impl TrainOptions {
     fn recipe(&self, file: &mut Keys<'_>) -> Recipe {
         let batch_tokens = file.optional("batch_tokens", self.batch_tokens, AT_LEAST_ONE);
         let batch_pairs = file.optional("batch_pairs", self.batch_pairs, AT_LEAST_ONE);
-        let stored = Limit { holds: |dtype| *dtype != Dtype::Auto, words: "f32, bf16 or f16" };
         Recipe {
             batch_tokens: batch_tokens.or(batch_pairs.is_none().then_some(4096)),
             batch_pairs,
@@ -195,7 +194,7 @@ impl TrainOptions {
             centering: file.value("centering", None, 0.0, NOT_NEGATIVE),
             frozen_layers: file.value("frozen_layers", None, 0, any()),
             frozen_embeddings: file.value("frozen_embeddings", None, false, any()),
-            dtype: file.value("dtype", None, Dtype::F32, stored),
+            dtype: file.value("dtype", None, Format::F32, any()),
         }
     }
 

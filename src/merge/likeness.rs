@@ -6,7 +6,7 @@
 
 use rayon::prelude::*;
 
-use crate::values::Stored;
+use crate::values::Values;
 
 /// Values that one thread takes at a time; the products of such blocks are added in their order, so that a result does
 /// not depend on the number of threads.
@@ -31,7 +31,7 @@ impl Likeness {
     }
 
     /// Of tensors of numbers, all of one size.
-    pub fn of(reference: &Stored, members: &[&Stored]) -> Self {
+    pub fn of(reference: &Values, members: &[&Values]) -> Self {
         let count = reference.count();
         let blocks = (0..count.div_ceil(BLOCK)).into_par_iter().map(|block| {
             let mut sum = Self::of_nothing(members.len());
@@ -40,9 +40,9 @@ impl Likeness {
             for start in (block * BLOCK..end).step_by(CHUNK) {
                 let length = CHUNK.min(end - start);
                 let (first, others) = vectors.split_first_mut().expect("there is a reference");
-                reference.widen(start, &mut first[..length]);
+                reference.to_f64s(start..start + length, &mut first[..length]);
                 for (vector, member) in others.iter_mut().zip(members) {
-                    member.widen(start, &mut vector[..length]);
+                    member.to_f64s(start..start + length, &mut vector[..length]);
                     vector.iter_mut().zip(&*first).for_each(|(value, reference)| *value -= reference);
                 }
                 // what is beyond the end must not count
@@ -190,8 +190,8 @@ mod tests {
         let average: Vec<f64> =
             (0..count).map(|i| coefficients.iter().zip(&members).map(|(c, m)| c * m[i]).sum()).collect();
 
-        let stored: Vec<Stored> = members.iter().map(|m| Stored::F64(m.clone())).collect();
-        let likeness = Likeness::of(&Stored::F64(base.clone()), &stored.iter().collect::<Vec<_>>());
+        let stored: Vec<Values> = members.iter().map(|m| Values::F64(m.clone())).collect();
+        let likeness = Likeness::of(&Values::F64(base.clone()), &stored.iter().collect::<Vec<_>>());
         let close = |ours: f64, expected: f64| {
             assert!((ours - expected).abs() < 1e-11 * expected.abs(), "{ours} {expected}");
         };
@@ -213,8 +213,8 @@ mod tests {
 
     #[test]
     fn members_that_are_almost_equal_are_told_apart() {
-        let base = Stored::F64(vec![1e3; 4096]);
-        let near = Stored::F64(vec![1e3 + 1e-9; 4096]);
+        let base = Values::F64(vec![1e3; 4096]);
+        let near = Values::F64(vec![1e3 + 1e-9; 4096]);
         let likeness = Likeness::of(&base, &[&base, &near, &base]);
         let distance = likeness.relative_distance(0, 1).unwrap();
         assert!((distance - 1e-12).abs() < 1e-15, "{distance:e}"); // 1e3 + 1e-9 is itself rounded, by 6e-14

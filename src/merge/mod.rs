@@ -10,62 +10,55 @@ pub mod likeness;
 
 use std::mem::take;
 
-use candle_core::DType;
 use rayon::prelude::*;
 use safetensors::Dtype;
 
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::TensorBytes;
-use crate::values::Averaged;
 use crate::values::CHUNK;
+use crate::values::Format;
 use crate::values::Run;
-use crate::values::Stored;
+use crate::values::Values;
 use crate::values::round::Kept;
 
-/// `Σ coefficient · tensor` in `f64`, in the order of `sources`, rounded once to `dtype`.
+/// `Σ coefficient · tensor` in `f64`, in the order of `sources`, rounded once to `format`: `f32`, `bf16` or `f16`.
 ///
-/// One source with coefficient 1 is just converted; where it is stored in `dtype` it is not even copied. All sources
-/// have one shape (checked by the caller). `room` gives memory, of a precision and so many bytes, whatever it held. Fails
+/// One source with coefficient 1 is just converted; where it is stored so it is not even copied. All sources
+/// have one shape (checked by the caller). `room` gives memory, of a type and so many bytes, whatever it held. Fails
 /// if a value is not finite, before or after.
 pub fn average(
     name: &str,
     sources: &mut [(TensorBytes<'_>, f64)],
-    dtype: DType,
-    room: impl FnOnce(Dtype, usize) -> Stored,
-) -> Result<Averaged, CheckpointError> {
+    format: Format,
+    room: impl FnOnce(Dtype, usize) -> Values,
+) -> Result<Values, CheckpointError> {
     if let [(tensor, 1.0)] = sources {
-        match (&mut tensor.values, dtype) {
-            (Stored::F32(values), DType::F32) => return checked(name, take(values)).map(Averaged::F32),
-            (Stored::F16(values), DType::F16) => return checked(name, take(values)).map(Averaged::F16),
-            (Stored::Bf16(values), DType::BF16) => return checked(name, take(values)).map(Averaged::Bf16),
+        match (&mut tensor.values, format) {
+            (Values::F32(values), Format::F32) => return checked(name, take(values)).map(Values::F32),
+            (Values::F16(values), Format::F16) => return checked(name, take(values)).map(Values::F16),
+            (Values::Bf16(values), Format::Bf16) => return checked(name, take(values)).map(Values::Bf16),
             _ => {}
         }
     }
     for (tensor, _) in &*sources {
-        if let Stored::Other(_) = tensor.values {
+        if tensor.values.format().is_none() {
             return Err(CheckpointError::Unsupported(format!(
                 "tensor `{name}` is stored as {:?}: supported are F64, F32, F16 and BF16",
                 tensor.dtype
             )));
         }
     }
-    let (stored, size) = match dtype {
-        DType::F32 => (Dtype::F32, 4),
-        DType::F16 => (Dtype::F16, 2),
-        DType::BF16 => (Dtype::BF16, 2),
-        other => return Err(CheckpointError::Unsupported(format!("precision {other:?}"))),
-    };
-    match room(stored, sources[0].0.count() * size) {
-        Stored::F32(room) => round_sums(name, sources, room).map(Averaged::F32),
-        Stored::F16(room) => round_sums(name, sources, room).map(Averaged::F16),
-        Stored::Bf16(room) => round_sums(name, sources, room).map(Averaged::Bf16),
-        Stored::F64(_) | Stored::Other(_) => unreachable!("room is of the type that was asked for"),
+    match room(format.into(), sources[0].0.count() * format.bytes()) {
+        Values::F32(room) => round_sums(name, sources, room).map(Values::F32),
+        Values::F16(room) => round_sums(name, sources, room).map(Values::F16),
+        Values::Bf16(room) => round_sums(name, sources, room).map(Values::Bf16),
+        Values::F64(_) | Values::Other(_) => unreachable!("averages are kept in 32 or 16 bits"),
     }
 }
 
 /// What the rounding of an average moved: the sum of the squared differences to the exact sums. Zero where
 /// [`average`] took the values as they were.
-pub fn squared_rounding_error(sources: &[(TensorBytes<'_>, f64)], rounded: &Averaged) -> f64 {
+pub fn squared_rounding_error(sources: &[(TensorBytes<'_>, f64)], rounded: &Values) -> f64 {
     let count = rounded.count();
     if sources[0].0.count() != count {
         return 0.0;
@@ -73,17 +66,18 @@ pub fn squared_rounding_error(sources: &[(TensorBytes<'_>, f64)], rounded: &Aver
     let chunks = (0..count.div_ceil(CHUNK)).into_par_iter().map(|chunk| {
         let start = chunk * CHUNK;
         let length = CHUNK.min(count - start);
+        let range = start..start + length;
         let (mut sums, mut values) = ([0.0; CHUNK], [0.0; CHUNK]);
         match sources {
-            [(tensor, 1.0)] => tensor.values.widen(start, &mut sums[..length]),
+            [(tensor, 1.0)] => tensor.values.to_f64s(range, &mut sums[..length]),
             _ => {
                 for (tensor, coefficient) in sources {
-                    tensor.values.widen(start, &mut values[..length]);
+                    tensor.values.to_f64s(range.clone(), &mut values[..length]);
                     sums.iter_mut().zip(&values).for_each(|(sum, x)| *sum += coefficient * x);
                 }
             }
         }
-        rounded.widen(start, &mut values[..length]);
+        rounded.to_f64s(start..start + length, &mut values[..length]);
         sums[..length].iter().zip(&values).map(|(exact, x)| (exact - x) * (exact - x)).sum::<f64>()
     });
     chunks.collect::<Vec<f64>>().iter().sum() // in order: the same with any number of threads
@@ -161,21 +155,21 @@ mod tests {
     fn average(
         name: &str,
         mut sources: Vec<(TensorBytes<'_>, f64)>,
-        dtype: DType,
-    ) -> Result<Averaged, CheckpointError> {
-        super::average(name, &mut sources, dtype, |dtype, bytes| match dtype {
-            Dtype::F32 => Stored::F32(vec![f32::NAN; bytes / 4]),
-            Dtype::F16 => Stored::F16(vec![f16::NAN; bytes / 2]),
-            _ => Stored::Bf16(vec![bf16::NAN; bytes / 2]),
+        format: Format,
+    ) -> Result<Values, CheckpointError> {
+        super::average(name, &mut sources, format, |dtype, bytes| match dtype {
+            Dtype::F32 => Values::F32(vec![f32::NAN; bytes / 4]),
+            Dtype::F16 => Values::F16(vec![f16::NAN; bytes / 2]),
+            _ => Values::Bf16(vec![bf16::NAN; bytes / 2]),
         })
     }
 
     #[test]
     fn a_value_that_overflows_is_an_error_that_names_the_tensor() {
-        let tensor = TensorBytes { dtype: Dtype::F32, shape: &[1], values: Stored::F32(vec![70_000.0]) };
+        let tensor = TensorBytes { dtype: Dtype::F32, shape: &[1], values: Values::F32(vec![70_000.0]) };
         let sources = vec![(tensor, 1.0)];
-        assert_eq!(average("w", sources.clone(), DType::F32).unwrap(), Averaged::F32(vec![70_000.0]));
-        let error = average("w", sources, DType::F16).unwrap_err().to_string();
+        assert_eq!(average("w", sources.clone(), Format::F32).unwrap(), Values::F32(vec![70_000.0]));
+        let error = average("w", sources, Format::F16).unwrap_err().to_string();
         assert!(error.contains("`w`") && error.contains("70000"), "{error}");
     }
 
@@ -196,17 +190,17 @@ mod tests {
             })
             .collect();
         let store = |dtype: Dtype, values: &[f64]| match dtype {
-            Dtype::F64 => Stored::F64(values.to_vec()),
-            Dtype::F32 => Stored::F32(values.iter().map(|&x| x as f32).collect()),
-            Dtype::F16 => Stored::F16(values.iter().map(|&x| f16::from_f64(x)).collect()),
-            _ => Stored::Bf16(values.iter().map(|&x| bf16::from_f64(x)).collect()),
+            Dtype::F64 => Values::F64(values.to_vec()),
+            Dtype::F32 => Values::F32(values.iter().map(|&x| x as f32).collect()),
+            Dtype::F16 => Values::F16(values.iter().map(|&x| f16::from_f64(x)).collect()),
+            _ => Values::Bf16(values.iter().map(|&x| bf16::from_f64(x)).collect()),
         };
-        let exact = |stored: &Stored, i: usize| match stored {
-            Stored::F64(values) => values[i],
-            Stored::F32(values) => values[i].into(),
-            Stored::F16(values) => values[i].to_f64(),
-            Stored::Bf16(values) => values[i].to_f64(),
-            Stored::Other(_) => unreachable!(),
+        let exact = |stored: &Values, i: usize| match stored {
+            Values::F64(values) => values[i],
+            Values::F32(values) => values[i].into(),
+            Values::F16(values) => values[i].to_f64(),
+            Values::Bf16(values) => values[i].to_f64(),
+            Values::Other(_) => unreachable!(),
         };
         for dtype in [Dtype::F64, Dtype::F32, Dtype::F16, Dtype::BF16] {
             for coefficients in [&[1.0][..], &[0.3, 0.7], &[0.2, 0.3, 0.5]] {
@@ -224,13 +218,13 @@ mod tests {
                     })
                     .collect();
                 let case = format!("{dtype:?} {coefficients:?}");
-                let Averaged::F32(average32) = average("w", sources.clone(), DType::F32).unwrap() else {
+                let Values::F32(average32) = average("w", sources.clone(), Format::F32).unwrap() else {
                     panic!()
                 };
-                let Averaged::F16(average16) = average("w", sources.clone(), DType::F16).unwrap() else {
+                let Values::F16(average16) = average("w", sources.clone(), Format::F16).unwrap() else {
                     panic!()
                 };
-                let Averaged::Bf16(brain16) = average("w", sources, DType::BF16).unwrap() else { panic!() };
+                let Values::Bf16(brain16) = average("w", sources, Format::Bf16).unwrap() else { panic!() };
                 for (i, &sum) in sums.iter().enumerate() {
                     let odd = round_to_odd(sum);
                     assert_eq!(average32[i].to_bits(), (sum as f32).to_bits(), "{case} {i}");
@@ -248,13 +242,13 @@ mod tests {
                 let mut values = vec![1.0; 2 * CHUNK + 3];
                 values[place] = bad;
                 let stored = [
-                    Stored::F64(values.iter().map(|&x| x.into()).collect()),
-                    Stored::F16(values.iter().map(|&x| f16::from_f32(x)).collect()),
-                    Stored::Bf16(values.iter().map(|&x| bf16::from_f32(x)).collect()),
-                    Stored::F32(values),
+                    Values::F64(values.iter().map(|&x| x.into()).collect()),
+                    Values::F16(values.iter().map(|&x| f16::from_f32(x)).collect()),
+                    Values::Bf16(values.iter().map(|&x| bf16::from_f32(x)).collect()),
+                    Values::F32(values),
                 ];
                 for values in stored {
-                    for dtype in [DType::F32, DType::F16, DType::BF16] {
+                    for dtype in [Format::F32, Format::F16, Format::Bf16] {
                         let tensor = TensorBytes { dtype: Dtype::F32, shape: &[], values: values.clone() };
                         for sources in
                             [vec![(tensor.clone(), 1.0)], vec![(tensor.clone(), 0.5), (tensor, 0.5)]]

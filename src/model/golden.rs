@@ -22,12 +22,12 @@ use serde::Serialize;
 use crate::checkpoint::write::replace_file;
 use crate::disk;
 use crate::model::ModelError;
-use crate::model::dtype::Dtype;
 use crate::model::pooling::Pooling;
 use crate::ops::batch::Sequence;
 use crate::text::Input;
 use crate::text::SampleTokenizer;
 use crate::text::Truncation;
+use crate::values::Format;
 
 /// The file's name in a checkpoint directory.
 pub const FILE_NAME: &str = "rewarm.golden.json";
@@ -91,7 +91,7 @@ pub enum GoldenError {
          {tolerance:.1e} in {dtype}; {wrong} of {of} disagree. Weights, config.json or pooling have changed since \
          `rewarm calibrate`, or this program computes something else{}. If the change is wanted: \
          `rewarm calibrate --golden-only`, or remove {FILE_NAME}",
-        if *dtype == Dtype::F32 { "" } else { ", or the model needs f32" }
+        if *dtype == Format::F32 { "" } else { ", or the model needs f32" }
     )]
     Reward {
         /// Which: the one that is furthest off.
@@ -107,7 +107,7 @@ pub enum GoldenError {
         /// By how much they may differ.
         tolerance: f64,
         /// What the model computes in.
-        dtype: Dtype,
+        dtype: Format,
         /// How many samples disagree.
         wrong: usize,
     },
@@ -226,7 +226,7 @@ impl GoldenRewards {
 
     /// Compares raw rewards, one per sample or none where it was not scored, with the golden ones. Returns the
     /// largest difference. What is not finite never agrees, and to compare nothing is no agreement.
-    pub fn compare(&self, rewards: &[Option<f32>], dtype: Dtype) -> Result<f64, GoldenError> {
+    pub fn compare(&self, rewards: &[Option<f32>], dtype: Format) -> Result<f64, GoldenError> {
         let spread = self.standard_deviation();
         let mut largest = 0.0_f64;
         let mut compared = 0;
@@ -284,11 +284,11 @@ pub fn token_digest(sequence: &Sequence) -> String {
     hasher.finalize().to_hex()[..16].to_owned()
 }
 
-fn share(dtype: Dtype) -> f64 {
+fn share(dtype: Format) -> f64 {
     match dtype {
-        Dtype::F32 => F32_SHARE,
-        Dtype::F16 => F16_SHARE,
-        Dtype::Bf16 | Dtype::Auto => BF16_SHARE,
+        Format::F64 | Format::F32 => F32_SHARE,
+        Format::F16 => F16_SHARE,
+        Format::Bf16 => BF16_SHARE,
     }
 }
 
@@ -369,11 +369,11 @@ mod tests {
     fn what_is_not_finite_and_what_was_not_compared_never_agree() {
         for expected in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
             for got in [0.0, expected] {
-                let outcome = golden(&[expected, 0.0]).compare(&[Some(got), Some(0.0)], Dtype::Bf16);
+                let outcome = golden(&[expected, 0.0]).compare(&[Some(got), Some(0.0)], Format::Bf16);
                 assert!(matches!(outcome, Err(GoldenError::Reward { .. })), "{expected} {got}: {outcome:?}");
             }
         }
-        let error = golden(&[1.0, 2.0]).compare(&[None, None], Dtype::F32).unwrap_err().to_string();
+        let error = golden(&[1.0, 2.0]).compare(&[None, None], Format::F32).unwrap_err().to_string();
         assert!(
             error.contains("none of the 2 golden samples was scored: the shortest has 5 tokens"),
             "{error}"
@@ -383,37 +383,37 @@ mod tests {
     #[test]
     fn a_difference_is_measured_by_precision_and_size() {
         struct Case {
-            dtype: Dtype,
+            dtype: Format,
             expected: f32,
             got: f32,
             agrees: bool,
         }
         let cases = [
-            Case { dtype: Dtype::F32, expected: 0.01, got: 0.010_09, agrees: true },
-            Case { dtype: Dtype::F32, expected: 0.01, got: 0.010_2, agrees: false },
-            Case { dtype: Dtype::F32, expected: -50.0, got: -50.004, agrees: true },
-            Case { dtype: Dtype::F32, expected: -50.0, got: -50.006, agrees: false },
-            Case { dtype: Dtype::F16, expected: 0.5, got: 0.515, agrees: true },
-            Case { dtype: Dtype::F16, expected: 0.5, got: 0.525, agrees: false },
-            Case { dtype: Dtype::Bf16, expected: 0.5, got: 0.59, agrees: true },
-            Case { dtype: Dtype::Bf16, expected: 0.5, got: 0.39, agrees: false },
-            Case { dtype: Dtype::Bf16, expected: 0.5, got: f32::NAN, agrees: false },
+            Case { dtype: Format::F32, expected: 0.01, got: 0.010_09, agrees: true },
+            Case { dtype: Format::F32, expected: 0.01, got: 0.010_2, agrees: false },
+            Case { dtype: Format::F32, expected: -50.0, got: -50.004, agrees: true },
+            Case { dtype: Format::F32, expected: -50.0, got: -50.006, agrees: false },
+            Case { dtype: Format::F16, expected: 0.5, got: 0.515, agrees: true },
+            Case { dtype: Format::F16, expected: 0.5, got: 0.525, agrees: false },
+            Case { dtype: Format::Bf16, expected: 0.5, got: 0.59, agrees: true },
+            Case { dtype: Format::Bf16, expected: 0.5, got: 0.39, agrees: false },
+            Case { dtype: Format::Bf16, expected: 0.5, got: f32::NAN, agrees: false },
         ];
         for Case { dtype, expected, got, agrees } in cases {
             let found = golden(&[expected]).compare(&[Some(got)], dtype);
             assert_eq!(found.is_ok(), agrees, "{dtype} {expected} {got}: {found:?}");
         }
         // among rewards that are far apart, one near zero is allowed what they are
-        assert!(golden(&[0.0, 40.0, -40.0]).compare(&[Some(0.003), None, None], Dtype::F32).is_ok());
+        assert!(golden(&[0.0, 40.0, -40.0]).compare(&[Some(0.003), None, None], Format::F32).is_ok());
     }
 
     #[test]
     fn the_sample_that_is_furthest_off_is_named() {
         let golden = golden(&[0.0, 0.5, 1.0, 0.2]);
-        let error = golden.compare(&[Some(0.1), Some(0.5), Some(1.5), None], Dtype::F32).unwrap_err();
+        let error = golden.compare(&[Some(0.1), Some(0.5), Some(1.5), None], Format::F32).unwrap_err();
         let text = error.to_string();
         assert!(text.contains("sample 3 of 4 (7 tokens): expected reward 1, got 1.5"), "{text}");
         assert!(text.contains("tolerance 1.0e-4 in f32; 2 of 4 disagree"), "{text}");
-        assert_eq!(golden.compare(&[Some(0.0), Some(0.5), Some(1.0), Some(0.2)], Dtype::Bf16), Ok(0.0));
+        assert_eq!(golden.compare(&[Some(0.0), Some(0.5), Some(1.0), Some(0.2)], Format::Bf16), Ok(0.0));
     }
 }

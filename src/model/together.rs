@@ -177,8 +177,9 @@ mod tests {
     use crate::ops::batch::Sequence;
     use crate::ops::composed::Composed;
     use crate::ops::composed::Packing;
+    use crate::values::Format;
 
-    const OPS: Composed = Composed { device: Device::Cpu, dtype: DType::F32 };
+    const OPS: Composed = Composed { device: Device::Cpu, format: Format::F32 };
 
     /// Embeds a token as its id, and multiplies by a factor; counts how often it runs.
     #[derive(Clone, Debug)]

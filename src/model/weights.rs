@@ -8,8 +8,6 @@ use std::collections::HashMap;
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use candle_core::DType;
-
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::Digest;
@@ -27,7 +25,8 @@ use crate::ops::Precision;
 use crate::ops::source::LinearSource;
 use crate::ops::source::RowMap;
 use crate::ops::source::Source;
-use crate::values::Averaged;
+use crate::values::Format;
+use crate::values::Values;
 
 /// What makes weights equal: the same tensors with the same coefficients, kept the same way for the same use.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -37,7 +36,7 @@ struct StoreKey {
     /// What they are used as, and what else determines the values.
     usage: String,
     form: String,
-    dtype: DType,
+    format: Format,
 }
 
 /// Weights in memory, one copy of each content, for whatever form of the operations.
@@ -60,7 +59,7 @@ pub struct Weights<'a, O> {
     /// How many layers of the plan are still to ask for each tensor.
     uses_left: HashMap<String, usize>,
     /// What those of whom others take other rows were averaged to.
-    kept: HashMap<(String, DType), Averaged>,
+    kept: HashMap<(String, Format), Values>,
     /// Of the part that is being loaded.
     identity: blake3::Hasher,
 }
@@ -129,10 +128,10 @@ impl<'a, O: Ops> Weights<'a, O> {
 
     /// A linear layer.
     pub fn linear(&mut self, plan: &LinearPlan, precision: Precision) -> Result<Arc<O::Linear>, ModelError> {
-        let dtype = self.ops.dtype(precision);
+        let format = self.ops.format(precision);
         let usage = format!("linear {}", rows_of(&[plan]));
         let names = self.names_of(&[plan]);
-        self.load(&usage, dtype, &names, |ops, values| {
+        self.load(&usage, format, &names, |ops, values| {
             ops.load_linear(linear_source(plan, &names, values), precision)
         })
     }
@@ -144,7 +143,7 @@ impl<'a, O: Ops> Weights<'a, O> {
         weights: &[f64],
         precision: Precision,
     ) -> Result<Arc<O::Linear>, ModelError> {
-        let dtype = self.ops.dtype(precision);
+        let format = self.ops.format(precision);
         let names = self.names_of(&[plan]);
         let one = LinearPlan {
             output: 1,
@@ -152,19 +151,19 @@ impl<'a, O: Ops> Weights<'a, O> {
             bias: plan.bias.as_ref().map(|bias| RowsPlan { rows: RowMap::all(1), ..bias.clone() }),
             ..plan.clone()
         };
-        self.load(&format!("sum of rows {weights:?}"), dtype, &names, |ops, values| {
-            let sums: Vec<Averaged> = values.iter().map(|values| sum_of_rows(values, weights)).collect();
+        self.load(&format!("sum of rows {weights:?}"), format, &names, |ops, values| {
+            let sums: Vec<Values> = values.iter().map(|values| sum_of_rows(values, weights)).collect();
             ops.load_linear(linear_source(&one, &names, &sums), precision)
         })
     }
 
     /// Two linear layers, gate and up, that are used together.
     pub fn gated(&mut self, gate: &LinearPlan, up: &LinearPlan) -> Result<Arc<O::Gated>, ModelError> {
-        let dtype = self.ops.dtype(Precision::Working);
+        let format = self.ops.format(Precision::Working);
         let usage = format!("gated {}", rows_of(&[gate, up]));
         let names = self.names_of(&[gate, up]);
         let of_gate = 1 + usize::from(gate.bias.is_some());
-        self.load(&usage, dtype, &names, |ops, values| {
+        self.load(&usage, format, &names, |ops, values| {
             ops.load_gated(
                 linear_source(gate, &names[..of_gate], &values[..of_gate]),
                 linear_source(up, &names[of_gate..], &values[of_gate..]),
@@ -175,9 +174,9 @@ impl<'a, O: Ops> Weights<'a, O> {
     /// An embedding.
     pub fn table(&mut self, plan: &TablePlan) -> Result<Arc<O::Table>, ModelError> {
         let TablePlan { name, rows, width } = plan;
-        let (dtype, name) = (self.ops.dtype(Precision::Working), self.full(name));
+        let (format, name) = (self.ops.format(Precision::Working), self.full(name));
         let names = [name.clone()];
-        self.load("table", dtype, &names, |ops, values| {
+        self.load("table", format, &names, |ops, values| {
             ops.load_table(&name, values.remove(0), *rows, *width)
         })
     }
@@ -195,10 +194,10 @@ impl<'a, O: Ops> Weights<'a, O> {
         if names.is_empty() {
             return Ok(Arc::new(self.ops.constant(vec![constant; width])?));
         }
-        self.load(&format!("vector + {offset}"), DType::F32, &names, |ops, tensors| {
+        self.load(&format!("vector + {offset}"), Format::F32, &names, |ops, tensors| {
             let mut values = Vec::with_capacity(tensors.len() * width);
             for tensor in tensors.drain(..) {
-                let Averaged::F32(tensor) = tensor else { unreachable!("averaged in f32") };
+                let Values::F32(tensor) = tensor else { unreachable!("averaged in f32") };
                 values.extend(tensor);
             }
             ops.load_vector(&names, values, offset)
@@ -219,12 +218,12 @@ impl<'a, O: Ops> Weights<'a, O> {
     fn load<T: Send + Sync + 'static>(
         &mut self,
         usage: &str,
-        dtype: DType,
+        format: Format,
         names: &[String],
-        make: impl FnOnce(&O, &mut Vec<Averaged>) -> candle_core::Result<T>,
+        make: impl FnOnce(&O, &mut Vec<Values>) -> candle_core::Result<T>,
     ) -> Result<Arc<T>, ModelError> {
         let Some(store) = self.store.as_deref_mut() else {
-            let mut unread = names.iter().map(|_| Averaged::F32(Vec::new())).collect();
+            let mut unread = names.iter().map(|_| Values::F32(Vec::new())).collect();
             return Ok(Arc::new(make(&self.ops, &mut unread)?));
         };
         let mut tensors = names
@@ -232,7 +231,7 @@ impl<'a, O: Ops> Weights<'a, O> {
             .map(|name| Sources::find(name, self.members, self.ahead.as_mut()))
             .collect::<Result<Vec<_>, ModelError>>()?;
         let sources = tensors.iter().map(|sources| sources.key.clone()).collect();
-        let key = StoreKey { sources, usage: usage.to_owned(), form: self.ops.name(), dtype };
+        let key = StoreKey { sources, usage: usage.to_owned(), form: self.ops.name(), format };
         self.identity.update(format!("{key:?}").as_bytes());
         let held = store.held.get(&key).cloned().and_then(|held| held.downcast::<T>().ok());
         let made = match held {
@@ -240,17 +239,17 @@ impl<'a, O: Ops> Weights<'a, O> {
             None => {
                 let mut values = Vec::with_capacity(names.len());
                 for (name, sources) in names.iter().zip(&mut tensors) {
-                    values.push(match self.kept.remove(&(name.clone(), dtype)) {
+                    values.push(match self.kept.remove(&(name.clone(), format)) {
                         Some(kept) => kept,
-                        None => sources.average(dtype)?,
+                        None => sources.average(format)?,
                     });
                 }
                 let made = Arc::new(make(&self.ops, &mut values)?);
                 // the form has kept those that are missing
                 for (name, values) in names.iter().zip(values) {
                     match self.uses_left.get(name) {
-                        Some(2..) => drop(self.kept.insert((name.clone(), dtype), values)),
-                        _ => self.members[0].0.give_back(values.into()),
+                        Some(2..) => drop(self.kept.insert((name.clone(), format), values)),
+                        _ => self.members[0].0.give_back(values),
                     }
                 }
                 store.held.insert(key, made.clone());
@@ -262,7 +261,7 @@ impl<'a, O: Ops> Weights<'a, O> {
             let uses_left = self.uses_left.get_mut(name).expect("the plan names what its model loads");
             *uses_left -= 1;
             if *uses_left == 0 {
-                self.kept.remove(&(name.clone(), dtype));
+                self.kept.remove(&(name.clone(), format));
                 let infos = self.members.iter().filter_map(|(checkpoint, _)| checkpoint.info(name));
                 let read: usize = infos.map(|info| info.data_offsets.1 - info.data_offsets.0).sum();
                 (self.progress)(read as u64);
@@ -293,16 +292,16 @@ fn rows_of(plans: &[&LinearPlan]) -> String {
 }
 
 /// Of rows as long as each other; of nothing, nothing.
-fn sum_of_rows(values: &Averaged, weights: &[f64]) -> Averaged {
-    let Averaged::F32(values) = values else { unreachable!("heads are averaged in f32") };
+fn sum_of_rows(values: &Values, weights: &[f64]) -> Values {
+    let Values::F32(values) = values else { unreachable!("heads are averaged in f32") };
     let width = values.len() / weights.len();
     let sum = |column: usize| -> f64 {
         weights.iter().enumerate().map(|(row, weight)| weight * f64::from(values[row * width + column])).sum()
     };
-    Averaged::F32((0..width).map(|column| sum(column) as f32).collect())
+    Values::F32((0..width).map(|column| sum(column) as f32).collect())
 }
 
-fn linear_source<'a>(plan: &LinearPlan, names: &'a [String], values: &'a [Averaged]) -> LinearSource<'a> {
+fn linear_source<'a>(plan: &LinearPlan, names: &'a [String], values: &'a [Values]) -> LinearSource<'a> {
     let source = |place: usize, rows: RowMap| Source { name: &names[place], values: &values[place], rows };
     LinearSource {
         weight: source(0, plan.weight.rows),
@@ -346,7 +345,7 @@ impl<'n, 'a> Sources<'n, 'a> {
     }
 
     /// The average of the tensors that the key tells of.
-    fn average(&mut self, dtype: DType) -> Result<Averaged, ModelError> {
+    fn average(&mut self, format: Format) -> Result<Values, ModelError> {
         let read = self.read.take().map_or_else(|| ahead::read(self.name, self.members), Ok)?;
         let read = self.read.insert(read);
         let sources = &mut read[..self.key.len()];
@@ -354,7 +353,7 @@ impl<'n, 'a> Sources<'n, 'a> {
             *coefficient = f64::from_bits(*bits);
         }
         let first = self.members[0].0;
-        Ok(merge::average(self.name, sources, dtype, |dtype, bytes| first.room(dtype, bytes))?)
+        Ok(merge::average(self.name, sources, format, |dtype, bytes| first.room(dtype, bytes))?)
     }
 
     /// What was read and is not kept.
@@ -382,7 +381,7 @@ mod tests {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/merge").join(path);
         let config = CheckpointConfig::load(&dir.join("config.json"), &Manifest::default()).unwrap();
         let checkpoint = Checkpoint::open(&dir).unwrap();
-        let ops = Arc::new(Composed { device: Device::Cpu, dtype: DType::F32 });
+        let ops = Arc::new(Composed { device: Device::Cpu, format: Format::F32 });
         RewardModel::of_checkpoint(&checkpoint, &config, &ops, store).unwrap();
         store.held.len()
     }

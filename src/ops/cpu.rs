@@ -13,11 +13,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::OnceLock;
 
-use candle_core::DType;
 use candle_core::Result;
-use half::bf16;
-use half::f16;
-use half::slice::HalfFloatSliceExt;
 use rayon::ThreadPool;
 use rayon::ThreadPoolBuilder;
 use rayon::prelude::*;
@@ -43,8 +39,8 @@ use super::Which;
 use crate::ops::batch::PackedBatch;
 use crate::ops::source::LinearSource;
 use crate::ops::source::Source;
-use crate::values::Averaged;
-use crate::values::round::from_bf16;
+use crate::values::Format;
+use crate::values::Values;
 
 /// Rows of a block, at most: enough to read weights once for many rows, few enough that a block stays in the cache
 /// of its core.
@@ -53,7 +49,7 @@ const MAX_BLOCK_ROWS: usize = 192;
 /// Our own kernels.
 #[derive(Clone, Debug)]
 pub struct Cpu {
-    dtype: DType,
+    format: Format,
     isa: Isa,
     pool: Arc<ThreadPool>,
 }
@@ -61,7 +57,7 @@ pub struct Cpu {
 /// An embedding, row-major.
 #[derive(Debug)]
 pub struct Table {
-    values: Averaged,
+    values: Values,
     width: usize,
 }
 
@@ -79,22 +75,34 @@ pub struct Remembered<'a> {
 }
 
 impl Cpu {
-    /// Weights in `dtype`, products with the best that the machine has.
+    /// Weights in `format`, products with the best that the machine has.
     ///
     /// `F32` multiplies in `f32`. `BF16` rounds what is multiplied to bfloat16, both sides, where the machine has
     /// instructions for that; else only the weights. `F16` rounds the weights to `f16` and multiplies in `f32`.
-    pub fn new(dtype: DType) -> Self {
-        Self::with_isa(dtype, Isa::best())
+    pub fn new(format: Format) -> Self {
+        Self::with_isa(format, Isa::best())
     }
 
     /// The same with one of the instruction sets that the machine has.
-    pub fn with_isa(dtype: DType, isa: Isa) -> Self {
-        Self { dtype, isa, pool: pool() }
+    pub fn with_isa(format: Format, isa: Isa) -> Self {
+        Self { format, isa, pool: pool() }
+    }
+
+    /// What is fastest on this CPU of what weights lose nothing by, and why.
+    pub fn preferred(stored_in_f16: bool) -> (Format, String) {
+        let isa = Isa::best();
+        if stored_in_f16 {
+            return (Format::F32, "the weights are f16, of which bf16 would drop three bits".to_owned());
+        }
+        match isa.prefers_bf16() {
+            true => (Format::Bf16, format!("the CPU has {}", isa.name())),
+            false => (Format::F32, format!("the CPU ({}) is not faster in bf16", isa.name())),
+        }
     }
 
     fn number(&self, precision: Precision) -> Number {
-        match (precision, self.dtype) {
-            (Precision::Working, DType::BF16) => Number::Bf16,
+        match (precision, self.format) {
+            (Precision::Working, Format::Bf16) => Number::Bf16,
             _ => Number::F32,
         }
     }
@@ -118,26 +126,6 @@ fn pool() -> Arc<ThreadPool> {
     POOL.get_or_init(start).clone()
 }
 
-/// Some values as `f32`.
-fn widen(values: &Averaged, range: Range<usize>, to: &mut [f32]) {
-    match values {
-        Averaged::F32(values) => to.copy_from_slice(&values[range]),
-        Averaged::F16(values) => values[range].convert_to_f32_slice(to),
-        Averaged::Bf16(values) => to.iter_mut().zip(&values[range]).for_each(|(to, &x)| *to = from_bf16(x)),
-    }
-}
-
-/// Some values rounded to bfloat16.
-fn narrow(values: &Averaged, range: Range<usize>, to: &mut [bf16]) {
-    match values {
-        Averaged::F32(values) => to.convert_from_f32_slice(&values[range]),
-        Averaged::F16(values) => {
-            to.iter_mut().zip(&values[range]).for_each(|(to, x)| *to = bf16::from_f32(x.to_f32()));
-        }
-        Averaged::Bf16(values) => to.copy_from_slice(&values[range]),
-    }
-}
-
 /// Some of an output's weights, of as many as `input`, in what they are packed.
 fn write_weights(source: Source<'_>, output: usize, input: usize, inputs: Range<usize>, to: Weights<'_>) {
     let Source { values, rows, .. } = source;
@@ -145,22 +133,24 @@ fn write_weights(source: Source<'_>, output: usize, input: usize, inputs: Range<
     if !rows.transposed {
         let range = row * input + inputs.start..row * input + inputs.end;
         return match to {
-            Weights::F32(to) => widen(values, range, to),
-            Weights::Bf16(to) => narrow(values, range, to),
+            Weights::F32(to) => values.to_f32s(range, to),
+            Weights::Bf16(to) => values.to_bf16s(range, to),
         };
     }
     let at = inputs.map(|input| input * rows.of + row);
     match to {
-        Weights::F32(to) => to.chunks_exact_mut(1).zip(at).for_each(|(to, at)| widen(values, at..at + 1, to)),
+        Weights::F32(to) => {
+            to.chunks_exact_mut(1).zip(at).for_each(|(to, at)| values.to_f32s(at..at + 1, to))
+        }
         Weights::Bf16(to) => {
-            to.chunks_exact_mut(1).zip(at).for_each(|(to, at)| narrow(values, at..at + 1, to))
+            to.chunks_exact_mut(1).zip(at).for_each(|(to, at)| values.to_bf16s(at..at + 1, to))
         }
     }
 }
 
 fn read_bias(source: Source<'_>, outputs: usize) -> Vec<f32> {
     let mut all = vec![0.0; source.rows.of];
-    widen(source.values, 0..source.rows.of, &mut all);
+    source.values.to_f32s(0..source.rows.of, &mut all);
     (0..outputs).map(|output| all[source.rows.row(output)]).collect()
 }
 
@@ -175,13 +165,13 @@ impl Ops for Cpu {
     type ByDistance = ByDistance;
 
     fn name(&self) -> String {
-        format!("cpu {:?} {:?}", self.isa, self.dtype)
+        format!("cpu {:?} {:?}", self.isa, self.format)
     }
 
-    fn dtype(&self, precision: Precision) -> DType {
+    fn format(&self, precision: Precision) -> Format {
         match precision {
-            Precision::Working => self.dtype,
-            Precision::F32 => DType::F32,
+            Precision::Working => self.format,
+            Precision::F32 => Format::F32,
         }
     }
 
@@ -218,7 +208,7 @@ impl Ops for Cpu {
         Ok(values)
     }
 
-    fn load_table(&self, _: &str, values: Averaged, _: usize, width: usize) -> Result<Table> {
+    fn load_table(&self, _: &str, values: Values, _: usize, width: usize) -> Result<Table> {
         Ok(Table { values, width })
     }
 
@@ -260,20 +250,16 @@ impl Ops for Cpu {
     fn embed(&self, tables: &[(&Table, &[u32])], scale: Option<f64>) -> Result<Rows> {
         let (first, ids) = tables[0];
         let mut x = Rows::new(Number::F32, ids.len(), first.width);
-        let scale = scale.map_or(1.0, |scale| match self.dtype {
-            DType::BF16 => bf16::from_f64(scale).to_f32(),
-            DType::F16 => f16::from_f64(scale).to_f32(),
-            _ => scale as f32,
-        });
+        let scale = scale.map_or(1.0, |scale| self.format.round(scale) as f32);
         let mut of_table = vec![0.0; first.width];
         for row in 0..ids.len() {
             let to = x.row_mut(row);
             for (index, (table, ids)) in tables.iter().enumerate() {
                 let start = ids[row] as usize * table.width;
                 if index == 0 {
-                    widen(&table.values, start..start + table.width, to);
+                    table.values.to_f32s(start..start + table.width, to);
                 } else {
-                    widen(&table.values, start..start + table.width, &mut of_table);
+                    table.values.to_f32s(start..start + table.width, &mut of_table);
                     to.iter_mut().zip(&of_table).for_each(|(to, x)| *to += x);
                 }
             }

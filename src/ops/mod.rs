@@ -32,7 +32,6 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::OnceLock;
 
-use candle_core::DType;
 use candle_core::Result;
 pub use rewarm_kernels::Activation;
 pub use rewarm_kernels::AttentionSpec;
@@ -42,7 +41,8 @@ pub use rewarm_kernels::rounded_slope;
 
 use crate::ops::batch::PackedBatch;
 use crate::ops::source::LinearSource;
-use crate::values::Averaged;
+use crate::values::Format;
+use crate::values::Values;
 
 /// Rows of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,7 +136,7 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
     /// Names the form, where it keeps weights, and in what: weights that are equal are held once for each.
     fn name(&self) -> String;
     /// What weights come in when they are loaded. Vectors always come in `f32`, tables in [`Precision::Working`].
-    fn dtype(&self, precision: Precision) -> DType;
+    fn format(&self, precision: Precision) -> Format;
 
     /// Lays a linear layer out for the product.
     fn load_linear(&self, source: LinearSource<'_>, precision: Precision) -> Result<Self::Linear>;
@@ -147,7 +147,7 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
     /// A vector that is no parameter: what a norm has that a checkpoint lacks.
     fn constant(&self, values: Vec<f32>) -> Result<Self::Vector>;
     /// An embedding, row-major.
-    fn load_table(&self, name: &str, values: Averaged, rows: usize, width: usize) -> Result<Self::Table>;
+    fn load_table(&self, name: &str, values: Values, rows: usize, width: usize) -> Result<Self::Table>;
 
     /// Prepares a batch, with the angles of each rotary position embedding that the model has.
     fn packing<'a>(&self, batch: &'a PackedBatch, ropes: Vec<Angles>) -> Result<Self::Packing<'a>>;

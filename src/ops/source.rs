@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::values::Averaged;
+use crate::values::Values;
 
 /// Which rows of a tensor are the outputs of a layer.
 ///
@@ -92,7 +92,7 @@ pub struct Source<'a> {
     /// In the checkpoint.
     pub name: &'a str,
     /// All of its values, row-major.
-    pub values: &'a Averaged,
+    pub values: &'a Values,
     /// Those that it takes.
     pub rows: RowMap,
 }

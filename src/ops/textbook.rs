@@ -2,9 +2,6 @@
 
 use std::ops::Range;
 
-use candle_core::DType;
-use half::bf16;
-use half::f16;
 use proptest::prelude::*;
 
 use super::AttentionSpec;
@@ -18,7 +15,7 @@ use crate::ops::batch::Sequence;
 use crate::ops::source::LinearSource;
 use crate::ops::source::RowMap;
 use crate::ops::source::Source;
-use crate::values::Averaged;
+use crate::values::Values;
 
 /// Numbers in -2..2, the same for a seed everywhere.
 pub(super) fn numbers(count: usize, seed: u64) -> Vec<f32> {
@@ -337,19 +334,15 @@ fn blocks<O: Ops>(ops: &O, values: &[f32], width: usize) -> Vec<O::Rows> {
 
 /// Some of them in one block.
 fn rows<O: Ops>(ops: &O, values: &[f32], width: usize, block: Range<usize>) -> O::Rows {
-    let table = ops.load_table("table", Averaged::F32(values.to_vec()), values.len() / width, width).unwrap();
+    let table = ops.load_table("table", Values::F32(values.to_vec()), values.len() / width, width).unwrap();
     let ids: Vec<u32> = block.map(|row| row as u32).collect();
     ops.embed(&[(&table, &ids)], None).unwrap()
 }
 
 /// What may be rounded already for the next product: so the identity's product reads it.
 fn read<O: Ops>(ops: &O, blocks: &[O::Rows], width: usize) -> Vec<f32> {
-    let ones = (0..width * width).map(|i| if i % (width + 1) == 0 { 1.0 } else { 0.0 });
-    let weight = match ops.dtype(Precision::Working) {
-        DType::BF16 => Averaged::Bf16(ones.map(bf16::from_f32).collect()),
-        DType::F16 => Averaged::F16(ones.map(f16::from_f32).collect()),
-        _ => Averaged::F32(ones.collect()),
-    };
+    let ones: Vec<f32> = (0..width * width).map(|i| if i % (width + 1) == 0 { 1.0 } else { 0.0 }).collect();
+    let weight = Values::rounded(ops.format(Precision::Working), &ones);
     let weight = Source { name: "identity", values: &weight, rows: RowMap::all(width) };
     let source = LinearSource { weight, bias: None, output: width, input: width };
     let identity = ops.load_linear(source, Precision::Working).unwrap();

@@ -1,18 +1,21 @@
-//! Numbers as they are stored: [`Stored`] as files have them, [`Averaged`] as they are kept.
+//! Numbers as they are stored, in files and in memory: [`Values`] of a [`Format`], and how one becomes another with
+//! one [rounding](round).
 
+mod format;
 pub mod round;
 
 use std::ops::Range;
 
-use candle_core::Device;
-use candle_core::Tensor;
 use half::bf16;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use half::vec::HalfBitsVecExt;
 use safetensors::Dtype;
 
+pub use crate::values::format::Format;
+use crate::values::round::Kept;
 use crate::values::round::from_bf16;
+use crate::values::round::to_bf16;
 
 /// Elements that one thread takes at a time: sums and inputs of so many stay in the first-level caches.
 pub const CHUNK: usize = 2048;
@@ -20,9 +23,9 @@ pub const CHUNK: usize = 2048;
 // files are little endian, and so are the machines that we read them into
 const _: () = assert!(cfg!(target_endian = "little"));
 
-/// What was read, in memory that fits its type: what is kept as it is stored need not be copied.
-#[derive(Clone, Debug)]
-pub enum Stored {
+/// Numbers in memory that fits their format: what is kept as it is stored need not be copied.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Values {
     /// `f64`
     F64(Vec<f64>),
     /// `f32`
@@ -35,17 +38,33 @@ pub enum Stored {
     Other(Vec<u8>),
 }
 
-impl From<Averaged> for Stored {
-    fn from(values: Averaged) -> Self {
-        match values {
-            Averaged::F32(values) => Self::F32(values),
-            Averaged::F16(values) => Self::F16(values),
-            Averaged::Bf16(values) => Self::Bf16(values),
+impl Values {
+    /// Of `f32`s, each rounded once.
+    pub fn rounded(format: Format, exact: &[f32]) -> Self {
+        fn all<T: Kept + Default>(exact: &[f32]) -> Vec<T> {
+            let mut values = vec![T::default(); exact.len()];
+            T::from_f32s(exact, &mut values);
+            values
+        }
+        match format {
+            Format::F64 => Self::F64(exact.iter().map(|&x| x.into()).collect()),
+            Format::F32 => Self::F32(exact.to_vec()),
+            Format::F16 => Self::F16(all(exact)),
+            Format::Bf16 => Self::Bf16(all(exact)),
         }
     }
-}
 
-impl Stored {
+    /// `None` of a type that we do not compute with.
+    pub fn format(&self) -> Option<Format> {
+        match self {
+            Self::F64(_) => Some(Format::F64),
+            Self::F32(_) => Some(Format::F32),
+            Self::F16(_) => Some(Format::F16),
+            Self::Bf16(_) => Some(Format::Bf16),
+            Self::Other(_) => None,
+        }
+    }
+
     /// As they are in memory, which is as they are in files.
     pub fn bytes(&self) -> &[u8] {
         match self {
@@ -125,7 +144,7 @@ pub enum Run<'a> {
     F32(&'a [f32]),
 }
 
-impl Stored {
+impl Values {
     /// At most [`CHUNK`] values; `wide` is room for them.
     pub fn run<'a>(&'a self, range: Range<usize>, wide: &'a mut [f32; CHUNK]) -> Run<'a> {
         let wide = &mut wide[..range.len()];
@@ -141,11 +160,10 @@ impl Stored {
         Run::F32(wide)
     }
 
-    /// The values from `start` on, exactly, as many as there is room for.
-    pub fn widen(&self, start: usize, to: &mut [f64]) {
+    /// Some of them, exactly.
+    pub fn to_f64s(&self, range: Range<usize>, to: &mut [f64]) {
         let mut wide = [0.0; CHUNK];
-        for (chunk, to) in to.chunks_mut(CHUNK).enumerate() {
-            let start = start + chunk * CHUNK;
+        for (start, to) in range.step_by(CHUNK).zip(to.chunks_mut(CHUNK)) {
             match self.run(start..start + to.len(), &mut wide) {
                 Run::F64(values) => to.copy_from_slice(values),
                 Run::F32(values) => to.iter_mut().zip(values).for_each(|(to, &x)| *to = x.into()),
@@ -156,64 +174,81 @@ impl Stored {
     /// All values, exactly.
     pub fn widened(&self) -> Vec<f64> {
         let mut values = vec![0.0; self.count()];
-        self.widen(0, &mut values);
+        self.to_f64s(0..values.len(), &mut values);
         values
     }
 
-    /// At most [`CHUNK`] values.
-    pub fn to_f64s(&self, range: Range<usize>) -> Vec<f64> {
-        match self.run(range, &mut [0.0; CHUNK]) {
-            Run::F64(values) => values.to_vec(),
-            Run::F32(values) => values.iter().map(|&x| x.into()).collect(),
+    /// Some of them, each rounded once.
+    pub fn to_f32s(&self, range: Range<usize>, to: &mut [f32]) {
+        match self {
+            Self::F64(values) => to.iter_mut().zip(&values[range]).for_each(|(to, &x)| *to = x as f32),
+            Self::F32(values) => to.copy_from_slice(&values[range]),
+            Self::F16(values) => values[range].convert_to_f32_slice(to),
+            Self::Bf16(values) => to.iter_mut().zip(&values[range]).for_each(|(to, &x)| *to = from_bf16(x)),
+            Self::Other(_) => unreachable!("refused by whoever wants numbers"),
+        }
+    }
+
+    /// Some of them, each rounded once.
+    pub fn to_bf16s(&self, range: Range<usize>, to: &mut [bf16]) {
+        match self {
+            Self::F64(values) => {
+                let chunks = to.chunks_mut(CHUNK).zip(values[range].chunks(CHUNK));
+                chunks.for_each(|(to, exact)| bf16::from_f64s(exact, to));
+            }
+            Self::F32(values) => bf16::from_f32s(&values[range], to),
+            Self::F16(values) => {
+                to.iter_mut().zip(&values[range]).for_each(|(to, x)| *to = to_bf16(x.to_f32()));
+            }
+            Self::Bf16(values) => to.copy_from_slice(&values[range]),
+            Self::Other(_) => unreachable!("refused by whoever wants numbers"),
+        }
+    }
+
+    /// The first that is infinite or NaN.
+    pub fn first_not_finite(&self) -> Option<f64> {
+        fn first<T: Kept>(values: &[T]) -> Option<f64> {
+            values.iter().find(|value| !value.is_finite()).map(|value| value.to_f64())
+        }
+        match self {
+            Self::F64(values) => values.iter().copied().find(|value| !value.is_finite()),
+            Self::F32(values) => first(values),
+            Self::F16(values) => first(values),
+            Self::Bf16(values) => first(values),
+            Self::Other(_) => None,
         }
     }
 }
 
-/// An averaged tensor, rounded.
-#[derive(Debug, PartialEq)]
-pub enum Averaged {
-    /// `f32`
-    F32(Vec<f32>),
-    /// `f16`
-    F16(Vec<f16>),
-    /// `bf16`
-    Bf16(Vec<bf16>),
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Averaged {
-    /// As a tensor of this shape, on the CPU.
-    pub fn to_tensor(&self, shape: &[usize]) -> candle_core::Result<Tensor> {
-        match self {
-            Self::F32(values) => Tensor::from_slice(values, shape, &Device::Cpu),
-            Self::F16(values) => Tensor::from_slice(values, shape, &Device::Cpu),
-            Self::Bf16(values) => Tensor::from_slice(values, shape, &Device::Cpu),
-        }
-    }
-
-    /// How many values there are.
-    pub fn count(&self) -> usize {
-        match self {
-            Self::F32(values) => values.len(),
-            Self::F16(values) => values.len(),
-            Self::Bf16(values) => values.len(),
-        }
-    }
-
-    /// Whether there are no values.
-    pub fn is_empty(&self) -> bool {
-        self.count() == 0
-    }
-
-    /// The values from `start` on, exactly, as many as there is room for.
-    pub fn widen(&self, start: usize, to: &mut [f64]) {
-        let end = start + to.len();
-        match self {
-            Self::F32(values) => to.iter_mut().zip(&values[start..end]).for_each(|(to, &x)| *to = x.into()),
-            Self::F16(values) => to.iter_mut().zip(&values[start..end]).for_each(|(to, &x)| *to = x.into()),
-            Self::Bf16(values) => {
-                let from = values[start..end].iter();
-                to.iter_mut().zip(from).for_each(|(to, &x)| *to = from_bf16(x).into());
+    /// What each format says of numbers that it holds, and of some that it does not.
+    #[test]
+    fn each_format_is_read_in_every_other_with_one_rounding() {
+        let numbers: Vec<f32> = (0..CHUNK + 5).map(|i| (i as f32 * 0.37).sin() * 3.0).collect();
+        for format in [Format::F64, Format::F32, Format::F16, Format::Bf16] {
+            let values = Values::rounded(format, &numbers);
+            assert_eq!((values.format(), values.count()), (Some(format), numbers.len()));
+            assert_eq!(values.bytes().len(), numbers.len() * format.bytes());
+            let range = 3..numbers.len() - 1;
+            let (mut wide, mut single) = (vec![0.0; range.len()], vec![0.0; range.len()]);
+            let mut brain = vec![bf16::ZERO; range.len()];
+            values.to_f64s(range.clone(), &mut wide);
+            values.to_f32s(range.clone(), &mut single);
+            values.to_bf16s(range.clone(), &mut brain);
+            for (at, x) in range.enumerate() {
+                let exact = format.round(numbers[x].into());
+                assert_eq!((wide[at], f64::from(single[at])), (exact, exact), "{format}");
+                assert_eq!(f64::from(brain[at]), Format::Bf16.round(exact), "{format}");
             }
         }
+        let infinite = |format| Values::rounded(format, &[1.0, f32::INFINITY]).first_not_finite();
+        assert!(
+            [Format::F64, Format::F32, Format::F16, Format::Bf16].map(infinite).iter().all(Option::is_some)
+        );
+        assert_eq!(Values::rounded(Format::F16, &[65504.0]).first_not_finite(), None);
+        assert_eq!(Values::rounded(Format::F16, &[70_000.0]).first_not_finite(), Some(f64::INFINITY));
     }
 }

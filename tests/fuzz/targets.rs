@@ -12,7 +12,6 @@ use clap::Parser as _;
 use prost::Message as _;
 use rewarm::config;
 use rewarm::config::train::TrainOptions;
-use rewarm::model::dtype::Dtype;
 use rewarm::model::golden::GoldenRewards;
 use rewarm::model::golden::token_digest;
 use rewarm::model::variant::Loader;
@@ -286,7 +285,7 @@ fn golden(scratch: &Path) -> Run {
         let rewards: Vec<Option<f32>> = (golden.samples.iter().zip(&sequences))
             .map(|(sample, sequence)| sequence.as_ref().map(|_| sample.reward + disturbance))
             .collect();
-        match golden.compare(&rewards, Dtype::F32) {
+        match golden.compare(&rewards, rewarm::values::Format::F32) {
             Ok(_) if !disturbance.is_finite() => {
                 Verdict::Wrong("a reward that is not finite agrees".to_owned())
             }

@@ -13,7 +13,6 @@ use std::time::Duration;
 use rewarm::engine;
 use rewarm::model::ModelError;
 use rewarm::model::device::DeviceName;
-use rewarm::model::dtype::Dtype;
 use rewarm::model::pooling::Pooling;
 use rewarm::model::scorer::Forward;
 use rewarm::model::scorer::Reduction;
@@ -164,7 +163,7 @@ pub(crate) fn ensemble(name: &str, models: &[Arc<Fake>]) -> Variant {
         mode: if is_ens { Mode::Ens } else { Mode::Warm },
         members: (0..models.len()).map(member).collect(),
         reduction: is_ens.then_some(Reduction::Mean),
-        dtype: Dtype::F32,
+        dtype: rewarm::values::Format::F32,
         device: DeviceName::Cpu,
         max_tokens: MAX_TOKENS,
         fingerprint: format!("fingerprint-of-{name}"),

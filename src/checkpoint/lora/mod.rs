@@ -21,7 +21,6 @@ use std::path::Path;
 use std::path::PathBuf;
 
 use rayon::prelude::*;
-use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 
 use crate::checkpoint::CheckpointError;
@@ -29,7 +28,8 @@ use crate::checkpoint::IGNORED_PREFIXES;
 pub(super) use crate::checkpoint::lora::settings::Settings;
 use crate::checkpoint::lora::targets::is_or_ends_with;
 use crate::disk;
-use crate::values::Stored;
+use crate::values::Format;
+use crate::values::Values;
 
 const CONFIG_FILE: &str = "adapter_config.json";
 /// Where an adapter's tensors are: the first that is there.
@@ -245,7 +245,7 @@ impl LowRank {
         let factor = |factor: &str, which: &str| {
             let info =
                 stored.get(factor).ok_or_else(|| format!("the update of `{name}` lacks its lora_{which}"))?;
-            if !matches!(info.dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+            if Format::of(info.dtype).is_none() {
                 return Err(format!(
                     "`{factor}` is stored as {:?}: supported are F64, F32, F16 and BF16",
                     info.dtype
@@ -337,9 +337,9 @@ fn find<'b>(name: &str, base: &BTreeMap<&'b str, &[usize]>) -> Option<&'b str> {
 ///
 /// Each value is `base + scale · Σ b·a`, summed in the order of the rank.
 pub(super) fn add(
-    base: &Stored,
-    a: &Stored,
-    b: &Stored,
+    base: &Values,
+    a: &Values,
+    b: &Values,
     scale: f64,
     is_transposed: bool,
     shape: &[usize],
@@ -362,7 +362,7 @@ pub(super) fn add(
             {
                 product.iter_mut().zip(right).for_each(|(product, right)| *product += left * right);
             }
-            base.widen(row * columns, sum);
+            base.to_f64s(row * columns..(row + 1) * columns, sum);
             sum.iter_mut().zip(product).for_each(|(sum, product)| *sum += scale * *product);
         },
     );

@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::DType;
 use candle_core::Device;
 use candle_core::Var;
 use rand_chacha::ChaCha8Rng;
@@ -35,7 +34,8 @@ use crate::model::variant;
 use crate::model::weights::Weights;
 use crate::ops::training::Parameters;
 use crate::ops::training::Training;
-use crate::values::Averaged;
+use crate::values::Format;
+use crate::values::Values;
 
 /// What is trained of a checkpoint, and what is made where it lacks something.
 #[derive(Clone, Debug, PartialEq)]
@@ -187,8 +187,8 @@ fn is_frozen(options: &LoadOptions, part: Part) -> bool {
 fn read_values(checkpoint: &Checkpoint, name: &str) -> Result<Vec<f32>, ModelError> {
     let mut sources = [(checkpoint.read(name)?, 1.0)];
     let values =
-        merge::average(name, &mut sources, DType::F32, |dtype, bytes| checkpoint.room(dtype, bytes))?;
-    let Averaged::F32(values) = values else { unreachable!("asked for f32") };
+        merge::average(name, &mut sources, Format::F32, |dtype, bytes| checkpoint.room(dtype, bytes))?;
+    let Values::F32(values) = values else { unreachable!("asked for f32") };
     Ok(values)
 }
 

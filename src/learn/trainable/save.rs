@@ -2,10 +2,6 @@
 
 use std::path::Path;
 
-use candle_core::DType;
-use half::bf16;
-use half::f16;
-use safetensors::Dtype;
 use serde_json::Map;
 use serde_json::Value;
 use serde_json::json;
@@ -24,42 +20,37 @@ use crate::model::plan::TensorPlan;
 use crate::model::pooling::HeadKind;
 use crate::text::TextEnd;
 use crate::text::TextRule;
-use crate::values::Averaged;
+use crate::values::Format;
+use crate::values::Values;
 
 const MANIFEST: &str = "rewarm.json";
 
 impl Trainable {
-    /// Writes a checkpoint, whole or not at all: weights rounded once to `dtype` (`f32`, `bf16` or `f16`), config,
+    /// Writes a checkpoint, whole or not at all: weights rounded once to `format` (`f32`, `bf16` or `f16`), config,
     /// tokenizer, template, the manifest (without a calibration, for these are other weights; with the text rule, where
     /// no template says it), and JSON `files` beside.
     ///
     /// It is the form that the base had; a base without a head, and transformers' own heads, become transformers'
     /// `*ForSequenceClassification`. What a reward does not depend on, such as `lm_head`, is left out.
-    pub fn save(&self, target: &Path, dtype: DType, files: &[(&str, Value)]) -> Result<(), ModelError> {
-        let (stored, dtype_name) = match dtype {
-            DType::F32 => (Dtype::F32, "float32"),
-            DType::F16 => (Dtype::F16, "float16"),
-            DType::BF16 => (Dtype::BF16, "bfloat16"),
-            other => return Err(ModelError::Unsupported(format!("precision {other:?}"))),
-        };
+    pub fn save(&self, target: &Path, format: Format, files: &[(&str, Value)]) -> Result<(), ModelError> {
         let tokenizer = self.dir.join("tokenizer.json");
         std::fs::metadata(&tokenizer).map_err(|source| ModelError::read(&tokenizer, source))?;
         let specs = self.tensors.iter().map(|held| TensorSpec {
             name: held.name.clone(),
-            dtype: stored,
+            dtype: format.into(),
             shape: held.var.dims().to_vec(),
         });
         let mut writer = CheckpointWriter::create(target, specs.collect(), MAX_SHARD_BYTES)?;
         for held in &self.tensors {
-            let values = with_values(&held.var, |values| Ok(round(values, dtype)))?;
-            if let Some(value) = not_finite(&values) {
+            let values = with_values(&held.var, |values| Ok(Values::rounded(format, values)))?;
+            if let Some(value) = values.first_not_finite() {
                 return Err(CheckpointError::NotFiniteWeight { name: held.name.clone(), value }.into());
             }
             writer.write(&held.name, &values)?;
         }
         let mut config = self.config.clone();
         config.remove("torch_dtype"); // its name until transformers 5
-        config.insert("dtype".to_owned(), json!(dtype_name));
+        config.insert("dtype".to_owned(), json!(format.torch_name()));
         writer.add_json("config.json", &Value::Object(config))?;
         writer.copy_text_files(&self.dir)?;
         if let Some(manifest) = self.manifest()? {
@@ -113,22 +104,4 @@ pub(super) fn name_architecture(fields: &mut Map<String, Value>, config: &Checkp
     fields.insert("id2label".to_owned(), json!({"0": "LABEL_0"}));
     fields.insert("label2id".to_owned(), json!({"LABEL_0": 0}));
     fields.remove("num_labels"); // else it must agree with the two
-}
-
-/// Each value once, to the nearest.
-fn round(values: &[f32], dtype: DType) -> Averaged {
-    match dtype {
-        DType::F16 => Averaged::F16(values.iter().map(|&value| f16::from_f32(value)).collect()),
-        DType::BF16 => Averaged::Bf16(values.iter().map(|&value| bf16::from_f32(value)).collect()),
-        _ => Averaged::F32(values.to_vec()),
-    }
-}
-
-fn not_finite(values: &Averaged) -> Option<f64> {
-    let mut values: Box<dyn Iterator<Item = f32>> = match values {
-        Averaged::F32(values) => Box::new(values.iter().copied()),
-        Averaged::F16(values) => Box::new(values.iter().map(|value| value.to_f32())),
-        Averaged::Bf16(values) => Box::new(values.iter().map(|value| value.to_f32())),
-    };
-    values.find(|value| !value.is_finite()).map(f64::from)
 }

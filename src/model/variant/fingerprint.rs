@@ -2,13 +2,13 @@
 
 use crate::checkpoint::hex;
 use crate::model::ModelError;
-use crate::model::dtype::Dtype;
 use crate::model::pooling::HeadKind;
 use crate::model::pooling::Pooling;
 use crate::model::variant::config::Mode;
 use crate::model::variant::config::VariantConfig;
 use crate::model::variant::info::MemberInfo;
 use crate::model::variant::members::Member;
+use crate::values::Format;
 
 /// Hex digest of everything that determines a reward: weights, config, head, pooling rule, tokenizer, template,
 /// limit, reduction, calibration and dtype. Neither paths nor the variant's name count.
@@ -17,7 +17,7 @@ pub(super) fn fingerprint(
     members: &[Member],
     infos: &[MemberInfo],
     heads: &[(HeadKind, Pooling)],
-    dtype: Dtype,
+    dtype: Format,
 ) -> Result<String, ModelError> {
     let configs: Vec<_> = members.iter().map(|member| &member.config).collect();
     let parts: Vec<_> =

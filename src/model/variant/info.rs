@@ -1,12 +1,12 @@
 //! What is told of a loaded variant.
 
 use crate::model::device::DeviceName;
-use crate::model::dtype::Dtype;
 use crate::model::pooling::Pooling;
 use crate::model::scorer::Calibration;
 use crate::model::scorer::Reduction;
 use crate::model::variant::config::Mode;
 use crate::text::TextRule;
+use crate::values::Format;
 
 /// What is told of a loaded variant.
 #[derive(Clone, Debug)]
@@ -20,7 +20,7 @@ pub struct VariantInfo {
     /// Of the members' rewards, in mode `ens`.
     pub reduction: Option<Reduction>,
     /// What it is computed in; not `auto`.
-    pub dtype: Dtype,
+    pub dtype: Format,
     /// Where it is.
     pub device: DeviceName,
     /// The longest sample.

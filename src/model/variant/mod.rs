@@ -40,7 +40,6 @@ use crate::checkpoint::Digest;
 use crate::checkpoint::hex;
 use crate::hub::Snapshot;
 use crate::model::ModelError;
-use crate::model::dtype::Dtype;
 use crate::model::memory;
 use crate::model::scorer::Scorer;
 use crate::model::weights::TensorStore;
@@ -48,6 +47,7 @@ use crate::ops::composed::Composed;
 use crate::ops::cpu::Cpu;
 use crate::text::SampleTokenizer;
 use crate::text::TextRule;
+use crate::values::Format;
 
 /// A loaded variant.
 pub struct Variant {
@@ -91,12 +91,16 @@ impl Loader {
         };
         let stored_in_f16 = members.iter().any(|member| {
             let infos = member.checkpoint.names().filter_map(|name| member.checkpoint.info(name));
-            infos.map(|info| info.dtype).any(|dtype| dtype == safetensors::Dtype::F16)
+            infos.filter_map(|info| Format::of(info.dtype)).any(|format| format == Format::F16)
         });
-        let (dtype, why) = config.dtype.resolve(device.is_cpu(), stored_in_f16);
-        if let Some(why) = why {
+        let dtype = config.dtype.format().unwrap_or_else(|| {
+            let (dtype, why) = match device.is_cpu() {
+                true => Cpu::preferred(stored_in_f16),
+                false => Composed::preferred(stored_in_f16),
+            };
             tracing::info!(variant = config.name, dtype = dtype.name(), why, "dtype auto");
-        }
+            dtype
+        });
         if device.is_cpu() {
             let needed = self.count_bytes(config, &members, dtype)?;
             let models = if config.mode == Mode::Ens { members.len() } else { 1 };
@@ -104,10 +108,10 @@ impl Loader {
                 .map_err(|error| in_member(&members[0].path, error.into()))?;
         }
         let store = &mut self.store;
-        let loaded = match (device, dtype.tensor_dtype()) {
+        let loaded = match (device, dtype) {
             (Device::Cpu, dtype) => load_family(config, &members, Cpu::new(dtype), store, &mut progress),
             (device, dtype) => {
-                load_family(config, &members, Composed { device, dtype }, store, &mut progress)
+                load_family(config, &members, Composed { device, format: dtype }, store, &mut progress)
             }
         }?;
         progress(total); // what was read of several copies or not at all counts as read
@@ -161,10 +165,10 @@ impl Loader {
         &mut self,
         config: &VariantConfig,
         members: &[Member],
-        dtype: Dtype,
+        dtype: Format,
     ) -> Result<u64, ModelError> {
         const SAMPLE: usize = 64;
-        let width = if dtype == Dtype::Bf16 { 2 } else { 4 }; // f16 is widened when it is loaded
+        let width = if dtype == Format::Bf16 { 2 } else { 4 }; // f16 is widened when it is loaded
         let sources = sources(config, members);
         let groups = groups(config, &sources);
         let mut needed = 0;
@@ -239,22 +243,22 @@ mod tests {
         let one = path("models/llama");
         let payload = Checkpoint::open(&one).unwrap().payload_bytes();
         assert_eq!(
-            fresh(Mode::Warm, Dtype::F32, slice::from_ref(&one)),
+            fresh(Mode::Warm, Format::F32, slice::from_ref(&one)),
             payload,
             "stored in f32, all of it used"
         );
-        assert_eq!(fresh(Mode::Warm, Dtype::Bf16, slice::from_ref(&one)), payload / 2);
-        assert_eq!(fresh(Mode::Ens, Dtype::F32, &[one.clone(), one.clone()]), payload);
+        assert_eq!(fresh(Mode::Warm, Format::Bf16, slice::from_ref(&one)), payload / 2);
+        assert_eq!(fresh(Mode::Ens, Format::F32, &[one.clone(), one.clone()]), payload);
 
         // members of a family differ in all that was trained
         let [a, b] = ["evaluate/member-0", "evaluate/member-1"].map(path);
-        let sizes = [&a, &b].map(|member| fresh(Mode::Warm, Dtype::F32, slice::from_ref(member)));
-        let both = fresh(Mode::Ens, Dtype::F32, &[a.clone(), b.clone()]);
+        let sizes = [&a, &b].map(|member| fresh(Mode::Warm, Format::F32, slice::from_ref(member)));
+        let both = fresh(Mode::Ens, Format::F32, &[a.clone(), b.clone()]);
         assert!(sizes[0] < both && both <= sizes[0] + sizes[1], "{sizes:?} {both}");
-        assert_eq!(fresh(Mode::Warm, Dtype::F32, &[a.clone(), b.clone()]), sizes[0]);
+        assert_eq!(fresh(Mode::Warm, Format::F32, &[a.clone(), b.clone()]), sizes[0]);
         let mut loader = Loader::default();
-        assert_eq!(count(&mut loader, Mode::Ens, Dtype::F32, &[a.clone(), b.clone()]), both);
-        assert_eq!(count(&mut loader, Mode::Warm, Dtype::F32, &[a]), 0, "it is there");
-        assert!(count(&mut loader, Mode::Warm, Dtype::Bf16, &[b]) > 0, "in another precision");
+        assert_eq!(count(&mut loader, Mode::Ens, Format::F32, &[a.clone(), b.clone()]), both);
+        assert_eq!(count(&mut loader, Mode::Warm, Format::F32, &[a]), 0, "it is there");
+        assert!(count(&mut loader, Mode::Warm, Format::Bf16, &[b]) > 0, "in another precision");
     }
 }

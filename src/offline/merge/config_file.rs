@@ -9,7 +9,7 @@ use crate::checkpoint::Checkpoint;
 use crate::disk;
 use crate::model::config::CheckpointConfig;
 use crate::model::pooling::HeadKind;
-use crate::offline::merge::OutputDtype;
+use crate::values::Format;
 
 /// What transformers calls a model with a scalar reward head.
 const REWARD_TASK: &str = "ForSequenceClassification";
@@ -26,7 +26,7 @@ pub(super) fn merged(
     first: &Checkpoint,
     config: &CheckpointConfig,
     head: HeadKind,
-    dtype: OutputDtype,
+    dtype: Format,
 ) -> anyhow::Result<Value> {
     let path = first.dir_of("config.json").join("config.json");
     let text = disk::read_to_string(&path, disk::SETTINGS_BYTES)
@@ -42,16 +42,11 @@ pub(super) fn merged(
     }
     // where one member came from says nothing of the merge
     fields.shift_remove("_name_or_path");
-    let name = match dtype {
-        OutputDtype::F32 => "float32",
-        OutputDtype::Bf16 => "bfloat16",
-        OutputDtype::F16 => "float16",
-    };
     // transformers 4 wrote the second
     let keys: Vec<&str> =
         ["dtype", "torch_dtype"].into_iter().filter(|key| fields.contains_key(*key)).collect();
     for key in if keys.is_empty() { vec!["dtype"] } else { keys } {
-        fields.insert(key.to_owned(), json!(name));
+        fields.insert(key.to_owned(), json!(dtype.torch_name()));
     }
     if is_converted(first, config, head) {
         let class = OTHER_TASKS.iter().find_map(|task| config.architecture.strip_suffix(task));

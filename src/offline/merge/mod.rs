@@ -19,7 +19,6 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use anyhow::bail;
-use candle_core::DType;
 use safetensors::Dtype;
 use serde_json::Map;
 use serde_json::Value;
@@ -52,6 +51,7 @@ use crate::offline::merge::report::Report;
 use crate::offline::merge::report::Rounding;
 use crate::text::SampleTokenizer;
 use crate::text::TextEnd;
+use crate::values::Format;
 
 /// The file beside the weights that says what they were made from.
 pub const PROVENANCE: &str = "rewarm-merge.json";
@@ -60,43 +60,6 @@ pub const PROVENANCE: &str = "rewarm-merge.json";
 /// rewards are not those of the merge.
 const KEPT_MANIFEST_KEYS: [&str; 7] =
     ["pooling", "pad_token_id", "text_rule", "text_end", "max_tokens", "label", "label_weights"];
-
-/// What weights are stored in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum OutputDtype {
-    /// 32-bit floats.
-    F32,
-    /// bfloat16.
-    Bf16,
-    /// 16-bit floats.
-    F16,
-}
-
-impl OutputDtype {
-    fn stored(self) -> Dtype {
-        match self {
-            Self::F32 => Dtype::F32,
-            Self::Bf16 => Dtype::BF16,
-            Self::F16 => Dtype::F16,
-        }
-    }
-
-    fn tensor(self) -> DType {
-        match self {
-            Self::F32 => DType::F32,
-            Self::Bf16 => DType::BF16,
-            Self::F16 => DType::F16,
-        }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-            Self::F16 => "f16",
-        }
-    }
-}
 
 /// What is merged, and into what.
 #[derive(Clone, Debug)]
@@ -108,7 +71,7 @@ pub struct Options {
     /// One per member, summing to 1 (checked by the caller); equal when absent.
     pub coefficients: Option<Vec<f64>>,
     /// Absent: the widest that the members are stored in.
-    pub dtype: Option<OutputDtype>,
+    pub dtype: Option<Format>,
     /// Where the merged checkpoint appears.
     pub output: PathBuf,
     /// A larger one is cut into files of at most this size.
@@ -209,7 +172,10 @@ impl Merge {
             base: self.options.base.clone(),
             dtype: dtype.name(),
             dtype_was_chosen: self.options.dtype.is_none(),
-            stored: stored_dtypes(&self.members).iter().map(|dtype| format!("{dtype:?}")).collect(),
+            stored: stored_formats(&self.members)
+                .into_iter()
+                .map(|format| format!("{:?}", Dtype::from(format)))
+                .collect(),
             averaged: self.tensors.averaged.len(),
             copied: std::mem::take(&mut self.tensors.copied),
             left_out: std::mem::take(&mut self.tensors.left_out),
@@ -225,11 +191,11 @@ impl Merge {
         Ok(report)
     }
 
-    fn specs(&self, dtype: OutputDtype) -> Vec<TensorSpec> {
+    fn specs(&self, dtype: Format) -> Vec<TensorSpec> {
         let first = &self.members[0].checkpoint;
         let spec = |name: &String| {
             let info = first.info(name).expect("the names are the checkpoint's");
-            let dtype = if self.tensors.copied.contains(name) { info.dtype } else { dtype.stored() };
+            let dtype = if self.tensors.copied.contains(name) { info.dtype } else { dtype.into() };
             TensorSpec { name: name.clone(), dtype, shape: info.shape.clone() }
         };
         self.tensors.averaged.iter().chain(&self.tensors.copied).map(spec).collect()
@@ -239,7 +205,7 @@ impl Merge {
     fn average(
         &self,
         coefficients: &[f64],
-        dtype: OutputDtype,
+        dtype: Format,
         writer: &mut CheckpointWriter,
         progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> anyhow::Result<Averages> {
@@ -272,12 +238,11 @@ impl Merge {
                 }
                 false => &mut tensors[..],
             };
-            let average =
-                merge::average(name, sources, dtype.tensor(), |dtype, size| first.room(dtype, size))?;
+            let average = merge::average(name, sources, dtype, |dtype, size| first.room(dtype, size))?;
             averages.squared_rounding_error += merge::squared_rounding_error(sources, &average);
             writer.write(name, &average)?;
 
-            first.give_back(average.into());
+            first.give_back(average);
             for ((tensor, _), checkpoint) in tensors.into_iter().zip(&checkpoints) {
                 checkpoint.give_back(tensor.values);
             }
@@ -336,8 +301,9 @@ impl Tensors {
             config_file::is_converted(&members[0].checkpoint, &members[0].config, plan.head.kind);
         for name in members[0].checkpoint.names() {
             let is_used = plan.tensors.iter().any(|tensor| tensor.name == name);
-            let is_number =
-                |member: &Member| member.checkpoint.info(name).is_some_and(|info| is_float(info.dtype));
+            let is_number = |member: &Member| {
+                member.checkpoint.info(name).is_some_and(|info| Format::of(info.dtype).is_some())
+            };
             let is_constant = IGNORED_SUFFIXES.iter().any(|suffix| name.ends_with(suffix));
             let into = if is_converted && IGNORED_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
                 &mut sorted.left_out
@@ -416,29 +382,24 @@ fn counterpart<'b>(base: &'b Checkpoint, name: &str, shape: &[usize]) -> Option<
     alike.next().filter(|_| alike.next().is_none())
 }
 
-fn stored_dtypes(members: &[Member]) -> Vec<Dtype> {
-    let mut dtypes = Vec::new();
+fn stored_formats(members: &[Member]) -> Vec<Format> {
+    let mut formats = Vec::new();
     for member in members {
         let infos = member.checkpoint.names().filter_map(|name| member.checkpoint.info(name));
-        for dtype in infos.map(|info| info.dtype).filter(|dtype| is_float(*dtype)) {
-            if !dtypes.contains(&dtype) {
-                dtypes.push(dtype);
+        for format in infos.filter_map(|info| Format::of(info.dtype)) {
+            if !formats.contains(&format) {
+                formats.push(format);
             }
         }
     }
-    dtypes
-}
-
-fn is_float(dtype: Dtype) -> bool {
-    matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16)
+    formats
 }
 
 /// What holds the values of all members: f16 and bf16 only hold their own.
-fn widest(members: &[Member]) -> OutputDtype {
-    match stored_dtypes(members).as_slice() {
-        [Dtype::F16] => OutputDtype::F16,
-        [Dtype::BF16] => OutputDtype::Bf16,
-        _ => OutputDtype::F32,
+fn widest(members: &[Member]) -> Format {
+    match stored_formats(members).as_slice() {
+        [format @ (Format::F16 | Format::Bf16)] => *format,
+        _ => Format::F32,
     }
 }
 

@@ -9,10 +9,10 @@ use serde::Serialize;
 use serde_json::Value;
 use serde_json::json;
 
-use crate::model::dtype::Dtype;
 use crate::offline::random;
 use crate::offline::train::purpose::Purpose;
 use crate::text::Truncation;
+use crate::values::Format;
 
 /// All that `rewarm train` must know.
 #[derive(Clone, Debug, PartialEq)]
@@ -91,12 +91,7 @@ pub struct Recipe {
     /// The embeddings stay as they are.
     pub frozen_embeddings: bool,
     /// What the members are stored in.
-    #[serde(serialize_with = "dtype_name")]
-    pub dtype: Dtype,
-}
-
-fn dtype_name<S: serde::Serializer>(dtype: &Dtype, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(dtype.name())
+    pub dtype: Format,
 }
 
 /// How the learning rate falls after its warm-up.
@@ -344,7 +339,7 @@ pub(super) mod tests {
             centering: 0.0,
             frozen_layers: 0,
             frozen_embeddings: false,
-            dtype: Dtype::F32,
+            dtype: Format::F32,
         }
     }
 }

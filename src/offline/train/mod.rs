@@ -36,7 +36,6 @@ use std::time::Instant;
 use anyhow::Context;
 use anyhow::bail;
 use anyhow::ensure;
-use candle_core::DType;
 
 use crate::learn::adamw::AdamW;
 use crate::learn::adamw::AdamWOptions;
@@ -47,7 +46,6 @@ use crate::learn::trainable::Objective;
 use crate::learn::trainable::StepGradients;
 use crate::learn::trainable::TokenPair;
 use crate::learn::trainable::Trainable;
-use crate::model::dtype::Dtype;
 use crate::offline::Stop;
 use crate::offline::train::config::Config;
 use crate::offline::train::config::Member;
@@ -540,12 +538,7 @@ impl MemberRun<'_> {
         };
         let record = serde_json::to_value(&record).context("the record as JSON")?;
         let files = [(family::RECORD, record)];
-        let dtype = match self.config.recipe.dtype {
-            Dtype::Bf16 => DType::BF16,
-            Dtype::F16 => DType::F16,
-            Dtype::F32 | Dtype::Auto => DType::F32,
-        };
-        model.save(&self.folder.member(self.index), dtype, &files)?;
+        model.save(&self.folder.member(self.index), self.config.recipe.dtype, &files)?;
         Ok(result)
     }
 }

@@ -262,8 +262,9 @@ mod tests {
     use crate::ops::composed::Composed;
     use crate::ops::textbook;
     use crate::ops::textbook::numbers;
+    use crate::values::Format;
 
-    const OPS: Composed = Composed { device: Device::Cpu, dtype: DType::F32 };
+    const OPS: Composed = Composed { device: Device::Cpu, format: Format::F32 };
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]

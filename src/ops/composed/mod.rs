@@ -26,7 +26,8 @@ use super::Which;
 use crate::ops::batch::PackedBatch;
 use crate::ops::source::LinearSource;
 use crate::ops::source::RowMap;
-use crate::values::Averaged;
+use crate::values::Format;
+use crate::values::Values;
 
 pub use attention::Packing;
 
@@ -36,7 +37,7 @@ pub struct Composed {
     /// Where weights and activations are.
     pub device: Device,
     /// What they are kept in, but for norms and heads.
-    pub dtype: DType,
+    pub format: Format,
 }
 
 /// A linear layer, laid out for the product.
@@ -82,8 +83,31 @@ pub enum ByDistance {
 }
 
 impl Composed {
-    fn tensor(&self, values: &Averaged, shape: &[usize]) -> Result<Tensor> {
-        values.to_tensor(shape)?.to_device(&self.device)
+    /// What is fastest on a GPU of what weights lose nothing by, and why.
+    pub fn preferred(stored_in_f16: bool) -> (Format, String) {
+        match stored_in_f16 {
+            true => (Format::F16, "the weights are f16".to_owned()),
+            false => (Format::Bf16, "of the GPU's fast precisions the one without overflow".to_owned()),
+        }
+    }
+
+    fn dtype(&self) -> DType {
+        match self.format {
+            Format::F64 => DType::F64,
+            Format::F32 => DType::F32,
+            Format::Bf16 => DType::BF16,
+            Format::F16 => DType::F16,
+        }
+    }
+
+    fn tensor(&self, values: &Values, shape: &[usize]) -> Result<Tensor> {
+        match values {
+            Values::F64(values) => Tensor::from_slice(values, shape, &self.device),
+            Values::F32(values) => Tensor::from_slice(values, shape, &self.device),
+            Values::F16(values) => Tensor::from_slice(values, shape, &self.device),
+            Values::Bf16(values) => Tensor::from_slice(values, shape, &self.device),
+            Values::Other(_) => candle_core::bail!("values that are no numbers"),
+        }
     }
 }
 
@@ -110,13 +134,13 @@ impl Ops for Composed {
     type ByDistance = ByDistance;
 
     fn name(&self) -> String {
-        format!("composed {:?} {:?}", self.device.location(), self.dtype)
+        format!("composed {:?} {:?}", self.device.location(), self.format)
     }
 
-    fn dtype(&self, precision: Precision) -> DType {
+    fn format(&self, precision: Precision) -> Format {
         match precision {
-            Precision::Working => self.dtype,
-            Precision::F32 => DType::F32,
+            Precision::Working => self.format,
+            Precision::F32 => Format::F32,
         }
     }
 
@@ -142,14 +166,14 @@ impl Ops for Composed {
         Tensor::new(values, &self.device)
     }
 
-    fn load_table(&self, _: &str, values: Averaged, rows: usize, width: usize) -> Result<Tensor> {
+    fn load_table(&self, _: &str, values: Values, rows: usize, width: usize) -> Result<Tensor> {
         self.tensor(&values, &[rows, width])
     }
 
     fn packing<'a>(&self, batch: &'a PackedBatch, ropes: Vec<Angles>) -> Result<Packing<'a>> {
         let ropes = ropes.into_iter().map(|Angles { cos, sin, pairs }| {
             let tensor = |values: Vec<f32>| {
-                Tensor::from_vec(values, (batch.num_rows(), pairs), &self.device)?.to_dtype(self.dtype)
+                Tensor::from_vec(values, (batch.num_rows(), pairs), &self.device)?.to_dtype(self.dtype())
             };
             Ok((tensor(cos)?, tensor(sin)?))
         });
@@ -394,7 +418,7 @@ mod tests {
     use crate::ops::Distance;
     use crate::ops::batch::Sequence;
 
-    const OPS: Composed = Composed { device: Device::Cpu, dtype: DType::F32 };
+    const OPS: Composed = Composed { device: Device::Cpu, format: Format::F32 };
 
     fn wave(shape: &[usize], step: f32) -> Tensor {
         let count: usize = shape.iter().product();

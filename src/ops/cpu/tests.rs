@@ -28,10 +28,10 @@ fn config(cases: u32) -> ProptestConfig {
     ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
 }
 
-/// Every instruction set of the machine, with every dtype.
+/// Every instruction set of the machine, with every format.
 fn forms() -> Vec<Cpu> {
-    let dtypes = [DType::F32, DType::BF16, DType::F16];
-    Isa::all().into_iter().flat_map(|isa| dtypes.map(|dtype| Cpu::with_isa(dtype, isa))).collect()
+    let formats = [Format::F32, Format::Bf16, Format::F16];
+    Isa::all().into_iter().flat_map(|isa| formats.map(|format| Cpu::with_isa(format, isa))).collect()
 }
 
 /// Fills what the next buffers are made of with NaN.
@@ -44,27 +44,15 @@ fn poison() {
     let _: Vec<Rows> = (0..14).flat_map(|power| [power; 6]).map(poisoned).collect();
 }
 
-fn round(dtype: DType, x: f32) -> f32 {
-    match dtype {
-        DType::BF16 => bf16::from_f32(x).to_f32(),
-        DType::F16 => f16::from_f32(x).to_f32(),
-        _ => x,
-    }
-}
-
-fn averaged(dtype: DType, values: &[f32]) -> Averaged {
-    match dtype {
-        DType::BF16 => Averaged::Bf16(values.iter().map(|&x| bf16::from_f32(x)).collect()),
-        DType::F16 => Averaged::F16(values.iter().map(|&x| f16::from_f32(x)).collect()),
-        _ => Averaged::F32(values.to_vec()),
-    }
+fn round(format: Format, x: f32) -> f32 {
+    format.round(x.into()) as f32
 }
 
 /// What a form rounds the rows of a product to.
-fn operand_dtype(cpu: &Cpu) -> DType {
+fn operand_format(cpu: &Cpu) -> Format {
     match cpu.operand_number() {
-        Number::F32 => DType::F32,
-        Number::Bf16 => DType::BF16,
+        Number::F32 => Format::F32,
+        Number::Bf16 => Format::Bf16,
     }
 }
 
@@ -80,7 +68,7 @@ fn values_of(rows: &Rows) -> Vec<f32> {
     match rows.number() {
         Number::F32 => of_row(rows),
         Number::Bf16 => {
-            let (width, cpu) = (rows.width(), Cpu::new(DType::BF16));
+            let (width, cpu) = (rows.width(), Cpu::new(Format::Bf16));
             let ones = (0..width * width).map(|i| f32::from(u8::from(i % (width + 1) == 0)));
             let identity = Layer { weight: ones.collect(), bias: None, input: width, output: width };
             of_row(&cpu.linear(rows, &identity.load(&cpu)).unwrap())
@@ -121,23 +109,26 @@ impl Layer {
         Self { weight, bias: has_bias.then(|| numbers(output, seed ^ 0xb)), input, output }
     }
 
-    fn with_source<R>(&self, dtype: DType, f: impl FnOnce(LinearSource<'_>) -> R) -> R {
-        let (weight, bias) = (averaged(dtype, &self.weight), self.bias.as_ref().map(|x| averaged(dtype, x)));
+    fn with_source<R>(&self, format: Format, f: impl FnOnce(LinearSource<'_>) -> R) -> R {
+        let kept = |values: &Vec<f32>| Values::rounded(format, values);
+        let (weight, bias) = (kept(&self.weight), self.bias.as_ref().map(kept));
         let (output, input) = (self.output, self.input);
         let source = |values| Source { name: "layer", values, rows: RowMap::all(output) };
         f(LinearSource { weight: source(&weight), bias: bias.as_ref().map(source), output, input })
     }
 
     fn load(&self, cpu: &Cpu) -> Linear {
-        self.with_source(cpu.dtype, |source| cpu.load_linear(source, Precision::Working).unwrap())
+        self.with_source(cpu.format, |source| cpu.load_linear(source, Precision::Working).unwrap())
     }
 
     fn load_gated(&self, up: &Self, cpu: &Cpu) -> Linear {
-        self.with_source(cpu.dtype, |gate| up.with_source(cpu.dtype, |up| cpu.load_gated(gate, up).unwrap()))
+        self.with_source(cpu.format, |gate| {
+            up.with_source(cpu.format, |up| cpu.load_gated(gate, up).unwrap())
+        })
     }
 
     /// `x · weightᵀ + bias` with each side rounded, and how far a chain of additions in `f32` may be from it.
-    fn sums(&self, x: &[f32], of_weights: DType, of_rows: DType) -> Vec<(f64, f64)> {
+    fn sums(&self, x: &[f32], of_weights: Format, of_rows: Format) -> Vec<(f64, f64)> {
         let weight: Vec<f32> = self.weight.iter().map(|&w| round(of_weights, w)).collect();
         let x: Vec<f32> = x.iter().map(|&x| round(of_rows, x)).collect();
         let mut sums = Vec::with_capacity(x.len() / self.input * self.output);
@@ -198,11 +189,11 @@ proptest! {
         let [layer, up] = [1, 2].map(|which| Layer::new(input, output, has_bias && which == 1, seed ^ which));
         let gate = Layer { weight: layer.weight.clone(), bias: None, ..layer };
         let before = numbers(rows * output, seed ^ 3);
-        use DType::{BF16, F16, F32};
-        for (of_weights, of_rows) in [(F32, F32), (F16, F32), (BF16, F32), (BF16, BF16)] {
+        use Format::{Bf16, F16, F32};
+        for (of_weights, of_rows) in [(F32, F32), (F16, F32), (Bf16, F32), (Bf16, Bf16)] {
             let [sums, gates, ups] = [&layer, &gate, &up].map(|layer| layer.sums(&x, of_weights, of_rows));
             let forms = forms().into_iter();
-            for cpu in forms.filter(|cpu| (cpu.dtype, operand_dtype(cpu)) == (of_weights, of_rows)) {
+            for cpu in forms.filter(|cpu| (cpu.format, operand_format(cpu)) == (of_weights, of_rows)) {
                 // what is rounded for the next product
                 let rounded = |(x, error): (f64, f64)| match cpu.operand_number() {
                     Number::F32 => (x, error),
@@ -294,8 +285,8 @@ proptest! {
         let (x, layer) = (rows_of(&numbers(rows * input, seed), input), Layer::new(input, output, has_bias, seed ^ 1));
         for cpu in forms() {
             let load = |source: LinearSource<'_>| cpu.load_linear(source, Precision::F32).unwrap();
-            let head = layer.with_source(DType::F32, load);
-            let expected = cpu.with_dtype(DType::F32);
+            let head = layer.with_source(Format::F32, load);
+            let expected = cpu.with_format(Format::F32);
             let expected = expected.linear(&x, &layer.load(&expected)).unwrap();
             prop_assert_eq!(values_of(&cpu.linear(&x, &head).unwrap()), values_of(&expected));
         }
@@ -360,7 +351,7 @@ proptest! {
             let name = |op: &str| format!("{op} {}", cpu.name());
             let of_x = rows_of(&x, width);
             let ours = cpu.operand(Cow::Borrowed(&of_x)).unwrap();
-            let rounded: Vec<f32> = x.iter().map(|&x| round(operand_dtype(&cpu), x)).collect();
+            let rounded: Vec<f32> = x.iter().map(|&x| round(operand_format(&cpu), x)).collect();
             // the identity that reads what is rounded is quadratic
             if width < 1024 {
                 prop_assert_eq!(values_of(&ours), rounded, "{}", name("operand"));
@@ -397,16 +388,16 @@ proptest! {
         poison();
         for cpu in forms() {
             let values: Vec<Vec<f32>> = (0..tables as u64).map(|i| numbers(12 * width, seed ^ i)).collect();
-            let load = |values: &Vec<f32>| cpu.load_table("table", averaged(cpu.dtype, values), 12, width).unwrap();
+            let load = |values: &Vec<f32>| cpu.load_table("table", Values::rounded(cpu.format, values), 12, width).unwrap();
             let loaded: Vec<Table> = values.iter().map(load).collect();
             // each table in another order
             let ids: Vec<Vec<u32>> = (0..tables as u32).map(|i| ids.iter().map(|id| (id + i) % 12).collect()).collect();
-            let factor = scale.map_or(1.0, |scale| round(cpu.dtype, scale as f32));
+            let factor = scale.map_or(1.0, |scale| round(cpu.format, scale as f32));
             let expected: Vec<f32> = (0..ids[0].len() * width)
                 .map(|at| {
                     let (row, column) = (at / width, at % width);
                     let each = values.iter().zip(&ids);
-                    let mut each = each.map(|(values, ids)| round(cpu.dtype, values[ids[row] as usize * width + column]));
+                    let mut each = each.map(|(values, ids)| round(cpu.format, values[ids[row] as usize * width + column]));
                     let first = each.next().unwrap();
                     each.fold(first, |sum, x| sum + x) * factor
                 })
@@ -449,12 +440,12 @@ proptest! {
 /// unit each of values up to 2, and the result is, which is at most 2.
 fn check_attention(case: &textbook::Case) -> Checked {
     poison();
-    for (dtype, tolerance) in [(DType::F32, 3e-5), (DType::BF16, (4.0 * HALF_BF16 / 2.0) as f32)] {
-        let expected = match dtype {
-            DType::BF16 => case.expected(|x| bf16::from_f32(x).to_f32()),
+    for (format, tolerance) in [(Format::F32, 3e-5), (Format::Bf16, (4.0 * HALF_BF16 / 2.0) as f32)] {
+        let expected = match format {
+            Format::Bf16 => case.expected(|x| round(Format::Bf16, x)),
             _ => case.expected(|x| x),
         };
-        for cpu in forms().iter().filter(|cpu| operand_dtype(cpu) == dtype && cpu.dtype != DType::F16) {
+        for cpu in forms().iter().filter(|cpu| operand_format(cpu) == format && cpu.format != Format::F16) {
             // what reads the result rounds it where weights are rounded
             case.check(cpu, &expected, tolerance)?;
         }
@@ -476,8 +467,8 @@ fn sequence(token_ids: &[u32]) -> Sequence {
 }
 
 impl Cpu {
-    fn with_dtype(&self, dtype: DType) -> Self {
-        Self { dtype, ..self.clone() }
+    fn with_format(&self, format: Format) -> Self {
+        Self { format, ..self.clone() }
     }
 
     fn with_threads(&self, threads: usize) -> Self {

@@ -27,7 +27,6 @@ use std::sync::Mutex;
 use std::sync::OnceLock;
 use std::sync::PoisonError;
 
-use candle_core::DType;
 use candle_core::Device;
 use candle_core::Result;
 use candle_core::Tensor;
@@ -51,7 +50,8 @@ use crate::ops::batch::PackedBatch;
 use crate::ops::source::LinearSource;
 use crate::ops::source::RowMap;
 use crate::ops::source::Source;
-use crate::values::Averaged;
+use crate::values::Format;
+use crate::values::Values;
 
 /// The tensors of a model by their names in the checkpoint, all `f32`: variables where a gradient is wanted.
 pub type Parameters = HashMap<String, Tensor>;
@@ -148,7 +148,7 @@ impl Dropout {
 impl Training {
     /// For a forward with these parameters.
     pub fn new(parameters: Arc<Parameters>, dropout: Option<Dropout>) -> Self {
-        let composed = Composed { device: Device::Cpu, dtype: DType::F32 };
+        let composed = Composed { device: Device::Cpu, format: Format::F32 };
         Self { parameters, composed, dropout, embedded: Mutex::default() }
     }
 
@@ -193,8 +193,8 @@ impl Ops for Training {
         "training".to_owned()
     }
 
-    fn dtype(&self, _: Precision) -> DType {
-        DType::F32
+    fn format(&self, _: Precision) -> Format {
+        Format::F32
     }
 
     fn load_linear(&self, source: LinearSource<'_>, _: Precision) -> Result<Linear> {
@@ -215,7 +215,7 @@ impl Ops for Training {
         Ok(Vector::Constant(self.composed.constant(values)?))
     }
 
-    fn load_table(&self, name: &str, _: Averaged, _: usize, _: usize) -> Result<String> {
+    fn load_table(&self, name: &str, _: Values, _: usize, _: usize) -> Result<String> {
         Ok(name.to_owned())
     }
 

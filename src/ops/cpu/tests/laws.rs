@@ -44,7 +44,7 @@ struct Tiny<O: Ops> {
 
 impl<O: Ops> Tiny<O> {
     fn new(ops: O, (causal, window, distance): Attention) -> Self {
-        let dtype = ops.dtype(Precision::Working);
+        let format = ops.format(Precision::Working);
         let spec = AttentionSpec {
             heads: 4,
             kv_heads: 2,
@@ -60,18 +60,18 @@ impl<O: Ops> Tiny<O> {
         values[INFINITE_TOKEN as usize * WIDTH..][..WIDTH].fill(f32::NEG_INFINITY);
         let linear = |input: usize, output: usize, has_bias: bool, seed: u64| {
             let load = |source: LinearSource<'_>| ops.load_linear(source, Precision::Working).unwrap();
-            Layer::new(input, output, has_bias, seed).with_source(dtype, load)
+            Layer::new(input, output, has_bias, seed).with_source(format, load)
         };
         let (wide, narrow) = (spec.heads * HEAD_DIM, spec.kv_heads * HEAD_DIM);
         let [gate, up] = [2, 3].map(|seed| Layer::new(WIDTH, 50, false, seed));
         let gated =
-            gate.with_source(dtype, |gate| up.with_source(dtype, |up| ops.load_gated(gate, up).unwrap()));
+            gate.with_source(format, |gate| up.with_source(format, |up| ops.load_gated(gate, up).unwrap()));
         let head = |source: LinearSource<'_>| ops.load_linear(source, Precision::F32).unwrap();
         let tables = textbook::tables(&spec, 14 * 3);
         Self {
             by_distance: textbook::by_distance(&ops, tables.as_ref(), &spec),
             spec,
-            table: ops.load_table("table", averaged(dtype, &values), VOCAB as usize, WIDTH).unwrap(),
+            table: ops.load_table("table", Values::rounded(format, &values), VOCAB as usize, WIDTH).unwrap(),
             norm: [4, 5, 6].map(|seed| ops.load_vector(&[], numbers(WIDTH, seed), 0.0).unwrap()),
             of_head: ops.load_vector(&[], numbers(HEAD_DIM, 7), 0.0).unwrap(),
             project: [(wide, 8), (narrow, 9), (narrow, 10)]
@@ -79,7 +79,7 @@ impl<O: Ops> Tiny<O> {
             output: linear(wide, WIDTH, false, 11),
             gated,
             down: linear(50, WIDTH, true, 12),
-            dense: Layer::new(WIDTH, 3, true, 13).with_source(DType::F32, head),
+            dense: Layer::new(WIDTH, 3, true, 13).with_source(Format::F32, head),
             ops,
         }
     }
@@ -210,9 +210,9 @@ fn neighbours_of_long_sequences_change_no_bit() {
     let ends: [&[u32]; 3] = [&[1], &[2; 20], &[]];
     let sequences = ends.map(|end| sequence(&[&prefix, end].concat()));
     // without a window in bfloat16, with one in `f32`
-    let is_tried = |tiny: &Tiny<Cpu>| match tiny.ops.dtype {
-        DType::BF16 => tiny.spec.causal && tiny.spec.window.is_none() && tiny.ops.isa.multiplies_bf16(),
-        DType::F32 => tiny.spec.window.is_some(),
+    let is_tried = |tiny: &Tiny<Cpu>| match tiny.ops.format {
+        Format::Bf16 => tiny.spec.causal && tiny.spec.window.is_none() && tiny.ops.isa.multiplies_bf16(),
+        Format::F32 => tiny.spec.window.is_some(),
         _ => false,
     };
     check_neighbours(&sequences, tinies().filter(is_tried), &[3]).unwrap();
@@ -224,10 +224,10 @@ fn our_kernels_give_what_the_composed_form_does() {
     let sequences = [sequence(&[1, 2, 3]), sequence(&[5; 70]), sequence(&[7]), sequence(&[1, 2, 3, 4, 4])];
     let batch = PackedBatch::pack(&sequences);
     for kind in KINDS {
-        let composed = Composed { device: candle_core::Device::Cpu, dtype: DType::F32 };
+        let composed = Composed { device: candle_core::Device::Cpu, format: Format::F32 };
         let expected = Tiny::new(composed, kind).rewards(&batch).concat();
         for isa in Isa::all() {
-            let ours = Tiny::new(Cpu::with_isa(DType::F32, isa), kind).rewards(&batch).concat();
+            let ours = Tiny::new(Cpu::with_isa(Format::F32, isa), kind).rewards(&batch).concat();
             for (ours, expected) in ours.iter().zip(&expected) {
                 assert!((ours - expected).abs() < 1e-4, "{isa:?} {kind:?}: {ours}, not {expected}");
             }
@@ -330,7 +330,7 @@ fn attention_to_one_token_is_its_value() {
     for cpu in forms() {
         for head_dim in [1, 2, 17, 64] {
             let v = numbers(head_dim, 3);
-            let expected: Vec<f32> = v.iter().map(|&x| round(operand_dtype(&cpu), x)).collect();
+            let expected: Vec<f32> = v.iter().map(|&x| round(operand_format(&cpu), x)).collect();
             let ours =
                 attend(&cpu, [&numbers(head_dim, 1), &numbers(head_dim, 2), &v], &spec(head_dim, true));
             assert_eq!(bits(&ours), bits(&expected), "{}", cpu.name());
@@ -361,12 +361,12 @@ fn equal_scores_give_the_mean_and_zeros_give_zeros() {
 #[test]
 fn scores_of_any_size_give_finite_results() {
     let (seq, winner) = (600, 550);
-    for cpu in forms().into_iter().filter(|cpu| cpu.dtype != DType::F16) {
+    for cpu in forms().into_iter().filter(|cpu| cpu.format != Format::F16) {
         for (size, softcap) in
             [1e3, 1e8, 1e15, 3e18].into_iter().flat_map(|size| [(size, None), (size, Some(50.0))])
         {
             // scores from -size² to size²
-            let q = vec![round(DType::BF16, size * 0.7); seq];
+            let q = vec![round(Format::Bf16, size * 0.7); seq];
             let mut k: Vec<f32> = numbers(seq, 5).iter().map(|x| x * 0.2 * size).collect();
             k[winner] = 1.1 * size;
             let v = numbers(seq, 6);
@@ -374,7 +374,7 @@ fn scores_of_any_size_give_finite_results() {
             let ours = attend(&cpu, [&q, &k, &v], &spec);
             assert!(ours.iter().all(|x| x.abs() <= 2.0), "{} {size}: {ours:?}", cpu.name());
             if softcap.is_none() && size > 1e3 {
-                let expected = round(operand_dtype(&cpu), v[winner]);
+                let expected = round(operand_format(&cpu), v[winner]);
                 assert!(ours.iter().all(|&x| x == expected), "{} {size}: {ours:?}, {expected}", cpu.name());
             }
         }

@@ -13,11 +13,12 @@ use crate::ops::batch::PackedBatch;
 use crate::ops::batch::Sequence;
 use crate::ops::composed;
 use crate::ops::composed::Composed;
+use crate::values::Format;
 
 /// Of `f32` in another order of operations, and of erf's approximation.
 const RTOL: f32 = 2e-6;
 
-const OPS: Composed = Composed { device: Device::Cpu, dtype: candle_core::DType::F32 };
+const OPS: Composed = Composed { device: Device::Cpu, format: Format::F32 };
 
 fn wave(shape: &[usize], step: f32) -> Var {
     let count: usize = shape.iter().product();
