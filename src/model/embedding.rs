@@ -7,8 +7,6 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use candle_core::Result;
-
 use crate::model::ModelError;
 use crate::model::norm::Norm;
 use crate::model::plan::EmbeddingPlan;
@@ -18,6 +16,8 @@ use crate::model::weights::Weights;
 use crate::ops::Ops;
 use crate::ops::Precision::Working;
 use crate::ops::batch::PackedBatch;
+use crate::ops::error::Result;
+use crate::ops::inputs::Which;
 
 /// What an [`EmbeddingPlan`] describes.
 #[derive(Debug)]
@@ -73,13 +73,13 @@ impl<O: Ops> transformer::Embedding<O> for Embedding<O> {
         ids
     }
 
-    fn forward(&self, ops: &O, ids: &[&[u32]]) -> Result<O::Rows> {
+    fn forward(&self, ops: &O, batch: &O::Batch<'_>, which: &Which) -> Result<O::Rows> {
         let positions = self.positions.as_ref().map(|(table, _)| table);
         let tables = [Some(&self.words), self.types.as_ref(), self.tasks.as_ref(), positions];
-        let mut tables: Vec<_> =
-            tables.into_iter().flatten().map(|table| &**table).zip(ids.iter().copied()).collect();
+        let tables = tables.into_iter().flatten().map(|table| &**table);
+        let mut tables: Vec<_> = tables.zip(0..).collect();
         let late = if self.projects_words { tables.split_off(1) } else { Vec::new() };
-        let mut x = ops.embed(&tables, self.scale)?;
+        let mut x = ops.embed(&tables, self.scale, batch, which)?;
         if let Some(norm) = &self.norm {
             x = norm.forward(ops, &x)?;
         }
@@ -87,7 +87,7 @@ impl<O: Ops> transformer::Embedding<O> for Embedding<O> {
             None => ops.dropout(x),
             Some(projection) if late.is_empty() => ops.linear(&ops.dropout(x)?, projection),
             Some(projection) => {
-                let positions = ops.embed(&late, None)?;
+                let positions = ops.embed(&late, None, batch, which)?;
                 ops.dropout(ops.add(ops.linear(&x, projection)?, &positions)?)
             }
         }

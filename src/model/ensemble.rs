@@ -69,11 +69,11 @@ pub(super) fn forward_together<O: Ops>(
         .map(|model| Participant { model: &model.backbone, wanted: model.head.wanted(batch) })
         .collect();
     ops.run(|| {
-        let mut rewards = vec![Vec::new(); models.len()];
-        together::forward_together(ops, &participants, batch, spent, steps, |index, hidden| {
-            rewards[index] = models[index].head.forward(ops, hidden, batch)?;
-            Ok(())
-        })?;
-        Ok(rewards)
+        let logits = |index: usize, hidden: &[O::Rows], batch: &O::Batch<'_>| {
+            models[index].head.logits(ops, hidden, batch)
+        };
+        let logits = together::forward_together(ops, &participants, batch, spent, steps, logits)?;
+        let read = ops.read(&logits)?;
+        Ok(models.iter().zip(read).map(|(model, logits)| model.head.rewards(logits)).collect())
     })
 }

@@ -24,6 +24,7 @@ use crate::ops::Activation;
 use crate::ops::Ops;
 use crate::ops::Precision;
 use crate::ops::batch::PackedBatch;
+use crate::ops::error::Result;
 
 /// The reward head of a model, with the pooling before it.
 #[derive(Debug)]
@@ -52,7 +53,7 @@ impl<O: Ops> Head<O> {
         weights: &mut Weights<'_, O>,
         plan: &ModelPlan,
         config: &CheckpointConfig,
-    ) -> Result<Self, ModelError> {
+    ) -> std::result::Result<Self, ModelError> {
         let HeadPlan { dense, output, pools_late, label_weights, .. } = &plan.head;
         let dense = dense.as_ref().map(|dense| {
             let weights = weights.below(if dense.is_in_backbone { &plan.prefix } else { "" });
@@ -91,33 +92,22 @@ impl<O: Ops> Head<O> {
         Wanted::Rows(tokens.map(|(index, tokens)| batch.row_of(index, self.position(&tokens))).collect())
     }
 
-    /// Rewards `[batch]` from the hidden states of the rows that are [wanted](Self::wanted).
-    pub fn forward(&self, ops: &O, hidden: &[O::Rows], batch: &PackedBatch) -> candle_core::Result<Vec<f32>> {
-        let mut rewards = ops.to_vec(&self.logits(ops, hidden, batch)?)?;
+    /// Rewards of what the last layer made, `[batch]`.
+    pub fn rewards(&self, mut logits: Vec<f32>) -> Vec<f32> {
         if let Some(normalization) = self.normalization {
-            rewards.iter_mut().for_each(|reward| *reward = normalization.apply(f64::from(*reward)) as f32);
+            logits.iter_mut().for_each(|reward| *reward = normalization.apply(f64::from(*reward)) as f32);
         }
-        Ok(rewards)
+        logits
     }
 
-    /// What the last layer makes of the same, `[batch, 1]`, in blocks: rewards before they are
-    /// [normalized](Self::normalization).
-    pub fn logits(
-        &self,
-        ops: &O,
-        hidden: &[O::Rows],
-        batch: &PackedBatch,
-    ) -> candle_core::Result<Vec<O::Rows>> {
+    /// What the last layer makes of the hidden states of the rows that are [wanted](Self::wanted), `[batch, 1]`, in
+    /// blocks: [rewards](Self::rewards) before they are [normalized](Self::normalization).
+    pub fn logits(&self, ops: &O, hidden: &[O::Rows], batch: &O::Batch<'_>) -> Result<Vec<O::Rows>> {
         ops.each(self.pooled(ops, hidden, batch)?, |x| ops.linear(&x, &self.output))
     }
 
     /// What the last layer reads, `[batch, hidden]`, in blocks.
-    pub fn features(
-        &self,
-        ops: &O,
-        hidden: &[O::Rows],
-        batch: &PackedBatch,
-    ) -> candle_core::Result<Vec<O::Rows>> {
+    pub fn features(&self, ops: &O, hidden: &[O::Rows], batch: &O::Batch<'_>) -> Result<Vec<O::Rows>> {
         Ok(self.pooled(ops, hidden, batch)?.into_iter().map(Cow::into_owned).collect())
     }
 
@@ -131,15 +121,13 @@ impl<O: Ops> Head<O> {
         &self,
         ops: &O,
         hidden: &'h [O::Rows],
-        batch: &PackedBatch,
-    ) -> candle_core::Result<Vec<Cow<'h, O::Rows>>> {
+        batch: &O::Batch<'_>,
+    ) -> Result<Vec<Cow<'h, O::Rows>>> {
         let feature = |x: &'h O::Rows| self.feature(ops, x);
         if self.pooling != Pooling::Mean {
             return ops.each(hidden.iter().collect(), feature);
         }
-        let rows = |sequence| batch.runs(sequence).into_iter().flatten().collect();
-        let lists: Vec<Vec<usize>> = (0..batch.len()).map(rows).collect();
-        let mean = |blocks: &[O::Rows]| ops.mean(blocks, &lists);
+        let mean = |blocks: &[O::Rows]| ops.mean(blocks, batch);
         if self.pools_late {
             let features = ops.each(hidden.iter().collect(), |x| Ok(self.feature(ops, x)?.into_owned()))?;
             return Ok(mean(&features)?.into_iter().map(Cow::Owned).collect());
@@ -148,7 +136,7 @@ impl<O: Ops> Head<O> {
     }
 
     /// What the last layer reads of these hidden states.
-    fn feature<'x>(&self, ops: &O, x: &'x O::Rows) -> candle_core::Result<Cow<'x, O::Rows>> {
+    fn feature<'x>(&self, ops: &O, x: &'x O::Rows) -> Result<Cow<'x, O::Rows>> {
         let Some(dense) = &self.dense else { return Ok(Cow::Owned(ops.dropout(x.clone())?)) };
         let dropped = match dense.drops_input {
             true => Cow::Owned(ops.dropout(x.clone())?),

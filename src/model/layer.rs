@@ -15,8 +15,6 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::OnceLock;
 
-use candle_core::Result;
-
 use crate::model::ModelError;
 use crate::model::norm::Norm;
 use crate::model::plan::AttentionPlan;
@@ -35,7 +33,8 @@ use crate::ops::Convolution;
 use crate::ops::Distance;
 use crate::ops::Ops;
 use crate::ops::Precision::Working;
-use crate::ops::Which;
+use crate::ops::error::Result;
+use crate::ops::inputs::Which;
 
 /// What a [`LayerPlan`] describes.
 #[derive(Debug)]
@@ -171,15 +170,15 @@ impl<O: Ops> Attention<O> {
         ops: &O,
         mut x: O::Rows,
         which_of: usize,
-        packing: &O::Packing<'_>,
-        which: Which<'_>,
+        batch: &O::Batch<'_>,
+        which: &Which,
     ) -> Result<O::Rows> {
         let norm = self.qk_norms.as_ref().map(|norms| &norms[which_of]);
         if let Some(norm) = norm.filter(|_| !self.norms_turned) {
             x = norm.forward(ops, &x)?;
         }
         if let Some(ropes) = self.ropes {
-            x = ops.rotary(x, self.spec.head_dim, ropes[which_of], packing, which)?;
+            x = ops.rotary(x, self.spec.head_dim, ropes[which_of], batch, which)?;
         }
         match norm.filter(|_| self.norms_turned) {
             Some(norm) => norm.forward(ops, &x),
@@ -199,8 +198,7 @@ impl<O: Ops> Relative<O> {
     }
 
     fn make(&self, ops: &O, spec: &AttentionSpec) -> Result<O::ByDistance> {
-        let ids: Vec<u32> = (0..self.rows as u32).collect();
-        let mut x = ops.embed(&[(&self.table, &ids)], None)?;
+        let mut x = ops.rows_of(&self.table, 0..self.rows)?;
         if let Distance::Biases(_) = spec.distance {
             return ops.biases_by_distance(x);
         }
@@ -245,24 +243,18 @@ impl<O: Ops> transformer::Layer<O> for Layer<O> {
         ops.operand(normed(ops, x, self.norms.attention_input.as_ref())?)
     }
 
-    fn queries(
-        &self,
-        ops: &O,
-        input: &O::Rows,
-        packing: &O::Packing<'_>,
-        which: Which<'_>,
-    ) -> Result<O::Rows> {
-        self.attention.place(ops, ops.linear(input, &self.attention.query)?, 0, packing, which)
+    fn queries(&self, ops: &O, input: &O::Rows, batch: &O::Batch<'_>, which: &Which) -> Result<O::Rows> {
+        self.attention.place(ops, ops.linear(input, &self.attention.query)?, 0, batch, which)
     }
 
     fn keys_and_values(
         &self,
         ops: &O,
         input: &O::Rows,
-        packing: &O::Packing<'_>,
-        which: Which<'_>,
+        batch: &O::Batch<'_>,
+        which: &Which,
     ) -> Result<[O::Rows; 2]> {
-        let key = self.attention.place(ops, ops.linear(input, &self.attention.key)?, 1, packing, which)?;
+        let key = self.attention.place(ops, ops.linear(input, &self.attention.key)?, 1, batch, which)?;
         Ok([key, ops.linear(input, &self.attention.value)?])
     }
 

@@ -60,6 +60,7 @@ use crate::model::weights::TensorStore;
 use crate::model::weights::Weights;
 use crate::ops::Ops;
 use crate::ops::batch::PackedBatch;
+use crate::ops::error::OpsError;
 use crate::text::TextError;
 
 /// A transformer with a reward head: token ids → one raw reward for each sequence.
@@ -198,7 +199,10 @@ pub enum ModelError {
     /// The tokenizer or the template.
     #[error(transparent)]
     Text(#[from] TextError),
-    /// Of the tensor library.
+    /// An operation of the model.
+    #[error(transparent)]
+    Ops(#[from] OpsError),
+    /// The tensor library, where parameters are trained.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
 }

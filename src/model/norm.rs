@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::Result;
+use crate::ops::error::Result;
 
 use crate::model::ModelError;
 use crate::model::plan::NormKind;

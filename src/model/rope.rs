@@ -18,8 +18,8 @@ use serde_json::Map;
 use serde_json::Value;
 
 use crate::checkpoint::fields::Fields;
-use crate::ops::Angles;
 use crate::ops::batch::PackedBatch;
+use crate::ops::inputs::Angles;
 
 /// Which angles.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -531,6 +531,11 @@ impl Table {
 }
 
 impl RopeTable {
+    /// Which angles.
+    pub fn config(&self) -> &RopeConfig {
+        &self.config
+    }
+
     /// An empty table.
     pub fn new(config: RopeConfig) -> Self {
         Self { config, grown: Mutex::default() }

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 use std::time::Duration;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
@@ -74,9 +75,9 @@ impl Members for Vec<Arc<dyn Forward>> {
         steps: &mut Steps<'_>,
     ) -> Result<Vec<Vec<f32>>, ModelError> {
         let forward = |(model, spent): (&Arc<dyn Forward>, &mut Duration)| {
-            let begun = steps.begin();
+            let (begun, paused) = (Instant::now(), steps.paused());
             let rewards = model.forward_in_steps(batch, steps);
-            *spent += steps.since(begun);
+            *spent += begun.elapsed().saturating_sub(steps.paused() - paused);
             rewards
         };
         self.iter().zip(spent).map(forward).collect()

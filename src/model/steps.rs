@@ -27,8 +27,8 @@ use std::ops::ControlFlow;
 use std::time::Duration;
 use std::time::Instant;
 
-use candle_core::Error;
-use candle_core::Result;
+use crate::ops::error::OpsError;
+use crate::ops::error::Result;
 
 /// Asked at every pause: whether to go on.
 pub type Pause<'a> = dyn FnMut() -> ControlFlow<()> + Send + 'a;
@@ -37,18 +37,6 @@ pub type Pause<'a> = dyn FnMut() -> ControlFlow<()> + Send + 'a;
 pub struct Steps<'a> {
     max_tokens: usize,
     pause: Option<&'a mut Pause<'a>>,
-    paused: Duration,
-}
-
-/// The forward was told not to go on.
-#[derive(Debug, thiserror::Error)]
-#[error("the forward was given up at a pause")]
-struct GivenUp;
-
-/// When something began, by a clock that stands still in pauses.
-#[derive(Clone, Copy)]
-pub struct Begun {
-    at: Instant,
     paused: Duration,
 }
 
@@ -77,17 +65,12 @@ impl<'a> Steps<'a> {
         self.paused += begun.elapsed();
         match answer {
             ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => Err(Error::wrap(GivenUp)),
+            ControlFlow::Break(()) => Err(OpsError::GivenUp),
         }
     }
 
-    /// Now.
-    pub fn begin(&self) -> Begun {
-        Begun { at: Instant::now(), paused: self.paused }
-    }
-
-    /// The time since then, without pauses.
-    pub fn since(&self, begun: Begun) -> Duration {
-        begun.at.elapsed().saturating_sub(self.paused - begun.paused)
+    /// What all pauses until now took.
+    pub fn paused(&self) -> Duration {
+        self.paused
     }
 }

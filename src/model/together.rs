@@ -9,11 +9,10 @@
 //!                               └→ layer 2 → norm ─→ head of member 2
 //! ```
 
+use std::borrow::Cow;
 use std::time::Duration;
 
-use candle_core::Result;
-
-use crate::model::steps::Begun;
+use crate::model::rope::RopeTable;
 use crate::model::steps::Steps;
 use crate::model::transformer;
 use crate::model::transformer::BatchPass;
@@ -22,6 +21,8 @@ use crate::model::transformer::Transformer;
 use crate::model::transformer::Wanted;
 use crate::ops::Ops;
 use crate::ops::batch::PackedBatch;
+use crate::ops::error::Result;
+use crate::ops::inputs::Inputs;
 
 /// A model that takes part in the forward of a batch.
 #[derive(Debug)]
@@ -32,57 +33,115 @@ pub struct Participant<'a, O: Ops> {
     pub wanted: Wanted,
 }
 
-/// Runs models on a batch; what they have in common runs once. `arrive` is given the index of each model and the
-/// hidden states of the rows it wants, in blocks.
+/// Runs models on a batch; what they have in common runs once. `arrive` is given the index of each model, the hidden
+/// states of the rows it wants, in blocks, and the batch as the form has it. Returns what it makes of them, in the order
+/// of the models.
 ///
-/// What a model takes, its `arrive` included, is added to its place in `spent`; what several have in common is
-/// divided equally among them. Pauses between `steps` are nobody's.
-pub fn forward_together<O: Ops>(
+/// What a model takes, its `arrive` included, is added to its place in `spent`, by the form's own clock; what several
+/// have in common is divided equally among them. Pauses between `steps` are nobody's.
+pub fn forward_together<O: Ops, T>(
     ops: &O,
     models: &[Participant<'_, O>],
     batch: &PackedBatch,
     spent: &mut [Duration],
     steps: &mut Steps<'_>,
-    mut arrive: impl FnMut(usize, &[O::Rows]) -> Result<()>,
-) -> Result<()> {
-    let everyone: Vec<usize> = (0..models.len()).collect();
-    for group in
-        partition(&everyone, |a, b| models[a].model.embedding.identity == models[b].model.embedding.identity)
-    {
-        let begun = steps.begin();
-        let model @ Transformer { embedding, ropes, .. } = models[group[0]].model;
-        let packing = ops.packing(batch, ropes.iter().map(|rope| rope.packed(batch)).collect())?;
-        let ids = embedding.part.ids(batch);
-        let blocks = transformer::blocks(ops, model, batch, steps);
-        let pass = BatchPass { ops, batch, packing: &packing, ids: &ids, blocks };
-        let mut of_group = GroupRun { pass, models, spent, steps: &mut *steps, arrive: &mut arrive };
-        of_group.charge(&group, begun);
-        of_group.go(&group, 0, Start::Tokens)?;
+    arrive: impl Fn(usize, &[O::Rows], &O::Batch<'_>) -> Result<T>,
+) -> Result<Vec<T>> {
+    let mut times = Vec::new();
+    let arrived = run(ops, models, batch, &mut times, steps, arrive);
+    for Span { models, from, to, paused } in times {
+        let share = ops.between(&from, &to)?.saturating_sub(paused) / models.len() as u32;
+        models.iter().for_each(|&index| spent[index] += share);
     }
-    Ok(())
+    arrived
+}
+
+/// The same; what was spent is told in spans.
+fn run<O: Ops, T>(
+    ops: &O,
+    models: &[Participant<'_, O>],
+    batch: &PackedBatch,
+    times: &mut Vec<Span<O>>,
+    steps: &mut Steps<'_>,
+    arrive: impl Fn(usize, &[O::Rows], &O::Batch<'_>) -> Result<T>,
+) -> Result<Vec<T>> {
+    let mut arrived: Vec<Option<T>> = models.iter().map(|_| None).collect();
+    let mut lists: Vec<Vec<usize>> = Vec::new();
+    let mut list_of = |wanted: &Wanted| {
+        let Wanted::Rows(rows) = wanted else { return None };
+        let known = lists.iter().position(|list| list == rows);
+        Some(known.unwrap_or_else(|| {
+            lists.push(rows.clone());
+            lists.len() - 1
+        }))
+    };
+    let going: Vec<Going<'_, O>> = models
+        .iter()
+        .map(|Participant { model, wanted }| Going {
+            model,
+            list: list_of(wanted),
+            ids: model.embedding.part.ids(batch),
+        })
+        .collect();
+    let everyone: Vec<usize> = (0..models.len()).collect();
+    let read_the_same = |a: usize, b: usize| {
+        let ropes = |index: usize| going[index].model.ropes.iter().map(RopeTable::config);
+        going[a].ids == going[b].ids && ropes(a).eq(ropes(b))
+    };
+    // members of a family read the same of a batch, whatever their weights: the form gets it once
+    for readers in partition(&everyone, read_the_same) {
+        let mut clock = Clock::begin(ops, steps)?;
+        let Going { model, ids, .. } = &going[readers[0]];
+        let inputs = Inputs {
+            packed: batch,
+            ids: ids.iter().map(|ids| Cow::Borrowed(&**ids)).collect(),
+            ropes: model.ropes.iter().map(|rope| rope.packed(batch)).collect(),
+            lists: lists.clone(),
+        };
+        let of_form = ops.batch(&inputs)?;
+        clock.charge(ops, steps, times, &readers)?;
+        let same_embedding =
+            |a: usize, b: usize| going[a].model.embedding.identity == going[b].model.embedding.identity;
+        for group in partition(&readers, same_embedding) {
+            let blocks = transformer::blocks(ops, going[group[0]].model, batch, steps);
+            let pass = BatchPass { ops, inputs: &inputs, batch: &of_form, blocks };
+            let mut arrive = |index: usize, hidden: &[O::Rows]| {
+                arrived[index] = Some(arrive(index, hidden, &of_form)?);
+                Ok(())
+            };
+            let mut of_group = GroupRun {
+                pass,
+                models: &going,
+                times: &mut *times,
+                steps: &mut *steps,
+                arrive: &mut arrive,
+            };
+            of_group.go(&group, 0, Start::Tokens)?;
+        }
+    }
+    Ok(arrived.into_iter().map(|arrived| arrived.expect("every model arrives")).collect())
 }
 
 /// How many layers run for a batch, and how many the models have. Pooling is taken to be the same.
 pub fn count_layers<O: Ops>(models: &[&Transformer<O>]) -> (usize, usize) {
-    fn count<O: Ops>(group: &[Participant<'_, O>], indices: &[usize], depth: usize) -> usize {
+    fn count<O: Ops>(group: &[Going<'_, O>], indices: &[usize], depth: usize) -> usize {
         let going: Vec<usize> =
             indices.iter().copied().filter(|&index| depth < group[index].model.layers.len()).collect();
         let parts = partition(&going, |a, b| same_layer(&group[a], &group[b], depth));
         parts.iter().map(|part| 1 + count(group, part, depth + 1)).sum()
     }
-    let participants: Vec<_> =
-        models.iter().map(|&model| Participant { model, wanted: Wanted::All }).collect();
+    let going: Vec<_> = models.iter().map(|&model| Going { model, list: None, ids: Vec::new() }).collect();
     let everyone: Vec<usize> = (0..models.len()).collect();
     let groups = partition(&everyone, |a, b| models[a].embedding.identity == models[b].embedding.identity);
-    let run = groups.iter().map(|group| count(&participants, group, 0)).sum();
+    let run = groups.iter().map(|group| count(&going, group, 0)).sum();
     (run, models.iter().map(|model| model.layers.len()).sum())
 }
 
 /// Whether two models that have everything in common up to `depth` have this layer in common too. The last one
 /// counts with what follows it.
-fn same_layer<O: Ops>(a: &Participant<'_, O>, b: &Participant<'_, O>, depth: usize) -> bool {
-    let is_last = |participant: &Participant<'_, O>| depth + 1 == participant.model.layers.len();
-    let same_end = || a.wanted == b.wanted && a.model.end.identity == b.model.end.identity;
+fn same_layer<O: Ops>(a: &Going<'_, O>, b: &Going<'_, O>, depth: usize) -> bool {
+    let is_last = |going: &Going<'_, O>| depth + 1 == going.model.layers.len();
+    let same_end = || a.list == b.list && a.model.end.identity == b.model.end.identity;
     a.model.layers[depth].identity == b.model.layers[depth].identity
         && is_last(a) == is_last(b)
         && (!is_last(a) || same_end())
@@ -103,30 +162,70 @@ fn partition(indices: &[usize], same: impl Fn(usize, usize) -> bool) -> Vec<Vec<
 /// Takes a model's index and its hidden states, in blocks.
 type Arrive<'a, R> = dyn FnMut(usize, &[R]) -> Result<()> + 'a;
 
+/// A model on its way.
+struct Going<'a, O: Ops> {
+    model: &'a Transformer<O>,
+    /// What its head reads, among the lists of the batch; absent: all rows.
+    list: Option<usize>,
+    /// `[tables][rows]`
+    ids: Vec<Cow<'a, [u32]>>,
+}
+
+/// What some models took together.
+struct Span<O: Ops> {
+    models: Vec<usize>,
+    from: O::Moment,
+    to: O::Moment,
+    /// Of this for pauses.
+    paused: Duration,
+}
+
+/// Since when nobody was charged.
+struct Clock<O: Ops> {
+    at: O::Moment,
+    paused: Duration,
+}
+
+impl<O: Ops> Clock<O> {
+    fn begin(ops: &O, steps: &Steps<'_>) -> Result<Self> {
+        Ok(Self { at: ops.moment()?, paused: steps.paused() })
+    }
+
+    /// Charges some models with what passed, and begins anew.
+    fn charge(
+        &mut self,
+        ops: &O,
+        steps: &Steps<'_>,
+        times: &mut Vec<Span<O>>,
+        models: &[usize],
+    ) -> Result<()> {
+        let now = Self::begin(ops, steps)?;
+        let Self { at: from, paused } = std::mem::replace(self, now);
+        let (to, paused) = (self.at.clone(), self.paused - paused);
+        times.push(Span { models: models.to_vec(), from, to, paused });
+        Ok(())
+    }
+}
+
 /// The models of a batch that have one embedding, and what becomes of them.
 struct GroupRun<'a, 'p, 'f, 's, O: Ops> {
     pass: BatchPass<'a, 'p, O>,
-    models: &'a [Participant<'a, O>],
-    spent: &'a mut [Duration],
+    models: &'a [Going<'a, O>],
+    times: &'a mut Vec<Span<O>>,
     steps: &'a mut Steps<'s>,
     arrive: &'a mut Arrive<'f, O::Rows>,
 }
 
 impl<O: Ops> GroupRun<'_, '_, '_, '_, O> {
-    /// Divides the time since then among the models of a group.
-    fn charge(&mut self, group: &[usize], since: Begun) {
-        let share = self.steps.since(since) / group.len() as u32;
-        group.iter().for_each(|&index| self.spent[index] += share);
-    }
-
     /// Takes a group through the layers from `depth` on, together as far as these are the same.
     fn go(&mut self, group: &[usize], depth: usize, mut start: Start<O::Rows>) -> Result<()> {
+        let ops = self.pass.ops;
+        let mut clock = Clock::begin(ops, self.steps)?;
         let parts = partition(group, |a, b| same_layer(&self.models[a], &self.models[b], depth));
         if let (Start::Tokens, [_, _, ..]) = (&start, parts.as_slice()) {
-            let begun = self.steps.begin();
             let embedded = self.pass.embed(self.models[group[0]].model)?;
             start = Start::Hidden(embedded);
-            self.charge(group, begun);
+            clock.charge(ops, self.steps, self.times, group)?;
         }
         let mut remaining = parts.len();
         for part in parts {
@@ -138,17 +237,16 @@ impl<O: Ops> GroupRun<'_, '_, '_, '_, O> {
                 |depth: usize| part.iter().all(|&index| same_layer(first, &self.models[index], depth));
             let num_layers = first.model.layers.len();
             let end = (depth + 1..num_layers).find(|&depth| !together(depth)).unwrap_or(num_layers);
-            let begun = self.steps.begin();
-            let x = self.pass.run(first.model, &first.wanted, depth..end, start, self.steps)?;
-            self.charge(&part, begun);
+            let mut clock = Clock::begin(ops, self.steps)?;
+            let x = self.pass.run(first.model, first.list, depth..end, start, self.steps)?;
+            clock.charge(ops, self.steps, self.times, &part)?;
             if end < num_layers {
                 self.go(&part, end, Start::Hidden(x))?;
                 continue;
             }
             for index in part {
-                let begun = self.steps.begin();
                 (self.arrive)(index, &x)?;
-                self.charge(&[index], begun);
+                clock.charge(ops, self.steps, self.times, &[index])?;
             }
         }
         Ok(())
@@ -173,10 +271,10 @@ mod tests {
     use crate::model::weights::Identified;
     use crate::ops::AttentionSpec;
     use crate::ops::Distance;
-    use crate::ops::Which;
     use crate::ops::batch::Sequence;
+    use crate::ops::composed::Batch;
     use crate::ops::composed::Composed;
-    use crate::ops::composed::Packing;
+    use crate::ops::inputs::Which;
     use crate::values::Format;
 
     const OPS: Composed = Composed { device: Device::Cpu, format: Format::F32 };
@@ -193,9 +291,10 @@ mod tests {
             vec![batch.token_ids().into()]
         }
 
-        fn forward(&self, _: &Composed, ids: &[&[u32]]) -> Result<Tensor> {
+        fn forward(&self, _: &Composed, batch: &Batch<'_>, _: &Which) -> Result<Tensor> {
             self.runs.fetch_add(1, Ordering::Relaxed);
-            Tensor::new(ids[0], &Device::Cpu)?.to_dtype(DType::F32)?.unsqueeze(1)? * self.factor
+            let ids = Tensor::new(&*batch.inputs().ids[0], &Device::Cpu)?;
+            Ok((ids.to_dtype(DType::F32)?.unsqueeze(1)? * self.factor)?)
         }
     }
 
@@ -221,23 +320,17 @@ mod tests {
             Ok(Cow::Borrowed(x))
         }
 
-        fn queries(&self, _: &Composed, x: &Tensor, _: &Packing<'_>, _: Which<'_>) -> Result<Tensor> {
+        fn queries(&self, _: &Composed, x: &Tensor, _: &Batch<'_>, _: &Which) -> Result<Tensor> {
             Ok(x.clone())
         }
 
-        fn keys_and_values(
-            &self,
-            _: &Composed,
-            x: &Tensor,
-            _: &Packing<'_>,
-            _: Which<'_>,
-        ) -> Result<[Tensor; 2]> {
+        fn keys_and_values(&self, _: &Composed, x: &Tensor, _: &Batch<'_>, _: &Which) -> Result<[Tensor; 2]> {
             Ok([x.clone(), x.clone()])
         }
 
         fn finish(&self, _: &Composed, x: Tensor, attended: &Tensor, _: Option<Tensor>) -> Result<Tensor> {
             self.runs.fetch_add(1, Ordering::Relaxed);
-            (x + attended)? * self.factor
+            Ok(((x + attended)? * self.factor)?)
         }
     }
 
@@ -265,13 +358,10 @@ mod tests {
             .collect();
         let sequence = |token_ids: Vec<u32>| Sequence { type_ids: vec![0; token_ids.len()], token_ids };
         let batch = PackedBatch::pack(&[sequence(vec![1, 2]), sequence(vec![3, 1, 2])]);
-        let mut arrived = vec![Vec::new(); models.len()];
-        forward_together(&OPS, &participants, &batch, spent, &mut Steps::whole(), |index, hidden| {
-            assert!(arrived[index].is_empty(), "model {index} arrived twice");
-            arrived[index] = OPS.to_vec(hidden)?;
-            Ok(())
-        })
-        .unwrap();
+        let read = |_, hidden: &[Tensor], _: &Batch<'_>| OPS.read(&[hidden.to_vec()]);
+        let arrived =
+            forward_together(&OPS, &participants, &batch, spent, &mut Steps::whole(), read).unwrap();
+        let arrived = arrived.into_iter().map(|read| read.concat()).collect();
         (arrived, runs.load(Ordering::Relaxed))
     }
 

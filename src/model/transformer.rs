@@ -20,8 +20,6 @@ use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::Result;
-
 use crate::model::norm::Norm;
 use crate::model::rope::RopeTable;
 use crate::model::steps::Steps;
@@ -30,15 +28,17 @@ use crate::ops::AttentionSpec;
 use crate::ops::Convolution;
 use crate::ops::Distance;
 use crate::ops::Ops;
-use crate::ops::Which;
 use crate::ops::batch::PackedBatch;
+use crate::ops::error::Result;
+use crate::ops::inputs::Inputs;
+use crate::ops::inputs::Which;
 
 /// Tokens → hidden states.
 pub trait Embedding<O: Ops>: Debug + Send + Sync {
     /// For each table the row that each token takes, `[tables][rows]`.
     fn ids<'a>(&self, batch: &'a PackedBatch) -> Vec<Cow<'a, [u32]>>;
-    /// Hidden states of tokens with these ids, `[tables][tokens]`.
-    fn forward(&self, ops: &O, ids: &[&[u32]]) -> Result<O::Rows>;
+    /// Hidden states of some rows of a batch, whose [inputs](Inputs::ids) have those ids.
+    fn forward(&self, ops: &O, batch: &O::Batch<'_>, which: &Which) -> Result<O::Rows>;
 }
 
 /// One layer: what happens to rows before attention, and after. `which` says what rows of the batch they are.
@@ -50,20 +50,14 @@ pub trait Layer<O: Ops>: Debug + Send + Sync {
     /// What the projections read.
     fn input<'a>(&self, ops: &O, x: &'a O::Rows) -> Result<Cow<'a, O::Rows>>;
     /// `[rows, heads · head_dim]`
-    fn queries(
-        &self,
-        ops: &O,
-        input: &O::Rows,
-        packing: &O::Packing<'_>,
-        which: Which<'_>,
-    ) -> Result<O::Rows>;
+    fn queries(&self, ops: &O, input: &O::Rows, batch: &O::Batch<'_>, which: &Which) -> Result<O::Rows>;
     /// Each `[rows, kv_heads · head_dim]`
     fn keys_and_values(
         &self,
         ops: &O,
         input: &O::Rows,
-        packing: &O::Packing<'_>,
-        which: Which<'_>,
+        batch: &O::Batch<'_>,
+        which: &Which,
     ) -> Result<[O::Rows; 2]>;
     /// Parameters that attention takes by distance, if it does.
     fn by_distance(&self, ops: &O) -> Result<Option<Arc<O::ByDistance>>> {
@@ -139,11 +133,9 @@ pub struct BatchPass<'a, 'p, O: Ops> {
     /// The form of the operations.
     pub ops: &'a O,
     /// What passes.
-    pub batch: &'a PackedBatch,
-    /// Of the batch.
-    pub packing: &'a O::Packing<'p>,
-    /// As the embedding says, `[tables][rows]`.
-    pub ids: &'a [Cow<'a, [u32]>],
+    pub inputs: &'a Inputs<'p>,
+    /// The same as the form has it.
+    pub batch: &'a O::Batch<'p>,
     /// How the rows of the batch are cut.
     pub blocks: Vec<Range<usize>>,
 }
@@ -245,7 +237,8 @@ impl<O: Ops> BatchPass<'_, '_, O> {
     fn work(&self, layer: &dyn Layer<O>, rows: usize, first: usize, last: usize) -> usize {
         let spec = layer.spec();
         let of_row = |row: usize| {
-            let segment = &self.batch.segments()[self.batch.segment_of(row)];
+            let packed = self.inputs.packed;
+            let segment = &packed.segments()[packed.segment_of(row)];
             let keys = if spec.causal { segment.position(row) + 1 } else { segment.end_position() };
             attention_work(spec, keys)
         };
@@ -258,35 +251,34 @@ impl<O: Ops> BatchPass<'_, '_, O> {
     }
 
     fn embed_block(&self, model: &Transformer<O>, rows: Range<usize>) -> Result<O::Rows> {
-        let ids: Vec<&[u32]> = self.ids.iter().map(|ids| &ids[rows.clone()]).collect();
-        model.embedding.part.forward(self.ops, &ids)
+        model.embedding.part.forward(self.ops, self.batch, &Which::Run(rows))
     }
 
-    /// What attention of a layer reads of a block of rows. Of the last layer only the wanted rows ask.
+    /// What attention of a layer reads of a block of rows. Of the last layer only the rows of a list ask, if there is
+    /// one.
     fn project(
         &self,
         model: &Transformer<O>,
-        wanted: &Wanted,
+        list: Option<usize>,
         depth: usize,
         x: &O::Rows,
         rows: &Range<usize>,
     ) -> Result<Projected<O::Rows>> {
-        let all_ask = depth + 1 < model.layers.len() || *wanted == Wanted::All;
+        let all_ask = depth + 1 < model.layers.len() || list.is_none();
         let layer = &model.layers[depth].part;
         let input = layer.input(self.ops, x)?;
         let which = Which::Run(rows.clone());
-        let query =
-            all_ask.then(|| layer.queries(self.ops, &input, self.packing, which.clone())).transpose()?;
-        let [key, value] = layer.keys_and_values(self.ops, &input, self.packing, which)?;
+        let query = all_ask.then(|| layer.queries(self.ops, &input, self.batch, &which)).transpose()?;
+        let [key, value] = layer.keys_and_values(self.ops, &input, self.batch, &which)?;
         Ok(Projected { query, key, value })
     }
 
     /// Some layers of a model, from a start to the hidden states after the last of them; if that is the model's last, of
-    /// the wanted rows, and what its [`End`] makes of them.
+    /// the rows of a [list](Inputs::lists) or else of all, and what its [`End`] makes of them.
     pub fn run(
         &self,
         model: &Transformer<O>,
-        wanted: &Wanted,
+        list: Option<usize>,
         layers: Range<usize>,
         start: Start<O::Rows>,
         steps: &mut Steps<'_>,
@@ -294,7 +286,7 @@ impl<O: Ops> BatchPass<'_, '_, O> {
         let ops = self.ops;
         let max_work = steps.max_tokens().unwrap_or(usize::MAX).saturating_mul(model.products());
         let begin = |x: O::Rows, rows: &Range<usize>| {
-            let projected = self.project(model, wanted, layers.start, &x, rows)?;
+            let projected = self.project(model, list, layers.start, &x, rows)?;
             Ok((x, Some(projected)))
         };
         let blocks = self.blocks.clone();
@@ -324,31 +316,33 @@ impl<O: Ops> BatchPass<'_, '_, O> {
                 let inputs: Vec<O::Rows> = going.iter().map(|going| going.x.clone()).collect();
                 (layer, inputs)
             });
-            let asking = match wanted {
-                Wanted::Rows(rows) if is_last => {
+            let asking = match list {
+                Some(list) if is_last => {
                     let x: Vec<O::Rows> = going.into_iter().map(|going| going.x).collect();
-                    let x = ops.gather(&x, rows)?.into_iter().zip(ops.blocks(rows.len()));
+                    let asking = self.inputs.listed(list);
+                    let x = ops.gather(&x, list, self.batch)?.into_iter().zip(ops.blocks(asking.len()));
                     going = x.map(|(x, places)| Going { x, query: None, places }).collect();
-                    Which::Listed(rows)
+                    asking
                 }
-                _ => Which::Run(0..self.batch.num_rows()),
+                _ => Which::Run(0..self.inputs.packed.num_rows()),
             };
             let by_distance = layer.by_distance(ops)?;
-            let memory = ops.remember(keys, values, by_distance.as_deref(), self.packing, layer.spec())?;
+            let memory = ops.remember(keys, values, by_distance.as_deref(), self.batch, layer.spec())?;
             let work = |going: &Going<O::Rows>| {
                 let Range { start, end } = going.places;
-                self.work(&**layer, end - start, asking.row(start), asking.row(end - 1))
+                let row = |place: usize| self.inputs.row(&asking, place);
+                self.work(&**layer, end - start, row(start), row(end - 1))
             };
             states = self.each(steps, max_work, going, work, |Going { x, query, places }| {
                 let which = asking.part(places.clone());
                 let query = match query {
                     Some(query) => query,
-                    None => layer.queries(ops, &*layer.input(ops, &x)?, self.packing, which.clone())?,
+                    None => layer.queries(ops, &*layer.input(ops, &x)?, self.batch, &which)?,
                 };
-                let attended = ops.attend(&query, which.clone(), &memory)?;
+                let attended = ops.attend(&query, &which, &memory)?;
                 drop(query);
                 let convolve = |(layer, inputs): &(&Convolution<O>, Vec<O::Rows>)| {
-                    ops.convolve(inputs, which.clone(), layer, self.packing)
+                    ops.convolve(inputs, &which, layer, self.batch)
                 };
                 let convolved = convolution.as_ref().map(convolve).transpose()?;
                 let x = layer.finish(ops, x, &attended, convolved)?;
@@ -359,7 +353,7 @@ impl<O: Ops> BatchPass<'_, '_, O> {
                 if depth + 1 == layers.end {
                     return Ok((x, None));
                 }
-                let projected = self.project(model, wanted, depth + 1, &x, &places)?;
+                let projected = self.project(model, list, depth + 1, &x, &places)?;
                 Ok((x, Some(projected)))
             })?;
         }

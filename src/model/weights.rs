@@ -220,7 +220,7 @@ impl<'a, O: Ops> Weights<'a, O> {
         usage: &str,
         format: Format,
         names: &[String],
-        make: impl FnOnce(&O, &mut Vec<Values>) -> candle_core::Result<T>,
+        make: impl FnOnce(&O, &mut Vec<Values>) -> crate::ops::error::Result<T>,
     ) -> Result<Arc<T>, ModelError> {
         let Some(store) = self.store.as_deref_mut() else {
             let mut unread = names.iter().map(|_| Values::F32(Vec::new())).collect();

@@ -12,8 +12,9 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::OnceLock;
+use std::time::Duration;
+use std::time::Instant;
 
-use candle_core::Result;
 use rayon::ThreadPool;
 use rayon::ThreadPoolBuilder;
 use rayon::prelude::*;
@@ -30,13 +31,14 @@ use rewarm_kernels::Then;
 use rewarm_kernels::Weights;
 
 use super::Activation;
-use super::Angles;
 use super::AttentionSpec;
 use super::Convolution;
 use super::Ops;
 use super::Precision;
-use super::Which;
-use crate::ops::batch::PackedBatch;
+use crate::ops::error::Result;
+use crate::ops::inputs::Angles;
+use crate::ops::inputs::Inputs;
+use crate::ops::inputs::Which;
 use crate::ops::source::LinearSource;
 use crate::ops::source::Source;
 use crate::values::Format;
@@ -61,16 +63,9 @@ pub struct Table {
     width: usize,
 }
 
-/// A batch, and its angles.
-#[derive(Debug)]
-pub struct Packing<'a> {
-    batch: &'a PackedBatch,
-    ropes: Vec<Angles>,
-}
-
 /// Keys and values of a batch.
 pub struct Remembered<'a> {
-    batch: &'a PackedBatch,
+    inputs: &'a Inputs<'a>,
     panels: Panels<'a>,
 }
 
@@ -160,9 +155,10 @@ impl Ops for Cpu {
     type Gated = Linear;
     type Vector = Vec<f32>;
     type Table = Table;
-    type Packing<'a> = Packing<'a>;
+    type Batch<'a> = &'a Inputs<'a>;
     type Remembered<'a> = Remembered<'a>;
     type ByDistance = ByDistance;
+    type Moment = Instant;
 
     fn name(&self) -> String {
         format!("cpu {:?} {:?}", self.isa, self.format)
@@ -212,8 +208,16 @@ impl Ops for Cpu {
         Ok(Table { values, width })
     }
 
-    fn packing<'a>(&self, batch: &'a PackedBatch, ropes: Vec<Angles>) -> Result<Packing<'a>> {
-        Ok(Packing { batch, ropes })
+    fn batch<'a>(&self, inputs: &'a Inputs<'a>) -> Result<&'a Inputs<'a>> {
+        Ok(inputs)
+    }
+
+    fn moment(&self) -> Result<Instant> {
+        Ok(Instant::now())
+    }
+
+    fn between(&self, from: &Instant, to: &Instant) -> Result<Duration> {
+        Ok(to.duration_since(*from))
     }
 
     fn run<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
@@ -247,25 +251,40 @@ impl Ops for Cpu {
         }
     }
 
-    fn embed(&self, tables: &[(&Table, &[u32])], scale: Option<f64>) -> Result<Rows> {
-        let (first, ids) = tables[0];
-        let mut x = Rows::new(Number::F32, ids.len(), first.width);
+    fn embed(
+        &self,
+        tables: &[(&Table, usize)],
+        scale: Option<f64>,
+        batch: &&Inputs<'_>,
+        which: &Which,
+    ) -> Result<Rows> {
+        let width = tables[0].0.width;
+        let mut x = Rows::new(Number::F32, which.len(), width);
         let scale = scale.map_or(1.0, |scale| self.format.round(scale) as f32);
-        let mut of_table = vec![0.0; first.width];
-        for row in 0..ids.len() {
-            let to = x.row_mut(row);
+        let mut of_table = vec![0.0; width];
+        for (place, row) in batch.rows(which).enumerate() {
+            let to = x.row_mut(place);
             for (index, (table, ids)) in tables.iter().enumerate() {
-                let start = ids[row] as usize * table.width;
+                let start = batch.ids[*ids][row] as usize * width;
                 if index == 0 {
-                    table.values.to_f32s(start..start + table.width, to);
+                    table.values.to_f32s(start..start + width, to);
                 } else {
-                    table.values.to_f32s(start..start + table.width, &mut of_table);
+                    table.values.to_f32s(start..start + width, &mut of_table);
                     to.iter_mut().zip(&of_table).for_each(|(to, x)| *to += x);
                 }
             }
             if scale != 1.0 {
                 to.iter_mut().for_each(|x| *x *= scale);
             }
+        }
+        Ok(x)
+    }
+
+    fn rows_of(&self, table: &Table, rows: Range<usize>) -> Result<Rows> {
+        let width = table.width;
+        let mut x = Rows::new(Number::F32, rows.len(), width);
+        for (place, row) in rows.enumerate() {
+            table.values.to_f32s(row * width..(row + 1) * width, x.row_mut(place));
         }
         Ok(x)
     }
@@ -321,12 +340,12 @@ impl Ops for Cpu {
         x: Rows,
         head_dim: usize,
         rope: usize,
-        packing: &Packing<'_>,
-        which: Which<'_>,
+        batch: &&Inputs<'_>,
+        which: &Which,
     ) -> Result<Rows> {
-        let Angles { cos, sin, pairs } = &packing.ropes[rope];
-        let angles = |row: usize| {
-            let start = which.row(row) * pairs;
+        let Angles { cos, sin, pairs } = &batch.ropes[rope];
+        let angles = |place: usize| {
+            let start = batch.row(which, place) * pairs;
             (&cos[start..][..*pairs], &sin[start..][..*pairs])
         };
         Ok(x.rotary(self.isa, head_dim, angles))
@@ -351,22 +370,22 @@ impl Ops for Cpu {
         keys: Vec<Rows>,
         values: Vec<Rows>,
         by_distance: Option<&'a ByDistance>,
-        packing: &'a Packing<'_>,
+        batch: &'a &Inputs<'_>,
         spec: &'a AttentionSpec,
     ) -> Result<Remembered<'a>> {
-        let batch = packing.batch;
         let (isa, number) = (self.isa, self.operand_number());
-        let attention = Attention { isa, number, segments: batch.segments(), spec };
+        let attention = Attention { isa, number, segments: batch.packed.segments(), spec };
         let in_parallel = keys.len() > 1;
         let panels = attention.remember(Blocks::new(&keys), Blocks::new(&values), by_distance, in_parallel);
-        Ok(Remembered { batch, panels })
+        Ok(Remembered { inputs: batch, panels })
     }
 
-    fn attend(&self, queries: &Rows, which: Which<'_>, to: &Remembered<'_>) -> Result<Rows> {
+    fn attend(&self, queries: &Rows, which: &Which, to: &Remembered<'_>) -> Result<Rows> {
+        let packed = to.inputs.packed;
         let place = |query: usize| {
-            let row = which.row(query);
-            let segment = to.batch.segment_of(row);
-            (segment, to.batch.segments()[segment].position(row))
+            let row = to.inputs.row(which, query);
+            let segment = packed.segment_of(row);
+            (segment, packed.segments()[segment].position(row))
         };
         Ok(to.panels.attend(queries, &place))
     }
@@ -374,9 +393,9 @@ impl Ops for Cpu {
     fn convolve(
         &self,
         blocks: &[Rows],
-        which: Which<'_>,
+        which: &Which,
         layer: &Convolution<Self>,
-        packing: &Packing<'_>,
+        batch: &&Inputs<'_>,
     ) -> Result<Rows> {
         let (from, width) = (Blocks::new(blocks), blocks[0].width());
         let columns = width / layer.groups.len();
@@ -386,7 +405,7 @@ impl Ops for Cpu {
             let mut neighbours = Rows::new(Number::F32, which.len(), columns * layer.kernel);
             for place in 0..which.len() {
                 let to = neighbours.row_mut(place);
-                let around = packing.batch.neighbours(which.row(place), layer.kernel);
+                let around = batch.packed.neighbours(batch.row(which, place), layer.kernel);
                 for (position, row) in around.enumerate() {
                     let to = to[position..].iter_mut().step_by(layer.kernel);
                     match row {
@@ -405,8 +424,9 @@ impl Ops for Cpu {
         Ok(convolved)
     }
 
-    fn gather(&self, blocks: &[Rows], rows: &[usize]) -> Result<Vec<Rows>> {
+    fn gather(&self, blocks: &[Rows], list: usize, batch: &&Inputs<'_>) -> Result<Vec<Rows>> {
         let (from, width) = (Blocks::new(blocks), blocks[0].width());
+        let rows = &batch.lists[list];
         let gather = |places: Range<usize>| {
             let mut to = Rows::new(Number::F32, places.len(), width);
             for (at, &row) in rows[places].iter().enumerate() {
@@ -417,24 +437,28 @@ impl Ops for Cpu {
         Ok(self.blocks(rows.len()).into_iter().map(gather).collect())
     }
 
-    fn mean(&self, blocks: &[Rows], lists: &[Vec<usize>]) -> Result<Vec<Rows>> {
+    fn mean(&self, blocks: &[Rows], batch: &&Inputs<'_>) -> Result<Vec<Rows>> {
         let (from, width) = (Blocks::new(blocks), blocks[0].width());
-        let mean = |range: Range<usize>| {
-            let mut to = Rows::new(Number::F32, range.len(), width);
-            for (at, rows) in lists[range].iter().enumerate() {
+        let mean = |sequences: Range<usize>| {
+            let mut to = Rows::new(Number::F32, sequences.len(), width);
+            for (at, sequence) in sequences.enumerate() {
                 let sums = to.row_mut(at);
                 sums.fill(0.0);
-                for &row in rows {
+                for row in batch.packed.runs(sequence).into_iter().flatten() {
                     sums.iter_mut().zip(from.row(row)).for_each(|(sum, x)| *sum += x);
                 }
-                sums.iter_mut().for_each(|sum| *sum /= rows.len() as f32);
+                let count = batch.packed.length(sequence) as f32;
+                sums.iter_mut().for_each(|sum| *sum /= count);
             }
             to
         };
-        Ok(self.blocks(lists.len()).into_iter().map(mean).collect())
+        Ok(self.blocks(batch.packed.len()).into_iter().map(mean).collect())
     }
 
-    fn to_vec(&self, blocks: &[Rows]) -> Result<Vec<f32>> {
-        Ok(blocks.iter().flat_map(|block| (0..block.len()).flat_map(|row| block.row(row))).copied().collect())
+    fn read(&self, results: &[Vec<Rows>]) -> Result<Vec<Vec<f32>>> {
+        let read = |blocks: &Vec<Rows>| {
+            blocks.iter().flat_map(|block| (0..block.len()).flat_map(|row| block.row(row))).copied().collect()
+        };
+        Ok(results.iter().map(read).collect())
     }
 }

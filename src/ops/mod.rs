@@ -20,6 +20,8 @@
 pub mod batch;
 pub mod composed;
 pub mod cpu;
+pub mod error;
+pub mod inputs;
 pub mod machine;
 pub mod source;
 #[cfg(test)]
@@ -31,54 +33,20 @@ use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::OnceLock;
+use std::time::Duration;
 
-use candle_core::Result;
 pub use rewarm_kernels::Activation;
 pub use rewarm_kernels::AttentionSpec;
 pub use rewarm_kernels::Buckets;
 pub use rewarm_kernels::Distance;
 pub use rewarm_kernels::rounded_slope;
 
-use crate::ops::batch::PackedBatch;
+use crate::ops::error::Result;
+use crate::ops::inputs::Inputs;
+use crate::ops::inputs::Which;
 use crate::ops::source::LinearSource;
 use crate::values::Format;
 use crate::values::Values;
-
-/// Rows of a batch.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Which<'a> {
-    /// One after the other.
-    Run(Range<usize>),
-    /// These, in this order.
-    Listed(&'a [usize]),
-}
-
-impl Which<'_> {
-    /// How many.
-    #[expect(clippy::len_without_is_empty, reason = "nobody asks for none")]
-    pub fn len(&self) -> usize {
-        match self {
-            Self::Run(rows) => rows.len(),
-            Self::Listed(rows) => rows.len(),
-        }
-    }
-
-    /// The row of the batch that is at this place.
-    pub fn row(&self, place: usize) -> usize {
-        match self {
-            Self::Run(rows) => rows.start + place,
-            Self::Listed(rows) => rows[place],
-        }
-    }
-
-    /// Those at some of the places.
-    pub fn part(&self, places: Range<usize>) -> Self {
-        match self {
-            Self::Run(rows) => Self::Run(rows.start + places.start..rows.start + places.end),
-            Self::Listed(rows) => Self::Listed(&rows[places]),
-        }
-    }
-}
 
 /// A convolution over positions.
 #[derive(Debug)]
@@ -101,17 +69,6 @@ pub enum Precision {
     F32,
 }
 
-/// Cosines and sines of one rotary position embedding for every row of a batch.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Angles {
-    /// Row-major `[rows, pairs]`
-    pub cos: Vec<f32>,
-    /// The same.
-    pub sin: Vec<f32>,
-    /// How many pairs of each head turn: half a head, or fewer, and the columns behind stay as they are.
-    pub pairs: usize,
-}
-
 /// One form of the operations.
 ///
 /// Activations between operations are `f32`, or what the form multiplies in: [`Ops::operand`] rounds to it.
@@ -126,12 +83,14 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
     type Vector: Debug + Send + Sync + 'static;
     /// An embedding, `[vocab, width]`.
     type Table: Debug + Send + Sync + 'static;
-    /// What the attentions of all layers, and rotary, know of a batch.
-    type Packing<'a>: Sync;
+    /// What operations know of a batch.
+    type Batch<'a>: Sync;
     /// Keys and values of all rows of a batch, in one layer.
     type Remembered<'a>: Sync;
     /// Parameters of a layer that [`Distance`] speaks of, laid out for attention.
     type ByDistance: Debug + Send + Sync + 'static;
+    /// A point in the form's own time.
+    type Moment: Clone;
 
     /// Names the form, where it keeps weights, and in what: weights that are equal are held once for each.
     fn name(&self) -> String;
@@ -149,8 +108,12 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
     /// An embedding, row-major.
     fn load_table(&self, name: &str, values: Values, rows: usize, width: usize) -> Result<Self::Table>;
 
-    /// Prepares a batch, with the angles of each rotary position embedding that the model has.
-    fn packing<'a>(&self, batch: &'a PackedBatch, ropes: Vec<Angles>) -> Result<Self::Packing<'a>>;
+    /// Takes all that models read of a batch, before anything is computed.
+    fn batch<'a>(&self, inputs: &'a Inputs<'a>) -> Result<Self::Batch<'a>>;
+    /// When what was asked for until now is done. It need not be done yet.
+    fn moment(&self) -> Result<Self::Moment>;
+    /// What the form computed between two moments; waits for the second.
+    fn between(&self, from: &Self::Moment, to: &Self::Moment) -> Result<Duration>;
 
     /// Runs a forward where its blocks can run in parallel.
     fn run<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
@@ -171,9 +134,18 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
     /// Runs `f` on every block, in parallel where that pays. Results are in the order of the blocks.
     fn each<A: Send, B: Send>(&self, blocks: Vec<A>, f: impl Fn(A) -> Result<B> + Sync) -> Result<Vec<B>>;
 
-    /// For each row, the sum of one row of each table: `ids[table][row]`. Then `scale`, rounded to the working
-    /// precision as transformers does (√3072 is 55.5 in bf16).
-    fn embed(&self, tables: &[(&Self::Table, &[u32])], scale: Option<f64>) -> Result<Self::Rows>;
+    /// For each row of the batch that `which` says, the sum of one row of each table, which the
+    /// [ids](Inputs::ids) at the place beside it tell. Then `scale`, rounded to the working precision as transformers
+    /// does (√3072 is 55.5 in bf16).
+    fn embed(
+        &self,
+        tables: &[(&Self::Table, usize)],
+        scale: Option<f64>,
+        batch: &Self::Batch<'_>,
+        which: &Which,
+    ) -> Result<Self::Rows>;
+    /// Some rows of a table, whatever the batch.
+    fn rows_of(&self, table: &Self::Table, rows: Range<usize>) -> Result<Self::Rows>;
     /// Rounds what several linear layers read, once; passes on what needs no rounding.
     fn operand<'a>(&self, x: Cow<'a, Self::Rows>) -> Result<Cow<'a, Self::Rows>>;
     /// `x · weightᵀ + bias`
@@ -203,14 +175,14 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
     /// `x` with each column times a factor.
     fn scale(&self, x: Self::Rows, factors: &Self::Vector) -> Result<Self::Rows>;
     /// Turns each pair (`i`, `i + pairs`) of each head by the angles that its row has in one of the ropes of the
-    /// packing; `which` says what rows of the batch `x` holds.
+    /// batch; `which` says what rows of it `x` holds.
     fn rotary(
         &self,
         x: Self::Rows,
         head_dim: usize,
         rope: usize,
-        packing: &Self::Packing<'_>,
-        which: Which<'_>,
+        batch: &Self::Batch<'_>,
+        which: &Which,
     ) -> Result<Self::Rows>;
     /// What depends on weights alone: made once, and kept where the weights stay as they are.
     fn of_weights<T>(&self, kept: &OnceLock<Arc<T>>, make: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
@@ -239,26 +211,28 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
         keys: Vec<Self::Rows>,
         values: Vec<Self::Rows>,
         by_distance: Option<&'a Self::ByDistance>,
-        packing: &'a Self::Packing<'_>,
+        batch: &'a Self::Batch<'_>,
         spec: &'a AttentionSpec,
     ) -> Result<Self::Remembered<'a>>;
     /// Attention of one block of queries, the rows that `which` says, each to its own sequence:
     /// `[rows, heads · head_dim]`.
-    fn attend(&self, queries: &Self::Rows, which: Which<'_>, to: &Self::Remembered<'_>)
-    -> Result<Self::Rows>;
+    fn attend(&self, queries: &Self::Rows, which: &Which, to: &Self::Remembered<'_>) -> Result<Self::Rows>;
     /// Of all rows of a batch, in blocks, what a convolution makes of those that `which` says and their neighbours in
     /// their own sequences, beyond which there are zeros.
     fn convolve(
         &self,
         blocks: &[Self::Rows],
-        which: Which<'_>,
+        which: &Which,
         layer: &Convolution<Self>,
-        packing: &Self::Packing<'_>,
+        batch: &Self::Batch<'_>,
     ) -> Result<Self::Rows>;
-    /// Picks rows out of the blocks of a batch, and cuts them as [`Ops::blocks`] does.
-    fn gather(&self, blocks: &[Self::Rows], rows: &[usize]) -> Result<Vec<Self::Rows>>;
-    /// For each list of rows their mean in `f32`, summed in the order of the list: `[lists, width]`, in blocks.
-    fn mean(&self, blocks: &[Self::Rows], lists: &[Vec<usize>]) -> Result<Vec<Self::Rows>>;
-    /// All values, row-major.
-    fn to_vec(&self, blocks: &[Self::Rows]) -> Result<Vec<f32>>;
+    /// Picks the rows of one of the [lists](Inputs::lists) out of all rows of a batch, and cuts them as [`Ops::blocks`]
+    /// does.
+    fn gather(&self, blocks: &[Self::Rows], list: usize, batch: &Self::Batch<'_>) -> Result<Vec<Self::Rows>>;
+    /// For each sequence the mean of its rows in `f32`, summed in the order of its tokens: `[sequences, width]`, in
+    /// blocks.
+    fn mean(&self, blocks: &[Self::Rows], batch: &Self::Batch<'_>) -> Result<Vec<Self::Rows>>;
+    /// All values of several results, each row-major, in one go: where they are computed elsewhere, the one time that
+    /// this machine waits for them.
+    fn read(&self, results: &[Vec<Self::Rows>]) -> Result<Vec<Vec<f32>>>;
 }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use half::bf16;
 use proptest::prelude::*;
 
 use super::AttentionSpec;
@@ -9,9 +10,10 @@ use super::Buckets;
 use super::Distance;
 use super::Ops;
 use super::Precision;
-use super::Which;
 use crate::ops::batch::PackedBatch;
 use crate::ops::batch::Sequence;
+use crate::ops::inputs::Inputs;
+use crate::ops::inputs::Which;
 use crate::ops::source::LinearSource;
 use crate::ops::source::RowMap;
 use crate::ops::source::Source;
@@ -291,13 +293,14 @@ impl Case {
         let (rows, widths) = (batch.num_rows(), self.widths());
         let qkv = self.projections(rows, |x| x);
         let [q, k, v] = std::array::from_fn(|i| blocks(ops, &qkv[i], widths[i]));
-        let packing = ops.packing(&batch, Vec::new()).unwrap();
         let asking = self.asking(rows);
+        let inputs = Inputs { lists: vec![asking.clone()], ..Inputs::of(&batch) };
+        let batch = ops.batch(&inputs).unwrap();
         let by_distance = by_distance(ops, self.tables(|x| x).as_ref(), &self.spec);
-        let memory = ops.remember(k, v, by_distance.as_ref(), &packing, &self.spec).unwrap();
+        let memory = ops.remember(k, v, by_distance.as_ref(), &batch, &self.spec).unwrap();
         let attended = match &self.asking {
-            None => attend(ops, &q, Which::Run(0..rows), &memory),
-            Some(_) => attend(ops, &ops.gather(&q, &asking).unwrap(), Which::Listed(&asking), &memory),
+            None => attend(ops, &q, &Which::Run(0..rows), &memory),
+            Some(_) => attend(ops, &ops.gather(&q, 0, &batch).unwrap(), &inputs.listed(0), &memory),
         };
         let attended = read(ops, &attended, widths[0]);
         prop_assert_eq!(attended.len(), asking.len() * widths[0]);
@@ -316,18 +319,14 @@ impl Case {
 pub(super) fn attend<O: Ops>(
     ops: &O,
     queries: &[O::Rows],
-    which: Which<'_>,
+    which: &Which,
     memory: &O::Remembered<'_>,
 ) -> Vec<O::Rows> {
-    let rows = match &which {
-        Which::Run(rows) => rows.len(),
-        Which::Listed(rows) => rows.len(),
-    };
-    let blocks = queries.iter().zip(ops.blocks(rows));
-    blocks.map(|(queries, places)| ops.attend(queries, which.part(places), memory).unwrap()).collect()
+    let blocks = queries.iter().zip(ops.blocks(which.len()));
+    blocks.map(|(queries, places)| ops.attend(queries, &which.part(places), memory).unwrap()).collect()
 }
 
-/// Values as rows in blocks: an embedding whose ids are its rows.
+/// Values as rows in blocks: those of a table.
 fn blocks<O: Ops>(ops: &O, values: &[f32], width: usize) -> Vec<O::Rows> {
     ops.blocks(values.len() / width).into_iter().map(|block| rows(ops, values, width, block)).collect()
 }
@@ -335,8 +334,7 @@ fn blocks<O: Ops>(ops: &O, values: &[f32], width: usize) -> Vec<O::Rows> {
 /// Some of them in one block.
 fn rows<O: Ops>(ops: &O, values: &[f32], width: usize, block: Range<usize>) -> O::Rows {
     let table = ops.load_table("table", Values::F32(values.to_vec()), values.len() / width, width).unwrap();
-    let ids: Vec<u32> = block.map(|row| row as u32).collect();
-    ops.embed(&[(&table, &ids)], None).unwrap()
+    ops.rows_of(&table, block).unwrap()
 }
 
 /// What may be rounded already for the next product: so the identity's product reads it.
@@ -347,5 +345,5 @@ fn read<O: Ops>(ops: &O, blocks: &[O::Rows], width: usize) -> Vec<f32> {
     let source = LinearSource { weight, bias: None, output: width, input: width };
     let identity = ops.load_linear(source, Precision::Working).unwrap();
     let read: Vec<O::Rows> = blocks.iter().map(|block| ops.linear(block, &identity).unwrap()).collect();
-    ops.to_vec(&read).unwrap()
+    ops.read(&[read]).unwrap().concat()
 }

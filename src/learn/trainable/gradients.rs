@@ -139,11 +139,12 @@ impl Trainable {
         random.set_stream(index as u64);
         let ops = Training::new(self.tracked.clone(), Dropout::new(objective.dropout, random));
         let head = self.model.head();
-        let logits = self.forward(&ops, &batch, |hidden| head.logits(&ops, hidden, &batch))?.remove(0);
+        let logits = self.forward(&ops, &batch, |hidden, batch| head.logits(&ops, hidden, batch))?;
 
         let (mean, std) = head.normalization().map_or((0.0, 1.0), |of| (of.mean, of.std));
-        let normalized = ops.to_vec(std::slice::from_ref(&logits))?;
-        let normalized = normalized.into_iter().map(|logit| ((f64::from(logit) - mean) / std) as f32);
+        let read = ops.read(std::slice::from_ref(&logits))?.concat();
+        let logits = logits.into_iter().next().expect("training has one block");
+        let normalized = read.into_iter().map(|logit| ((f64::from(logit) - mean) / std) as f32);
         let normalized: Vec<f32> = normalized.collect();
         let (mut rewards, mut losses, mut slopes) = (Vec::new(), Vec::new(), Vec::new());
         for (place, pair) in normalized.chunks_exact(2).enumerate() {

@@ -40,9 +40,11 @@ use crate::model::plan::Role;
 use crate::model::steps::Steps;
 use crate::model::together;
 use crate::model::together::Participant;
+use crate::ops;
 use crate::ops::Ops;
 use crate::ops::batch::PackedBatch;
 use crate::ops::batch::Sequence;
+use crate::ops::composed::Batch;
 use crate::ops::training::Parameters;
 use crate::ops::training::Training;
 use crate::text::SampleTokenizer;
@@ -96,14 +98,19 @@ impl Trainable {
 
     /// The reward of each sequence, without dropout.
     pub fn rewards(&self, sequences: &[&Sequence]) -> Result<Vec<f32>, ModelError> {
-        self.score(sequences, |ops, hidden, batch| self.model.head().forward(ops, hidden, batch))
+        let head = self.model.head();
+        self.score(sequences, |ops, hidden, batch| {
+            let logits = ops.read(&[head.logits(ops, hidden, batch)?])?;
+            Ok(head.rewards(logits.concat()))
+        })
     }
 
     /// What the last layer of the head reads of each sequence, `[batch][hidden]`, without dropout.
     pub fn features(&self, sequences: &[&Sequence]) -> Result<Vec<Vec<f32>>, ModelError> {
         self.score(sequences, |ops, hidden, batch| {
-            let features = ops.to_vec(&self.model.head().features(ops, hidden, batch)?)?;
-            Ok(features.chunks(features.len() / batch.len()).map(<[f32]>::to_vec).collect())
+            let features = ops.read(&[self.model.head().features(ops, hidden, batch)?])?.concat();
+            let width = features.len() / batch.inputs().packed.len();
+            Ok(features.chunks(width).map(<[f32]>::to_vec).collect())
         })
     }
 
@@ -124,7 +131,7 @@ impl Trainable {
     fn score<T: Send>(
         &self,
         sequences: &[&Sequence],
-        read: impl Fn(&Training, &[Tensor], &PackedBatch) -> candle_core::Result<Vec<T>> + Sync,
+        read: impl Fn(&Training, &[Tensor], &Batch<'_>) -> ops::error::Result<Vec<T>> + Sync,
     ) -> Result<Vec<T>, ModelError> {
         let lengths = sequences.iter().map(|sequence| sequence.token_ids.len());
         let batches = gradients::cut(lengths, SCORED_TOKENS);
@@ -132,7 +139,7 @@ impl Trainable {
         let run = |index: usize| {
             let batch = PackedBatch::pack(sequences[batches[index].clone()].iter().copied());
             let ops = Training::new(self.detached.clone(), None);
-            self.forward(&ops, &batch, |hidden| read(&ops, hidden, &batch))
+            self.forward(&ops, &batch, |hidden, batch| read(&ops, hidden, batch))
         };
         self.threads.in_order(batches.len(), run, |of_batch| {
             scored.extend(of_batch);
@@ -146,21 +153,11 @@ impl Trainable {
         &self,
         ops: &Training,
         batch: &PackedBatch,
-        mut read: impl FnMut(&[Tensor]) -> candle_core::Result<T>,
+        read: impl Fn(&[Tensor], &Batch<'_>) -> ops::error::Result<T>,
     ) -> Result<T, ModelError> {
         let model = Participant { model: &self.model.backbone, wanted: self.model.head.wanted(batch) };
-        let mut result = None;
-        together::forward_together(
-            ops,
-            &[model],
-            batch,
-            &mut [Duration::ZERO],
-            &mut Steps::whole(),
-            |_, hidden| {
-                result = Some(read(hidden)?);
-                Ok(())
-            },
-        )?;
-        Ok(result.expect("the one model arrives"))
+        let (mut spent, mut steps) = ([Duration::ZERO], Steps::whole());
+        let read = |_, hidden: &[Tensor], batch: &Batch<'_>| read(hidden, batch);
+        Ok(together::forward_together(ops, &[model], batch, &mut spent, &mut steps, read)?.remove(0))
     }
 }

@@ -5,30 +5,36 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 
 use candle_core::DType;
+use candle_core::Device;
 use candle_core::Result;
 use candle_core::Tensor;
 
 use super::ByDistance;
 use super::Remembered;
-use super::select;
 use super::softmax;
 use crate::ops::AttentionSpec;
 use crate::ops::Buckets;
 use crate::ops::Distance;
-use crate::ops::Which;
 use crate::ops::batch::PackedBatch;
+use crate::ops::inputs::Angles;
+use crate::ops::inputs::Inputs;
+use crate::ops::inputs::Which;
 use crate::ops::rounded_slope;
 
 /// At most this many scores at a time, 64 MiB of `f32`: a sequence of any length fits into memory, and one of
 /// usual length is a single block.
 const MAX_SCORES: usize = 1 << 24;
 
-/// A batch, the angles of its rows, and the masks that its layers can share.
+/// A batch on its device, and the masks that its layers can share.
 #[derive(Debug)]
-pub struct Packing<'a> {
-    batch: &'a PackedBatch,
+pub struct Batch<'a> {
+    inputs: &'a Inputs<'a>,
+    /// For each table of an embedding, `[rows]`.
+    ids: Vec<Tensor>,
     /// Cosines and sines of each rope, `[rows, pairs]`.
     ropes: Vec<(Tensor, Tensor)>,
+    /// Of rows.
+    lists: Vec<Tensor>,
     masks: Mutex<HashMap<MaskShape, Tensor>>,
 }
 
@@ -43,26 +49,53 @@ struct MaskShape {
     window: Option<usize>,
 }
 
-impl<'a> Packing<'a> {
-    pub(super) fn new(batch: &'a PackedBatch, ropes: Vec<(Tensor, Tensor)>) -> Self {
-        Self { batch, ropes, masks: Mutex::default() }
+impl<'a> Batch<'a> {
+    /// Ropes are of `dtype`.
+    pub(super) fn new(inputs: &'a Inputs<'a>, device: &Device, dtype: DType) -> Result<Self> {
+        let rope = |Angles { cos, sin, pairs }: &Angles| {
+            let tensor = |values: &[f32]| {
+                Tensor::from_slice(values, (inputs.packed.num_rows(), *pairs), device)?.to_dtype(dtype)
+            };
+            Ok((tensor(cos)?, tensor(sin)?))
+        };
+        let list =
+            |rows: &Vec<usize>| Tensor::new(rows.iter().map(|&row| row as u32).collect::<Vec<_>>(), device);
+        Ok(Self {
+            inputs,
+            ids: inputs.ids.iter().map(|ids| Tensor::new(&**ids, device)).collect::<Result<_>>()?,
+            ropes: inputs.ropes.iter().map(rope).collect::<Result<_>>()?,
+            lists: inputs.lists.iter().map(list).collect::<Result<_>>()?,
+            masks: Mutex::default(),
+        })
     }
 
-    /// What is packed.
-    pub(in crate::ops) fn batch(&self) -> &'a PackedBatch {
-        self.batch
+    /// What it was made of.
+    pub fn inputs(&self) -> &'a Inputs<'a> {
+        self.inputs
+    }
+
+    /// The rows of a list.
+    pub(super) fn list(&self, list: usize) -> &Tensor {
+        &self.lists[list]
+    }
+
+    /// The ids that these rows have in one of the tables.
+    pub(super) fn ids(&self, table: usize, which: &Which) -> Result<Tensor> {
+        self.of_rows(&self.ids[table], which)
     }
 
     /// Cosines and sines of these rows in one of the ropes.
-    pub(in crate::ops) fn angles(&self, rope: usize, which: Which<'_>) -> Result<(Tensor, Tensor)> {
-        let Some((cos, sin)) = self.ropes.get(rope) else {
-            candle_core::bail!("the batch has no rope {rope}")
-        };
+    pub(in crate::ops) fn angles(&self, rope: usize, which: &Which) -> Result<(Tensor, Tensor)> {
+        let (cos, sin) = &self.ropes[rope];
+        Ok((self.of_rows(cos, which)?, self.of_rows(sin, which)?))
+    }
+
+    fn of_rows(&self, x: &Tensor, which: &Which) -> Result<Tensor> {
         match which {
-            Which::Run(rows) => {
-                Ok((cos.narrow(0, rows.start, rows.len())?, sin.narrow(0, rows.start, rows.len())?))
+            Which::Run(rows) => x.narrow(0, rows.start, rows.len()),
+            Which::Listed { list, places } => {
+                x.index_select(&self.lists[*list].narrow(0, places.start, places.len())?, 0)
             }
-            Which::Listed(rows) => Ok((select(cos, rows)?, select(sin, rows)?)),
         }
     }
 
@@ -84,16 +117,18 @@ impl<'a> Packing<'a> {
 }
 
 /// `query` is `[queries, heads, head_dim]`, of the rows that `which` says. Returns `[queries, heads, head_dim]`.
-pub(super) fn attention(query: &Tensor, which: Which<'_>, to: &Remembered<'_>) -> Result<Tensor> {
-    let batch = to.packing.batch;
+pub(super) fn attention(query: &Tensor, which: &Which, to: &Remembered<'_>) -> Result<Tensor> {
+    let batch = to.batch.inputs.packed;
     // (segment, its first query's place in `query`, in the segment, how many)
     let runs: Vec<(usize, usize, usize, usize)> = match which {
-        Which::Run(rows) if rows == (0..batch.num_rows()) => {
+        Which::Run(rows) if *rows == (0..batch.num_rows()) => {
             let segments = batch.segments().iter().enumerate();
             segments.map(|(index, segment)| (index, segment.rows.start, 0, segment.rows.len())).collect()
         }
-        Which::Run(rows) => rows.enumerate().map(|(place, row)| one(batch, place, row)).collect(),
-        Which::Listed(rows) => rows.iter().enumerate().map(|(place, &row)| one(batch, place, row)).collect(),
+        which => {
+            let rows = to.batch.inputs.rows(which).enumerate();
+            rows.map(|(place, row)| one(batch, place, row)).collect()
+        }
     };
     let mut outputs = Vec::with_capacity(runs.len());
     for (segment, place, first, queries) in runs {
@@ -127,7 +162,7 @@ fn attend(
     to: &Remembered<'_>,
     max_scores: usize,
 ) -> Result<Tensor> {
-    let (packing, spec) = (to.packing, to.spec);
+    let (batch, spec) = (to.batch, to.spec);
     let (heads, all_queries, head_dim) = query.dims3()?;
     let (kv_heads, all_keys, _) = key.dims3()?;
     let group = heads / kv_heads;
@@ -174,7 +209,7 @@ fn attend(
         if (spec.causal || spec.window.is_some()) && queries > 1 {
             let AttentionSpec { causal, window, .. } = *spec;
             let mask =
-                packing.mask(MaskShape { queries, keys, lead: own_key, causal, window }, spec, &scores)?;
+                batch.mask(MaskShape { queries, keys, lead: own_key, causal, window }, spec, &scores)?;
             scores = scores.reshape((kv_heads, group, queries, keys))?.broadcast_add(&mask)?;
             scores = scores.reshape((kv_heads, group * queries, keys))?;
         }
@@ -255,7 +290,6 @@ fn rounded_slopes(
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
     use proptest::prelude::*;
 
     use super::*;
@@ -283,11 +317,12 @@ mod tests {
                     .transpose(0, 1).unwrap().contiguous().unwrap()
             };
             let batch = PackedBatch::pack(&[]);
-            let packing = Packing::new(&batch, Vec::new());
+            let inputs = Inputs::of(&batch);
+            let batch = Batch::new(&inputs, &Device::Cpu, DType::F32).unwrap();
             let (q, k, v) = (heads_first(&query, heads), heads_first(&key, kv_heads), heads_first(&value, kv_heads));
             let by_distance = textbook::by_distance(&OPS, tables.as_ref(), &spec);
             let memory = Remembered {
-                key: k.clone(), value: v.clone(), by_distance: by_distance.as_ref(), packing: &packing, spec: &spec,
+                key: k.clone(), value: v.clone(), by_distance: by_distance.as_ref(), batch: &batch, spec: &spec,
             };
             let output = attend([&q, &k, &v], 0, &memory, max_scores).unwrap();
             let output: Vec<f32> = output.transpose(0, 1).unwrap().flatten_all().unwrap().to_vec1().unwrap();

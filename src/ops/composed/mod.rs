@@ -9,27 +9,29 @@ mod forms;
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::time::Duration;
+use std::time::Instant;
 
 use candle_core::D;
 use candle_core::DType;
 use candle_core::Device;
-use candle_core::Result;
 use candle_core::Tensor;
 
 use super::Activation;
-use super::Angles;
 use super::AttentionSpec;
 use super::Convolution;
 use super::Ops;
 use super::Precision;
-use super::Which;
-use crate::ops::batch::PackedBatch;
+use crate::ops::error::OpsError;
+use crate::ops::error::Result;
+use crate::ops::inputs::Inputs;
+use crate::ops::inputs::Which;
 use crate::ops::source::LinearSource;
 use crate::ops::source::RowMap;
 use crate::values::Format;
 use crate::values::Values;
 
-pub use attention::Packing;
+pub use attention::Batch;
 
 /// Plain candle operations.
 #[derive(Clone, Debug)]
@@ -64,7 +66,7 @@ pub struct Remembered<'a> {
     pub(super) key: Tensor,
     pub(super) value: Tensor,
     pub(super) by_distance: Option<&'a ByDistance>,
-    pub(super) packing: &'a Packing<'a>,
+    pub(super) batch: &'a Batch<'a>,
     pub(super) spec: &'a AttentionSpec,
 }
 
@@ -101,18 +103,18 @@ impl Composed {
     }
 
     fn tensor(&self, values: &Values, shape: &[usize]) -> Result<Tensor> {
-        match values {
-            Values::F64(values) => Tensor::from_slice(values, shape, &self.device),
-            Values::F32(values) => Tensor::from_slice(values, shape, &self.device),
-            Values::F16(values) => Tensor::from_slice(values, shape, &self.device),
-            Values::Bf16(values) => Tensor::from_slice(values, shape, &self.device),
-            Values::Other(_) => candle_core::bail!("values that are no numbers"),
-        }
+        Ok(match values {
+            Values::F64(values) => Tensor::from_slice(values, shape, &self.device)?,
+            Values::F32(values) => Tensor::from_slice(values, shape, &self.device)?,
+            Values::F16(values) => Tensor::from_slice(values, shape, &self.device)?,
+            Values::Bf16(values) => Tensor::from_slice(values, shape, &self.device)?,
+            Values::Other(_) => return Err(OpsError::Unsupported("weights that are no numbers")),
+        })
     }
 }
 
 /// The outputs of a layer among the rows of a tensor, or among the values of a vector.
-pub(super) fn pick(tensor: &Tensor, rows: &RowMap, outputs: usize) -> Result<Tensor> {
+pub(super) fn pick(tensor: &Tensor, rows: &RowMap, outputs: usize) -> candle_core::Result<Tensor> {
     let tensor = if rows.transposed && tensor.rank() == 2 { &tensor.t()? } else { tensor };
     match rows.picked(outputs) {
         None => Ok(tensor.clone()),
@@ -129,9 +131,10 @@ impl Ops for Composed {
     type Gated = Gated;
     type Vector = Tensor;
     type Table = Tensor;
-    type Packing<'a> = Packing<'a>;
+    type Batch<'a> = Batch<'a>;
     type Remembered<'a> = Remembered<'a>;
     type ByDistance = ByDistance;
+    type Moment = Instant;
 
     fn name(&self) -> String {
         format!("composed {:?} {:?}", self.device.location(), self.format)
@@ -148,8 +151,11 @@ impl Ops for Composed {
         let LinearSource { weight, bias, output, input } = source;
         let rows = self.tensor(weight.values, &weight.rows.shape(input))?;
         let rows = pick(&rows, &weight.rows, output)?;
-        let bias = bias.map(|bias| pick(&self.tensor(bias.values, &[bias.rows.of])?, &bias.rows, output));
-        Ok(Linear { weight: rows.t()?.contiguous()?, bias: bias.transpose()? })
+        let bias = match bias {
+            Some(bias) => Some(pick(&self.tensor(bias.values, &[bias.rows.of])?, &bias.rows, output)?),
+            None => None,
+        };
+        Ok(Linear { weight: rows.t()?.contiguous()?, bias })
     }
 
     fn load_gated(&self, gate: LinearSource<'_>, up: LinearSource<'_>) -> Result<Gated> {
@@ -159,25 +165,28 @@ impl Ops for Composed {
 
     fn load_vector(&self, _: &[String], values: Vec<f32>, offset: f32) -> Result<Tensor> {
         let values: Vec<f32> = values.into_iter().map(|value| value + offset).collect();
-        Tensor::new(values, &self.device)
+        Ok(Tensor::new(values, &self.device)?)
     }
 
     fn constant(&self, values: Vec<f32>) -> Result<Tensor> {
-        Tensor::new(values, &self.device)
+        Ok(Tensor::new(values, &self.device)?)
     }
 
     fn load_table(&self, _: &str, values: Values, rows: usize, width: usize) -> Result<Tensor> {
         self.tensor(&values, &[rows, width])
     }
 
-    fn packing<'a>(&self, batch: &'a PackedBatch, ropes: Vec<Angles>) -> Result<Packing<'a>> {
-        let ropes = ropes.into_iter().map(|Angles { cos, sin, pairs }| {
-            let tensor = |values: Vec<f32>| {
-                Tensor::from_vec(values, (batch.num_rows(), pairs), &self.device)?.to_dtype(self.dtype())
-            };
-            Ok((tensor(cos)?, tensor(sin)?))
-        });
-        Ok(Packing::new(batch, ropes.collect::<Result<_>>()?))
+    fn batch<'a>(&self, inputs: &'a Inputs<'a>) -> Result<Batch<'a>> {
+        Ok(Batch::new(inputs, &self.device, self.dtype())?)
+    }
+
+    fn moment(&self) -> Result<Instant> {
+        self.device.synchronize()?;
+        Ok(Instant::now())
+    }
+
+    fn between(&self, from: &Instant, to: &Instant) -> Result<Duration> {
+        Ok(to.duration_since(*from))
     }
 
     fn blocks(&self, rows: usize) -> Vec<Range<usize>> {
@@ -188,10 +197,16 @@ impl Ops for Composed {
         blocks.into_iter().map(f).collect()
     }
 
-    fn embed(&self, tables: &[(&Tensor, &[u32])], scale: Option<f64>) -> Result<Tensor> {
+    fn embed(
+        &self,
+        tables: &[(&Tensor, usize)],
+        scale: Option<f64>,
+        batch: &Batch<'_>,
+        which: &Which,
+    ) -> Result<Tensor> {
         let mut sum: Option<Tensor> = None;
         for (table, ids) in tables {
-            let rows = table.index_select(&Tensor::new(*ids, &self.device)?, 0)?;
+            let rows = table.index_select(&batch.ids(*ids, which)?, 0)?;
             sum = Some(match sum {
                 Some(sum) => (sum + rows)?,
                 None => rows,
@@ -201,10 +216,14 @@ impl Ops for Composed {
         match scale {
             Some(scale) => {
                 let scale = Tensor::new(scale as f32, &self.device)?.to_dtype(sum.dtype())?;
-                sum.broadcast_mul(&scale)
+                Ok(sum.broadcast_mul(&scale)?)
             }
             None => Ok(sum),
         }
+    }
+
+    fn rows_of(&self, table: &Tensor, rows: Range<usize>) -> Result<Tensor> {
+        Ok(table.narrow(0, rows.start, rows.len())?)
     }
 
     fn operand<'a>(&self, x: Cow<'a, Tensor>) -> Result<Cow<'a, Tensor>> {
@@ -214,25 +233,25 @@ impl Ops for Composed {
     fn linear(&self, x: &Tensor, layer: &Linear) -> Result<Tensor> {
         let product = x.to_dtype(layer.weight.dtype())?.matmul(&layer.weight)?;
         match &layer.bias {
-            Some(bias) => product.broadcast_add(bias),
+            Some(bias) => Ok(product.broadcast_add(bias)?),
             None => Ok(product),
         }
     }
 
     fn linear_add(&self, x: &Tensor, layer: &Linear, residual: Tensor) -> Result<Tensor> {
-        residual + self.linear(x, layer)?
+        Ok((residual + self.linear(x, layer)?)?)
     }
 
     fn linear_act(&self, x: &Tensor, layer: &Linear, activation: Activation) -> Result<Tensor> {
-        activate(&self.linear(x, layer)?, activation)
+        Ok(activate(&self.linear(x, layer)?, activation)?)
     }
 
     fn gated(&self, x: &Tensor, layer: &Gated, activation: Activation) -> Result<Tensor> {
-        self.linear_act(x, &layer.gate, activation)? * self.linear(x, &layer.up)?
+        Ok((self.linear_act(x, &layer.gate, activation)? * self.linear(x, &layer.up)?)?)
     }
 
     fn add(&self, x: Tensor, y: &Tensor) -> Result<Tensor> {
-        x + y
+        Ok((x + y)?)
     }
 
     fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
@@ -243,7 +262,7 @@ impl Ops for Composed {
             candle_nn::ops::rms_norm(&runs.to_dtype(DType::F32)?.contiguous()?, weight, eps as f32)?
                 .to_dtype(x.dtype())?
         };
-        normed.reshape(x.shape())
+        Ok(normed.reshape(x.shape())?)
     }
 
     fn layer_norm(&self, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
@@ -254,11 +273,11 @@ impl Ops for Composed {
             candle_nn::ops::layer_norm(&runs.to_dtype(DType::F32)?.contiguous()?, weight, bias, eps as f32)?
                 .to_dtype(x.dtype())?
         };
-        normed.reshape(x.shape())
+        Ok(normed.reshape(x.shape())?)
     }
 
     fn scale(&self, x: Tensor, factors: &Tensor) -> Result<Tensor> {
-        x.to_dtype(DType::F32)?.broadcast_mul(factors)?.to_dtype(x.dtype())
+        Ok(x.to_dtype(DType::F32)?.broadcast_mul(factors)?.to_dtype(x.dtype())?)
     }
 
     fn rotary(
@@ -266,10 +285,10 @@ impl Ops for Composed {
         x: Tensor,
         head_dim: usize,
         rope: usize,
-        packing: &Packing<'_>,
-        which: Which<'_>,
+        batch: &Batch<'_>,
+        which: &Which,
     ) -> Result<Tensor> {
-        let (cos, sin) = packing.angles(rope, which)?;
+        let (cos, sin) = batch.angles(rope, which)?;
         let heads = x.reshape((x.dim(0)?, (), head_dim))?;
         let columns = 2 * cos.dim(1)?;
         let turning = heads.narrow(D::Minus1, 0, columns)?;
@@ -282,7 +301,7 @@ impl Ops for Composed {
             let rest = heads.narrow(D::Minus1, columns, head_dim - columns)?;
             turned = Tensor::cat(&[turned, rest], D::Minus1)?;
         }
-        turned.reshape(x.shape())
+        Ok(turned.reshape(x.shape())?)
     }
 
     fn products_by_distance(
@@ -304,48 +323,63 @@ impl Ops for Composed {
         keys: Vec<Tensor>,
         values: Vec<Tensor>,
         by_distance: Option<&'a ByDistance>,
-        packing: &'a Packing<'_>,
+        batch: &'a Batch<'_>,
         spec: &'a AttentionSpec,
     ) -> Result<Remembered<'a>> {
-        let [key, value] = [&keys, &values].map(|x| by_head(whole(x)?, spec));
-        Ok(Remembered { key: key?, value: value?, by_distance, packing, spec })
+        let (key, value) = (by_head(whole(&keys)?, spec)?, by_head(whole(&values)?, spec)?);
+        Ok(Remembered { key, value, by_distance, batch, spec })
     }
 
-    fn attend(&self, queries: &Tensor, which: Which<'_>, to: &Remembered<'_>) -> Result<Tensor> {
+    fn attend(&self, queries: &Tensor, which: &Which, to: &Remembered<'_>) -> Result<Tensor> {
         let query = by_head(queries, to.spec)?;
-        attention::attention(&query, which, to)?.flatten_from(1)
+        Ok(attention::attention(&query, which, to)?.flatten_from(1)?)
     }
 
     fn convolve(
         &self,
         blocks: &[Tensor],
-        which: Which<'_>,
+        which: &Which,
         layer: &Convolution<Self>,
-        packing: &Packing<'_>,
+        batch: &Batch<'_>,
     ) -> Result<Tensor> {
-        let neighbours = neighbours(whole(blocks)?, &which, layer.kernel, packing.batch())?;
+        let neighbours = neighbours(whole(blocks)?, which, layer.kernel, batch.inputs())?;
         convolve(&neighbours, layer.groups.len(), |group, x| {
             self.linear_act(x, &layer.groups[group], layer.activation)
         })
     }
 
-    fn gather(&self, blocks: &[Tensor], rows: &[usize]) -> Result<Vec<Tensor>> {
-        Ok(vec![select(whole(blocks)?, rows)?])
+    fn gather(&self, blocks: &[Tensor], list: usize, batch: &Batch<'_>) -> Result<Vec<Tensor>> {
+        Ok(vec![whole(blocks)?.index_select(batch.list(list), 0)?])
     }
 
-    fn mean(&self, blocks: &[Tensor], lists: &[Vec<usize>]) -> Result<Vec<Tensor>> {
+    fn mean(&self, blocks: &[Tensor], batch: &Batch<'_>) -> Result<Vec<Tensor>> {
         let x = whole(blocks)?;
-        let mean = |rows: &Vec<usize>| select(x, rows)?.to_dtype(DType::F32)?.mean(0);
-        Ok(vec![Tensor::stack(&lists.iter().map(mean).collect::<Result<Vec<_>>>()?, 0)?])
+        let packed = batch.inputs().packed;
+        let mean = |sequence: usize| -> Result<Tensor> {
+            let runs = packed.runs(sequence).into_iter().map(|rows| x.narrow(0, rows.start, rows.len()));
+            let rows = Tensor::cat(&runs.collect::<candle_core::Result<Vec<_>>>()?, 0)?;
+            Ok(rows.to_dtype(DType::F32)?.mean(0)?)
+        };
+        Ok(vec![Tensor::stack(&(0..packed.len()).map(mean).collect::<Result<Vec<_>>>()?, 0)?])
     }
 
-    fn to_vec(&self, blocks: &[Tensor]) -> Result<Vec<f32>> {
-        whole(blocks)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+    fn read(&self, results: &[Vec<Tensor>]) -> Result<Vec<Vec<f32>>> {
+        let flat = |blocks: &Vec<Tensor>| -> Result<Tensor> {
+            Ok(whole(blocks)?.to_dtype(DType::F32)?.flatten_all()?)
+        };
+        let flat = results.iter().map(flat).collect::<Result<Vec<_>>>()?;
+        let mut values = Tensor::cat(&flat, 0)?.to_vec1::<f32>()?;
+        let mut read = Vec::with_capacity(flat.len());
+        for tensor in &flat {
+            let rest = values.split_off(tensor.elem_count());
+            read.push(std::mem::replace(&mut values, rest));
+        }
+        Ok(read)
     }
 }
 
 /// `[rows, heads, head_dim]`
-fn by_head(x: &Tensor, spec: &AttentionSpec) -> Result<Tensor> {
+fn by_head(x: &Tensor, spec: &AttentionSpec) -> candle_core::Result<Tensor> {
     x.reshape((x.dim(0)?, (), spec.head_dim))
 }
 
@@ -353,19 +387,19 @@ fn by_head(x: &Tensor, spec: &AttentionSpec) -> Result<Tensor> {
 pub(super) fn whole(blocks: &[Tensor]) -> Result<&Tensor> {
     match blocks {
         [whole] => Ok(whole),
-        _ => candle_core::bail!("{} blocks, the composed form has one", blocks.len()),
+        _ => Err(OpsError::Unsupported("several blocks, of which the composed form has one")),
     }
 }
 
 /// Of each row that `which` says the columns at `kernel` positions around it: `[rows, columns, kernel]`.
 pub(super) fn neighbours(
     x: &Tensor,
-    which: &Which<'_>,
+    which: &Which,
     kernel: usize,
-    batch: &PackedBatch,
-) -> Result<Tensor> {
+    inputs: &Inputs<'_>,
+) -> candle_core::Result<Tensor> {
     let (rows, columns) = x.dims2()?;
-    let around = (0..which.len()).flat_map(|place| batch.neighbours(which.row(place), kernel));
+    let around = inputs.rows(which).flat_map(|row| inputs.packed.neighbours(row, kernel));
     let ids: Vec<u32> = around.map(|row| row.unwrap_or(rows) as u32).collect();
     let zeros = Tensor::zeros((1, columns), x.dtype(), x.device())?;
     let rows = Tensor::cat(&[x, &zeros], 0)?.index_select(&Tensor::new(ids, x.device())?, 0)?;
@@ -382,15 +416,10 @@ pub(super) fn convolve(
     let of_group = |group: usize| {
         layer(group, &neighbours.narrow(1, group * columns, columns)?.contiguous()?.flatten_from(1)?)
     };
-    Tensor::cat(&(0..groups).map(of_group).collect::<Result<Vec<_>>>()?, 1)
+    Ok(Tensor::cat(&(0..groups).map(of_group).collect::<Result<Vec<_>>>()?, 1)?)
 }
 
-fn select(x: &Tensor, rows: &[usize]) -> Result<Tensor> {
-    let rows: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
-    x.index_select(&Tensor::new(rows, x.device())?, 0)
-}
-
-pub(super) fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
+pub(super) fn activate(x: &Tensor, activation: Activation) -> candle_core::Result<Tensor> {
     match activation {
         Activation::GeluErf => x.gelu_erf(),
         Activation::GeluTanh => x.gelu(),
@@ -402,7 +431,7 @@ pub(super) fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
 }
 
 /// Softmax over the last dimension, of `f32` scores.
-fn softmax(scores: &Tensor) -> Result<Tensor> {
+fn softmax(scores: &Tensor) -> candle_core::Result<Tensor> {
     if scores.track_op() {
         return forms::softmax(scores);
     }
@@ -416,7 +445,9 @@ mod tests {
     use super::*;
     use crate::ops::Buckets;
     use crate::ops::Distance;
+    use crate::ops::batch::PackedBatch;
     use crate::ops::batch::Sequence;
+    use crate::ops::inputs::Angles;
 
     const OPS: Composed = Composed { device: Device::Cpu, format: Format::F32 };
 
@@ -443,13 +474,14 @@ mod tests {
         for (rows, heads, width) in [(1, 1, 2), (3, 2, 6), (17, 5, 34), (64, 4, 128)] {
             let x = wave(&[rows, heads * width], 0.37);
             let by_head = x.reshape((rows, heads, width)).unwrap();
-            let flat = |x: Result<Tensor>| x.unwrap().flatten_from(1);
+            let flat = |x: candle_core::Result<Tensor>| x.unwrap().flatten_from(1);
             let (weight, bias) = (wave(&[width], 0.7), wave(&[width], 1.3));
             let (wide_weight, wide_bias) = (wave(&[heads * width], 0.7), wave(&[heads * width], 1.1));
             let batch = batch(&[rows]);
             let angles = (waves(rows * width / 2, 0.2), waves(rows * width / 2, 0.3));
             let (cos, sin) = angles;
-            let packing = OPS.packing(&batch, vec![Angles { cos, sin, pairs: width / 2 }]).unwrap();
+            let inputs = Inputs { ropes: vec![Angles { cos, sin, pairs: width / 2 }], ..Inputs::of(&batch) };
+            let batch = OPS.batch(&inputs).unwrap();
             let (cos, sin) = (wave(&[rows, width / 2], 0.2), wave(&[rows, width / 2], 0.3));
             let (eps, scores) = (1e-6, wave(&[rows, heads, width], 2.3));
             for (name, fused, composed) in [
@@ -466,10 +498,10 @@ mod tests {
                 ),
                 (
                     "rotary",
-                    OPS.rotary(x.clone(), width, 0, &packing, Which::Run(0..rows)),
+                    OPS.rotary(x.clone(), width, 0, &batch, &Which::Run(0..rows)),
                     flat(forms::rotary(&by_head, &cos, &sin)),
                 ),
-                ("softmax", softmax(&scores), forms::softmax(&scores)),
+                ("softmax", softmax(&scores).map_err(OpsError::from), forms::softmax(&scores)),
             ] {
                 let difference = largest_difference(&fused.unwrap(), &composed.unwrap());
                 assert!(difference < 2e-5, "{name} {rows}x{heads}x{width}: {difference}");
@@ -506,23 +538,27 @@ mod tests {
         };
         let batch = batch(&[2, 3]);
         let angles = Angles { cos: waves(15, 0.2), sin: waves(15, 0.3), pairs: 3 };
-        let packing = OPS.packing(&batch, vec![angles]).unwrap();
+        let inputs = Inputs {
+            ids: vec![vec![3, 1, 4, 1, 5].into(), vec![0, 1, 2, 0, 1].into()],
+            ropes: vec![angles],
+            lists: vec![vec![1, 3, 4]],
+            ..Inputs::of(&batch)
+        };
+        let (batch, all, listed) = (OPS.batch(&inputs).unwrap(), Which::Run(0..5), inputs.listed(0));
 
-        let tables = [(&table, [3, 1, 4, 1, 5].as_slice()), (&other_table, &[0, 1, 2, 0, 1])];
-        let x = OPS.embed(&tables, Some(0.5)).unwrap();
+        let x = OPS.embed(&[(&table, 0), (&other_table, 1)], Some(0.5), &batch, &all).unwrap();
         let normed = OPS.layer_norm(&x, &weight, &bias, 1e-6).unwrap();
         let normed = OPS.operand(Cow::Owned(normed)).unwrap();
         let q = OPS.rms_norm(&OPS.linear(&normed, &query).unwrap(), &head_weight, 1e-6).unwrap();
         let [k, v] = [&key, &value].map(|layer| OPS.linear(&normed, layer).unwrap());
-        let k = OPS.rotary(k, 8, 0, &packing, Which::Run(0..5)).unwrap();
-        let wanted = [1, 3, 4];
-        let q = OPS.gather(&[q], &wanted).unwrap().swap_remove(0);
-        let q = OPS.rotary(q, 8, 0, &packing, Which::Listed(&wanted)).unwrap();
+        let k = OPS.rotary(k, 8, 0, &batch, &all).unwrap();
+        let q = OPS.gather(&[q], 0, &batch).unwrap().swap_remove(0);
+        let q = OPS.rotary(q, 8, 0, &batch, &listed).unwrap();
         let relative =
             OPS.products_by_distance(Some(of_keys.clone()), Some(of_queries.clone()), &spec).unwrap();
-        let memory = OPS.remember(vec![k], vec![v], Some(&relative), &packing, &spec).unwrap();
-        let attended = OPS.attend(&q, Which::Listed(&wanted), &memory).unwrap();
-        let x = OPS.gather(&[x], &wanted).unwrap().swap_remove(0);
+        let memory = OPS.remember(vec![k], vec![v], Some(&relative), &batch, &spec).unwrap();
+        let attended = OPS.attend(&q, &listed, &memory).unwrap();
+        let x = OPS.gather(&[x], 0, &batch).unwrap().swap_remove(0);
         let x = OPS.linear_add(&attended, &output, x).unwrap();
         let mut inside = OPS.gated(&x, &gated, Activation::GeluErf).unwrap();
         for activation in [
@@ -535,7 +571,9 @@ mod tests {
             inside = OPS.add(activate(&inside, activation).unwrap(), &inside).unwrap();
         }
         let x = OPS.linear_add(&inside, &down, x).unwrap();
-        let means = OPS.mean(&[x], &[vec![0, 1], vec![2]]).unwrap();
+        let pooled = self::batch(&[2, 1]);
+        let inputs = Inputs::of(&pooled);
+        let means = OPS.mean(&[x], &OPS.batch(&inputs).unwrap()).unwrap();
         let rewards = OPS.linear_act(&means[0], &dense, Activation::Silu).unwrap();
         let gradients = rewards.sum_all().unwrap().backward().unwrap();
 

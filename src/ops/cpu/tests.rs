@@ -9,6 +9,7 @@ mod steps;
 use proptest::prelude::*;
 
 use super::*;
+use crate::ops::batch::PackedBatch;
 use crate::ops::batch::Sequence;
 use crate::ops::source::RowMap;
 use crate::ops::textbook;
@@ -261,7 +262,7 @@ proptest! {
         };
         for cpu in forms() {
             let sums: Vec<_> = layers.iter().enumerate()
-                .map(|(group, layer)| layer.sums(&around(group), cpu.dtype, operand_dtype(&cpu))).collect();
+                .map(|(group, layer)| layer.sums(&around(group), cpu.format, operand_format(&cpu))).collect();
             let expected = (0..asking.len()).flat_map(|place| {
                 sums.iter().flat_map(move |sums| sums[place * columns..][..columns].iter().copied())
             });
@@ -273,9 +274,9 @@ proptest! {
             };
             let blocks: Vec<Rows> = cpu.blocks(rows).into_iter()
                 .map(|block| rows_of(&x[block.start * width..block.end * width], width)).collect();
-            let which = if listed { Which::Listed(&asking) } else { Which::Run(0..rows) };
-            let packing = cpu.packing(&batch, vec![]).unwrap();
-            let ours = cpu.convolve(&blocks, which, &layer, &packing).unwrap();
+            let inputs = Inputs { lists: vec![asking.clone()], ..Inputs::of(&batch) };
+            let which = if listed { inputs.listed(0) } else { Which::Run(0..rows) };
+            let ours = cpu.convolve(&blocks, &which, &layer, &&inputs).unwrap();
             assert_within(&format!("convolve {}", cpu.name()), &ours, expected)?;
         }
     }
@@ -356,7 +357,8 @@ proptest! {
             if width < 1024 {
                 prop_assert_eq!(values_of(&ours), rounded, "{}", name("operand"));
             }
-            prop_assert_eq!(cpu.to_vec(&[of_x.clone(), of_x.clone()]).unwrap(), [&x[..], &x[..]].concat());
+            let results = [vec![of_x.clone(), of_x.clone()], vec![], vec![of_x.clone()]];
+            prop_assert_eq!(cpu.read(&results).unwrap(), [[&x[..], &x[..]].concat(), vec![], x.clone()]);
 
             let sums: Vec<f32> = x.iter().zip(&y).map(|(x, y)| x + y).collect();
             prop_assert_eq!(values_of(&cpu.add(of_x.clone(), &rows_of(&y, width)).unwrap()), sums);
@@ -370,11 +372,12 @@ proptest! {
             }
 
             let angles = Angles { cos: cos.clone(), sin: sin.clone(), pairs };
-            let packing = cpu.packing(&batch, vec![Angles::default(), angles]).unwrap();
-            let listed: Vec<usize> = (0..rows).rev().collect();
-            let run = cpu.rotary(of_x.clone(), head_dim, 1, &packing, Which::Run(0..rows)).unwrap();
+            let listed = (0..rows).rev().collect();
+            let ropes = vec![Angles::default(), angles];
+            let inputs = Inputs { ropes, lists: vec![vec![0], listed], ..Inputs::of(&batch) };
+            let run = cpu.rotary(of_x.clone(), head_dim, 1, &&inputs, &Which::Run(0..rows)).unwrap();
             assert_within(&name("rotary"), &run, (0..rows).flat_map(|row| turned(row, row)))?;
-            let run = cpu.rotary(of_x, head_dim, 1, &packing, Which::Listed(&listed)).unwrap();
+            let run = cpu.rotary(of_x, head_dim, 1, &&inputs, &inputs.listed(1)).unwrap();
             assert_within(&name("rotary"), &run, (0..rows).flat_map(|row| turned(row, rows - 1 - row)))?;
         }
     }
@@ -404,25 +407,40 @@ proptest! {
                 .collect();
             let blocks = cpu.blocks(ids[0].len());
             prop_assert_eq!(blocks.iter().map(|block| block.len()).sum::<usize>(), ids[0].len());
-            let embed = |block: Range<usize>| {
-                let tables: Vec<_> = loaded.iter().zip(&ids).map(|(table, ids)| (table, &ids[block.clone()])).collect();
-                cpu.embed(&tables, scale)
+            // sequences of 1, 2, 3, .. tokens
+            let mut rest = &ids[0][..];
+            let lengths = (1..).map_while(|length| {
+                let (taken, left) = rest.split_at(length.min(rest.len()));
+                rest = left;
+                (!taken.is_empty()).then(|| sequence(taken))
+            });
+            let packed = PackedBatch::pack(&lengths.collect::<Vec<_>>());
+            let listed: Vec<usize> = (0..ids[0].len()).rev().step_by(3).collect();
+            let inputs = Inputs {
+                ids: ids.iter().map(|ids| Cow::Borrowed(&ids[..])).collect(),
+                lists: vec![listed.clone()],
+                ..Inputs::of(&packed)
             };
+            let batch = cpu.batch(&inputs).unwrap();
+            let tables: Vec<_> = loaded.iter().zip(0..).collect();
+            let embed = |block: Range<usize>| cpu.embed(&tables, scale, &batch, &Which::Run(block));
             let blocks = cpu.each(blocks, embed).unwrap();
-            prop_assert_eq!(cpu.to_vec(&blocks).unwrap(), &expected[..]);
+            let read = |blocks: &[Rows]| cpu.read(&[blocks.to_vec()]).unwrap().concat();
+            prop_assert_eq!(read(&blocks), &expected[..]);
+            let last = cpu.rows_of(&loaded[0], 10..12).unwrap();
+            let of_table: Vec<f32> = values[0][10 * width..].iter().map(|&x| round(cpu.format, x)).collect();
+            prop_assert_eq!(read(&[last]), of_table);
 
             let of_row = |row: usize| expected[row * width..][..width].to_vec();
-            let listed: Vec<usize> = (0..ids[0].len()).rev().step_by(3).collect();
-            let gathered = cpu.to_vec(&cpu.gather(&blocks, &listed).unwrap()).unwrap();
+            let gathered = read(&cpu.gather(&blocks, 0, &batch).unwrap());
             prop_assert_eq!(gathered, listed.iter().flat_map(|&row| of_row(row)).collect::<Vec<_>>());
 
-            let lists = [listed, vec![0], (0..ids[0].len()).collect()];
-            let means = cpu.to_vec(&cpu.mean(&blocks, &lists).unwrap()).unwrap();
-            prop_assert_eq!(means.len(), lists.len() * width);
-            for (list, means) in lists.iter().zip(means.chunks_exact(width)) {
+            let means = read(&cpu.mean(&blocks, &batch).unwrap());
+            prop_assert_eq!(means.len(), packed.len() * width);
+            for (segment, means) in packed.segments().iter().zip(means.chunks_exact(width)) {
                 for (column, &ours) in means.iter().enumerate() {
-                    let values = || list.iter().map(|row| f64::from(expected[row * width + column]));
-                    let count = list.len() as f64;
+                    let values = || segment.rows.clone().map(|row| f64::from(expected[row * width + column]));
+                    let count = segment.rows.len() as f64;
                     let error = (count + 2.0) * EPSILON * values().map(f64::abs).sum::<f64>() / count;
                     prop_assert!((f64::from(ours) - values().sum::<f64>() / count).abs() <= error);
                 }

@@ -26,27 +26,29 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::OnceLock;
 use std::sync::PoisonError;
+use std::time::Duration;
+use std::time::Instant;
 
 use candle_core::Device;
-use candle_core::Result;
 use candle_core::Tensor;
 use candle_core::Var;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::Rng;
 
 use super::Activation;
-use super::Angles;
 use super::AttentionSpec;
 use super::Convolution;
 use super::Ops;
 use super::Precision;
-use super::Which;
 use super::composed;
+use super::composed::Batch;
 use super::composed::ByDistance;
 use super::composed::Composed;
-use super::composed::Packing;
 use super::composed::Remembered;
-use crate::ops::batch::PackedBatch;
+use crate::ops::error::OpsError;
+use crate::ops::error::Result;
+use crate::ops::inputs::Inputs;
+use crate::ops::inputs::Which;
 use crate::ops::source::LinearSource;
 use crate::ops::source::RowMap;
 use crate::ops::source::Source;
@@ -158,10 +160,30 @@ impl Training {
     }
 
     fn parameter(&self, name: &str) -> Result<&Tensor> {
-        match self.parameters.get(name) {
-            Some(tensor) => Ok(tensor),
-            None => candle_core::bail!("no parameter is named `{name}`"),
+        self.parameters.get(name).ok_or_else(|| OpsError::NoParameter(name.to_owned()))
+    }
+
+    /// What was looked up in some tables, as a leaf of its own if any of them wants a gradient.
+    fn leaf<'t>(
+        &self,
+        rows: Tensor,
+        tables: impl IntoIterator<Item = (&'t String, Vec<u32>)>,
+        scale: Option<f64>,
+    ) -> Result<Tensor> {
+        let mut wanting = Vec::new();
+        for (name, ids) in tables {
+            if self.parameter(name)?.is_variable() {
+                wanting.push((name.clone(), ids));
+            }
         }
+        if wanting.is_empty() {
+            return Ok(rows);
+        }
+        let rows = Var::from_tensor(&rows)?;
+        let leaf = rows.as_tensor().clone();
+        let embedded = Embedded { rows, tables: wanting, scale: scale.unwrap_or(1.0) };
+        self.embedded.lock().unwrap_or_else(PoisonError::into_inner).push(embedded);
+        Ok(leaf)
     }
 
     fn vector(&self, vector: &Vector) -> Result<Tensor> {
@@ -173,7 +195,7 @@ impl Training {
                     [alone] => alone.clone(),
                     _ => Tensor::cat(&tensors, 0)?,
                 };
-                if *offset == 0.0 { Ok(joined) } else { joined + *offset }
+                Ok(if *offset == 0.0 { joined } else { (joined + *offset)? })
             }
         }
     }
@@ -185,9 +207,10 @@ impl Ops for Training {
     type Gated = Gated;
     type Vector = Vector;
     type Table = String;
-    type Packing<'a> = Packing<'a>;
+    type Batch<'a> = Batch<'a>;
     type Remembered<'a> = Remembered<'a>;
     type ByDistance = ByDistance;
+    type Moment = Instant;
 
     fn name(&self) -> String {
         "training".to_owned()
@@ -219,8 +242,16 @@ impl Ops for Training {
         Ok(name.to_owned())
     }
 
-    fn packing<'a>(&self, batch: &'a PackedBatch, ropes: Vec<Angles>) -> Result<Packing<'a>> {
-        self.composed.packing(batch, ropes)
+    fn batch<'a>(&self, inputs: &'a Inputs<'a>) -> Result<Batch<'a>> {
+        self.composed.batch(inputs)
+    }
+
+    fn moment(&self) -> Result<Instant> {
+        self.composed.moment()
+    }
+
+    fn between(&self, from: &Instant, to: &Instant) -> Result<Duration> {
+        self.composed.between(from, to)
     }
 
     fn blocks(&self, rows: usize) -> Vec<Range<usize>> {
@@ -231,25 +262,25 @@ impl Ops for Training {
         self.composed.each(blocks, f)
     }
 
-    fn embed(&self, tables: &[(&String, &[u32])], scale: Option<f64>) -> Result<Tensor> {
+    fn embed(
+        &self,
+        tables: &[(&String, usize)],
+        scale: Option<f64>,
+        batch: &Batch<'_>,
+        which: &Which,
+    ) -> Result<Tensor> {
         let values = tables.iter().map(|(name, _)| Ok(self.parameter(name)?.detach()));
         let values = values.collect::<Result<Vec<_>>>()?;
         let looked_up: Vec<_> = values.iter().zip(tables).map(|(table, (_, ids))| (table, *ids)).collect();
-        let rows = self.composed.embed(&looked_up, scale)?;
-        let mut wanting = Vec::new();
-        for (name, ids) in tables {
-            if self.parameter(name)?.is_variable() {
-                wanting.push(((*name).clone(), ids.to_vec()));
-            }
-        }
-        if wanting.is_empty() {
-            return Ok(rows);
-        }
-        let rows = Var::from_tensor(&rows)?;
-        let leaf = rows.as_tensor().clone();
-        let embedded = Embedded { rows, tables: wanting, scale: scale.unwrap_or(1.0) };
-        self.embedded.lock().unwrap_or_else(PoisonError::into_inner).push(embedded);
-        Ok(leaf)
+        let rows = self.composed.embed(&looked_up, scale, batch, which)?;
+        let inputs = batch.inputs();
+        let ids = |ids: usize| inputs.rows(which).map(|row| inputs.ids[ids][row]).collect();
+        self.leaf(rows, tables.iter().map(|&(name, table)| (name, ids(table))), scale)
+    }
+
+    fn rows_of(&self, table: &String, rows: Range<usize>) -> Result<Tensor> {
+        let values = self.composed.rows_of(&self.parameter(table)?.detach(), rows.clone())?;
+        self.leaf(values, [(table, rows.map(|row| row as u32).collect())], None)
     }
 
     fn operand<'a>(&self, x: Cow<'a, Tensor>) -> Result<Cow<'a, Tensor>> {
@@ -257,26 +288,28 @@ impl Ops for Training {
     }
 
     fn linear(&self, x: &Tensor, layer: &Linear) -> Result<Tensor> {
-        let of = |named: &Named| composed::pick(self.parameter(&named.name)?, &named.rows, layer.output);
+        let of = |named: &Named| -> Result<Tensor> {
+            Ok(composed::pick(self.parameter(&named.name)?, &named.rows, layer.output)?)
+        };
         let bias = layer.bias.as_ref().map(of).transpose()?;
         // a convolution's has an axis of positions, which follow each other
-        fused::linear(x, &of(&layer.weight)?.flatten_from(1)?, bias.as_ref())
+        Ok(fused::linear(x, &of(&layer.weight)?.flatten_from(1)?, bias.as_ref())?)
     }
 
     fn linear_add(&self, x: &Tensor, layer: &Linear, residual: Tensor) -> Result<Tensor> {
         let added = self.linear(x, layer)?;
-        match &self.dropout {
-            None => residual + added,
-            Some(dropout) => fused::add_dropped(&residual, &added, dropout.factors(added.elem_count())),
-        }
+        Ok(match &self.dropout {
+            None => (residual + added)?,
+            Some(dropout) => fused::add_dropped(&residual, &added, dropout.factors(added.elem_count()))?,
+        })
     }
 
     fn linear_act(&self, x: &Tensor, layer: &Linear, activation: Activation) -> Result<Tensor> {
-        fused::activate(&self.linear(x, layer)?, activation)
+        Ok(fused::activate(&self.linear(x, layer)?, activation)?)
     }
 
     fn gated(&self, x: &Tensor, layer: &Gated, activation: Activation) -> Result<Tensor> {
-        fused::gate(&self.linear(x, &layer.gate)?, &self.linear(x, &layer.up)?, activation)
+        Ok(fused::gate(&self.linear(x, &layer.gate)?, &self.linear(x, &layer.up)?, activation)?)
     }
 
     fn dropout(&self, x: Tensor) -> Result<Tensor> {
@@ -285,21 +318,21 @@ impl Ops for Training {
             Some(dropout) => {
                 let factors = dropout.factors(x.elem_count());
                 let factors = Tensor::from_vec(factors, x.shape(), x.device())?;
-                x * factors
+                Ok((x * factors)?)
             }
         }
     }
 
     fn add(&self, x: Tensor, y: &Tensor) -> Result<Tensor> {
-        x + y
+        Ok((x + y)?)
     }
 
     fn rms_norm(&self, x: &Tensor, weight: &Vector, eps: f64) -> Result<Tensor> {
-        fused::rms_norm(x, &self.vector(weight)?, eps)
+        Ok(fused::rms_norm(x, &self.vector(weight)?, eps)?)
     }
 
     fn layer_norm(&self, x: &Tensor, weight: &Vector, bias: &Vector, eps: f64) -> Result<Tensor> {
-        fused::layer_norm(x, &self.vector(weight)?, &self.vector(bias)?, eps)
+        Ok(fused::layer_norm(x, &self.vector(weight)?, &self.vector(bias)?, eps)?)
     }
 
     fn scale(&self, x: Tensor, factors: &Vector) -> Result<Tensor> {
@@ -311,11 +344,11 @@ impl Ops for Training {
         x: Tensor,
         head_dim: usize,
         rope: usize,
-        packing: &Packing<'_>,
-        which: Which<'_>,
+        batch: &Batch<'_>,
+        which: &Which,
     ) -> Result<Tensor> {
-        let (cos, sin) = packing.angles(rope, which)?;
-        fused::rotary(&x, head_dim, &cos, &sin)
+        let (cos, sin) = batch.angles(rope, which)?;
+        Ok(fused::rotary(&x, head_dim, &cos, &sin)?)
     }
 
     /// Each forward makes it anew, of its own parameters.
@@ -341,44 +374,43 @@ impl Ops for Training {
         keys: Vec<Tensor>,
         values: Vec<Tensor>,
         by_distance: Option<&'a ByDistance>,
-        packing: &'a Packing<'_>,
+        batch: &'a Batch<'_>,
         spec: &'a AttentionSpec,
     ) -> Result<Remembered<'a>> {
-        self.composed.remember(keys, values, by_distance, packing, spec)
+        self.composed.remember(keys, values, by_distance, batch, spec)
     }
 
-    fn attend(&self, queries: &Tensor, which: Which<'_>, to: &Remembered<'_>) -> Result<Tensor> {
+    fn attend(&self, queries: &Tensor, which: &Which, to: &Remembered<'_>) -> Result<Tensor> {
         if to.by_distance.is_some() {
             return self.composed.attend(queries, which, to);
         }
         let (key, value) = (to.key.flatten_from(1)?, to.value.flatten_from(1)?);
-        fused::attention([queries, &key, &value], which, to.packing.batch(), to.spec)
+        Ok(fused::attention([queries, &key, &value], which, to.batch.inputs(), to.spec)?)
     }
 
     fn convolve(
         &self,
         blocks: &[Tensor],
-        which: Which<'_>,
+        which: &Which,
         layer: &Convolution<Self>,
-        packing: &Packing<'_>,
+        batch: &Batch<'_>,
     ) -> Result<Tensor> {
-        let neighbours =
-            composed::neighbours(composed::whole(blocks)?, &which, layer.kernel, packing.batch())?;
+        let neighbours = composed::neighbours(composed::whole(blocks)?, which, layer.kernel, batch.inputs())?;
         composed::convolve(&neighbours, layer.groups.len(), |group, x| {
             self.linear_act(x, &layer.groups[group], layer.activation)
         })
     }
 
-    fn gather(&self, blocks: &[Tensor], rows: &[usize]) -> Result<Vec<Tensor>> {
-        self.composed.gather(blocks, rows)
+    fn gather(&self, blocks: &[Tensor], list: usize, batch: &Batch<'_>) -> Result<Vec<Tensor>> {
+        self.composed.gather(blocks, list, batch)
     }
 
-    fn mean(&self, blocks: &[Tensor], lists: &[Vec<usize>]) -> Result<Vec<Tensor>> {
-        self.composed.mean(blocks, lists)
+    fn mean(&self, blocks: &[Tensor], batch: &Batch<'_>) -> Result<Vec<Tensor>> {
+        self.composed.mean(blocks, batch)
     }
 
-    fn to_vec(&self, blocks: &[Tensor]) -> Result<Vec<f32>> {
-        self.composed.to_vec(blocks)
+    fn read(&self, results: &[Vec<Tensor>]) -> Result<Vec<Vec<f32>>> {
+        self.composed.read(results)
     }
 }
 

@@ -102,15 +102,22 @@ impl<O: Ops> Tiny<O> {
                 }
             }
         }
-        let packing = ops.packing(batch, vec![angles])?;
-        let embed = |rows: Range<usize>| ops.embed(&[(&self.table, &batch.token_ids()[rows])], Some(1.5));
+        let last = (0..batch.len()).map(|sequence| batch.row_of(sequence, batch.length(sequence) - 1));
+        let inputs = Inputs {
+            ids: vec![batch.token_ids().into()],
+            ropes: vec![angles],
+            lists: vec![last.collect()],
+            ..Inputs::of(batch)
+        };
+        let batch = ops.batch(&inputs)?;
+        let embed = |rows: Range<usize>| ops.embed(&[(&self.table, 0)], Some(1.5), &batch, &Which::Run(rows));
         let mut x = ops.each(ops.blocks(rows), embed)?;
         for _ in 0..2 {
             let project = |(rows, x): (Range<usize>, &O::Rows)| {
                 let input = ops.operand(Cow::Owned(ops.rms_norm(x, &self.norm[0], 1e-5)?))?;
                 let [q, k, v] = [0, 1, 2].map(|i| ops.linear(&input, &self.project[i]));
                 let q = ops.rms_norm(&q?, &self.of_head, 1e-5)?;
-                let [q, k] = [q, k?].map(|x| ops.rotary(x, HEAD_DIM, 0, &packing, Which::Run(rows.clone())));
+                let [q, k] = [q, k?].map(|x| ops.rotary(x, HEAD_DIM, 0, &batch, &Which::Run(rows.clone())));
                 Ok((q?, k?, v?))
             };
             let blocks = ops.blocks(rows).into_iter().zip(&x).collect();
@@ -121,9 +128,9 @@ impl<O: Ops> Tiny<O> {
                 k.push(of_block.1);
                 v.push(of_block.2);
             }
-            let memory = ops.remember(k, v, self.by_distance.as_ref(), &packing, &self.spec)?;
+            let memory = ops.remember(k, v, self.by_distance.as_ref(), &batch, &self.spec)?;
             let finish = |((x, query), rows): ((O::Rows, O::Rows), Range<usize>)| {
-                let attended = ops.attend(&query, Which::Run(rows), &memory)?;
+                let attended = ops.attend(&query, &Which::Run(rows), &memory)?;
                 let x = ops.linear_add(&attended, &self.output, x)?;
                 let normed = ops.layer_norm(&x, &self.norm[1], &self.norm[2], 1e-5)?;
                 let normed = ops.operand(Cow::Owned(normed))?;
@@ -132,15 +139,11 @@ impl<O: Ops> Tiny<O> {
             };
             x = ops.each(x.into_iter().zip(q).zip(ops.blocks(rows)).collect(), finish)?;
         }
-        let all = |sequence: usize| batch.runs(sequence).into_iter().flatten().collect::<Vec<_>>();
-        let lists: Vec<Vec<usize>> = (0..batch.len()).map(all).collect();
-        let last: Vec<usize> = lists.iter().filter_map(|rows| rows.last().copied()).collect();
         let head = |pooled: Vec<O::Rows>| {
-            let dense = |x: O::Rows| ops.linear_act(&x, &self.dense, Activation::GeluErf);
-            ops.to_vec(&ops.each(pooled, dense)?)
+            ops.each(pooled, |x: O::Rows| ops.linear_act(&x, &self.dense, Activation::GeluErf))
         };
-        let [last, means] = [head(ops.gather(&x, &last)?)?, head(ops.mean(&x, &lists)?)?];
-        Ok(last.chunks(3).zip(means.chunks(3)).map(|(a, b)| [a, b].concat()).collect())
+        let read = ops.read(&[head(ops.gather(&x, 0, &batch)?)?, head(ops.mean(&x, &batch)?)?])?;
+        Ok(read[0].chunks(3).zip(read[1].chunks(3)).map(|(a, b)| [a, b].concat()).collect())
     }
 }
 
@@ -304,11 +307,12 @@ fn a_product_passes_on_what_is_not_finite_and_keeps_it_in_its_row() {
 /// One sequence and head, every row a query; queries, keys and values `[seq, head_dim]`.
 fn attend(cpu: &Cpu, [q, k, v]: [&[f32]; 3], spec: &AttentionSpec) -> Vec<f32> {
     let batch = PackedBatch::pack(&[sequence(&vec![0; q.len() / spec.head_dim])]);
-    let packing = cpu.packing(&batch, vec![]).unwrap();
+    let inputs = Inputs::of(&batch);
+    let of_form = cpu.batch(&inputs).unwrap();
     let [q, k, v] = [q, k, v].map(|x| [rows_of(x, spec.head_dim)]);
     let [k, v] = [k, v].map(Vec::from);
-    let memory = cpu.remember(k, v, None, &packing, spec).unwrap();
-    values_of(&cpu.attend(&q[0], Which::Run(0..batch.num_rows()), &memory).unwrap())
+    let memory = cpu.remember(k, v, None, &of_form, spec).unwrap();
+    values_of(&cpu.attend(&q[0], &Which::Run(0..batch.num_rows()), &memory).unwrap())
 }
 
 fn spec(head_dim: usize, causal: bool) -> AttentionSpec {

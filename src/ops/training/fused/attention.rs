@@ -20,19 +20,19 @@ use super::storage;
 use super::sum_of;
 use crate::ops::AttentionSpec;
 use crate::ops::Distance;
-use crate::ops::Which;
-use crate::ops::batch::PackedBatch;
+use crate::ops::inputs::Inputs;
+use crate::ops::inputs::Which;
 use crate::ops::rounded_slope;
 
 /// `query` is `[queries, heads · head_dim]`, of the rows that `which` says; key and value are `[rows, kv_heads · head_dim]`,
 /// of all rows of a batch that shares no prefixes.
 pub(in crate::ops::training) fn attention(
     [query, key, value]: [&Tensor; 3],
-    which: Which<'_>,
-    batch: &PackedBatch,
+    which: &Which,
+    inputs: &Inputs<'_>,
     spec: &AttentionSpec,
 ) -> Result<Tensor> {
-    let op = Attention { spec: spec.clone(), runs: runs(which, batch)?, weights: Kept::new() };
+    let op = Attention { spec: spec.clone(), runs: runs(which, inputs)?, weights: Kept::new() };
     query.contiguous()?.apply_op3(&key.contiguous()?, &value.contiguous()?, op)
 }
 
@@ -48,18 +48,18 @@ struct Run {
 }
 
 /// Each sequence as a whole, or its single queries.
-fn runs(which: Which<'_>, batch: &PackedBatch) -> Result<Vec<Run>> {
+fn runs(which: &Which, inputs: &Inputs<'_>) -> Result<Vec<Run>> {
+    let batch = inputs.packed;
     let segments = batch.segments();
     if segments.iter().any(|segment| segment.parent.is_some()) {
         candle_core::bail!("training shares no prefixes");
     }
-    let whole = which == Which::Run(0..batch.num_rows());
     let single = |(first, row): (usize, usize)| {
         let rows = segments[batch.segment_of(row)].rows.clone();
         Run { position: row - rows.start, rows, first, queries: 1 }
     };
-    Ok(match which {
-        _ if whole => segments
+    Ok(match *which == Which::Run(0..batch.num_rows()) {
+        true => segments
             .iter()
             .map(|segment| Run {
                 rows: segment.rows.clone(),
@@ -68,8 +68,7 @@ fn runs(which: Which<'_>, batch: &PackedBatch) -> Result<Vec<Run>> {
                 queries: segment.rows.len(),
             })
             .collect(),
-        Which::Run(rows) => rows.enumerate().map(single).collect(),
-        Which::Listed(rows) => rows.iter().copied().enumerate().map(single).collect(),
+        false => inputs.rows(which).enumerate().map(single).collect(),
     })
 }
 

@@ -3,16 +3,18 @@ use candle_core::Device;
 use candle_core::Var;
 
 use super::*;
+use crate::ops;
 use crate::ops::Activation;
-use crate::ops::Angles;
 use crate::ops::AttentionSpec;
 use crate::ops::Distance;
 use crate::ops::Ops;
-use crate::ops::Which;
 use crate::ops::batch::PackedBatch;
 use crate::ops::batch::Sequence;
 use crate::ops::composed;
 use crate::ops::composed::Composed;
+use crate::ops::inputs::Angles;
+use crate::ops::inputs::Inputs;
+use crate::ops::inputs::Which;
 use crate::values::Format;
 
 /// Of `f32` in another order of operations, and of erf's approximation.
@@ -31,20 +33,21 @@ fn values(tensor: &Tensor) -> Vec<f32> {
 }
 
 /// Both forms give the same result, and the same gradient to every input.
-fn check(
+fn check<E: Into<ops::error::OpsError>>(
     what: &str,
     inputs: &[&Var],
     fused: impl Fn() -> Result<Tensor>,
-    composed: impl Fn() -> Result<Tensor>,
+    composed: impl Fn() -> std::result::Result<Tensor, E>,
 ) {
-    let run = |result: Result<Tensor>| {
-        let result = result.unwrap();
+    let run = |result: Tensor| {
         let slopes = wave(result.dims(), 0.77).as_detached_tensor();
         let store = (&result * slopes).unwrap().sum_all().unwrap().backward().unwrap();
         let gradients = inputs.iter().map(|input| values(store.get(input).expect("a gradient")));
         std::iter::once(values(&result)).chain(gradients).collect::<Vec<_>>()
     };
-    for (place, (fused, composed)) in run(fused()).into_iter().zip(run(composed())).enumerate() {
+    for (place, (fused, composed)) in
+        run(fused().unwrap()).into_iter().zip(run(composed().map_err(Into::into).unwrap())).enumerate()
+    {
         let size = composed.iter().fold(1.0_f32, |size, x| size.max(x.abs()));
         for (a, b) in fused.iter().zip(&composed) {
             assert!((a - b).abs() <= RTOL * size, "{what}, output or gradient {place}: {a}, composed {b}");
@@ -117,14 +120,16 @@ fn rows_are_added_and_turned_as_the_composed_ones() {
         let [cos, sin] = [0.2, 0.3].map(|step| values(&wave(&[5, pairs], step)));
         Angles { cos, sin, pairs }
     };
-    let packing = OPS.packing(&batch, [4, 3].map(angles).into()).unwrap();
-    let runs = [Which::Run(0..5), Which::Listed(&[0, 4, 2, 1, 3])];
+    let lists = vec![vec![0, 4, 2, 1, 3]];
+    let inputs = Inputs { ropes: [4, 3].map(angles).into(), lists, ..Inputs::of(&batch) };
+    let of_form = OPS.batch(&inputs).unwrap();
+    let runs = [Which::Run(0..5), inputs.listed(0)];
     for (which, rope) in runs.into_iter().flat_map(|which| [(which.clone(), 0), (which, 1)]) {
         let turned = || {
-            let (cos, sin) = packing.angles(rope, which.clone())?;
+            let (cos, sin) = of_form.angles(rope, &which)?;
             rotary(&x, 8, &cos, &sin)
         };
-        let composed = || OPS.rotary(x.as_tensor().clone(), 8, rope, &packing, which.clone());
+        let composed = || OPS.rotary(x.as_tensor().clone(), 8, rope, &of_form, &which);
         check("rotary", &[&x], turned, composed);
     }
 }
@@ -148,7 +153,9 @@ fn attention_is_the_composed_one() {
     };
     let slopes = |slopes: &[f32]| Distance::Slopes(slopes.into());
     let batch = batch(&[3, 1, 12, 7]);
-    let packing = OPS.packing(&batch, vec![]).unwrap();
+    let listed = vec![2, 3, 15, 4, 22];
+    let inputs = Inputs { lists: vec![listed.clone()], ..Inputs::of(&batch) };
+    let of_form = OPS.batch(&inputs).unwrap();
     for spec in [
         plain.clone(),
         AttentionSpec { causal: true, ..plain.clone() },
@@ -167,17 +174,14 @@ fn attention_is_the_composed_one() {
     ] {
         let rows = batch.num_rows();
         let [key, value] = [0.13, 0.29].map(|step| wave(&[rows, spec.kv_heads * spec.head_dim], step));
-        let listed = [2, 3, 15, 4, 22];
-        for (which, queries) in [(Which::Run(0..rows), rows), (Which::Listed(&listed), listed.len())] {
+        for which in [Which::Run(0..rows), inputs.listed(0)] {
+            let queries = which.len();
             let query = wave(&[queries, spec.heads * spec.head_dim], 0.37);
-            let fused = || attention([&query, &key, &value], which.clone(), &batch, &spec);
+            let fused = || attention([&query, &key, &value], &which, &inputs, &spec);
             let composed = || {
                 let [query, key, value] = [&query, &key, &value].map(|var| var.as_tensor().clone());
-                OPS.attend(
-                    &query,
-                    which.clone(),
-                    &OPS.remember(vec![key], vec![value], None, &packing, &spec)?,
-                )
+                let memory = OPS.remember(vec![key], vec![value], None, &of_form, &spec)?;
+                OPS.attend(&query, &which, &memory)
             };
             check(&format!("{spec:?} {which:?}"), &[&query, &key, &value], fused, composed);
         }
