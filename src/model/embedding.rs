@@ -29,7 +29,7 @@ pub struct Embedding<O: Ops> {
     scale: Option<f64>,
     norm: Option<Norm<O>>,
     projection: Option<Arc<O::Linear>>,
-    projects_words: bool,
+    adds_positions_last: bool,
 }
 
 impl<O: Ops> Embedding<O> {
@@ -53,7 +53,7 @@ impl<O: Ops> Embedding<O> {
             scale: plan.scale,
             norm,
             projection,
-            projects_words: plan.projects_words,
+            adds_positions_last: plan.adds_positions_last,
         })
     }
 }
@@ -78,18 +78,20 @@ impl<O: Ops> transformer::Embedding<O> for Embedding<O> {
         let tables = [Some(&self.words), self.types.as_ref(), self.tasks.as_ref(), positions];
         let tables = tables.into_iter().flatten().map(|table| &**table);
         let mut tables: Vec<_> = tables.zip(0..).collect();
-        let late = if self.projects_words { tables.split_off(1) } else { Vec::new() };
+        let late = if self.adds_positions_last { tables.split_off(1) } else { Vec::new() };
         let mut x = ops.embed(&tables, self.scale, batch, which)?;
         if let Some(norm) = &self.norm {
             x = norm.forward(ops, &x)?;
         }
+        if !late.is_empty() {
+            if let Some(projection) = &self.projection {
+                x = ops.linear(&x, projection)?;
+            }
+            return ops.dropout(ops.add(x, &ops.embed(&late, None, batch, which)?)?);
+        }
         match &self.projection {
             None => ops.dropout(x),
-            Some(projection) if late.is_empty() => ops.linear(&ops.dropout(x)?, projection),
-            Some(projection) => {
-                let positions = ops.embed(&late, None, batch, which)?;
-                ops.dropout(ops.add(ops.linear(&x, projection)?, &positions)?)
-            }
+            Some(projection) => ops.linear(&ops.dropout(x)?, projection),
         }
     }
 }

@@ -130,8 +130,9 @@ pub struct EmbeddingPlan {
     pub norm: Option<NormPlan>,
     /// From the width of the tables to that of the layers (ELECTRA, ALBERT).
     pub projection: Option<LinearPlan>,
-    /// Whether positions are added after it (OPT-350m), and not before.
-    pub projects_words: bool,
+    /// Whether positions are added after all that (OPT-350m, BioGPT), and not before.
+    #[serde(rename = "projects_words")]
+    pub adds_positions_last: bool,
 }
 
 /// An embedding of positions.

@@ -34,7 +34,7 @@ MODELS = ["llama", "llama-tied-bias", "mistral", "qwen2", "qwen3", "gemma2", "be
           "gemma3-text", "gemma3", "olmo", "olmo3", "phi", "phi3", "glm", "glm4", "helium", "hunyuan-v1-dense", "nemotron", "starcoder2",
           "stablelm", "stablelm-heads", "persimmon", "gpt-neox",
           "gpt2", "gpt-bigcode", "gptj", "gpt-neo", "opt", "opt-narrow", "falcon", "falcon-alibi", "bloom", "mpt", "ministral3", "modernbert-decoder", "modernbert", "eurobert",
-          "distilbert", "electra", "albert", "rembert", "ernie", "megatron-bert", "roberta-prelayernorm", "camembert", "data2vec-text", "xlm-roberta-xl", "mpnet",
+          "distilbert", "electra", "albert", "rembert", "ernie", "megatron-bert", "roberta-prelayernorm", "camembert", "data2vec-text", "xlm-roberta-xl", "mpnet", "openai-gpt", "biogpt", "cohere-compass-text", "roformer", "ultrabert",
           "nomic-bert", "gte", "jina-embeddings-v3", "deberta-v2", "deberta-v2-apart", "deberta-v2-conv", "deberta-v2-groups", "deberta"]
 CENTERED = {"llama-tied-bias": 0.01, "bert": 0.01, "trl-v-head-file": 0.1}
 STEPPED = ["bert", "llama-tied-bias"]
@@ -64,7 +64,7 @@ def as_stored(model, parameters):
     """Gradients by the names, and in the tensors, that the checkpoint has: transformers saves some models otherwise than it holds them."""
     # what no reward depends on is no parameter: a vision tower
     unused = ("model.vision_tower.", "model.multi_modal_projector.")
-    gradients = {key: tensor.grad.float() for key, tensor in parameters.items() if not key.startswith(unused)}
+    gradients = {key: tensor.grad.float() for key, tensor in parameters.items() if tensor.grad is not None and not key.startswith(unused)}
     if not isinstance(model, transformers.PreTrainedModel):
         return gradients
     with tempfile.TemporaryDirectory() as folder:

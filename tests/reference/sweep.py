@@ -486,8 +486,10 @@ def reference(folder):
     model_type = read_json(folder / "config.json").get("model_type")
     results = {}
     try:
+        # Falcon's eager attention adds ALiBi twice
+        attention = "sdpa" if model_type == "falcon" and read_json(folder / "config.json").get("alibi") else "eager"
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            folder, output_loading_info=True, attn_implementation="eager", dtype=torch.float32)
+            folder, output_loading_info=True, attn_implementation=attention, dtype=torch.float32)
     except Exception as error:
         return f"model: {type(error).__name__}: {error}"[:160]
     if info["missing_keys"] or info["mismatched_keys"]:

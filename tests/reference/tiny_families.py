@@ -224,6 +224,22 @@ def mpt(path):
             base=dict(vocab_size=80, d_model=24, n_layers=2, n_heads=6, max_seq_len=128, bos_token_id=1, eos_token_id=2, pad_token_id=0, num_labels=1), layer_norm_epsilon=1e-2)
 
 
+def openai_gpt(path):
+    decoder(path, "OpenAIGPTConfig", 133, "GPT-2's tensors, norms of the sums, none at the end; tanh GELU, which it calls gelu", [LOOSE_EPSILON], sides=RIGHT, layer_norm_epsilon=1e-2,
+            base={key: value for key, value in GPT.items() if key != "n_inner"})
+
+
+def biogpt(path):
+    decoder(path, "BioGptConfig", 134, "words times sqrt(hidden), and then positions from row 2 on; layer norms before, whose eps it does not read", [("unscaled", set_to(scale_embedding=False))],
+            base={key: value for key, value in WIDE.items() if key != "num_key_value_heads"}, sides=RIGHT, layer_norm_eps=1e-2)
+
+
+def cohere_compass_text(path):
+    decoder(path, "CohereCompassTextConfig", 135, "attention and MLP beside each other, of one norm without bias; layers 0 and 2 see 6 tokens and turn, the others do neither; biases of attention",
+            [LOOSE_LAYER_EPS, ("window 5", set_to(sliding_window=5)), ("rope everywhere", ropes(full=rope()))], base=WIDE | dict(num_hidden_layers=4), layer_norm_eps=1e-2, sliding_window=6,
+            attention_bias=True, layer_types=["sliding_attention", "full_attention"] * 2, rope_parameters={"sliding_attention": rope(theta=100.0), "full_attention": None})
+
+
 def ministral3(path):
     decoder(path, "Ministral3Config", 102, "yarn; queries grow at positions 16, 32 and 48, so that absolute positions count; a window of 20", [LOOSE_EPS, ("window 19", set_to(sliding_window=19)),
             ("no growth", rope_to(llama_4_scaling_beta=0.0))], sides=RIGHT, head_dim=8, rms_norm_eps=1e-3, sliding_window=20,
@@ -328,6 +344,28 @@ def ernie(path):
     encoder(path, "ErnieConfig", 118, "an embedding of tasks, of which all tokens have the first", [LOOSE_LAYER_EPS], use_task_id=True, task_type_vocab_size=3)
 
 
+def roformer(path):
+    """Sines of all positions are in the checkpoint, and are not for training."""
+    config = transformers.RoFormerConfig(**BERT | dict(embedding_size=12, hidden_act="relu"))
+    save_classifier(path, config, 136)
+    weights = all_weights(path)
+    width = config.hidden_size // config.num_attention_heads
+    angles = torch.arange(config.max_position_embeddings)[:, None] / 10000 ** (torch.arange(0, width, 2, dtype=torch.float64) / width)
+    weights["roformer.encoder.embed_positions.weight"] = torch.cat([angles.sin(), angles.cos()], 1).float()
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    samples = plain_samples(config, 146)
+    for sample in samples[1::2]:
+        half = len(sample["token_ids"]) // 2
+        sample["type_ids"] = [0] * half + [1] * (len(sample["token_ids"]) - half)
+    finish(path, samples, "cls", "neighbours turn in pairs; embeddings of width 12, projected; a head with the layers' activation", wrong=[LOOSE_LAYER_EPS], sides=RIGHT)
+
+
+def ultrabert(path):
+    encoder(path, "UltrabertConfig", 137, "Llama seen from both sides; layers 0, 1 and 3 see 4 tokens to either side; a rope for each kind; the mean; biases", [LOOSE_EPS, ("window 5", set_to(sliding_window=5)),
+            ("one rope", ropes(sliding=rope(theta=1000.0))), ("cls", set_to(classifier_pooling="cls"))], base=EURO | dict(num_hidden_layers=4), sliding_window=4, rope_parameters=BY_TYPE, attention_bias=True,
+            mlp_bias=True, classifier_pooling="mean", pooling="mean")
+
+
 def megatron_bert(path):
     encoder(path, "MegatronBertConfig", 119, "norms before attention and MLP, and after the last layer; none of the embeddings", [LOOSE_LAYER_EPS])
 
@@ -426,6 +464,6 @@ def deberta_keys(path):
 
 
 CHECKPOINTS = [gemma3_text, gemma3, olmo, olmo3, phi, phi3, phi3_longrope, glm, glm4, helium, hunyuan_v1_dense, nemotron, starcoder2, stablelm, stablelm_heads, stablelm_after, persimmon, gpt_neox,
-               gpt2, gpt_bigcode, gpt_bigcode_mha, gptj, gpt_neo, opt, opt_after, opt_narrow, falcon, falcon_multi_query, falcon_rw, falcon_alibi, bloom, mpt, ministral3, internlm2, modernbert_decoder,
-               modernbert, modernbert_mean, eurobert, eurobert_bos, distilbert, electra, albert, rembert, ernie, megatron_bert, roberta_prelayernorm, camembert, data2vec_text,
+               gpt2, gpt_bigcode, gpt_bigcode_mha, gptj, gpt_neo, openai_gpt, biogpt, cohere_compass_text, opt, opt_after, opt_narrow, falcon, falcon_multi_query, falcon_rw, falcon_alibi, bloom, mpt, ministral3, internlm2, modernbert_decoder,
+               modernbert, modernbert_mean, eurobert, eurobert_bos, distilbert, electra, albert, rembert, ernie, roformer, ultrabert, megatron_bert, roberta_prelayernorm, camembert, data2vec_text,
                xlm_roberta_xl, mpnet, nomic_bert, gte, jina_embeddings_v3, deberta_v2, deberta_v2_apart, deberta_v2_plain, deberta_v2_conv, deberta_v2_groups, deberta, deberta_keys]

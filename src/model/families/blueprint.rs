@@ -256,7 +256,7 @@ impl From<Blueprint> for BackbonePlan {
             norm: blueprint.norms_embedding.then(|| norm.plan(names.embedding_norm, *embedding_width)),
             projection: is_projected
                 .then(|| LinearPlan::new(names.embedding_projection, *hidden, *embedding_width, true)),
-            projects_words: false,
+            adds_positions_last: false,
         };
         Self {
             prefixes: names.prefixes,

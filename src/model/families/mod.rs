@@ -7,9 +7,11 @@
 mod albert;
 mod arcee;
 mod bert;
+mod biogpt;
 mod bloom;
 mod blueprint;
 mod camembert;
+mod cohere_compass_text;
 mod data2vec_text;
 mod deberta;
 mod deberta_v2;
@@ -52,6 +54,7 @@ mod nomic_bert;
 mod olmo;
 mod olmo2;
 mod olmo3;
+mod openai_gpt;
 mod opt;
 mod persimmon;
 mod phi;
@@ -61,10 +64,12 @@ mod qwen3;
 mod rembert;
 mod roberta;
 mod roberta_prelayernorm;
+mod roformer;
 mod seed_oss;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
+mod ultrabert;
 mod xlm_roberta;
 mod xlm_roberta_xl;
 
@@ -107,7 +112,7 @@ pub struct Family {
 }
 
 /// All that run here.
-pub const FAMILIES: [Family; 59] = [
+pub const FAMILIES: [Family; 64] = [
     llama::FAMILY,
     mistral::FAMILY,
     ministral::FAMILY,
@@ -141,17 +146,21 @@ pub const FAMILIES: [Family; 59] = [
     gpt2::FAMILY,
     gpt_bigcode::FAMILY,
     gpt_neo::FAMILY,
+    openai_gpt::FAMILY,
     opt::FAMILY,
+    biogpt::FAMILY,
     falcon::FAMILY,
     bloom::FAMILY,
     mpt::FAMILY,
     modernbert_decoder::FAMILY,
+    cohere_compass_text::FAMILY,
     bert::FAMILY,
     distilbert::FAMILY,
     electra::FAMILY,
     albert::FAMILY,
     rembert::FAMILY,
     ernie::FAMILY,
+    roformer::FAMILY,
     mpnet::FAMILY,
     megatron_bert::FAMILY,
     roberta::FAMILY,
@@ -162,6 +171,7 @@ pub const FAMILIES: [Family; 59] = [
     data2vec_text::FAMILY,
     modernbert::FAMILY,
     eurobert::FAMILY,
+    ultrabert::FAMILY,
     nomic_bert::FAMILY,
     gte::FAMILY,
     jina_embeddings_v3::FAMILY,

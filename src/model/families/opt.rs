@@ -67,7 +67,7 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
         // of OPT-350m: words are narrower than layers, and what heads read is as narrow; positions are not
         plan.embedding.words.width = width;
         plan.embedding.projection = Some(LinearPlan::new("project_in", hidden, width, false));
-        plan.embedding.projects_words = true;
+        plan.embedding.adds_positions_last = true;
         plan.projection = Some(LinearPlan::new("project_out", width, hidden, false));
         plan.head = decoder::score(width);
     }
