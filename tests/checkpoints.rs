@@ -483,9 +483,9 @@ fn members_that_are_not_one_family_are_not_merged() {
         (
             "rope",
             |c| c.config["rope_theta"] = json!(500.0),
-            &["`backbone.ropes[0].theta` is 10000.0", "500.0"],
+            &["`rope_theta` is 10000.0 in the first and 500.0 in the second (config.json)"],
         ),
-        ("norm", |c| c.config["rms_norm_eps"] = json!(1e-3), &["eps` is "]),
+        ("norm", |c| c.config["rms_norm_eps"] = json!(1e-3), &["`rms_norm_eps` is "]),
         ("pad id", |c| c.config["pad_token_id"] = json!(2), &["`pad_token_id` is 0", "2"]),
         (
             "family",
@@ -493,7 +493,7 @@ fn members_that_are_not_one_family_are_not_merged() {
                 c.config["model_type"] = json!("mistral");
                 c.config["architectures"] = json!(["MistralForSequenceClassification"]);
             },
-            &["`architecture` is \"LlamaForSequenceClassification\""],
+            &["`architectures` is [\"LlamaForSequenceClassification\"]"],
         ),
         (
             "head",
@@ -592,10 +592,75 @@ fn models_with_one_tokenizer_keep_their_own_limits() {
 
 #[test]
 fn an_ensemble_needs_one_tokenizer() {
-    let (_dir, paths) = pair(|c| c.tokenizer_config["chat_template"] = json!("{{ messages[0].content }}"));
+    type Change = fn(&mut TinyCheckpoint);
+    let template =
+        |c: &mut TinyCheckpoint| c.tokenizer_config["chat_template"] = json!("{{ messages[0].content }}");
+    // what is in the checkpoint, what is in its rewarm.json, what is said of it
+    let cases: [(Change, &str, &[&str]); 6] = [
+        (
+            template,
+            "{}",
+            &["b/tokenizer_config.json has a chat template, ", "a has none", "text_rule is none for "],
+        ),
+        (
+            |c| c.tokenizer["model"]["vocab"]["w0"] = json!(63),
+            "{}",
+            &["`model.vocab.w0` is 5 in ", "a/tokenizer.json and 63 in ", "b/tokenizer.json"],
+        ),
+        (
+            |c| c.tokenizer_config["eos_token"] = json!("w3"),
+            "{}",
+            &["`special_tokens.eos_token` is ", "\"w3\" for ", "special_tokens_map.json"],
+        ),
+        (
+            |_| (),
+            r#"{"text_rule": "concatenation"}"#,
+            &["text_rule is none for ", "concatenation for ", "(rewarm.json)"],
+        ),
+        (
+            |_| (),
+            r#"{"max_tokens": 7}"#,
+            &["the longest sample has 128 tokens for ", "7 for ", "give both one `max_tokens`"],
+        ),
+        (
+            |c| c.tokenizer_config["model_max_length"] = json!(9),
+            "{}",
+            &["the longest sample has 128 tokens for "],
+        ),
+    ];
+    for (change, manifest, says) in cases {
+        let (_dir, paths) = pair(change);
+        std::fs::write(paths[1].join("rewarm.json"), manifest).unwrap();
+        let error = check(&config(Mode::Ens, paths.clone())).expect_err(says[0]);
+        for part in says.iter().chain(&["must make the same ones of a text, but "]) {
+            assert!(error.contains(part), "`{part}`: {error}");
+        }
+        let is_other_vocabulary = says[0].contains("vocab") || says[0].contains("special");
+        assert_eq!(check(&config(Mode::Warm, paths)).is_ok(), !is_other_vocabulary, "{error}"); // only a warning
+    }
+    // two templates: the lines that differ
+    let (dir, paths) = pair(|_| ());
+    for (path, last) in paths.iter().zip(["{{ b }}", "{{ c }}"]) {
+        let template =
+            format!("{{% for message in messages %}}{{{{ message.content }}}}\n{{% endfor %}}\n{last}");
+        std::fs::write(path.join("chat_template.jinja"), template).unwrap();
+    }
     let error = check(&config(Mode::Ens, paths.clone())).unwrap_err();
-    assert!(error.contains("differ in tokenizer, chat template"), "{error}");
-    check(&config(Mode::Warm, paths)).unwrap(); // only a warning: the first one's template is used
+    for part in [
+        "the chat template is `{{ b }}` (",
+        "a/chat_template.jinja:3) and `{{ c }}` (",
+        "b/chat_template.jinja:3)",
+    ] {
+        assert!(error.contains(part), "`{part}`: {error}");
+    }
+    // the same, written otherwise
+    let (_other, paths) = pair(|_| ());
+    let text = std::fs::read_to_string(paths[1].join("tokenizer.json")).unwrap();
+    let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    std::fs::write(paths[1].join("tokenizer.json"), serde_json::to_string_pretty(&value).unwrap() + "\n")
+        .unwrap();
+    check(&config(Mode::Ens, paths)).unwrap();
+    drop(dir);
 }
 
 #[test]

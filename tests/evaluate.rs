@@ -487,7 +487,7 @@ fn what_cannot_be_evaluated_is_refused_with_the_reason() {
             &["--members", &all, "--pairs", &good_path, "--curve-on", "other"],
             "the files of pairs are called good",
         ),
-        (&["--members", &llama, "--pairs", &good_path], "differ in tokenizer"),
+        (&["--members", &llama, "--pairs", &good_path], "must make the same ones of a text, but "),
         (&["--members", &all, "--pairs", &good_path, "--coefficients", "0.5,0.5"], "coefficients"),
         (&["--members", &all, "--pairs", &good_path, "--reduction", "uwo=-1"], "reduction"),
         (

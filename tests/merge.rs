@@ -314,7 +314,8 @@ fn strangers_duplicates_and_other_templates_are_warned_of() {
         "is a duplicate of member 1",
         "member 3 (",
         "has another pretrain than member 0",
-        "has another chat template",
+        "differs in its texts from member 0, whose are used: ",
+        "stranger/tokenizer_config.json has a chat template, ",
     ] {
         assert!(warnings.contains(part), "`{part}` is not in {warnings}");
     }
@@ -403,7 +404,7 @@ fn task_vectors_are_what_members_add_to_the_base() {
 #[test]
 fn what_cannot_be_averaged_is_refused_by_name_and_nothing_is_written() {
     type Change = fn(&mut TinyCheckpoint);
-    let cases: [(&str, Change, &[&str]); 12] = [
+    let cases: [(&str, Change, &[&str]); 14] = [
         ("head", |c| drop(c.tensors.remove("score.weight")), &["`score.weight` is missing in the second"]),
         (
             "labels",
@@ -430,14 +431,16 @@ fn what_cannot_be_averaged_is_refused_by_name_and_nothing_is_written() {
                 c.tokenizer["model"]["vocab"]["w0"] = json!(6);
                 c.tokenizer["model"]["vocab"]["w1"] = json!(5);
             },
-            &["their tokenizers differ"],
+            &[
+                "their tokenizers differ (tokenizer.json): `model.vocab.w0` is 5 in the first and 6 in the second",
+            ],
         ),
         (
             "a special token beside it",
             |c| c.tokenizer_config["mask_token"] = json!("w3"),
             &[
                 "their tokenizers differ (tokenizer_config.json",
-                "`added_tokens[4]` is null in the first",
+                "`added_tokens[4]` is absent in the first",
                 "w3",
             ],
         ),
@@ -457,7 +460,7 @@ fn what_cannot_be_averaged_is_refused_by_name_and_nothing_is_written() {
         (
             "rope",
             |c| c.config["rope_theta"] = json!(500.0),
-            &["`backbone.ropes[0].theta` is 10000.0", "500.0"],
+            &["`rope_theta` is 10000.0 in the first and 500.0 in the second (config.json)"],
         ),
         (
             "rope_scaling beside rope_parameters",
@@ -465,7 +468,20 @@ fn what_cannot_be_averaged_is_refused_by_name_and_nothing_is_written() {
                 c.config["rope_parameters"] = json!({"rope_type": "default", "rope_theta": 10000.0});
                 c.config["rope_scaling"] = json!({"rope_type": "linear", "factor": 2.0});
             },
-            &["`backbone.ropes[0].scaling", "linear"],
+            &["`rope_scaling` is absent in the first and {", "linear"],
+        ),
+        (
+            "a norm",
+            |c| c.config["rms_norm_eps"] = json!(1e-3),
+            &["`rms_norm_eps` is ", "0.001 in the second"],
+        ),
+        (
+            "a bias, and what means nothing",
+            |c| {
+                c.config["attention_bias"] = json!(true);
+                c.config["initializer_range"] = json!(0.5);
+            },
+            &["`attention_bias` is absent in the first and true in the second (config.json)"],
         ),
         ("pad", |c| c.config["pad_token_id"] = json!(2), &["`pad_token_id` is 0", "2"]),
         (
@@ -474,12 +490,15 @@ fn what_cannot_be_averaged_is_refused_by_name_and_nothing_is_written() {
                 c.config["model_type"] = json!("mistral");
                 c.config["architectures"] = json!(["MistralForSequenceClassification"]);
             },
-            &["`architecture`"],
+            &[
+                "`architectures` is [\"Llama",
+                "`model_type` is \"llama\" in the first and \"mistral\" in the second",
+            ],
         ),
         (
             "NaN",
             |c| c.tensors.get_mut("model.norm.weight").unwrap().1[3] = f32::NAN,
-            &["`model.norm.weight`", "not finite"],
+            &["read member 1 (", "`model.norm.weight`", "not finite"],
         ),
     ];
     for (name, change, says) in cases {

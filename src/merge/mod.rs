@@ -83,6 +83,11 @@ pub fn squared_rounding_error(sources: &[(TensorBytes<'_>, f64)], rounded: &Valu
     chunks.collect::<Vec<f64>>().iter().sum() // in order: the same with any number of threads
 }
 
+/// Which of the sources holds a value that is not finite; none where it was the sum that did not fit into the precision.
+pub fn source_at_fault(sources: &[(TensorBytes<'_>, f64)]) -> Option<usize> {
+    sources.iter().position(|(tensor, _)| tensor.values.first_not_finite().is_some())
+}
+
 fn not_finite(name: &str, value: f64) -> CheckpointError {
     CheckpointError::NotFiniteWeight { name: name.to_owned(), value }
 }

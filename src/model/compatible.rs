@@ -1,38 +1,58 @@
-//! Whether weights can be averaged: one function, one text, one set of tensors.
+//! Whether weights can be averaged, and whether members read the same tokens: one function, one text, one set of tensors.
 
 use std::path::Path;
 
+use serde_json::Map;
 use serde_json::Value;
 
 use crate::checkpoint::Checkpoint;
 use crate::disk;
 use crate::model::ModelError;
 use crate::model::config::CheckpointConfig;
+use crate::model::manifest::Manifest;
 use crate::text::SampleTokenizer;
+use crate::text::compare;
+use crate::text::compare::Difference;
 
-/// Refuses members whose weights cannot be averaged: another function, other tensors, another vocabulary.
-///
-/// `members` are (directory, config, checkpoint) in order; each is compared with the first.
-pub fn check_members(members: &[(&Path, &CheckpointConfig, &Checkpoint)]) -> Result<(), ModelError> {
-    let (first_dir, first_config, first) = members[0];
-    let first_value =
-        serde_json::to_value(first_config).map_err(|error| ModelError::config(first_dir, error))?;
+/// So many keys of `config.json` are told at most.
+const MAX_TOLD: usize = 4;
+
+/// One of the members whose weights are to be averaged.
+#[derive(Clone, Copy, Debug)]
+pub struct Member<'m> {
+    /// As the user names it.
+    pub path: &'m Path,
+    /// Its weights.
+    pub checkpoint: &'m Checkpoint,
+    /// What lies beside them.
+    pub manifest: &'m Manifest,
+    /// What both make of it.
+    pub config: &'m CheckpointConfig,
+}
+
+/// Refuses members whose weights cannot be averaged: another function, other tensors, another vocabulary. Each is compared with
+/// the first.
+pub fn check_members(members: &[Member<'_>]) -> Result<(), ModelError> {
+    let first_member = &members[0];
+    let (first_dir, first) = (first_member.path, first_member.checkpoint);
+    let as_json = |member: &Member<'_>| {
+        serde_json::to_value(member.config).map_err(|error| ModelError::config(member.path, error))
+    };
+    let first_value = as_json(first_member)?;
     let first_tokenizer = tokenizer_content(first.text_dir())?;
-    for &(dir, config, checkpoint) in &members[1..] {
+    for member in &members[1..] {
+        let (dir, checkpoint) = (member.path, member.checkpoint);
         let refuse = |problem: String| ModelError::CannotMerge {
             first: first_dir.to_owned(),
             member: dir.to_owned(),
             problem,
         };
-        for ((key, one), (_, other)) in first_config.backbone.sizes().into_iter().zip(config.backbone.sizes())
-        {
-            if one != other {
-                return Err(refuse(format!("`{key}` is {one} in the first and {other} in the second")));
-            }
-        }
-        let value = serde_json::to_value(config).map_err(|error| ModelError::config(dir, error))?;
-        if let Some(difference) = difference("", &first_value, &value) {
-            return Err(refuse(difference));
+        if let Some(difference) = Difference::between(&first_value, &as_json(member)?) {
+            let causes = causes(first_member, member)?;
+            return Err(refuse(match causes.is_empty() {
+                true => difference.to_string(),
+                false => format!("{} (config.json)", causes.join(", ")),
+            }));
         }
         for name in first.names() {
             let shape = |checkpoint: &Checkpoint| checkpoint.info(name).map(|info| info.shape.clone());
@@ -49,11 +69,80 @@ pub fn check_members(members: &[(&Path, &CheckpointConfig, &Checkpoint)]) -> Res
         if let Some(name) = checkpoint.names().find(|name| first.info(name).is_none()) {
             return Err(refuse(format!("tensor `{name}` is missing in the first")));
         }
-        if first_tokenizer != tokenizer_content(checkpoint.text_dir())? {
-            return Err(refuse("their tokenizers differ (tokenizer.json)".to_owned()));
+        if let Some(difference) =
+            Difference::between(&first_tokenizer, &tokenizer_content(checkpoint.text_dir())?)
+        {
+            return Err(refuse(format!("their tokenizers differ (tokenizer.json): {difference}")));
         }
     }
     Ok(())
+}
+
+/// The keys of `config.json` for which two members are other functions, with both values: those that make another model of the
+/// first when they alone are as in the second. None where it is something else, the manifest for example.
+fn causes(first: &Member<'_>, other: &Member<'_>) -> Result<Vec<String>, ModelError> {
+    let (fields, of_other) = (fields(first.checkpoint)?, fields(other.checkpoint)?);
+    let parse = |fields: &Map<String, Value>| CheckpointConfig::parse(fields, first.manifest).ok();
+    let config = parse(&fields);
+    let (mut causes, mut needed) = (Vec::new(), Vec::new());
+    for key in differing("", &fields, &of_other) {
+        let (one, two) = (at(&fields, &key), at(&of_other, &key));
+        let told = format!(
+            "`{key}` is {} in the first and {} in the second",
+            compare::shown(one),
+            compare::shown(two)
+        );
+        let mut changed = fields.clone();
+        set(&mut changed, &key, two.cloned());
+        match parse(&changed) {
+            // it contradicts the rest: the two belong together
+            None => needed.push(told),
+            changed if changed != config => causes.push(told),
+            Some(_) => {}
+        }
+    }
+    let mut told = if causes.is_empty() { needed } else { causes };
+    told.truncate(MAX_TOLD);
+    Ok(told)
+}
+
+fn fields(checkpoint: &Checkpoint) -> Result<Map<String, Value>, ModelError> {
+    let path = checkpoint.dir_of("config.json").join("config.json");
+    let text = disk::read(&path, disk::SETTINGS_BYTES).map_err(|source| ModelError::read(&path, source))?;
+    serde_json::from_slice(&text).map_err(|error| ModelError::config(&path, error))
+}
+
+/// Paths of all that differs, "rope_scaling.factor" for example.
+fn differing(path: &str, first: &Map<String, Value>, other: &Map<String, Value>) -> Vec<String> {
+    let keys = first.keys().chain(other.keys().filter(|key| !first.contains_key(*key)));
+    keys.flat_map(|key| {
+        let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        match (first.get(key), other.get(key)) {
+            (one, two) if one == two => Vec::new(),
+            (Some(Value::Object(one)), Some(Value::Object(two))) => differing(&path, one, two),
+            _ => vec![path],
+        }
+    })
+    .collect()
+}
+
+fn at<'f>(fields: &'f Map<String, Value>, path: &str) -> Option<&'f Value> {
+    match path.split_once('.') {
+        None => fields.get(path),
+        Some((key, below)) => at(fields.get(key)?.as_object()?, below),
+    }
+}
+
+fn set(fields: &mut Map<String, Value>, path: &str, value: Option<Value>) {
+    match (path.split_once('.'), value) {
+        (None, Some(value)) => drop(fields.insert(path.to_owned(), value)),
+        (None, None) => drop(fields.shift_remove(path)),
+        (Some((key, below)), value) => {
+            if let Some(fields) = fields.get_mut(key).and_then(Value::as_object_mut) {
+                set(fields, below, value);
+            }
+        }
+    }
 }
 
 /// Refuses a member that makes other tokens of a text than the first: `tokenizer.json` is not all that decides. Names alone
@@ -66,7 +155,7 @@ pub fn check_tokens(
     for identity in &mut identities {
         identity.as_object_mut().map(|fields| fields.remove("special_tokens"));
     }
-    match difference("", &identities[0], &identities[1]) {
+    match Difference::between(&identities[0], &identities[1]) {
         None => Ok(()),
         Some(difference) => Err(ModelError::CannotMerge {
             first: first.to_owned(),
@@ -78,28 +167,24 @@ pub fn check_tokens(
     }
 }
 
+/// Refuses models that are given the same tokens, and would not make the same of a text.
+pub fn check_same_tokens(first: &SampleTokenizer, other: &SampleTokenizer) -> Result<(), ModelError> {
+    let differences = compare::differences(first, other)?;
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(ModelError::Unsupported(format!(
+        "models that are given the same tokens must make the same ones of a text, but {} and {} differ: {}",
+        first.dir().display(),
+        other.dir().display(),
+        differences.join("; ")
+    )))
+}
+
 /// Whether two checkpoints keep their tensors in the same precisions.
 pub fn are_stored_alike(first: &Checkpoint, other: &Checkpoint) -> bool {
     let dtype = |checkpoint: &Checkpoint, name: &str| checkpoint.info(name).map(|info| info.dtype);
     first.names().all(|name| dtype(first, name) == dtype(other, name))
-}
-
-/// Path and values of the first field that differs.
-fn difference(path: &str, first: &Value, second: &Value) -> Option<String> {
-    match (first, second) {
-        (Value::Object(a), Value::Object(b)) => {
-            a.keys().chain(b.keys().filter(|key| !a.contains_key(*key))).find_map(|key| {
-                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-                difference(&path, a.get(key).unwrap_or(&Value::Null), b.get(key).unwrap_or(&Value::Null))
-            })
-        }
-        (Value::Array(a), Value::Array(b)) => (0..a.len().max(b.len())).find_map(|index| {
-            let [a, b] = [a, b].map(|list| list.get(index).unwrap_or(&Value::Null));
-            difference(&format!("{path}[{index}]"), a, b)
-        }),
-        (a, b) if a == b => None,
-        (a, b) => Some(format!("`{path}` is {a} in the first and {b} in the second")),
-    }
 }
 
 /// The tokenizer, without the truncation and padding that we reset anyway.

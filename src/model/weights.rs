@@ -353,7 +353,14 @@ impl<'n, 'a> Sources<'n, 'a> {
             *coefficient = f64::from_bits(*bits);
         }
         let first = self.members[0].0;
-        Ok(merge::average(self.name, sources, format, |dtype, bytes| first.room(dtype, bytes))?)
+        let average = merge::average(self.name, sources, format, |dtype, bytes| first.room(dtype, bytes));
+        average.map_err(|error| match merge::source_at_fault(sources) {
+            None => error.into(),
+            Some(member) => ModelError::Member {
+                path: self.members[member].0.dir().to_owned(),
+                source: Box::new(error.into()),
+            },
+        })
     }
 
     /// What was read and is not kept.

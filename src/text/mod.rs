@@ -13,6 +13,7 @@
 
 mod backend;
 mod class;
+pub mod compare;
 pub mod conversation;
 pub mod dataset;
 mod ending;
@@ -28,7 +29,7 @@ mod tokenizer;
 mod truncation;
 mod whitespace;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -163,6 +164,8 @@ impl Default for TextOptions {
 /// Any number of threads may use it at once.
 #[derive(Debug)]
 pub struct SampleTokenizer {
+    /// Where its files are.
+    dir: PathBuf,
     template: Option<ChatTemplate>,
     /// Of conversations with tools, where the model has one for them.
     tool_template: Option<ChatTemplate>,
@@ -219,7 +222,8 @@ impl SampleTokenizer {
         if let Some(rule) = rule.filter(|&rule| rule != TextRule::ChatTemplate) {
             encoder.probe(rule, end, &eos)?;
         }
-        Ok(Self { template, tool_template, encoder, rule, end, eos, max_tokens, digest, identity })
+        let dir = dir.to_owned();
+        Ok(Self { dir, template, tool_template, encoder, rule, end, eos, max_tokens, digest, identity })
     }
 
     /// Renders, tokenizes and fits one sample.
@@ -284,6 +288,11 @@ impl SampleTokenizer {
             type_ids: sequence.type_ids,
             truncated_tokens,
         })
+    }
+
+    /// Where its files are.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// How a prompt and a response become one sequence; `None`: they do not.

@@ -19,6 +19,7 @@ use crate::text::SampleTokenizer;
 use crate::text::TextEnd;
 use crate::text::TextOptions;
 use crate::text::TextRule;
+use crate::text::compare;
 
 /// One member's files, opened and read but for the weights.
 pub(super) struct Member {
@@ -40,7 +41,12 @@ pub(super) fn open_members(config: &VariantConfig) -> Result<Vec<Member>, ModelE
     if config.mode == Mode::Warm {
         let parts: Vec<_> = members
             .iter()
-            .map(|member| (member.path.as_path(), &member.config, &member.checkpoint))
+            .map(|Member { path, checkpoint, manifest, config, .. }| compatible::Member {
+                path,
+                checkpoint,
+                manifest,
+                config,
+            })
             .collect();
         compatible::check_members(&parts)?;
         for member in &members[1..] {
@@ -48,32 +54,29 @@ pub(super) fn open_members(config: &VariantConfig) -> Result<Vec<Member>, ModelE
         }
     }
     for member in &members[1..] {
-        let differ = |what: &str| {
-            tracing::warn!(
-                variant = config.name,
-                first = %first.path.display(),
-                member = %member.path.display(),
-                "members differ in {what}: the first one's is used"
-            );
-        };
-        if member.tokenizer.digest() != first.tokenizer.digest() {
-            if config.mode == Mode::Ens {
-                return Err(ModelError::Unsupported(format!(
-                    "the members of an ensemble read the same tokens, but {} and {} differ in tokenizer, chat template, \
-                     text rule or length limit",
-                    first.path.display(),
-                    member.path.display()
-                )));
+        match config.mode {
+            Mode::Ens => compatible::check_same_tokens(&first.tokenizer, &member.tokenizer)?,
+            Mode::Warm => {
+                for difference in compare::differences(&first.tokenizer, &member.tokenizer)? {
+                    tracing::warn!(
+                        variant = config.name,
+                        first = %first.path.display(),
+                        member = %member.path.display(),
+                        difference,
+                        "members differ in their texts: the first one's is used"
+                    );
+                }
             }
-            differ("chat template, names of special tokens, text rule or length limit");
         }
         if config.mode == Mode::Ens && member.tokenizer.type_vocab_size() != first.tokenizer.type_vocab_size()
         {
             return Err(ModelError::Unsupported(format!(
-                "the members of an ensemble read the same tokens, but {} and {} differ in token types \
-                 (`type_vocab_size`)",
+                "the members of an ensemble read the same tokens, but of token types (`type_vocab_size` of config.json) {} \
+                 has {}, and {} has {}",
                 first.path.display(),
-                member.path.display()
+                first.tokenizer.type_vocab_size().unwrap_or(0),
+                member.path.display(),
+                member.tokenizer.type_vocab_size().unwrap_or(0)
             )));
         }
         if config.mode == Mode::Warm && !compatible::are_stored_alike(&first.checkpoint, &member.checkpoint) {
@@ -212,7 +215,10 @@ pub(super) fn findings(members: &[Member]) -> Result<Vec<Kinship>, ModelError> {
     Ok(kinship::kinship(&members.iter().map(|member| &member.checkpoint).collect::<Vec<_>>())?)
 }
 
-/// An error of one member.
+/// An error of one member, unless it names one already.
 pub(super) fn in_member(path: &Path, source: ModelError) -> ModelError {
-    ModelError::Member { path: path.to_owned(), source: Box::new(source) }
+    match source {
+        ModelError::Member { .. } => source,
+        source => ModelError::Member { path: path.to_owned(), source: Box::new(source) },
+    }
 }

@@ -38,6 +38,7 @@ pub use self::output::write;
 pub use self::table::table;
 
 use crate::hub::Snapshot;
+use crate::model::compatible;
 use crate::model::device::DeviceName;
 use crate::model::dtype::Dtype;
 use crate::model::scorer::Calibration;
@@ -315,12 +316,7 @@ fn load_models(
     let ens = load(&mut loader, &ens_config(config), progress)?;
     let Some(warm) = warm_config(config) else { return Ok((ens, None)) };
     let warm = load(&mut loader, &warm, progress)?;
-    ensure!(
-        warm.tokenizer.digest() == ens.tokenizer.digest(),
-        "{} does not read the tokens that the members read: they differ in tokenizer, chat template, text rule or \
-         length limit",
-        warm.info.members[0].path
-    );
+    compatible::check_same_tokens(&ens.tokenizer, &warm.tokenizer)?;
     Ok((ens, Some(warm)))
 }
 

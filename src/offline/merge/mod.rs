@@ -51,6 +51,7 @@ use crate::offline::merge::report::Report;
 use crate::offline::merge::report::Rounding;
 use crate::text::SampleTokenizer;
 use crate::text::TextEnd;
+use crate::text::compare;
 use crate::values::Format;
 
 /// The file beside the weights that says what they were made from.
@@ -116,7 +117,15 @@ impl Merge {
             .iter()
             .map(|path| Member::open(path, base))
             .collect::<anyhow::Result<Vec<_>>>()?;
-        let parts: Vec<_> = members.iter().map(|m| (m.path.as_path(), &m.config, &m.checkpoint)).collect();
+        let parts: Vec<_> = members
+            .iter()
+            .map(|Member { path, checkpoint, manifest, config }| compatible::Member {
+                path,
+                checkpoint,
+                manifest,
+                config,
+            })
+            .collect();
         compatible::check_members(&parts)?;
         let first = &members[0];
         let plan = checked_plan(first).with_context(|| format!("check {}", first.path.display()))?;
@@ -238,7 +247,11 @@ impl Merge {
                 }
                 false => &mut tensors[..],
             };
-            let average = merge::average(name, sources, dtype, |dtype, size| first.room(dtype, size))?;
+            let average = merge::average(name, sources, dtype, |dtype, size| first.room(dtype, size));
+            let average = average.with_context(|| match merge::source_at_fault(sources) {
+                Some(member) => format!("read member {member} ({})", self.members[member].path.display()),
+                None => format!("average `{name}`"),
+            })?;
             averages.squared_rounding_error += merge::squared_rounding_error(sources, &average);
             writer.write(name, &average)?;
 
@@ -403,26 +416,29 @@ fn widest(members: &[Member]) -> Format {
     }
 }
 
-/// A digest of what turns texts into tokens, of each member that has it. Refuses members that make other tokens.
-fn check_texts(members: &[Member]) -> anyhow::Result<Vec<Option<[u8; 32]>>> {
+/// In what each member's texts differ from the first one's where they make the same tokens; `None` of one without a tokenizer.
+/// Refuses members that make other tokens.
+fn check_texts(members: &[Member]) -> anyhow::Result<Vec<Option<Vec<String>>>> {
     let first = tokenizer(&members[0])?;
-    let digest = |tokenizer: &SampleTokenizer| tokenizer.digest();
-    let mut digests = vec![first.as_ref().map(digest)];
+    let mut differences = vec![first.as_ref().map(|_| Vec::new())];
     for member in &members[1..] {
         // two at a time: of a large vocabulary each takes some hundred megabytes
         let own = tokenizer(member)?;
-        if let (Some(first), Some(own)) = (&first, &own) {
-            compatible::check_tokens((&members[0].path, first), (&member.path, own))?;
-        }
-        digests.push(own.as_ref().map(digest));
+        differences.push(match (&first, &own) {
+            (Some(first), Some(own)) => {
+                compatible::check_tokens((&members[0].path, first), (&member.path, own))?;
+                Some(compare::differences(first, own)?)
+            }
+            _ => own.map(|_| Vec::new()),
+        });
     }
-    Ok(digests)
+    Ok(differences)
 }
 
-/// What is odd about members that can be merged; `texts` are the digests of their tokenizers.
+/// What is odd about members that can be merged; `texts` tells in what their texts differ.
 fn warnings(
     members: &[Member],
-    texts: &[Option<[u8; 32]>],
+    texts: &[Option<Vec<String>>],
     tensors: &Tensors,
 ) -> anyhow::Result<Vec<String>> {
     let first = &members[0];
@@ -435,12 +451,18 @@ fn warnings(
         let mut warn =
             |what: String| warnings.push(format!("member {index} ({}) {what}", member.path.display()));
         let manifest = |member: &Member| (member.manifest.text_rule, member.manifest.max_tokens);
-        // a digest covers rule and limit, however the manifest puts them
-        if texts[index] != texts[0] || (texts[index].is_none() && manifest(member) != manifest(first)) {
-            warn(
-                "has another chat template, other names of special tokens, or another text rule or length limit than member 0, whose is used"
-                    .to_owned(),
-            );
+        match &texts[index] {
+            Some(differences) if texts[0].is_some() => {
+                for difference in differences {
+                    warn(format!("differs in its texts from member 0, whose are used: {difference}"));
+                }
+            }
+            Some(_) => warn("has a tokenizer, and member 0 has none".to_owned()),
+            None if texts[0].is_some() => warn("has no tokenizer: that of member 0 is used".to_owned()),
+            None if manifest(member) != manifest(first) => {
+                warn("has another `text_rule` or `max_tokens` than member 0, whose is used".to_owned());
+            }
+            None => {}
         }
         if !compatible::are_stored_alike(&first.checkpoint, &member.checkpoint) {
             warn(
