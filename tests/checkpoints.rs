@@ -600,7 +600,11 @@ fn an_ensemble_needs_one_tokenizer() {
         (
             template,
             "{}",
-            &["b/tokenizer_config.json has a chat template, ", "a has none", "text_rule is none for "],
+            &[
+                "the chat template is `{{ bos_token }}",
+                "`{{ messages[0].content }}` (",
+                "b/tokenizer_config.json:1)",
+            ],
         ),
         (
             |c| c.tokenizer["model"]["vocab"]["w0"] = json!(63),
@@ -608,24 +612,24 @@ fn an_ensemble_needs_one_tokenizer() {
             &["`model.vocab.w0` is 5 in ", "a/tokenizer.json and 63 in ", "b/tokenizer.json"],
         ),
         (
-            |c| c.tokenizer_config["eos_token"] = json!("w3"),
+            |c| c.tokenizer_config["eos_token"] = json!("[SEP]"),
             "{}",
-            &["`special_tokens.eos_token` is ", "\"w3\" for ", "special_tokens_map.json"],
+            &["`special_tokens.eos_token` is \"[EOS]\" for ", "\"[SEP]\" for ", "special_tokens_map.json"],
         ),
         (
             |_| (),
             r#"{"text_rule": "concatenation"}"#,
-            &["text_rule is none for ", "concatenation for ", "(rewarm.json)"],
+            &["text_rule is chat_template for ", "concatenation for ", "(rewarm.json)"],
         ),
         (
             |_| (),
             r#"{"max_tokens": 7}"#,
-            &["the longest sample has 128 tokens for ", "7 for ", "give both one `max_tokens`"],
+            &["the longest sample has 512 tokens for ", "7 for ", "give both one `max_tokens`"],
         ),
         (
             |c| c.tokenizer_config["model_max_length"] = json!(9),
             "{}",
-            &["the longest sample has 128 tokens for "],
+            &["the longest sample has 512 tokens for "],
         ),
     ];
     for (change, manifest, says) in cases {
@@ -635,8 +639,15 @@ fn an_ensemble_needs_one_tokenizer() {
         for part in says.iter().chain(&["must make the same ones of a text, but "]) {
             assert!(error.contains(part), "`{part}`: {error}");
         }
-        let is_other_vocabulary = says[0].contains("vocab") || says[0].contains("special");
+        let is_other_vocabulary = says[0].contains("vocab");
         assert_eq!(check(&config(Mode::Warm, paths)).is_ok(), !is_other_vocabulary, "{error}"); // only a warning
+    }
+    // one without
+    let (_without, paths) =
+        pair(|c| drop(c.tokenizer_config.as_object_mut().unwrap().remove("chat_template")));
+    let error = check(&config(Mode::Ens, paths)).unwrap_err();
+    for part in ["a/tokenizer_config.json has a chat template, ", "b has none"] {
+        assert!(error.contains(part) && !error.contains("text_rule"), "`{part}`: {error}");
     }
     // two templates: the lines that differ
     let (dir, paths) = pair(|_| ());
@@ -891,7 +902,9 @@ fn a_template_that_does_not_end_is_refused_at_its_first_probe() {
     assert!(matches!(error, TextError::TemplateExhausted { .. }), "{error}");
 
     let begun = Instant::now();
-    let error = chain(&subject.try_out(&mut Tried::default()).unwrap_err());
+    let problems = subject.try_out(&mut Tried::default());
+    let [error] = problems.as_slice() else { panic!("{problems:?}") };
+    let error = chain(error);
     let tried = begun.elapsed();
     assert!(error.contains("the chat template was stopped: line 1 of the template"), "{error}");
     assert!(error.contains(dir.path().to_str().unwrap()), "{error}");

@@ -10,6 +10,7 @@ use std::fs::File;
 use std::net::TcpListener;
 use std::path::Path;
 use std::path::PathBuf;
+use std::process::Output;
 use std::process::Stdio;
 
 use program::Server;
@@ -51,6 +52,85 @@ fn check_accepts_a_good_configuration_and_names_every_problem_of_a_bad_one() {
     assert_eq!(output.status.code(), Some(1));
     assert!(problems.contains("bad.toml:2: unknown key `server.colour`"), "{problems}");
     assert!(problems.contains("nowhere` is not a directory"), "{problems}");
+}
+
+/// Members of which each has a fault of its own, beside one that is good.
+fn faulty_family(folder: &Path) {
+    let copy = |name: &str, files: &[(&str, &str)]| {
+        let from = root().join("tests/data/evaluate/member-0");
+        let to = folder.join(name);
+        std::fs::create_dir(&to).unwrap();
+        for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+            std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+        files.iter().for_each(|(file, content)| std::fs::write(to.join(file), content).unwrap());
+    };
+    copy("good", &[]);
+    copy("no-config", &[("config.json", "{")]);
+    copy("no-tokenizer", &[("tokenizer.json", "{}")]);
+    copy("no-limit", &[("rewarm.json", r#"{"max_tokens": 0}"#)]);
+    copy("no-template", &[("chat_template.jinja", "{% if %}")]);
+    copy("shorter", &[("rewarm.json", r#"{"max_tokens": 7}"#)]);
+}
+
+#[test]
+fn check_start_and_merge_name_all_that_is_wrong_with_all_members_of_all_variants() {
+    let folder = tempfile::tempdir().unwrap();
+    faulty_family(folder.path());
+    let listeners = "[server]\nlisten = '127.0.0.1:0'\nadmin = '127.0.0.1:0'\nmetrics = '127.0.0.1:0'\n";
+    let write = |name: &str, variants: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, format!("{listeners}{variants}")).unwrap();
+        path.display().to_string()
+    };
+    let warm = "[variants.a]\nmode = 'warm'\nmembers = ['good', 'no-config', 'no-tokenizer', 'no-limit']\n";
+    let ens = "[variants.b]\nmode = 'ens'\nmembers = ['no-template', 'good', 'shorter'";
+    let of_checkpoints = [
+        "variants.a: load no-config: no-config/config.json: EOF while parsing an object",
+        "variants.a: load no-tokenizer: ",
+        "variants.a: load no-limit: no-limit/rewarm.json: `max_tokens` is 0: expected a number above zero",
+        "variants.b: load no-template: ",
+        "variants.b: models that are given the same tokens must make the same ones of a text",
+    ];
+    let also_named = |output: &Output, named: &[&str]| {
+        let problems = text(&output.stderr).replace(&format!("{}/", folder.path().display()), "");
+        assert_eq!(output.status.code(), Some(1), "{problems}");
+        for problem in named {
+            assert_eq!(problems.matches(problem).count(), 1, "`{problem}`: {problems}");
+        }
+    };
+    let weights = "[routing]\nweights = { a = 1, b = 1 }\n";
+    let readable = write("readable.toml", &format!("{warm}{ens}]\n{weights}"));
+    also_named(&run(&["serve", "--check", "--config", &readable]), &of_checkpoints);
+    let at_start = of_checkpoints.map(|problem| {
+        let (variant, problem) = problem.strip_prefix("variants.").unwrap().split_once(": ").unwrap();
+        format!("load variant `{variant}`: {problem}")
+    });
+    let at_start = at_start.each_ref().map(String::as_str);
+    also_named(&run(&["serve", "--log-level", "error", "--config", &readable]), &at_start);
+
+    // what is no directory hides nothing
+    let unreadable = write(
+        "unreadable.toml",
+        &format!("{warm}{ens}, './gone']\n[variants.c]\nmode = 'warm'\nmodel = './c'\n"),
+    );
+    let all = [
+        &of_checkpoints[..],
+        &[
+            "variants.b: members: `./gone` is not a directory: there is nothing of that name",
+            "variants.c: model: `./c` is not a directory",
+        ],
+    ]
+    .concat();
+    also_named(&run(&["serve", "--check", "--config", &unreadable]), &all);
+    also_named(&run(&["serve", "--config", &unreadable]), &all);
+
+    let member = |name: &str| folder.path().join(name).display().to_string();
+    let members = ["good", "no-config", "no-tokenizer", "no-limit"].map(member);
+    let merge: Vec<&str> = ["merge"].into_iter().chain(members.iter().map(String::as_str)).collect();
+    let output = folder.path().join("merged").display().to_string();
+    let merged = run(&[&merge[..], &["--output", &output]].concat());
+    also_named(&merged, &["load no-config: ", "load no-tokenizer: ", "load no-limit: "]);
 }
 
 #[test]

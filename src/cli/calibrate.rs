@@ -13,7 +13,6 @@ use crate::checkpoint::lora;
 use crate::cli::fetch::Fetcher;
 use crate::cli::load;
 use crate::cli::progress;
-use crate::config::ConfigError;
 use crate::config::VariantOptions;
 use crate::hub;
 use crate::hub::HubId;
@@ -159,7 +158,7 @@ fn measure<'a>(args: &CalibrateArgs, member: &'a Path, references: &[Input]) -> 
         device: args.device.clone(),
         ..VariantOptions::default()
     };
-    let config = options.check("member", Path::new("")).map_err(ConfigError)?;
+    let config = options.check("member", Path::new(""))?;
     let variant = load::load(&mut Loader::default(), &config)?;
     let pooling = variant.info.pooling;
     let max_batch_tokens = args.batch_tokens as usize;

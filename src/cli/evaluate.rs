@@ -13,7 +13,6 @@ use crate::cli::fetch::Fetcher;
 use crate::cli::parse_reduction;
 use crate::cli::progress;
 use crate::cli::trial;
-use crate::config::ConfigError;
 use crate::config::VariantOptions;
 use crate::model::dtype::Dtype;
 use crate::model::scorer::Reduction;
@@ -153,8 +152,8 @@ impl EvaluateArgs {
         };
         let warm = VariantOptions { coefficients: self.coefficients.clone(), ..options(Mode::Warm) };
         let ens = VariantOptions { reduction: self.reduction, ..options(Mode::Ens) };
-        warm.check("warm", Path::new("")).map_err(ConfigError)?;
-        let ens = ens.check("ens", Path::new("")).map_err(ConfigError)?;
+        warm.check("warm", Path::new(""))?;
+        let ens = ens.check("ens", Path::new(""))?;
         Ok(Config {
             members: ens.members,
             base: ens.base,

@@ -74,11 +74,13 @@ impl Fetcher {
         Ok((members, base))
     }
 
-    /// The same variant with directories only.
+    /// The same variant with directories only; fails with all that cannot be had.
     pub(super) fn variant(&mut self, config: &VariantConfig) -> Result<VariantConfig, ModelError> {
-        let (members, base) = self
-            .family(&config.members, config.base.as_deref())
-            .map_err(|error| ModelError::Refused(format!("{error:#}")))?;
+        let refused = |error: anyhow::Error| ModelError::Refused(format!("{error:#}"));
+        let named = config.members.iter().chain(&config.base);
+        let missing = named.filter_map(|path| Some(refused(self.dir(path).err()?)));
+        ModelError::check(missing.collect())?;
+        let (members, base) = self.family(&config.members, config.base.as_deref()).map_err(refused)?;
         Ok(VariantConfig { members, base, ..config.clone() })
     }
 }

@@ -57,7 +57,7 @@ pub(super) fn run(args: MergeArgs) -> anyhow::Result<()> {
     if let Some(coefficients) = &args.coefficients {
         let problems = coefficient_problems(coefficients, args.members.len());
         if !problems.is_empty() {
-            return Err(ConfigError(problems).into());
+            return Err(ConfigError::from(problems).into());
         }
     }
     let mut fetcher = Fetcher::default();

@@ -16,7 +16,6 @@ use crate::cli::ScoreArgs;
 use crate::cli::load;
 use crate::cli::progress;
 use crate::client::Client;
-use crate::config::ConfigError;
 use crate::config::VariantOptions;
 use crate::model::variant::Loader;
 use crate::model::variant::Mode;
@@ -68,7 +67,7 @@ fn backend(args: ScoreArgs) -> anyhow::Result<Box<dyn Backend>> {
         max_tokens: args.max_tokens,
         pooling: None,
     };
-    let config = options.check(mode.name(), Path::new("")).map_err(ConfigError)?;
+    let config = options.check(mode.name(), Path::new(""))?;
     let variant = load::load(&mut Loader::default(), &config).context("load the models")?;
     let max_batch_tokens = args.batch_tokens.unwrap_or(DEFAULT_BATCH_TOKENS) as usize;
     Ok(Box::new(Local { variant, truncation, max_batch_tokens }))

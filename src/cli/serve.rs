@@ -3,7 +3,6 @@
 use std::io::Write;
 
 use anyhow::Context;
-use anyhow::bail;
 use tokio::signal::unix::Signal;
 use tokio::signal::unix::SignalKind;
 use tokio::signal::unix::signal;
@@ -29,7 +28,7 @@ const EXIT_SIGTERM: i32 = 128 + 15;
 
 pub(super) fn run(args: &ServeArgs) -> anyhow::Result<()> {
     let overrides = args.overrides();
-    let config = config::load(&overrides)?;
+    let config = config::load(&overrides).map_err(load::look_further)?;
     telemetry::start(&config.log);
     if args.check {
         return check(&config);
@@ -46,25 +45,15 @@ pub(super) fn run(args: &ServeArgs) -> anyhow::Result<()> {
     result
 }
 
-/// Everything that can be checked without reading weights; every variant's problem is named.
+/// Everything that can be checked without reading weights; every variant's problems are named.
 fn check(config: &ServeConfig) -> anyhow::Result<()> {
     let variants = &config.service.models.variants;
-    let mut loader = Loader::default();
-    let mut problems = Vec::new();
-    let mut served = Vec::new();
-    for variant in variants {
-        match load::check(&mut loader, variant) {
-            Ok(text_rule) => {
-                served.push(format!("{} (text_rule: {})", variant.name, TextRule::name_of(text_rule)));
-            }
-            Err(error) => {
-                problems.push(format!("variants.{}: {:#}", variant.name, anyhow::Error::from(error)))
-            }
-        }
-    }
-    if !problems.is_empty() {
-        bail!(config::ConfigError(problems));
-    }
+    let rules = load::check(variants)?;
+    let served: Vec<String> = variants
+        .iter()
+        .zip(rules)
+        .map(|(variant, rule)| format!("{} (text_rule: {})", variant.name, TextRule::name_of(rule)))
+        .collect();
     writeln!(std::io::stdout(), "the configuration is valid: it serves {}", served.join(", "))
         .context("write the answer")
 }
@@ -129,7 +118,10 @@ struct Checkpoints {
 
 impl Source for Checkpoints {
     fn reread(&self) -> Result<Models, String> {
-        config::load(&self.overrides).map(|config| config.service.models).map_err(|error| error.to_string())
+        match config::load(&self.overrides) {
+            Ok(config) => Ok(config.service.models),
+            Err(error) => Err(load::look_further(error).to_string()),
+        }
     }
 
     fn load(&self, variants: &[VariantConfig]) -> Result<Vec<Loaded>, LoadError> {

@@ -52,6 +52,7 @@ use tracing_subscriber::layer::SubscriberExt;
 
 use crate::disk;
 use crate::disk::Proof;
+use crate::model::ModelError;
 use crate::model::memory;
 use crate::model::trial::Subject;
 use crate::model::trial::Tried;
@@ -74,15 +75,29 @@ const TOLD_BYTES: usize = 4096;
 const LINE_BYTES: u64 = 64 << 20;
 /// How often something is tried that changes while it is loaded.
 const ATTEMPTS: usize = 3;
+/// How many children may die before the rest is left untried: each begins anew.
+const MAX_DEATHS: usize = 8;
 
-/// Why something is not loaded.
-#[derive(Debug, thiserror::Error)]
-#[error("{problem}")]
+/// Something that is wrong with a subject.
+#[derive(Clone, Debug)]
 pub(super) struct Refused {
     /// Which of the subjects.
     pub(super) subject: usize,
     /// As loading it would tell; or how the child ended, and in which step.
     pub(super) problem: String,
+}
+
+/// Why nothing is loaded: all that is wrong.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", list(.0))]
+pub(super) struct Refusals(pub(super) Vec<Refused>);
+
+fn list(refused: &[Refused]) -> String {
+    let problems: Vec<&str> = refused.iter().map(|refused| refused.problem.as_str()).collect();
+    match problems.as_slice() {
+        [problem] => (*problem).to_owned(),
+        _ => format!("{} problems\n  {}", problems.len(), problems.join("\n  ")),
+    }
 }
 
 /// Limits of one trial.
@@ -107,29 +122,78 @@ enum Told {
     Subject(usize),
     /// What it does next.
     Step(String),
+    /// What is wrong with the subject; there may be more.
     Refused(String),
+    /// The end: what was read.
     Proved(Proof),
 }
 
-/// Tries `subjects`, then lets `load` read what was tried. If a file changes in between, both are done again.
-pub(super) fn then<T>(subjects: &[Subject], mut load: impl FnMut() -> T) -> Result<T, Refused> {
+/// Tries `subjects`, then lets `load` read those that nothing is wrong with; it is told what is wrong with others. If a file
+/// changes in between, both are done again.
+pub(super) fn then<T>(subjects: &[Subject], mut load: impl FnMut(&[Refused]) -> T) -> Result<T, Refusals> {
     let mut attempts = 1..=ATTEMPTS;
     loop {
-        let proof = try_out(subjects)?;
-        match disk::holding_to(&proof, &mut load) {
+        let (refused, proof) = try_all(subjects);
+        let Some(proof) = proof else { return Err(Refusals(refused)) };
+        match disk::holding_to(&proof, || load(&refused)) {
             Ok(loaded) => return Ok(loaded),
             Err(changed) => match attempts.next() {
                 Some(_) => {
                     tracing::info!(path = %changed.0.display(), "changed while it was loaded, once more")
                 }
-                None => return Err(Refused { subject: 0, problem: changed.to_string() }),
+                None => return Err(Refusals(vec![Refused { subject: 0, problem: changed.to_string() }])),
             },
         }
     }
 }
 
-/// Tries `subjects` in a child process.
-pub(super) fn try_out(subjects: &[Subject]) -> Result<Proof, Refused> {
+/// Tries `subjects` in a child process; fails with all that is wrong with them.
+pub(super) fn try_out(subjects: &[Subject]) -> Result<(), Refusals> {
+    let (refused, _) = try_all(subjects);
+    if refused.is_empty() { Ok(()) } else { Err(Refusals(refused)) }
+}
+
+/// All that is wrong with `subjects`, and proof of what was read of the others; none where they were not all tried.
+///
+/// A child that dies is followed by another one for all but what it died of. Of a variant with several members each is
+/// tried alone then: one of them may be to blame.
+fn try_all(subjects: &[Subject]) -> (Vec<Refused>, Option<Proof>) {
+    let mut left: Vec<(usize, Subject)> = subjects.iter().cloned().enumerate().collect();
+    let (mut died, mut of_families) = (Vec::new(), Vec::new());
+    loop {
+        let (mut at, mut told) = (At { subject: 0, step: "starting".to_owned() }, Vec::new());
+        let outcome = watch(&task(&left), &mut at, &mut told);
+        let of = |place: usize| left.get(place).map_or(0, |(subject, _)| *subject);
+        let told =
+            told.into_iter().map(|Refused { subject, problem }| Refused { subject: of(subject), problem });
+        let subject = of(at.subject);
+        let (problem, is_last) = match outcome {
+            Ok(Ok(proof)) => {
+                died.extend(told);
+                let is_told = |family: &Refused| died.iter().any(|told| told.subject == family.subject);
+                of_families.retain(|family| !is_told(family));
+                died.extend(of_families);
+                died.sort_by_key(|refused| refused.subject);
+                return (died, Some(proof));
+            }
+            Ok(Err(problem)) => (problem, died.len() + of_families.len() + 1 >= MAX_DEATHS),
+            Err(error) => (format!("the trial in a process of its own: {error:#}"), true),
+        };
+        if is_last || left.is_empty() {
+            died.extend(told.chain(of_families));
+            died.push(Refused { subject, problem });
+            return (died, None);
+        }
+        let (_, what) = left.remove(at.subject);
+        let alone = what.each_member();
+        let list = if alone.is_empty() { &mut died } else { &mut of_families };
+        list.push(Refused { subject, problem });
+        left.splice(at.subject..at.subject, alone.into_iter().map(|member| (subject, member)));
+    }
+}
+
+fn task(subjects: &[(usize, Subject)]) -> Task {
+    let subjects: Vec<Subject> = subjects.iter().map(|(_, subject)| subject.clone()).collect();
     let directories: usize = subjects.iter().map(num_directories).sum();
     let limits = Limits {
         memory_bytes: memory::left()
@@ -138,16 +202,7 @@ pub(super) fn try_out(subjects: &[Subject]) -> Result<Proof, Refused> {
         cpu_seconds: CPU_SECONDS * directories.max(1) as u64,
         wait_seconds: WAIT_SECONDS,
     };
-    let task = Task { limits, subjects: subjects.to_vec() };
-    let mut at = At { subject: 0, step: "starting".to_owned() };
-    match watch(&task, &mut at) {
-        Ok(Ok(proof)) => Ok(proof),
-        Ok(Err(problem)) => Err(Refused { subject: at.subject, problem }),
-        Err(error) => Err(Refused {
-            subject: at.subject,
-            problem: format!("the trial in a process of its own: {error:#}"),
-        }),
-    }
+    Task { limits, subjects }
 }
 
 fn num_directories(subject: &Subject) -> usize {
@@ -163,13 +218,13 @@ struct At {
     step: String,
 }
 
-/// Its proof, or what is wrong with the subject, or why there is no answer.
-fn watch(task: &Task, at: &mut At) -> anyhow::Result<Result<Proof, String>> {
+/// Its proof, or how it died; or why there is no answer. What it found wrong before is `told`.
+fn watch(task: &Task, at: &mut At, told: &mut Vec<Refused>) -> anyhow::Result<Result<Proof, String>> {
     let started = Instant::now();
     let mut child = Ended(start(task).context("start it")?);
     let stdout = child.0.stdout.take().context("its output")?;
     let mut stderr = child.0.stderr.take().context("its error output")?;
-    let (lines, told) = mpsc::channel();
+    let (lines, heard) = mpsc::channel();
     thread::spawn(move || {
         let mut stdout = BufReader::new(stdout);
         loop {
@@ -185,11 +240,11 @@ fn watch(task: &Task, at: &mut At) -> anyhow::Result<Result<Proof, String>> {
     let deadline = started + Duration::from_secs(task.limits.cpu_seconds + task.limits.wait_seconds);
     let mut is_late = false;
     loop {
-        match told.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        match heard.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(line) => match serde_json::from_slice(&line).context("its answer")? {
                 Told::Subject(subject) => at.subject = subject,
                 Told::Step(step) => at.step = step,
-                Told::Refused(problem) => return Ok(Err(problem)),
+                Told::Refused(problem) => told.push(Refused { subject: at.subject, problem }),
                 Told::Proved(proof) => {
                     tracing::debug!(seconds = started.elapsed().as_secs_f64(), "checkpoints were tried");
                     return Ok(Ok(proof));
@@ -311,15 +366,19 @@ pub(super) fn run() -> anyhow::Result<()> {
     let trial = work.spawn(move || {
         disk::noting(|| {
             let mut tried = Tried::default();
-            subjects.iter().enumerate().try_for_each(|(index, subject)| {
+            for (index, subject) in subjects.iter().enumerate() {
                 tell(&Told::Subject(index));
-                subject.try_out(&mut tried).map_err(|error| format!("{:#}", anyhow::Error::from(error)))
-            })
+                let problems = subject.try_out(&mut tried);
+                problems
+                    .iter()
+                    .flat_map(ModelError::problems)
+                    .map(Told::Refused)
+                    .for_each(|told| tell(&told));
+            }
         })
     });
     match trial.context("start a thread")?.join() {
-        Ok((Ok(()), proof)) => tell(&Told::Proved(proof)),
-        Ok((Err(problem), _)) => tell(&Told::Refused(problem)),
+        Ok(((), proof)) => tell(&Told::Proved(proof)),
         // said already, to standard error
         Err(_) => std::process::exit(101),
     }

@@ -19,7 +19,9 @@ pub use crate::config::variants::VariantOptions;
 pub use crate::config::variants::coefficient_problems;
 use crate::disk;
 use crate::engine;
+use crate::model::ModelError;
 use crate::model::manifest::MAX_COUNT;
+use crate::model::variant::VariantConfig;
 use crate::service;
 use crate::telemetry;
 
@@ -50,9 +52,34 @@ pub struct ServeConfig {
 }
 
 /// Everything that is wrong with a configuration.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[error("{}", list(.0))]
-pub struct ConfigError(pub Vec<String>);
+#[derive(Clone, Debug, Default, PartialEq, thiserror::Error)]
+#[error("{}", list(.problems))]
+pub struct ConfigError {
+    /// What, where, and what to do about it.
+    pub problems: Vec<String>,
+    /// What the configuration names all the same: checkpoints of which something may be wrong, too.
+    pub readable: Vec<VariantConfig>,
+}
+
+impl ConfigError {
+    /// Of what is wrong with variants, by their indices.
+    pub fn of_variants(
+        variants: &[VariantConfig],
+        problems: impl IntoIterator<Item = (usize, ModelError)>,
+    ) -> Self {
+        let told = problems.into_iter().flat_map(|(index, problem)| {
+            let name = &variants[index].name;
+            problem.problems().into_iter().map(move |problem| format!("variants.{name}: {problem}"))
+        });
+        told.collect::<Vec<_>>().into()
+    }
+}
+
+impl From<Vec<String>> for ConfigError {
+    fn from(problems: Vec<String>) -> Self {
+        Self { problems, readable: Vec::new() }
+    }
+}
 
 fn list(problems: &[String]) -> String {
     match problems {
@@ -67,14 +94,14 @@ pub fn load(overrides: &Overrides) -> Result<ServeConfig, ConfigError> {
         Some(path) => {
             let name = path.display().to_string();
             let text = disk::read_to_string(path, disk::HAND_WRITTEN_BYTES)
-                .map_err(|error| ConfigError(vec![format!("read {name}: {error}")]))?;
+                .map_err(|error| ConfigError::from(vec![format!("read {name}: {error}")]))?;
             // Model paths in a file are relative to the file.
             let base = path.parent().unwrap_or(Path::new(""));
             assemble(&name, &text, base, overrides)
         }
         None => {
             let base = demo_base().ok_or_else(|| {
-                ConfigError(vec![
+                ConfigError::from(vec![
                     "there is no deploy/demo here or above the program: name a configuration with --config"
                         .to_owned(),
                 ])
@@ -107,6 +134,7 @@ fn assemble(name: &str, text: &str, base: &Path, overrides: &Overrides) -> Resul
     let mut routing = file.section("routing", &mut problems);
     let mut log = file.section("log", &mut problems);
 
+    let (variants, partial) = variants::take(&mut file, base, &mut problems);
     let service = service::Config {
         listen: server.address("listen", overrides.listen, ([0, 0, 0, 0], 50051), &mut problems),
         admin: server.address("admin", overrides.admin, ([127, 0, 0, 1], 50052), &mut problems),
@@ -127,7 +155,7 @@ fn assemble(name: &str, text: &str, base: &Path, overrides: &Overrides) -> Resul
         drain_grace: server.seconds("drain_grace_seconds", 5.0, &mut problems),
         drain_limit: server.seconds("drain_seconds", 30.0, &mut problems),
         models: service::Models {
-            variants: variants::take(&mut file, base, &mut problems),
+            variants,
             weights: routing.take("weights", &mut problems).unwrap_or_default(),
         },
     };
@@ -154,7 +182,12 @@ fn assemble(name: &str, text: &str, base: &Path, overrides: &Overrides) -> Resul
     if problems.0.is_empty() {
         check_routing(&mut config.service.models, &mut problems);
     }
-    if problems.0.is_empty() { Ok(config) } else { Err(ConfigError(problems.0)) }
+    let readable = std::mem::take(&mut config.service.models.variants);
+    if problems.0.is_empty() {
+        config.service.models.variants = readable;
+        return Ok(config);
+    }
+    Err(ConfigError { problems: problems.0, readable: readable.into_iter().chain(partial).collect() })
 }
 
 fn connections(server: &mut Section<'_>, problems: &mut Problems) -> service::Connections {
@@ -359,7 +392,7 @@ reduction = { mean-std = { beta = -1.0 } }
 shadow = { variant = 'e', fraction = 0.1 }
 [colours]
 ";
-        let ConfigError(problems) = load_text(text, Overrides::default()).unwrap_err();
+        let ConfigError { problems, .. } = load_text(text, Overrides::default()).unwrap_err();
         let expected = [
             "rewarm.toml:2: server.listen: ",
             "rewarm.toml:5: max_batch_tokens must be above 0",
@@ -398,7 +431,7 @@ shadow = { variant = 'e', fraction = 0.1 }
         ];
         for (text, expected) in cases {
             let error = load_text(&format!("[variants.one]\n{text}"), Overrides::default()).unwrap_err();
-            let [problem] = &error.0[..] else { panic!("{text}: {error}") };
+            let [problem] = &error.problems[..] else { panic!("{text}: {error}") };
             assert!(problem.starts_with(expected), "{text}: {problem}");
         }
     }
@@ -490,7 +523,7 @@ shadow = { variant = 'e', fraction = 0.1 }
                 "[a]\n".repeat(100_000),
             ] {
                 let begun = std::time::Instant::now();
-                let ConfigError(problems) = load_text(&text, Overrides::default()).unwrap_err();
+                let ConfigError { problems, .. } = load_text(&text, Overrides::default()).unwrap_err();
                 let (start, seconds) = (&text[..30], begun.elapsed().as_secs());
                 assert!(problems.len() < 30, "{start}: {} problems", problems.len());
                 assert!(problems[0].starts_with("rewarm.toml:"), "{start}: {}", problems[0]);

@@ -121,7 +121,7 @@ impl TrainOptions {
         let Some(path) = &self.config else { return self.assemble("the command line", "", Path::new("")) };
         let name = path.display().to_string();
         let text = disk::read_to_string(path, disk::HAND_WRITTEN_BYTES)
-            .map_err(|error| ConfigError(vec![format!("read {name}: {error}")]))?;
+            .map_err(|error| ConfigError::from(vec![format!("read {name}: {error}")]))?;
         // Paths in a file are relative to the file.
         self.assemble(&name, &text, path.parent().unwrap_or(Path::new("")))
     }
@@ -152,7 +152,7 @@ impl TrainOptions {
             (Some(base), Some(output)) if problems.0.is_empty() => {
                 Ok(Config { base, output, seed, data, probe, recipe, members, pace })
             }
-            _ => Err(ConfigError(problems.0)),
+            _ => Err(problems.0.into()),
         }
     }
 

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::path::PathBuf;
 
 use crate::checkpoint::lora;
+use crate::config::ConfigError;
 use crate::config::file::Problems;
 use crate::config::file::Section;
 use crate::hub;
@@ -44,14 +45,18 @@ pub struct VariantOptions {
     pub pooling: Option<Pooling>,
 }
 
-/// All `[variants.*]`; paths are relative to `folder`.
-pub(super) fn take(file: &mut Section<'_>, folder: &Path, problems: &mut Problems) -> Vec<VariantConfig> {
+/// All `[variants.*]`, and what can be said of those with problems; paths are relative to `folder`.
+pub(super) fn take(
+    file: &mut Section<'_>,
+    folder: &Path,
+    problems: &mut Problems,
+) -> (Vec<VariantConfig>, Vec<VariantConfig>) {
     let mut variants = file.section("variants", problems);
     let names = variants.keys();
     if names.is_empty() {
         problems.add("there is no variant: add a [variants.NAME]");
     }
-    let mut checked = Vec::new();
+    let (mut checked, mut partial) = (Vec::new(), Vec::new());
     for name in names {
         let mut section = variants.section(&name, problems);
         let problems_before = problems.0.len();
@@ -75,16 +80,17 @@ pub(super) fn take(file: &mut Section<'_>, folder: &Path, problems: &mut Problem
         match options.check(&name, folder) {
             Ok(variant) => checked.push(variant),
             Err(found) => {
-                problems.0.extend(found.iter().map(|problem| format!("variants.{name}: {problem}")))
+                partial.extend(found.readable);
+                problems.0.extend(found.problems.iter().map(|problem| format!("variants.{name}: {problem}")));
             }
         }
     }
-    checked
+    (checked, partial)
 }
 
 impl VariantOptions {
     /// The variant that this means, or all that speaks against it; paths are relative to `folder`.
-    pub fn check(self, name: &str, folder: &Path) -> Result<VariantConfig, Vec<String>> {
+    pub fn check(self, name: &str, folder: &Path) -> Result<VariantConfig, ConfigError> {
         let mut problems = Problems::default();
         let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-".contains(&byte);
         if name.is_empty() || name.len() > MAX_NAME_BYTES || !name.bytes().all(is_plain) {
@@ -93,6 +99,7 @@ impl VariantOptions {
         if self.mode.is_none() {
             problems.add("mode is missing: \"warm\" or \"ens\"");
         }
+        let key = if self.model.is_some() { "model" } else { "members" };
         let members = match (self.model, self.members) {
             (Some(_), Some(_)) => {
                 problems.add("model and members contradict each other: give one of them");
@@ -148,27 +155,35 @@ impl VariantOptions {
             _ => {}
         }
         let members: Vec<PathBuf> =
-            members.iter().filter_map(|member| directory(member, folder, &mut problems)).collect();
-        let base = self.base.and_then(|base| directory(&base, folder, &mut problems));
+            members.iter().filter_map(|member| directory(key, member, folder, &mut problems)).collect();
+        let base = self.base.and_then(|base| directory("base", &base, folder, &mut problems));
         // of what is still at a hub it is seen when it is here
         let may_be_adapter = |member: &PathBuf| lora::is_adapter(member) || HubId::of(member).is_some();
         if base.is_some() && !members.iter().any(may_be_adapter) {
             problems.add(lora::NO_ADAPTER);
         }
-        match self.mode {
-            Some(mode) if problems.0.is_empty() => Ok(VariantConfig {
-                name: name.to_owned(),
-                mode,
-                members,
-                base,
-                coefficients: self.coefficients,
-                reduction: self.reduction.unwrap_or_default(),
-                dtype: self.dtype.unwrap_or_default(),
-                device,
-                max_tokens: self.max_tokens,
-                pooling: self.pooling,
+        let variant = self.mode.map(|mode| VariantConfig {
+            name: name.to_owned(),
+            mode,
+            members,
+            base,
+            coefficients: self.coefficients,
+            reduction: self.reduction.unwrap_or_default(),
+            dtype: self.dtype.unwrap_or_default(),
+            device,
+            max_tokens: self.max_tokens,
+            pooling: self.pooling,
+        });
+        match variant {
+            Some(variant) if problems.0.is_empty() => Ok(variant),
+            // with members missing, coefficients are too many
+            partial => Err(ConfigError {
+                problems: problems.0,
+                readable: partial
+                    .map(|variant| VariantConfig { coefficients: None, ..variant })
+                    .into_iter()
+                    .collect(),
             }),
-            _ => Err(problems.0),
         }
     }
 }
@@ -192,6 +207,6 @@ pub fn coefficient_problems(coefficients: &[f64], num_members: usize) -> Vec<Str
     problems
 }
 
-fn directory(member: &str, folder: &Path, problems: &mut Problems) -> Option<PathBuf> {
-    hub::place(Path::new(member), folder).map_err(|problem| problems.add(problem)).ok()
+fn directory(key: &str, member: &str, folder: &Path, problems: &mut Problems) -> Option<PathBuf> {
+    hub::place(Path::new(member), folder).map_err(|problem| problems.add(format!("{key}: {problem}"))).ok()
 }

@@ -88,7 +88,10 @@ pub fn place(named: &Path, folder: &Path) -> Result<PathBuf, String> {
     }
     let is_path = text.starts_with(['.', '/', '~']) || path.exists();
     match HubId::parse(text).filter(|_| !is_path) {
-        None => Err(format!("`{}` is not a directory", path.display())),
+        None if path.exists() => {
+            Err(format!("`{}` is not a directory, but a file: name the directory around it", path.display()))
+        }
+        None => Err(format!("`{}` is not a directory: there is nothing of that name", path.display())),
         // `members/4` where there are members/0 to members/3
         Some(id) => {
             match id.repo.split_once('/').map(|(first, _)| folder.join(first)).filter(|first| first.is_dir())

@@ -30,52 +30,44 @@ pub struct Member<'m> {
     pub config: &'m CheckpointConfig,
 }
 
-/// Refuses members whose weights cannot be averaged: another function, other tensors, another vocabulary. Each is compared with
-/// the first.
-pub fn check_members(members: &[Member<'_>]) -> Result<(), ModelError> {
-    let first_member = &members[0];
-    let (first_dir, first) = (first_member.path, first_member.checkpoint);
+/// Refuses a member whose weights cannot be averaged with those of the first: another function, other tensors, another vocabulary.
+pub fn check_member(first: &Member<'_>, member: &Member<'_>) -> Result<(), ModelError> {
+    let refuse = |problem: String| ModelError::CannotMerge {
+        first: first.path.to_owned(),
+        member: member.path.to_owned(),
+        problem,
+    };
     let as_json = |member: &Member<'_>| {
         serde_json::to_value(member.config).map_err(|error| ModelError::config(member.path, error))
     };
-    let first_value = as_json(first_member)?;
-    let first_tokenizer = tokenizer_content(first.text_dir())?;
-    for member in &members[1..] {
-        let (dir, checkpoint) = (member.path, member.checkpoint);
-        let refuse = |problem: String| ModelError::CannotMerge {
-            first: first_dir.to_owned(),
-            member: dir.to_owned(),
-            problem,
-        };
-        if let Some(difference) = Difference::between(&first_value, &as_json(member)?) {
-            let causes = causes(first_member, member)?;
-            return Err(refuse(match causes.is_empty() {
-                true => difference.to_string(),
-                false => format!("{} (config.json)", causes.join(", ")),
-            }));
-        }
-        for name in first.names() {
-            let shape = |checkpoint: &Checkpoint| checkpoint.info(name).map(|info| info.shape.clone());
-            match (shape(first), shape(checkpoint)) {
-                (_, None) => return Err(refuse(format!("tensor `{name}` is missing in the second"))),
-                (Some(one), Some(other)) if one != other => {
-                    let problem =
-                        format!("tensor `{name}` is {one:?} in the first and {other:?} in the second");
-                    return Err(refuse(problem));
-                }
-                _ => {}
+    if let Some(difference) = Difference::between(&as_json(first)?, &as_json(member)?) {
+        let causes = causes(first, member)?;
+        return Err(refuse(match causes.is_empty() {
+            true => difference.to_string(),
+            false => format!("{} (config.json)", causes.join(", ")),
+        }));
+    }
+    let (one, two) = (first.checkpoint, member.checkpoint);
+    for name in one.names() {
+        let shape = |checkpoint: &Checkpoint| checkpoint.info(name).map(|info| info.shape.clone());
+        match (shape(one), shape(two)) {
+            (_, None) => return Err(refuse(format!("tensor `{name}` is missing in the second"))),
+            (Some(one), Some(two)) if one != two => {
+                return Err(refuse(format!(
+                    "tensor `{name}` is {one:?} in the first and {two:?} in the second"
+                )));
             }
-        }
-        if let Some(name) = checkpoint.names().find(|name| first.info(name).is_none()) {
-            return Err(refuse(format!("tensor `{name}` is missing in the first")));
-        }
-        if let Some(difference) =
-            Difference::between(&first_tokenizer, &tokenizer_content(checkpoint.text_dir())?)
-        {
-            return Err(refuse(format!("their tokenizers differ (tokenizer.json): {difference}")));
+            _ => {}
         }
     }
-    Ok(())
+    if let Some(name) = two.names().find(|name| one.info(name).is_none()) {
+        return Err(refuse(format!("tensor `{name}` is missing in the first")));
+    }
+    let [of_first, of_member] = [one, two].map(|checkpoint| tokenizer_content(checkpoint.text_dir()));
+    match Difference::between(&of_first?, &of_member?) {
+        None => Ok(()),
+        Some(difference) => Err(refuse(format!("their tokenizers differ (tokenizer.json): {difference}"))),
+    }
 }
 
 /// The keys of `config.json` for which two members are other functions, with both values: those that make another model of the

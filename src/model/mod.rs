@@ -126,6 +126,9 @@ impl<O: Ops> Forward for RewardModel<O> {
 /// Why a model cannot be loaded or run.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
+    /// Several things at once, each of which has to be mended.
+    #[error("{} problems\n  {}", .0.len(), self.problems().join("\n  "))]
+    Several(Vec<ModelError>),
     /// What was found wrong in a trial, by another process.
     #[error("{0}")]
     Refused(String),
@@ -208,6 +211,19 @@ pub enum ModelError {
 }
 
 impl ModelError {
+    /// Fails with all of them, if there are any.
+    pub fn check(problems: Vec<Self>) -> Result<(), Self> {
+        if problems.is_empty() { Ok(()) } else { Err(problems.into_iter().collect()) }
+    }
+
+    /// All that is wrong, each with its causes, in one line.
+    pub fn problems(&self) -> Vec<String> {
+        match self {
+            Self::Several(problems) => problems.iter().flat_map(Self::problems).collect(),
+            problem => vec![chain(problem)],
+        }
+    }
+
     pub(crate) fn read(path: &Path, source: std::io::Error) -> Self {
         CheckpointError::read(path, source).into()
     }
@@ -219,4 +235,23 @@ impl ModelError {
     pub(crate) fn config(path: &Path, problem: impl std::fmt::Display) -> Self {
         CheckpointError::config(path, problem).into()
     }
+}
+
+/// Of what is wrong, one or several.
+impl FromIterator<ModelError> for ModelError {
+    fn from_iter<I: IntoIterator<Item = Self>>(problems: I) -> Self {
+        let mut problems: Vec<Self> = problems.into_iter().collect();
+        if problems.len() == 1 { problems.remove(0) } else { Self::Several(problems) }
+    }
+}
+
+/// An error with all its causes, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
 }

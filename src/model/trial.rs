@@ -60,56 +60,95 @@ pub struct Tried {
 }
 
 impl Subject {
-    /// Tries it, and fails with what is wrong with it, as loading it would.
-    pub fn try_out(&self, tried: &mut Tried) -> Result<(), ModelError> {
-        let (tokenizers, golden) = match self {
+    /// Tries it. All that is wrong with it, as loading it would tell.
+    pub fn try_out(&self, tried: &mut Tried) -> Vec<ModelError> {
+        let mut problems = Vec::new();
+        let mut golden = Vec::new();
+        let tokenizers = match self {
             // in what else variants differ is compared by whoever loads them
             Self::Variant { config, .. }
                 if !tried.directories.insert((config.members.clone(), config.base.clone())) =>
             {
-                return Ok(());
+                return problems;
             }
             Self::Variant { config, with_golden } => {
-                let tokenizers = Loader::default().checked_tokenizers(config)?;
-                let with_golden = config.members.iter().filter(|_| *with_golden);
-                (tokenizers, with_golden.map(|dir| GoldenRewards::load(dir)).collect::<Result<_, _>>()?)
-            }
-            Self::Checkpoint { dir, base } => (tokenizer_of(dir, base.as_deref())?, Vec::new()),
-        };
-        let mut probes = probes();
-        let golden = golden.into_iter().flatten().flat_map(|golden| golden.samples);
-        probes.extend(golden.map(|sample| ("a golden sample", sample.input)));
-        for (dir, tokenizer) in tokenizers {
-            let is_new = !tried.texts.contains_key(&tokenizer.digest());
-            let known = tried.texts.entry(tokenizer.digest()).or_default();
-            let mut outcomes = Vec::new(); // of what goes through the template
-            for (what, input) in &probes {
-                if known.insert(serde_json::to_string(input).expect("strings and numbers are JSON")) {
-                    disk::step(&format!("rendering and tokenizing {what}"), &dir);
-                    // of the two ways, this one renders twice and looks for the contents in the text
-                    let outcome = tokenizer.tokenize(input, Truncation::Left);
-                    // with some lines of text it did not come to an end: the next probe would only wait as long
-                    if let Err(source @ TextError::TemplateExhausted { .. }) = outcome {
-                        return Err(ModelError::Member { path: dir, source: Box::new(source.into()) });
-                    }
-                    if !matches!(input, Input::Formatted(_) | Input::TokenIds(_)) {
-                        outcomes.push(outcome);
+                let (tokenizers, found) = Loader::default().checked_tokenizers(config);
+                problems.extend(found);
+                for dir in config.members.iter().filter(|_| *with_golden) {
+                    match GoldenRewards::load(dir) {
+                        Ok(found) => golden.extend(found),
+                        Err(error) => problems.push(error),
                     }
                 }
+                tokenizers
             }
-            // what a template refuses is for it to say; one that only fails is no template
-            let is_failure =
-                |outcome: &Result<_, _>| matches!(outcome, Err(TextError::TemplateFailed { .. }));
-            if is_new
-                && outcomes.iter().all(is_failure)
-                && let Some(Err(source)) = outcomes.pop()
-            {
-                return Err(ModelError::Member { path: dir, source: Box::new(source.into()) });
+            Self::Checkpoint { dir, base } => match tokenizer_of(dir, base.as_deref()) {
+                Ok(tokenizers) => tokenizers,
+                Err(error) => {
+                    problems.push(error);
+                    Vec::new()
+                }
+            },
+        };
+        let mut probes = probes();
+        let golden = golden.into_iter().flat_map(|golden| golden.samples);
+        probes.extend(golden.map(|sample| ("a golden sample", sample.input)));
+        for (dir, tokenizer) in tokenizers {
+            if let Err(source) = probe(&dir, &tokenizer, &probes, &mut tried.texts) {
+                problems.push(ModelError::Member { path: dir.clone(), source: Box::new(source.into()) });
             }
             disk::step("dropping the tokenizer and the chat template", &dir);
         }
-        Ok(())
+        problems
     }
+
+    /// The same members, each alone; empty where there are not several.
+    pub fn each_member(&self) -> Vec<Self> {
+        match self {
+            Self::Variant { config, with_golden } if config.members.len() > 1 => {
+                let alone = |member: &PathBuf| Self::Variant {
+                    config: VariantConfig {
+                        members: vec![member.clone()],
+                        coefficients: None,
+                        ..config.clone()
+                    },
+                    with_golden: *with_golden,
+                };
+                config.members.iter().map(alone).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Lets all probes that `texts` does not know yet go through a tokenizer and its template.
+fn probe(
+    dir: &Path,
+    tokenizer: &SampleTokenizer,
+    probes: &[(&'static str, Input)],
+    texts: &mut HashMap<[u8; 32], HashSet<String>>,
+) -> Result<(), TextError> {
+    let is_new = !texts.contains_key(&tokenizer.digest());
+    let known = texts.entry(tokenizer.digest()).or_default();
+    let mut outcomes = Vec::new(); // of what goes through the template
+    for (what, input) in probes {
+        if known.insert(serde_json::to_string(input).expect("strings and numbers are JSON")) {
+            disk::step(&format!("rendering and tokenizing {what}"), dir);
+            // of the two ways, this one renders twice and looks for the contents in the text
+            let outcome = tokenizer.tokenize(input, Truncation::Left);
+            // with some lines of text it did not come to an end: the next probe would only wait as long
+            if let Err(error @ TextError::TemplateExhausted { .. }) = outcome {
+                return Err(error);
+            }
+            if !matches!(input, Input::Formatted(_) | Input::TokenIds(_)) {
+                outcomes.push(outcome);
+            }
+        }
+    }
+    // what a template refuses is for it to say; one that only fails is no template
+    let is_failure = |outcome: &Result<_, _>| matches!(outcome, Err(TextError::TemplateFailed { .. }));
+    let has_failed = is_new && outcomes.iter().all(is_failure);
+    outcomes.pop().filter(|_| has_failed).map_or(Ok(()), |outcome| outcome.map(drop))
 }
 
 fn tokenizer_of(dir: &Path, base: Option<&Path>) -> Result<Vec<(PathBuf, SampleTokenizer)>, ModelError> {

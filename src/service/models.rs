@@ -11,6 +11,7 @@ use crate::engine::Engine;
 use crate::engine::Lane;
 use crate::engine::Priority;
 use crate::model::ModelError;
+use crate::model::chain;
 use crate::model::golden::GoldenRewards;
 use crate::model::variant::Variant;
 use crate::model::variant::VariantConfig;
@@ -85,6 +86,9 @@ pub enum LoadError {
         /// Which member, which sample, and what may be the cause.
         problem: String,
     },
+    /// Several of them cannot, each for a reason of its own.
+    #[error("{} problems\n  {}", .0.len(), .0.iter().map(|error| chain(error)).collect::<Vec<_>>().join("\n  "))]
+    Several(Vec<LoadError>),
     /// A defect of ours; the panic's own message is in the log.
     #[error("loading the models panicked")]
     Panicked,

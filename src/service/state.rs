@@ -15,6 +15,7 @@ use tracing::Instrument;
 use crate::engine::Engine;
 use crate::metrics;
 use crate::metrics::ModelInfo;
+use crate::model::chain;
 use crate::model::variant::VariantInfo;
 use crate::service::budget::Budget;
 use crate::service::models::LoadError;
@@ -234,15 +235,4 @@ fn model_info(info: &VariantInfo) -> ModelInfo {
         fingerprint: info.fingerprint.clone(),
         architecture: info.architecture.clone(),
     }
-}
-
-/// An error with all its causes, in one line.
-fn chain(error: &LoadError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }

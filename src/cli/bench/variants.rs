@@ -18,7 +18,6 @@ use crate::cli::fetch::Fetcher;
 use crate::cli::load;
 use crate::cli::progress;
 use crate::config;
-use crate::config::ConfigError;
 use crate::config::Overrides;
 use crate::config::VariantOptions;
 use crate::engine;
@@ -149,7 +148,7 @@ impl VariantArgs {
 
     fn check(&self, name: &str, options: VariantOptions) -> anyhow::Result<VariantConfig> {
         let options = VariantOptions { device: self.device.clone(), ..options };
-        Ok(options.check(name, Path::new("")).map_err(ConfigError)?)
+        Ok(options.check(name, Path::new(""))?)
     }
 
     /// Each variant in each precision that was asked for; the name says which when there are several.

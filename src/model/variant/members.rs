@@ -30,72 +30,78 @@ pub(super) struct Member {
     pub(super) tokenizer: SampleTokenizer,
 }
 
-/// Opens all, and refuses those that do not go together.
-pub(super) fn open_members(config: &VariantConfig) -> Result<Vec<Member>, ModelError> {
-    let members = config
-        .members
-        .iter()
-        .map(|path| open_member(config, path).map_err(|source| in_member(path, source)))
-        .collect::<Result<Vec<_>, _>>()?;
-    let first = &members[0];
-    if config.mode == Mode::Warm {
-        let parts: Vec<_> = members
-            .iter()
-            .map(|Member { path, checkpoint, manifest, config, .. }| compatible::Member {
-                path,
-                checkpoint,
-                manifest,
-                config,
-            })
-            .collect();
-        compatible::check_members(&parts)?;
-        for member in &members[1..] {
-            compatible::check_tokens((&first.path, &first.tokenizer), (&member.path, &member.tokenizer))?;
+impl Member {
+    fn part(&self) -> compatible::Member<'_> {
+        let Self { path, checkpoint, manifest, config, .. } = self;
+        compatible::Member { path, checkpoint, manifest, config }
+    }
+}
+
+/// The members of a variant that can be opened, and all that is wrong with them and the others.
+pub(super) fn open_members(config: &VariantConfig) -> (Vec<Member>, Vec<ModelError>) {
+    let (mut members, mut problems) = (Vec::new(), Vec::new());
+    for path in &config.members {
+        match open_member(config, path) {
+            Ok(member) => members.push(member),
+            Err(source) => problems.push(in_member(path, source)),
         }
     }
-    for member in &members[1..] {
-        match config.mode {
-            Mode::Ens => compatible::check_same_tokens(&first.tokenizer, &member.tokenizer)?,
-            Mode::Warm => {
-                for difference in compare::differences(&first.tokenizer, &member.tokenizer)? {
-                    tracing::warn!(
-                        variant = config.name,
-                        first = %first.path.display(),
-                        member = %member.path.display(),
-                        difference,
-                        "members differ in their texts: the first one's is used"
-                    );
-                }
+    if let Some((first, others)) = members.split_first() {
+        problems.extend(others.iter().filter_map(|member| compare(config, first, member).err()));
+    }
+    (members, problems)
+}
+
+/// Refuses a member that does not go with the first; in what it may differ is told.
+fn compare(config: &VariantConfig, first: &Member, member: &Member) -> Result<(), ModelError> {
+    let [first_path, path] = [first, member].map(|member| member.path.display());
+    match config.mode {
+        Mode::Warm => {
+            compatible::check_member(&first.part(), &member.part())?;
+            compatible::check_tokens((&first.path, &first.tokenizer), (&member.path, &member.tokenizer))?;
+            for difference in compare::differences(&first.tokenizer, &member.tokenizer)? {
+                tracing::warn!(
+                    variant = config.name,
+                    first = %first_path,
+                    member = %path,
+                    difference,
+                    "members differ in their texts: the first one's is used"
+                );
+            }
+            if !compatible::are_stored_alike(&first.checkpoint, &member.checkpoint) {
+                tracing::warn!(
+                    variant = config.name,
+                    first = %first_path,
+                    member = %path,
+                    "members are stored in different precisions: the merge is as exact as the coarser one"
+                );
             }
         }
-        if config.mode == Mode::Ens && member.tokenizer.type_vocab_size() != first.tokenizer.type_vocab_size()
-        {
-            return Err(ModelError::Unsupported(format!(
-                "the members of an ensemble read the same tokens, but of token types (`type_vocab_size` of config.json) {} \
-                 has {}, and {} has {}",
-                first.path.display(),
-                first.tokenizer.type_vocab_size().unwrap_or(0),
-                member.path.display(),
-                member.tokenizer.type_vocab_size().unwrap_or(0)
-            )));
-        }
-        if config.mode == Mode::Warm && !compatible::are_stored_alike(&first.checkpoint, &member.checkpoint) {
-            tracing::warn!(
-                variant = config.name,
-                first = %first.path.display(),
-                member = %member.path.display(),
-                "members are stored in different precisions: the merge is as exact as the coarser one"
-            );
+        Mode::Ens => {
+            compatible::check_same_tokens(&first.tokenizer, &member.tokenizer)?;
+            let types = |member: &Member| member.tokenizer.type_vocab_size();
+            if types(first) != types(member) {
+                return Err(ModelError::Unsupported(format!(
+                    "models that are given the same tokens must have the same token types (`type_vocab_size` of \
+                     config.json), but {first_path} has {}, and {path} has {}",
+                    types(first).unwrap_or(0),
+                    types(member).unwrap_or(0)
+                )));
+            }
         }
     }
+    Ok(())
+}
+
+/// Tells what is odd about members that go together.
+pub(super) fn tell(config: &VariantConfig, members: &[Member]) {
     // members that are calibrated at all differ in it: no reason to worry
     if config.mode == Mode::Warm && members.iter().any(|member| member.manifest.calibration.is_some()) {
         tracing::info!(variant = config.name, "calibrations do not apply: one model has nothing to reduce");
     }
-    for note in notes(&members) {
+    for note in notes(members) {
         tracing::info!(variant = config.name, "{note}");
     }
-    Ok(members)
 }
 
 /// Opens a member: a checkpoint, or an adapter over `base`. What an adapter has no file for is as in its base, but the

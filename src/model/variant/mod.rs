@@ -30,9 +30,10 @@ pub use members::load_tokenizer;
 use members::notes;
 pub use members::open_files;
 use members::open_members;
-use models::checked_plan;
+use members::tell;
 use models::groups;
 use models::load_family;
+use models::plans;
 use models::sources;
 use models::unread;
 
@@ -41,6 +42,7 @@ use crate::checkpoint::hex;
 use crate::hub::Snapshot;
 use crate::model::ModelError;
 use crate::model::memory;
+use crate::model::plan::ModelPlan;
 use crate::model::scorer::Scorer;
 use crate::model::weights::TensorStore;
 use crate::ops::composed::Composed;
@@ -77,7 +79,7 @@ impl Loader {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Variant, ModelError> {
         let device = config.device.open()?;
-        let mut members = open_members(config)?;
+        let Opened { mut members, plans } = open(config)?;
         for kinship in findings(&members)? {
             let path = members[kinship.member].path.display();
             tracing::warn!(variant = config.name, member = %path, "{}", kinship.finding);
@@ -102,16 +104,18 @@ impl Loader {
             dtype
         });
         if device.is_cpu() {
-            let needed = self.count_bytes(config, &members, dtype)?;
+            let needed = self.count_bytes(config, &members, &plans, dtype)?;
             let models = if config.mode == Mode::Ens { members.len() } else { 1 };
             memory::check(needed, memory::left(), models, dtype.name())
                 .map_err(|error| in_member(&members[0].path, error.into()))?;
         }
         let store = &mut self.store;
         let loaded = match (device, dtype) {
-            (Device::Cpu, dtype) => load_family(config, &members, Cpu::new(dtype), store, &mut progress),
-            (device, dtype) => {
-                load_family(config, &members, Composed { device, format: dtype }, store, &mut progress)
+            (Device::Cpu, dtype) => {
+                load_family(config, &members, &plans, Cpu::new(dtype), store, &mut progress)
+            }
+            (device, format) => {
+                load_family(config, &members, &plans, Composed { device, format }, store, &mut progress)
             }
         }?;
         progress(total); // what was read of several copies or not at all counts as read
@@ -165,6 +169,7 @@ impl Loader {
         &mut self,
         config: &VariantConfig,
         members: &[Member],
+        plans: &[ModelPlan],
         dtype: Format,
     ) -> Result<u64, ModelError> {
         const SAMPLE: usize = 64;
@@ -172,10 +177,8 @@ impl Loader {
         let sources = sources(config, members);
         let groups = groups(config, &sources);
         let mut needed = 0;
-        for (group, member) in groups.iter().zip(members) {
-            let plan =
-                checked_plan(group, &member.config).map_err(|source| in_member(&member.path, source))?;
-            for name in unread(&plan, group) {
+        for (group, plan) in groups.iter().zip(plans) {
+            for name in unread(plan, group) {
                 let mut identity = blake3::Hasher::new();
                 identity.update(dtype.name().as_bytes());
                 for (checkpoint, coefficient) in *group {
@@ -199,28 +202,47 @@ impl Loader {
     }
 
     /// Checks everything that can be checked without reading weights: files, configs, tokenizers, shapes. Returns the
-    /// text rule.
+    /// text rule. The error has all that is wrong, with all members.
     pub fn check(&mut self, config: &VariantConfig) -> Result<Option<TextRule>, ModelError> {
-        Ok(self.checked_tokenizers(config)?[0].1.rule())
+        let (tokenizers, problems) = self.checked_tokenizers(config);
+        ModelError::check(problems)?;
+        Ok(tokenizers[0].1.rule())
     }
 
-    /// The same, and gives the members' tokenizers and where they are from.
+    /// The tokenizers of the members that can be opened, and where they are from; and all that is wrong.
     pub(super) fn checked_tokenizers(
         &mut self,
         config: &VariantConfig,
-    ) -> Result<Vec<(PathBuf, SampleTokenizer)>, ModelError> {
-        config.device.open()?;
-        let members = open_members(config)?;
-        let sources = sources(config, &members);
-        for (group, member) in groups(config, &sources).iter().zip(&members) {
-            let check = || {
-                let plan = checked_plan(group, &member.config)?;
-                member.config.pooling(&plan.head)
-            };
-            check().map_err(|source| in_member(&member.path, source))?;
+    ) -> (Vec<(PathBuf, SampleTokenizer)>, Vec<ModelError>) {
+        let of_device = config.device.open().err();
+        let (members, mut problems) = open_members(config);
+        if problems.is_empty() {
+            tell(config, &members);
         }
-        Ok(members.into_iter().map(|member| (member.path, member.tokenizer)).collect())
+        if !members.is_empty()
+            && let Err(found) = plans(config, &members)
+        {
+            problems.extend(found);
+        }
+        problems.extend(of_device.map(ModelError::from));
+        (members.into_iter().map(|member| (member.path, member.tokenizer)).collect(), problems)
     }
+}
+
+/// The files of a variant, and what is made of them.
+struct Opened {
+    members: Vec<Member>,
+    /// Of each model.
+    plans: Vec<ModelPlan>,
+}
+
+/// Opens all members; fails with all that is wrong, as far as it can be seen without reading weights.
+fn open(config: &VariantConfig) -> Result<Opened, ModelError> {
+    let (members, problems) = open_members(config);
+    ModelError::check(problems)?;
+    tell(config, &members);
+    let plans = plans(config, &members).map_err(|problems| problems.into_iter().collect::<ModelError>())?;
+    Ok(Opened { members, plans })
 }
 
 #[cfg(test)]
@@ -236,8 +258,8 @@ mod tests {
         let path = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name);
         let count = |loader: &mut Loader, mode, dtype, members: &[PathBuf]| {
             let config = VariantConfig::new("v", mode, members.to_vec());
-            let members = open_members(&config).unwrap();
-            loader.count_bytes(&config, &members, dtype).unwrap()
+            let Opened { members, plans } = open(&config).unwrap();
+            loader.count_bytes(&config, &members, &plans, dtype).unwrap()
         };
         let fresh = |mode, dtype, members: &[PathBuf]| count(&mut Loader::default(), mode, dtype, members);
         let one = path("models/llama");

@@ -8,7 +8,6 @@ use crate::checkpoint::Digest;
 use crate::checkpoint::ahead::ReadAhead;
 use crate::model::ModelError;
 use crate::model::RewardModel;
-use crate::model::config::CheckpointConfig;
 use crate::model::ensemble::Ensemble;
 use crate::model::layout;
 use crate::model::plan::ModelPlan;
@@ -36,12 +35,13 @@ pub(super) struct LoadedFamily {
 pub(super) fn load_family<O: Ops>(
     config: &VariantConfig,
     members: &[Member],
+    plans: &[ModelPlan],
     ops: O,
     store: &mut TensorStore,
     progress: &mut dyn FnMut(u64),
 ) -> Result<LoadedFamily, ModelError> {
     let ops = Arc::new(ops);
-    let models = load_models(config, members, &ops, store, progress)?;
+    let models = load_models(config, members, plans, &ops, store, progress)?;
     let heads = models.iter().map(|loaded| (loaded.head, loaded.model.head().pooling())).collect();
     let digests = models.iter().flat_map(|loaded| loaded.digests.iter().copied()).collect();
     let family = Ensemble::new(ops, models.into_iter().map(|loaded| loaded.model).collect());
@@ -63,6 +63,7 @@ struct Loaded<O: Ops> {
 fn load_models<O: Ops>(
     config: &VariantConfig,
     members: &[Member],
+    plans: &[ModelPlan],
     ops: &Arc<O>,
     store: &mut TensorStore,
     progress: &mut dyn FnMut(u64),
@@ -70,14 +71,13 @@ fn load_models<O: Ops>(
     let sources = sources(config, members);
     let groups = groups(config, &sources);
     let mut models = Vec::with_capacity(groups.len());
-    for (group, member) in groups.into_iter().zip(members) {
+    for ((group, plan), member) in groups.into_iter().zip(plans).zip(members) {
         let mut load = || {
-            let plan = checked_plan(group, &member.config)?;
-            let weights = Weights::new(&plan, group, ops, Some(store), progress);
+            let weights = Weights::new(plan, group, ops, Some(store), progress);
             thread::scope(|scope| {
-                let ahead = ReadAhead::start(scope, group, unread(&plan, group));
+                let ahead = ReadAhead::start(scope, group, unread(plan, group));
                 let mut weights = weights.reading_ahead(Some(ahead));
-                let model = RewardModel::load(&mut weights, &plan, &member.config)?;
+                let model = RewardModel::load(&mut weights, plan, &member.config)?;
                 Ok(Loaded { model, head: plan.head.kind, digests: weights.finish()? })
             })
         };
@@ -102,14 +102,32 @@ pub(super) fn groups<'s, 'm>(
     }
 }
 
-/// The plan of a model that is made from these members; refuses what can be refused without reading weights.
-pub(super) fn checked_plan(
-    members: &[(&Checkpoint, f64)],
-    config: &CheckpointConfig,
-) -> Result<ModelPlan, ModelError> {
-    let plan = layout::plan(members[0].0, config)?;
-    layout::check(&plan, members.iter().map(|(checkpoint, _)| *checkpoint))?;
-    Ok(plan)
+/// The plans of a variant's models; the errors are all that can be found without reading weights, of each member.
+pub(super) fn plans(config: &VariantConfig, members: &[Member]) -> Result<Vec<ModelPlan>, Vec<ModelError>> {
+    let groups: Vec<&[Member]> = match config.mode {
+        Mode::Warm => vec![members],
+        Mode::Ens => members.chunks(1).collect(),
+    };
+    let (mut plans, mut problems) = (Vec::new(), Vec::new());
+    for group in groups {
+        let first = &group[0];
+        let plan = layout::plan(&first.checkpoint, &first.config).and_then(|plan| {
+            first.config.pooling(&plan.head)?;
+            Ok(plan)
+        });
+        match plan {
+            Ok(plan) => {
+                let check = |member: &Member| {
+                    let checked = layout::check(&plan, [&member.checkpoint]);
+                    checked.err().map(|source| in_member(&member.path, source))
+                };
+                problems.extend(group.iter().filter_map(check));
+                plans.push(plan);
+            }
+            Err(source) => problems.push(in_member(&first.path, source)),
+        }
+    }
+    if problems.is_empty() { Ok(plans) } else { Err(problems) }
 }
 
 /// The tensors of a plan whose digests are not known yet, in the order in which they are loaded.

@@ -117,16 +117,10 @@ impl Merge {
             .iter()
             .map(|path| Member::open(path, base))
             .collect::<anyhow::Result<Vec<_>>>()?;
-        let parts: Vec<_> = members
+        let refused = members[1..]
             .iter()
-            .map(|Member { path, checkpoint, manifest, config }| compatible::Member {
-                path,
-                checkpoint,
-                manifest,
-                config,
-            })
-            .collect();
-        compatible::check_members(&parts)?;
+            .filter_map(|member| compatible::check_member(&members[0].part(), &member.part()).err());
+        ModelError::check(refused.collect())?;
         let first = &members[0];
         let plan = checked_plan(first).with_context(|| format!("check {}", first.path.display()))?;
         let base = base.map(Checkpoint::open).transpose().context("open the base")?;
@@ -281,6 +275,11 @@ impl Member {
         let (checkpoint, manifest, config) =
             variant::open_files(path, base).with_context(|| format!("open {}", path.display()))?;
         Ok(Self { path: path.to_owned(), checkpoint, manifest, config })
+    }
+
+    fn part(&self) -> compatible::Member<'_> {
+        let Self { path, checkpoint, manifest, config } = self;
+        compatible::Member { path, checkpoint, manifest, config }
     }
 
     fn report(&self, coefficient: f64, plan: &ModelPlan) -> anyhow::Result<MemberReport> {
