@@ -458,7 +458,8 @@ proptest! {
 /// unit each of values up to 2, and the result is, which is at most 2.
 fn check_attention(case: &textbook::Case) -> Checked {
     poison();
-    for (format, tolerance) in [(Format::F32, 3e-5), (Format::Bf16, (4.0 * HALF_BF16 / 2.0) as f32)] {
+    // a score of some tens is known to 1e-5, and so is the weight that is made of it
+    for (format, tolerance) in [(Format::F32, 1e-4), (Format::Bf16, (4.0 * HALF_BF16 / 2.0) as f32)] {
         let expected = match format {
             Format::Bf16 => case.expected(|x| round(Format::Bf16, x)),
             _ => case.expected(|x| x),
