@@ -25,6 +25,12 @@ pub enum Shape {
     Minilm,
     /// An encoder, 12 layers x 768, 109M parameters.
     BertBase,
+    /// An encoder, 22 layers x 768, 149M parameters, two of three layers of which see 128 tokens around.
+    ModernbertBase,
+    /// An encoder, 12 layers x 768, 184M parameters, with disentangled attention.
+    #[value(name = "deberta-v3-base")]
+    #[serde(rename = "deberta-v3-base")]
+    DebertaV3Base,
     /// A decoder, 30 layers x 576, 135M parameters.
     #[value(name = "smollm2-135m")]
     #[serde(rename = "smollm2-135m")]
@@ -33,6 +39,10 @@ pub enum Shape {
     #[value(name = "llama-512x8")]
     #[serde(rename = "llama-512x8")]
     Llama512,
+    /// A decoder, 28 layers x 1024, 596M parameters: Qwen3-0.6B's.
+    #[value(name = "qwen3-600m")]
+    #[serde(rename = "qwen3-600m")]
+    Qwen3,
 }
 
 impl Shape {
@@ -41,24 +51,49 @@ impl Shape {
         match self {
             Self::Minilm => "minilm",
             Self::BertBase => "bert-base",
+            Self::ModernbertBase => "modernbert-base",
+            Self::DebertaV3Base => "deberta-v3-base",
             Self::Smollm2 => "smollm2-135m",
             Self::Llama512 => "llama-512x8",
+            Self::Qwen3 => "qwen3-600m",
         }
     }
 
-    /// Its sizes.
-    pub fn sizes(self) -> Sizes {
-        let [vocab, hidden, intermediate, layers, heads, kv_heads, max_tokens] = match self {
-            Self::Minilm => [30_522, 384, 1536, 6, 12, 12, 512],
-            Self::BertBase => [30_522, 768, 3072, 12, 12, 12, 512],
-            Self::Smollm2 => [49_152, 576, 1536, 30, 9, 3, 8192],
-            Self::Llama512 => [32_000, 512, 1376, 8, 8, 8, 4096],
-        };
-        let family = match self {
-            Self::Minilm | Self::BertBase => Family::Bert,
-            Self::Smollm2 | Self::Llama512 => Family::Llama,
-        };
-        Sizes { family, vocab, hidden, intermediate, layers, heads, kv_heads, max_tokens }
+    /// `config.json` of its model, with one label.
+    pub fn config(self) -> Value {
+        let sizes =
+            |family, [vocab, hidden, intermediate, layers, heads, kv_heads, max_tokens]: [usize; 7]| {
+                Sizes { family, vocab, hidden, intermediate, layers, heads, kv_heads, max_tokens }.config()
+            };
+        match self {
+            Self::Minilm => sizes(Family::Bert, [30_522, 384, 1536, 6, 12, 12, 512]),
+            Self::BertBase => sizes(Family::Bert, [30_522, 768, 3072, 12, 12, 12, 512]),
+            Self::Smollm2 => sizes(Family::Llama, [49_152, 576, 1536, 30, 9, 3, 8192]),
+            Self::Llama512 => sizes(Family::Llama, [32_000, 512, 1376, 8, 8, 8, 4096]),
+            Self::ModernbertBase => json!({
+                "architectures": ["ModernBertForSequenceClassification"], "model_type": "modernbert",
+                "vocab_size": 50_368, "hidden_size": 768, "intermediate_size": 1152, "num_hidden_layers": 22,
+                "num_attention_heads": 12, "max_position_embeddings": 8192, "local_attention": 128,
+                "global_attn_every_n_layers": 3, "global_rope_theta": 160_000.0, "local_rope_theta": 10_000.0,
+                "classifier_pooling": "mean", "pad_token_id": 0,
+            }),
+            Self::DebertaV3Base => json!({
+                "architectures": ["DebertaV2ForSequenceClassification"], "model_type": "deberta-v2",
+                "vocab_size": 128_100, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+                "num_attention_heads": 12, "max_position_embeddings": 512, "position_buckets": 256,
+                "max_relative_positions": -1, "relative_attention": true, "pos_att_type": ["p2c", "c2p"],
+                "share_att_key": true, "norm_rel_ebd": "layer_norm", "position_biased_input": false,
+                "type_vocab_size": 0, "layer_norm_eps": 1e-7, "hidden_act": "gelu", "pooler_hidden_size": 768,
+                "pooler_hidden_act": "gelu", "pad_token_id": 0,
+            }),
+            Self::Qwen3 => json!({
+                "architectures": ["Qwen3ForSequenceClassification"], "model_type": "qwen3",
+                "vocab_size": 151_936, "hidden_size": 1024, "intermediate_size": 3072,
+                "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8,
+                "head_dim": 128, "max_position_embeddings": 40_960, "rms_norm_eps": 1e-6,
+                "rope_theta": 1_000_000.0, "hidden_act": "silu", "pad_token_id": 0,
+            }),
+        }
     }
 }
 
@@ -113,50 +148,54 @@ impl Sizes {
         }
     }
 
-    /// All that the model reads.
-    pub fn tensors(&self) -> Vec<TensorPlan> {
-        let Value::Object(fields) = self.config() else { unreachable!("written as one") };
-        let config = CheckpointConfig::parse(&fields, &Manifest::default()).expect("a config that runs");
-        let head = config.backbone.head.clone();
-        ModelPlan::new(config.backbone.prefixes[0], config.backbone, head).tensors
-    }
-
-    /// Writes a checkpoint directory with random weights in f16. Members of one family start from the same
-    /// weights and differ by a sixteenth of their size, so that they pass for fine-tuned from one pretrain.
+    /// Writes a checkpoint directory: see [`write`].
     pub fn write(&self, dir: &Path, member: u64) -> anyhow::Result<()> {
-        std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
-        let tokenizer = json!({
-            "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
-            "decoder": null, "pre_tokenizer": {"type": "WhitespaceSplit"}, "added_tokens": [],
-            "model": {"type": "WordLevel", "vocab": {"word": 0}, "unk_token": "word"},
-        });
-        // as it is, whatever tokenizer the model's family has
-        let class = json!({"tokenizer_class": "PreTrainedTokenizerFast"});
-        let files =
-            [("config.json", self.config()), ("tokenizer.json", tokenizer), ("tokenizer_config.json", class)];
-        for (name, value) in files {
-            let path = dir.join(name);
-            std::fs::write(&path, value.to_string()).with_context(|| format!("write {}", path.display()))?;
-        }
-        let (mut base, mut own) = (Noise::new(0), Noise::new(member + 1));
-        let draw_all = |TensorPlan { name, shape, role, .. }: TensorPlan| {
-            // Norms keep the size of what passes; the others are as small as a trained model's.
-            let mean = if role == Role::NormWeight { 1.0 } else { 0.0 };
-            let mut draw = || mean + 0.1 * (base.unit() - 0.5 + (own.unit() - 0.5) / 16.0);
-            let count = shape.iter().product();
-            let bytes = (0..count).flat_map(|_| half::f16::from_f64(draw()).to_le_bytes()).collect();
-            (name, shape, bytes)
-        };
-        let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = self.tensors().into_iter().map(draw_all).collect();
-        let views = tensors
-            .iter()
-            .map(|(name, shape, bytes)| Ok((name, TensorView::new(Dtype::F16, shape.clone(), bytes)?)))
-            .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
-            .context("a tensor's bytes are its shape's")?;
-        let path = dir.join("model.safetensors");
-        safetensors::serialize_to_file(views, None, &path)
-            .with_context(|| format!("write {}", path.display()))
+        write(&self.config(), dir, member)
     }
+}
+
+/// All that a model of this config reads.
+pub fn tensors(config: &Value) -> Vec<TensorPlan> {
+    let fields = config.as_object().expect("written as one");
+    let config = CheckpointConfig::parse(fields, &Manifest::default()).expect("a config that runs");
+    let head = config.backbone.head.clone();
+    ModelPlan::new(config.backbone.prefixes[0], config.backbone, head).tensors
+}
+
+/// Writes a checkpoint directory of this config with random weights in f16. Members of one family start from the same
+/// weights and differ by a sixteenth of their size, so that they pass for fine-tuned from one pretrain.
+pub fn write(config: &Value, dir: &Path, member: u64) -> anyhow::Result<()> {
+    std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
+        "decoder": null, "pre_tokenizer": {"type": "WhitespaceSplit"}, "added_tokens": [],
+        "model": {"type": "WordLevel", "vocab": {"word": 0}, "unk_token": "word"},
+    });
+    // as it is, whatever tokenizer the model's family has
+    let class = json!({"tokenizer_class": "PreTrainedTokenizerFast"});
+    let files =
+        [("config.json", config.clone()), ("tokenizer.json", tokenizer), ("tokenizer_config.json", class)];
+    for (name, value) in files {
+        let path = dir.join(name);
+        std::fs::write(&path, value.to_string()).with_context(|| format!("write {}", path.display()))?;
+    }
+    let (mut base, mut own) = (Noise::new(0), Noise::new(member + 1));
+    let draw_all = |TensorPlan { name, shape, role, .. }: TensorPlan| {
+        // Norms keep the size of what passes; the others are as small as a trained model's.
+        let mean = if role == Role::NormWeight { 1.0 } else { 0.0 };
+        let mut draw = || mean + 0.1 * (base.unit() - 0.5 + (own.unit() - 0.5) / 16.0);
+        let count = shape.iter().product();
+        let bytes = (0..count).flat_map(|_| half::f16::from_f64(draw()).to_le_bytes()).collect();
+        (name, shape, bytes)
+    };
+    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = tensors(config).into_iter().map(draw_all).collect();
+    let views = tensors
+        .iter()
+        .map(|(name, shape, bytes)| Ok((name, TensorView::new(Dtype::F16, shape.clone(), bytes)?)))
+        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
+        .context("a tensor's bytes are its shape's")?;
+    let path = dir.join("model.safetensors");
+    safetensors::serialize_to_file(views, None, &path).with_context(|| format!("write {}", path.display()))
 }
 
 #[cfg(test)]
@@ -173,14 +212,22 @@ mod tests {
     #[test]
     fn shapes_have_their_models_sizes() {
         let millions = |shape: Shape| {
-            let tensors = shape.sizes().tensors();
+            let tensors = tensors(&shape.config());
             tensors.iter().map(|tensor| tensor.shape.iter().product::<usize>()).sum::<usize>() / 1_000_000
         };
         let parameters: Vec<(&str, usize)> =
             Shape::value_variants().iter().map(|shape| (shape.name(), millions(*shape))).collect();
         assert_eq!(
             parameters,
-            [("minilm", 22), ("bert-base", 109), ("smollm2-135m", 134), ("llama-512x8", 41)]
+            [
+                ("minilm", 22),
+                ("bert-base", 109),
+                ("modernbert-base", 149),
+                ("deberta-v3-base", 184),
+                ("smollm2-135m", 134),
+                ("llama-512x8", 41),
+                ("qwen3-600m", 596),
+            ]
         );
     }
 

@@ -57,7 +57,7 @@ SHAPES = {  # as in `rewarm bench --shape`
     "deberta-v3-base": ("deberta-v2", dict(vocab_size=128100, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, max_position_embeddings=512,
                                            layer_norm_eps=1e-7, type_vocab_size=0, position_biased_input=False, relative_attention=True, position_buckets=256,
                                            norm_rel_ebd="layer_norm", share_att_key=True, pos_att_type=["p2c", "c2p"])),
-    "modernbert-base": ("modernbert", dict(vocab_size=50368, hidden_size=768, intermediate_size=1152, num_hidden_layers=22, num_attention_heads=12, max_position_embeddings=8192)),
+    "modernbert-base": ("modernbert", dict(vocab_size=50368, hidden_size=768, intermediate_size=1152, num_hidden_layers=22, num_attention_heads=12, max_position_embeddings=8192, classifier_pooling="mean")),
     "llama-512x8": ("llama", dict(vocab_size=32000, hidden_size=512, intermediate_size=1376, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=8, max_position_embeddings=4096)),
 }
 

@@ -57,7 +57,7 @@ impl TinyCheckpoint {
 
     /// Random weights of these sizes. The tokenizer's vocabulary is [`VOCAB`] whatever the embedding's.
     pub(crate) fn of(sizes: Sizes, seed: u64) -> Self {
-        Self::random(sizes.config(), sizes.tensors(), seed)
+        Self::random(sizes.config(), rewarm::bench::shape::tensors(&sizes.config()), seed)
     }
 
     fn random(config: Value, tensors: Vec<TensorPlan>, seed: u64) -> Self {

@@ -12,6 +12,7 @@ use anyhow::bail;
 use clap::Args;
 use tempfile::TempDir;
 
+use crate::bench::shape;
 use crate::bench::shape::Shape;
 use crate::cli::bench::between;
 use crate::cli::fetch::Fetcher;
@@ -189,7 +190,7 @@ fn write_shape(shape: Shape, num_members: usize, folder: &Path) -> anyhow::Resul
         .map(|member| {
             bar.tick();
             let dir = folder.join(format!("member-{member}"));
-            shape.sizes().write(&dir, member as u64)?;
+            shape::write(&shape.config(), &dir, member as u64)?;
             Ok(dir.display().to_string())
         })
         .collect();
