@@ -154,6 +154,8 @@ def roberta_like():
 def randomise(model, seed):
     generator = torch.Generator().manual_seed(seed)
     for name, weight in sorted(model.named_parameters()):
+        if not weight.requires_grad:  # the sines of RoFormer
+            continue
         noise = torch.randn(weight.shape, generator=generator)
         if weight.dim() == 1 and name.endswith("weight"):  # of a norm
             weight.data = (0.0 if type(model).__name__.startswith(("Gemma", "Nemotron")) else 1.0) + 0.3 * noise

@@ -10,9 +10,10 @@ use crate::model::families::blueprint::Norms;
 use crate::model::families::blueprint::QkvNames;
 use crate::model::families::blueprint::head_on_pooler;
 use crate::model::families::encoder;
+use crate::model::families::encoder::BERT;
 use crate::model::families::encoder::BERT_NAMES;
+use crate::model::families::encoder::Defaults;
 use crate::model::plan::BackbonePlan;
-use crate::model::plan::LinearPlan;
 use crate::text::FamilyTokenizer;
 
 pub(super) const FAMILY: Family = Family {
@@ -25,14 +26,17 @@ pub(super) const FAMILY: Family = Family {
     parse,
 };
 
+const DEFAULTS: Defaults = Defaults {
+    vocab_size: 30_000,
+    hidden: 4096,
+    heads: 64,
+    intermediate: 16_384,
+    activation: "gelu_new",
+    ..BERT
+};
+
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
-    let mut given = fields.0.clone();
-    let sizes = [("hidden_size", 4096), ("num_attention_heads", 64), ("intermediate_size", 16_384)];
-    for (key, default) in sizes {
-        given.entry(key).or_insert(default.into());
-    }
-    given.entry("hidden_act").or_insert("gelu_new".into());
-    let config = encoder::read(&Fields(&given), 30_000)?;
+    let config = encoder::read(fields, &DEFAULTS)?;
     let layers = config.num_layers;
     let groups = fields.size("num_hidden_groups", 1, layers)?;
     let inner = fields.size("inner_group_num", 1, at_most::LAYERS / layers)?;
@@ -41,7 +45,7 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
         format!("encoder.albert_layer_groups.{group}.albert_layers.{}", layer % inner)
     };
     let num_layers = layers * inner;
-    let mut plan = BackbonePlan::from(Blueprint {
+    let plan = BackbonePlan::from(Blueprint {
         embedding_width: fields.size("embedding_size", 128, at_most::WIDTH)?,
         num_layers,
         rope_of: vec![None; num_layers],
@@ -52,11 +56,7 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
         head: head_on_pooler("pooler", config.hidden),
         ..config
     });
-    // there whatever the widths
-    let (hidden, width) = (plan.hidden(), plan.embedding.words.width);
-    plan.embedding.projection =
-        Some(LinearPlan::new("encoder.embedding_hidden_mapping_in", hidden, width, true));
-    Ok(plan)
+    Ok(encoder::with_mapping_in(plan))
 }
 
 const NAMES: Names = Names {

@@ -17,5 +17,5 @@ pub(super) const FAMILY: Family = Family {
 };
 
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
-    Ok(encoder::read(fields, 30_522)?.into())
+    Ok(encoder::read(fields, &encoder::BERT)?.into())
 }

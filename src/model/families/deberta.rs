@@ -3,8 +3,9 @@
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
 use crate::model::families::disentangled;
-use crate::model::families::disentangled::Defaults;
+use crate::model::families::disentangled::DEBERTA;
 use crate::model::families::disentangled::Relative;
+use crate::model::families::encoder::Defaults;
 use crate::model::plan::BackbonePlan;
 use crate::model::plan::LinearPlan;
 use crate::model::plan::RowsPlan;
@@ -22,8 +23,7 @@ pub(super) const FAMILY: Family = Family {
     parse,
 };
 
-const DEFAULTS: Defaults =
-    Defaults { vocab_size: 50_265, hidden: 768, intermediate: 3072, num_layers: 12, heads: 12 };
+const DEFAULTS: Defaults = Defaults { vocab_size: 50_265, ..DEBERTA };
 
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let is_no = |value: &serde_json::Value| *value == false;

@@ -4,8 +4,9 @@ use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
 use crate::model::families::at_most;
 use crate::model::families::disentangled;
-use crate::model::families::disentangled::Defaults;
+use crate::model::families::disentangled::DEBERTA;
 use crate::model::families::disentangled::Relative;
+use crate::model::families::encoder::Defaults;
 use crate::model::families::parse_activation;
 use crate::model::plan::BackbonePlan;
 use crate::model::plan::ConvolutionPlan;
@@ -26,7 +27,7 @@ pub(super) const FAMILY: Family = Family {
 };
 
 const DEFAULTS: Defaults =
-    Defaults { vocab_size: 128_100, hidden: 1536, intermediate: 6144, num_layers: 24, heads: 24 };
+    Defaults { vocab_size: 128_100, hidden: 1536, intermediate: 6144, num_layers: 24, heads: 24, ..DEBERTA };
 
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let config = disentangled::read(fields, &DEFAULTS)?;

@@ -11,6 +11,7 @@ use crate::model::families::blueprint::Names;
 use crate::model::families::blueprint::NormStyle;
 use crate::model::families::blueprint::Norms;
 use crate::model::families::blueprint::QkvNames;
+use crate::model::families::is_no;
 use crate::model::families::parse_activation;
 use crate::model::plan::HeadPlan;
 use crate::model::plan::NormKind;
@@ -120,7 +121,7 @@ pub(super) fn read_without_rope(fields: &Fields<'_>, defaults: &Defaults) -> Res
     }
     fields.refuse_unless(
         "use_bidirectional_attention",
-        |value| matches!(value, Value::Null | Value::Bool(false)),
+        is_no,
         "bidirectional attention in a decoder is not supported",
     )?;
     fields.refuse_unless(

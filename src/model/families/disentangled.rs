@@ -8,6 +8,8 @@ use crate::model::families::blueprint::Blueprint;
 use crate::model::families::blueprint::Names;
 use crate::model::families::blueprint::NormStyle;
 use crate::model::families::encoder;
+use crate::model::families::encoder::BERT;
+use crate::model::families::encoder::Defaults;
 use crate::model::families::parse_activation;
 use crate::model::plan::BackbonePlan;
 use crate::model::plan::DensePlan;
@@ -21,22 +23,14 @@ use crate::ops::Activation;
 use crate::ops::Buckets;
 use crate::ops::Distance;
 
-/// What a class takes for keys that are absent.
-pub(super) struct Defaults {
-    pub(super) vocab_size: usize,
-    pub(super) hidden: usize,
-    pub(super) intermediate: usize,
-    pub(super) num_layers: usize,
-    pub(super) heads: usize,
-}
+/// What both take for keys that are absent.
+pub(super) const DEBERTA: Defaults = Defaults { types: 0, types_may_be_none: true, norm_eps: 1e-7, ..BERT };
 
 /// What `config.json` says.
 pub(super) struct Disentangled {
     encoder: Blueprint,
     /// Whether tokens have an embedding of their position.
     has_positions: bool,
-    /// Whether they have one of their type.
-    has_types: bool,
     /// Whether queries are multiplied with tables, and keys.
     pub(super) terms: [bool; 2],
     /// How far distances are told apart; `None`: they do not count.
@@ -46,22 +40,7 @@ pub(super) struct Disentangled {
 
 /// Reads the keys of both.
 pub(super) fn read(fields: &Fields<'_>, defaults: &Defaults) -> Result<Disentangled, String> {
-    let has_types = fields.0.get("type_vocab_size").is_some_and(|types| *types != 0);
-    let mut given = fields.0.clone();
-    let sizes = [
-        ("hidden_size", defaults.hidden),
-        ("intermediate_size", defaults.intermediate),
-        ("num_hidden_layers", defaults.num_layers),
-        ("num_attention_heads", defaults.heads),
-    ];
-    for (key, default) in sizes {
-        given.entry(key).or_insert(default.into());
-    }
-    given.entry("layer_norm_eps").or_insert(1e-7.into());
-    if !has_types {
-        given.remove("type_vocab_size");
-    }
-    let encoder = encoder::read(&Fields(&given), defaults.vocab_size)?;
+    let encoder = encoder::read(fields, defaults)?;
     let Blueprint { hidden, heads, max_tokens: max_positions, .. } = encoder;
     for (key, width) in
         [("embedding_size", hidden), ("pooler_hidden_size", hidden), ("attention_head_size", hidden / heads)]
@@ -82,7 +61,6 @@ pub(super) fn read(fields: &Fields<'_>, defaults: &Defaults) -> Result<Disentang
     Ok(Disentangled {
         encoder,
         has_positions: fields.or_default("position_biased_input", true)?,
-        has_types,
         terms: terms(fields)?,
         max_distance: counts.then_some(max_distance),
         pooler_activation: parse_activation(key, &fields.or_default::<String>(key, "gelu".to_owned())?)?,
@@ -149,7 +127,6 @@ impl Disentangled {
             drops_input: false,
         };
         let mut plan = BackbonePlan::from(Blueprint {
-            type_vocab_size: self.encoder.type_vocab_size.filter(|_| self.has_types),
             positions: self.encoder.positions.filter(|_| self.has_positions),
             attention_scale: ((head_dim * products) as f64).powf(-0.5),
             names: Names {

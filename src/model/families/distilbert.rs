@@ -10,7 +10,9 @@ use crate::model::families::blueprint::Norms;
 use crate::model::families::blueprint::QkvNames;
 use crate::model::families::blueprint::head_of_two_layers;
 use crate::model::families::encoder;
+use crate::model::families::encoder::BERT;
 use crate::model::families::encoder::BERT_NAMES;
+use crate::model::families::encoder::Defaults;
 use crate::model::families::renamed;
 use crate::model::plan::BackbonePlan;
 use crate::model::plan::DensePlan;
@@ -38,9 +40,8 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     ];
     let config = renamed(fields, &keys, |fields| {
         let mut fields = fields.0.clone();
-        fields.entry("num_hidden_layers").or_insert(6.into());
         fields.insert("layer_norm_eps".to_owned(), 1e-12.into()); // whatever the file says
-        encoder::read(&Fields(&fields), 30_522)
+        encoder::read(&Fields(&fields), &Defaults { num_layers: 6, ..BERT })
     })?;
     let head = head_of_two_layers(["pre_classifier", "classifier"], config.hidden, Activation::Relu);
     let dense = head.dense.map(|dense| DensePlan { drops_input: false, ..dense });

@@ -7,6 +7,8 @@ use crate::model::families::blueprint::Blueprint;
 use crate::model::families::blueprint::Names;
 use crate::model::families::blueprint::head_of_two_layers;
 use crate::model::families::encoder;
+use crate::model::families::encoder::BERT;
+use crate::model::families::encoder::Defaults;
 use crate::model::plan::BackbonePlan;
 use crate::ops::Activation;
 use crate::text::FamilyTokenizer;
@@ -21,13 +23,10 @@ pub(super) const FAMILY: Family = Family {
     parse,
 };
 
+const DEFAULTS: Defaults = Defaults { hidden: 256, heads: 4, intermediate: 1024, ..BERT };
+
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
-    let mut given = fields.0.clone();
-    let sizes = [("hidden_size", 256), ("num_attention_heads", 4), ("intermediate_size", 1024)];
-    for (key, default) in sizes {
-        given.entry(key).or_insert(default.into());
-    }
-    let config = encoder::read(&Fields(&given), 30_522)?;
+    let config = encoder::read(fields, &DEFAULTS)?;
     let layers = ["classifier.dense", "classifier.out_proj"];
     Ok(Blueprint {
         embedding_width: fields.size("embedding_size", 128, at_most::WIDTH)?,

@@ -1,7 +1,5 @@
 //! What encoders have alike: BERT's keys, tensors and order.
 
-use serde_json::Value;
-
 use crate::checkpoint::fields::Fields;
 use crate::model::families::at_most;
 use crate::model::families::blueprint::Blueprint;
@@ -11,8 +9,14 @@ use crate::model::families::blueprint::NormStyle;
 use crate::model::families::blueprint::Norms;
 use crate::model::families::blueprint::QkvNames;
 use crate::model::families::blueprint::head_on_pooler;
+use crate::model::families::check_head_dim;
+use crate::model::families::is_no;
 use crate::model::families::parse_activation;
+use crate::model::plan::BackbonePlan;
+use crate::model::plan::LinearPlan;
 use crate::model::plan::PositionRule;
+use crate::model::rope::RopeConfig;
+use crate::model::rope::RopeDefaults;
 use crate::ops::Distance;
 
 pub(super) const BERT_NAMES: Names = Names {
@@ -33,9 +37,38 @@ pub(super) const BERT_NAMES: Names = Names {
     are_transposed: false,
 };
 
-/// An encoder as BERT is one, with BERT's sizes where keys are absent, but for the vocabulary.
-pub(super) fn read(fields: &Fields<'_>, vocab_size: usize) -> Result<Blueprint, String> {
-    let is_no = |value: &Value| matches!(value, Value::Null | Value::Bool(false));
+/// What a class takes for keys that are absent.
+#[derive(Clone, Copy)]
+pub(super) struct Defaults {
+    pub(super) vocab_size: usize,
+    /// Of token types.
+    pub(super) types: usize,
+    /// Whether their number may be zero, for no embedding of them.
+    pub(super) types_may_be_none: bool,
+    pub(super) hidden: usize,
+    pub(super) intermediate: usize,
+    pub(super) num_layers: usize,
+    pub(super) heads: usize,
+    pub(super) max_positions: usize,
+    pub(super) norm_eps: f64,
+    pub(super) activation: &'static str,
+}
+
+pub(super) const BERT: Defaults = Defaults {
+    vocab_size: 30_522,
+    types: 2,
+    types_may_be_none: false,
+    hidden: 768,
+    intermediate: 3072,
+    num_layers: 12,
+    heads: 12,
+    max_positions: 512,
+    norm_eps: 1e-12,
+    activation: "gelu",
+};
+
+/// An encoder as BERT is one.
+pub(super) fn read(fields: &Fields<'_>, defaults: &Defaults) -> Result<Blueprint, String> {
     fields.refuse_unless(
         "position_embedding_type",
         |value| value.is_null() || value == "absolute",
@@ -44,26 +77,26 @@ pub(super) fn read(fields: &Fields<'_>, vocab_size: usize) -> Result<Blueprint, 
     fields.refuse_unless("is_decoder", is_no, "a BERT that is a decoder is not supported")?;
     fields.refuse_unless("is_causal", is_no, "an encoder that is causal is not supported")?;
     fields.refuse_unless("add_cross_attention", is_no, "cross attention is not supported")?;
-    let hidden = fields.size("hidden_size", 768, at_most::WIDTH)?;
-    let heads = fields.size("num_attention_heads", 12, at_most::HEADS)?;
+    let hidden = fields.size("hidden_size", defaults.hidden, at_most::WIDTH)?;
+    let heads = fields.size("num_attention_heads", defaults.heads, at_most::HEADS)?;
     if !hidden.is_multiple_of(heads) {
         return Err(format!("`hidden_size` {hidden} is not a multiple of `num_attention_heads` {heads}"));
     }
-    let activation: String = fields.or_default("hidden_act", "gelu".to_owned())?;
-    let max_positions = fields.size("max_position_embeddings", 512, at_most::POSITIONS)?;
-    let num_layers = fields.size("num_hidden_layers", 12, at_most::LAYERS)?;
+    let activation: String = fields.or_default("hidden_act", defaults.activation.to_owned())?;
+    let max_positions = fields.size("max_position_embeddings", defaults.max_positions, at_most::POSITIONS)?;
+    let num_layers = fields.size("num_hidden_layers", defaults.num_layers, at_most::LAYERS)?;
     let head_dim = hidden / heads;
-    let norm_eps = fields.number_or("layer_norm_eps", 1e-12, |eps| (0.0..1.0).contains(&eps))?;
+    let norm_eps = fields.number_or("layer_norm_eps", defaults.norm_eps, |eps| (0.0..1.0).contains(&eps))?;
     Ok(Blueprint {
-        vocab_size: fields.size("vocab_size", vocab_size, at_most::VOCABULARY)?,
-        type_vocab_size: Some(fields.size("type_vocab_size", 2, at_most::TOKEN_TYPES)?),
+        vocab_size: fields.size("vocab_size", defaults.vocab_size, at_most::VOCABULARY)?,
+        type_vocab_size: types(fields, defaults)?,
         task_vocab_size: None,
         positions: Some((max_positions, PositionRule::From(0))),
         embedding_width: hidden,
         embedding_scale: None,
         norms_embedding: true,
         hidden,
-        intermediate: fields.size("intermediate_size", 3072, at_most::WIDTH)?,
+        intermediate: fields.size("intermediate_size", defaults.intermediate, at_most::WIDTH)?,
         num_layers,
         heads,
         kv_heads: heads,
@@ -92,7 +125,38 @@ pub(super) fn read(fields: &Fields<'_>, vocab_size: usize) -> Result<Blueprint, 
     })
 }
 
+/// Rows of the token type embedding, if there is one.
+fn types(fields: &Fields<'_>, defaults: &Defaults) -> Result<Option<usize>, String> {
+    let key = "type_vocab_size";
+    let is_none = fields.0.get(key).map_or(defaults.types == 0, |types| *types == 0);
+    if is_none && defaults.types_may_be_none {
+        return Ok(None);
+    }
+    fields.size(key, defaults.types, at_most::TOKEN_TYPES).map(Some)
+}
+
+/// Embeddings that are projected to the width of the layers, were it their own (RemBERT, ALBERT).
+pub(super) fn with_mapping_in(mut plan: BackbonePlan) -> BackbonePlan {
+    let (hidden, width) = (plan.hidden(), plan.embedding.words.width);
+    plan.embedding.projection =
+        Some(LinearPlan::new("encoder.embedding_hidden_mapping_in", hidden, width, true));
+    plan
+}
+
 impl Blueprint {
+    /// A rope in place of positions, with this base where the file says none.
+    pub(super) fn turning(self, fields: &Fields<'_>, theta: f64) -> Result<Self, String> {
+        check_head_dim(fields, self.head_dim)?;
+        let defaults = RopeDefaults {
+            head_dim: self.head_dim,
+            max_positions: self.max_tokens,
+            theta: ("rope_theta", theta),
+            share: None,
+        };
+        let rope = RopeConfig::parse(fields, defaults)?;
+        Ok(Self { positions: None, ..self }.with_rope(rope))
+    }
+
     /// Positions that count from this padding id on (RoBERTa).
     pub(super) fn counting_after(self, padding: u32) -> Self {
         let rows = self.positions.map_or(0, |(rows, _)| rows);

@@ -20,7 +20,7 @@ pub(super) const FAMILY: Family = Family {
 };
 
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
-    let config = encoder::read(fields, 30_522)?;
+    let config = encoder::read(fields, &encoder::BERT)?;
     let has_tasks = fields.or_default("use_task_id", false)?;
     let tasks = fields.size("task_type_vocab_size", 3, at_most::TOKEN_TYPES)?;
     let names = Names { prefixes: &["ernie.", ""], ..config.names };

@@ -13,11 +13,11 @@ use crate::model::families::decoder;
 use crate::model::families::decoder::Defaults;
 use crate::model::families::decoder::LLAMA;
 use crate::model::families::decoder::LLAMA_NAMES;
+use crate::model::families::is_no;
 use crate::model::families::renamed;
 use crate::model::plan::BackbonePlan;
 use crate::model::plan::PositionRule;
 use crate::text::FamilyTokenizer;
-use serde_json::Value;
 
 pub(super) const FAMILY: Family = Family {
     model_type: "gpt2",
@@ -30,14 +30,10 @@ pub(super) const FAMILY: Family = Family {
 };
 
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
-    let is_no = |value: &Value| matches!(value, Value::Null | Value::Bool(false));
     fields.refuse_unless("add_cross_attention", is_no, "cross attention is not supported")?;
     let config = read(fields, &DEFAULTS)?;
     let names = Names { qkv: QkvNames::Together("attn.c_attn"), are_transposed: true, ..config.names };
-    let attention_scale = match fields.or_default("scale_attn_weights", true)? {
-        true => config.attention_scale,
-        false => 1.0,
-    };
+    let attention_scale = attention_scale(fields, &config)?;
     let mut plan = BackbonePlan::from(Blueprint { attention_scale, names, ..config });
     if fields.or_default("scale_attn_by_inverse_layer_idx", false)? {
         for (layer, index) in plan.layers.iter_mut().zip(1..) {
@@ -63,6 +59,11 @@ pub(super) fn read(fields: &Fields<'_>, defaults: &Defaults) -> Result<Blueprint
             ..config
         })
     })
+}
+
+/// Factor on the scores of those that may have none.
+pub(super) fn attention_scale(fields: &Fields<'_>, config: &Blueprint) -> Result<f64, String> {
+    Ok(if fields.or_default("scale_attn_weights", true)? { config.attention_scale } else { 1.0 })
 }
 
 /// The names that GPT-2 and its like have for keys, and those of most others.

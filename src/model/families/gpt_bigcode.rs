@@ -8,9 +8,9 @@ use crate::model::families::blueprint::QkvNames;
 use crate::model::families::decoder::Defaults;
 use crate::model::families::gpt2;
 use crate::model::families::gpt2::DEFAULTS;
+use crate::model::families::is_no;
 use crate::model::plan::BackbonePlan;
 use crate::text::FamilyTokenizer;
-use serde_json::Value;
 
 pub(super) const FAMILY: Family = Family {
     model_type: "gpt_bigcode",
@@ -23,15 +23,11 @@ pub(super) const FAMILY: Family = Family {
 };
 
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
-    let is_no = |value: &Value| matches!(value, Value::Null | Value::Bool(false));
     fields.refuse_unless("add_cross_attention", is_no, "cross attention is not supported")?;
     let activation = Defaults { activation: ("hidden_act", "gelu_pytorch_tanh"), ..DEFAULTS };
     let config = gpt2::read(fields, &activation)?;
     let is_multi_query = fields.or_default("multi_query", true)?;
-    let attention_scale = match fields.or_default("scale_attn_weights", true)? {
-        true => config.attention_scale,
-        false => 1.0,
-    };
+    let attention_scale = gpt2::attention_scale(fields, &config)?;
     Ok(Blueprint {
         kv_heads: if is_multi_query { 1 } else { config.heads },
         attention_scale,

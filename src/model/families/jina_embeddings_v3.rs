@@ -8,12 +8,11 @@ use crate::model::families::blueprint::Names;
 use crate::model::families::blueprint::Norms;
 use crate::model::families::blueprint::QkvNames;
 use crate::model::families::blueprint::head_of_two_layers;
-use crate::model::families::check_head_dim;
 use crate::model::families::encoder;
+use crate::model::families::encoder::BERT;
 use crate::model::families::encoder::BERT_NAMES;
+use crate::model::families::encoder::Defaults;
 use crate::model::plan::BackbonePlan;
-use crate::model::rope::RopeConfig;
-use crate::model::rope::RopeDefaults;
 use crate::ops::Activation;
 use crate::text::FamilyTokenizer;
 
@@ -27,38 +26,28 @@ pub(super) const FAMILY: Family = Family {
     parse,
 };
 
+const DEFAULTS: Defaults = Defaults {
+    vocab_size: 250_002,
+    types: 1,
+    hidden: 1024,
+    num_layers: 24,
+    heads: 16,
+    intermediate: 4096,
+    max_positions: 8194,
+    norm_eps: 1e-5,
+    ..BERT
+};
+
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
-    let mut given = fields.0.clone();
-    let sizes = [
-        ("hidden_size", 1024),
-        ("num_hidden_layers", 24),
-        ("num_attention_heads", 16),
-        ("intermediate_size", 4096),
-        ("max_position_embeddings", 8194),
-        ("type_vocab_size", 1),
-    ];
-    for (key, default) in sizes {
-        given.entry(key).or_insert(default.into());
-    }
-    given.entry("layer_norm_eps").or_insert(1e-5.into());
-    let config = encoder::read(&Fields(&given), 250_002)?;
-    check_head_dim(fields, config.head_dim)?;
-    let defaults = RopeDefaults {
-        head_dim: config.head_dim,
-        max_positions: config.max_tokens,
-        theta: ("rope_theta", 20_000.0),
-        share: None,
-    };
-    let rope = RopeConfig::parse(fields, defaults)?;
+    let config = encoder::read(fields, &DEFAULTS)?;
     let layers = ["classifier.dense", "classifier.out_proj"];
     let config = Blueprint {
-        positions: None,
         norms: Norms::of_sums("norm1", "norm2"),
         names: NAMES,
         head: head_of_two_layers(layers, config.hidden, Activation::Tanh),
         ..config
     };
-    Ok(config.with_rope(rope).into())
+    Ok(config.turning(fields, 20_000.0)?.into())
 }
 
 const NAMES: Names = Names {

@@ -6,6 +6,8 @@ use crate::model::families::blueprint::Blueprint;
 use crate::model::families::blueprint::Names;
 use crate::model::families::blueprint::Norms;
 use crate::model::families::encoder;
+use crate::model::families::encoder::BERT;
+use crate::model::families::encoder::Defaults;
 use crate::model::plan::BackbonePlan;
 use crate::text::FamilyTokenizer;
 
@@ -20,7 +22,7 @@ pub(super) const FAMILY: Family = Family {
 };
 
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
-    let config = encoder::read(fields, 29_056)?;
+    let config = encoder::read(fields, &Defaults { vocab_size: 29_056, ..BERT })?;
     Ok(Blueprint {
         norms_embedding: false,
         norms: Norms::before("attention.ln", "ln"),

@@ -73,6 +73,8 @@ mod ultrabert;
 mod xlm_roberta;
 mod xlm_roberta_xl;
 
+use serde_json::Value;
+
 use crate::checkpoint::fields::Fields;
 use crate::model::plan::BackbonePlan;
 use crate::ops::Activation;
@@ -229,6 +231,11 @@ fn renamed<T>(
     })
 }
 
+/// Of a switch that must be off.
+fn is_no(value: &Value) -> bool {
+    matches!(value, Value::Null | Value::Bool(false))
+}
+
 /// Refuses a `head_dim` of a class that splits its width among the heads and yet reads it elsewhere.
 fn check_head_dim(fields: &Fields<'_>, head_dim: usize) -> Result<(), String> {
     fields.refuse_unless(
@@ -256,7 +263,6 @@ fn parse_activation(key: &str, name: &str) -> Result<Activation, String> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Value;
     use serde_json::json;
 
     use super::*;

@@ -9,7 +9,9 @@ use crate::model::families::blueprint::Norms;
 use crate::model::families::blueprint::QkvNames;
 use crate::model::families::blueprint::head_of_two_layers;
 use crate::model::families::encoder;
+use crate::model::families::encoder::BERT;
 use crate::model::families::encoder::BERT_NAMES;
+use crate::model::families::encoder::Defaults;
 use crate::model::plan::BackbonePlan;
 use crate::model::plan::RelativePlan;
 use crate::model::plan::TablePlan;
@@ -39,7 +41,7 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     if rows < BUCKETS {
         return Err(format!("`{key}` is {rows}: transformers looks up {BUCKETS} rows whatever it says"));
     }
-    let config = encoder::read(fields, 30_527)?;
+    let config = encoder::read(fields, &Defaults { vocab_size: 30_527, ..BERT })?;
     let (hidden, heads) = (config.hidden, config.heads);
     let buckets = buckets(BUCKETS, MAX_DISTANCE, rows);
     let mut plan = BackbonePlan::from(

@@ -7,12 +7,11 @@ use crate::model::families::blueprint::InsideNames;
 use crate::model::families::blueprint::Names;
 use crate::model::families::blueprint::Norms;
 use crate::model::families::blueprint::QkvNames;
-use crate::model::families::check_head_dim;
 use crate::model::families::encoder;
+use crate::model::families::encoder::BERT;
 use crate::model::families::encoder::BERT_NAMES;
+use crate::model::families::encoder::Defaults;
 use crate::model::plan::BackbonePlan;
-use crate::model::rope::RopeConfig;
-use crate::model::rope::RopeDefaults;
 use crate::text::FamilyTokenizer;
 
 pub(super) const FAMILY: Family = Family {
@@ -25,21 +24,11 @@ pub(super) const FAMILY: Family = Family {
     parse,
 };
 
+const DEFAULTS: Defaults = Defaults { vocab_size: 30_528, max_positions: 2048, activation: "silu", ..BERT };
+
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
-    let mut given = fields.0.clone();
-    given.entry("hidden_act").or_insert("silu".into());
-    given.entry("max_position_embeddings").or_insert(2048.into());
-    let config = encoder::read(&Fields(&given), 30_528)?;
-    check_head_dim(fields, config.head_dim)?;
-    let defaults = RopeDefaults {
-        head_dim: config.head_dim,
-        max_positions: config.max_tokens,
-        theta: ("rope_theta", 1000.0),
-        share: None,
-    };
-    let rope = RopeConfig::parse(fields, defaults)?;
+    let config = encoder::read(fields, &DEFAULTS)?;
     let config = Blueprint {
-        positions: None,
         norms: Norms::of_sums("norm1", "norm2"),
         qkv_bias: false,
         output_bias: false,
@@ -47,7 +36,7 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
         names: NAMES,
         ..config
     };
-    Ok(config.with_rope(rope).into())
+    Ok(config.turning(fields, 1000.0)?.into())
 }
 
 const NAMES: Names = Names {

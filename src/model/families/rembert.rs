@@ -6,8 +6,9 @@ use crate::model::families::at_most;
 use crate::model::families::blueprint::Blueprint;
 use crate::model::families::blueprint::Names;
 use crate::model::families::encoder;
+use crate::model::families::encoder::BERT;
+use crate::model::families::encoder::Defaults;
 use crate::model::plan::BackbonePlan;
-use crate::model::plan::LinearPlan;
 use crate::text::FamilyTokenizer;
 
 pub(super) const FAMILY: Family = Family {
@@ -20,26 +21,15 @@ pub(super) const FAMILY: Family = Family {
     parse,
 };
 
+const DEFAULTS: Defaults =
+    Defaults { vocab_size: 250_300, hidden: 1152, heads: 18, num_layers: 32, intermediate: 4608, ..BERT };
+
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
-    let mut given = fields.0.clone();
-    let sizes = [
-        ("hidden_size", 1152),
-        ("num_attention_heads", 18),
-        ("num_hidden_layers", 32),
-        ("intermediate_size", 4608),
-    ];
-    for (key, default) in sizes {
-        given.entry(key).or_insert(default.into());
-    }
-    let config = encoder::read(&Fields(&given), 250_300)?;
-    let mut plan = BackbonePlan::from(Blueprint {
+    let config = encoder::read(fields, &DEFAULTS)?;
+    let plan = BackbonePlan::from(Blueprint {
         embedding_width: fields.size("input_embedding_size", 256, at_most::WIDTH)?,
         names: Names { prefixes: &["rembert.", ""], ..config.names },
         ..config
     });
-    // there whatever the widths
-    let (hidden, width) = (plan.hidden(), plan.embedding.words.width);
-    plan.embedding.projection =
-        Some(LinearPlan::new("encoder.embedding_hidden_mapping_in", hidden, width, true));
-    Ok(plan)
+    Ok(encoder::with_mapping_in(plan))
 }

@@ -6,7 +6,9 @@ use crate::model::families::blueprint::Blueprint;
 use crate::model::families::blueprint::Names;
 use crate::model::families::blueprint::head_of_two_layers;
 use crate::model::families::encoder;
+use crate::model::families::encoder::BERT;
 use crate::model::families::encoder::BERT_NAMES;
+use crate::model::families::encoder::Defaults;
 use crate::model::plan::BackbonePlan;
 use crate::ops::Activation;
 use crate::text::FamilyTokenizer;
@@ -27,7 +29,7 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
 
 /// With this vocabulary where the file names none.
 pub(super) fn read(fields: &Fields<'_>, vocab_size: usize) -> Result<Blueprint, String> {
-    let config = encoder::read(fields, vocab_size)?;
+    let config = encoder::read(fields, &Defaults { vocab_size, ..BERT })?;
     let layers = ["classifier.dense", "classifier.out_proj"];
     Ok(Blueprint {
         head: head_of_two_layers(layers, config.hidden, Activation::Tanh),

@@ -9,6 +9,8 @@ use crate::model::families::blueprint::Blueprint;
 use crate::model::families::blueprint::Names;
 use crate::model::families::blueprint::head_of_two_layers;
 use crate::model::families::encoder;
+use crate::model::families::encoder::BERT;
+use crate::model::families::encoder::Defaults;
 use crate::model::plan::BackbonePlan;
 use crate::model::rope::RopeConfig;
 use crate::model::rope::RopeScaling;
@@ -32,8 +34,8 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     )?;
     let mut given = fields.0.clone();
     given.remove("position_embedding_type"); // not read
-    given.entry("max_position_embeddings").or_insert(1536.into());
-    let config = encoder::read(&Fields(&given), 50_000)?;
+    let config =
+        encoder::read(&Fields(&given), &Defaults { vocab_size: 50_000, max_positions: 1536, ..BERT })?;
     if !config.head_dim.is_multiple_of(2) {
         return Err(format!("the width of a head is {}: it turns pairs of columns", config.head_dim));
     }
