@@ -3,15 +3,23 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
+#[path = "support/checkpoints.rs"]
+#[expect(dead_code, reason = "each test file uses its part")]
+mod checkpoints;
+
 use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
 
+use checkpoints::TinyCheckpoint;
 use rewarm::model::variant::Loader;
 use rewarm::model::variant::Mode;
+use rewarm::model::variant::Variant;
 use rewarm::model::variant::VariantConfig;
 use rewarm::model::variant::VariantInfo;
-use rewarm::text::TextRule;
+use rewarm::text::Input;
+use rewarm::text::Message;
+use rewarm::text::Truncation;
 use safetensors::SafeTensors;
 use serde_json::Value;
 use serde_json::json;
@@ -208,17 +216,66 @@ fn what_makes_other_scores_than_the_classifier_is_refused_by_name() {
     rewarm::learn::trainable::Trainable::load(dir.path(), &options).unwrap();
 }
 
-/// InternLM2's own code appends a token to each text, and reads the reward there.
+/// `get_score` of InternLM2's own code (as xtuner has it, tools/model_converters/modeling_internlm2_reward): the template is
+/// rendered, tokenized without special tokens, and the token appended unless it is the last one; the reward is read there.
 #[test]
-fn a_token_that_a_models_code_appends_is_not_forgotten() {
+fn a_token_that_a_models_code_appends_ends_each_text() {
+    const TOKEN: u32 = 70; // of no word
     let dir = tempfile::tempdir().unwrap();
-    let add = |from: &str, file: &str| fs::copy(model(from).join(file), dir.path().join(file)).unwrap();
-    add("internlm2", "config.json");
-    add("internlm2", "model.safetensors");
-    add("llama", "tokenizer.json");
-    add("llama", "tokenizer_config.json");
+    TinyCheckpoint::llama(1).write(dir.path());
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(model("internlm2").join(file), dir.path().join(file)).unwrap();
+    }
+    let set_token =
+        |token: u32| change(dir.path(), "config.json", |config| config["reward_token_id"] = json!(token));
+    let load_with = |manifest: &str, max_tokens: Option<usize>| {
+        fs::write(dir.path().join("rewarm.json"), manifest).unwrap();
+        let config = VariantConfig::new("v", Mode::Warm, vec![dir.path().to_owned()]);
+        Loader::default().load(&VariantConfig { max_tokens, ..config }, &mut |_, _| ()).unwrap()
+    };
     let error = load(dir.path()).unwrap_err();
-    assert!(error.contains("reward_token_id") && error.contains("rewarm.json"), "{error}");
-    fs::write(dir.path().join("rewarm.json"), r#"{"text_end": "as_is"}"#).unwrap();
-    assert_eq!(load(dir.path()).unwrap().text_rule, Some(TextRule::ChatTemplate));
+    assert!(error.contains("token 92527 (`reward_token_id` of config.json)"), "{error}");
+
+    let text = Input::Text { prompt: "w1 w2".to_owned(), response: "w3 w4".to_owned() };
+    let conversation =
+        Input::Conversation(vec![Message::new("user", "w1 w2"), Message::new("assistant", "w3 w4")].into());
+    let formatted = Input::Formatted("w1 w2 w3".to_owned());
+    let ids = |variant: &Variant, input: &Input, truncation| {
+        variant.tokenizer.tokenize(input, truncation).unwrap().token_ids
+    };
+    set_token(TOKEN);
+    let as_is = load_with(r#"{"text_end": "as_is"}"#, None);
+    let rendered = ids(&as_is, &text, Truncation::Reject);
+    let expected = [&rendered[..], &[TOKEN]].concat();
+    let variant = load_with("{}", None);
+    assert!(
+        variant.info.notes.iter().any(|note| note.contains("text_end reward_token")),
+        "{:?}",
+        variant.info.notes
+    );
+    assert_ne!(variant.info.fingerprint, as_is.info.fingerprint);
+    for input in [&text, &conversation] {
+        assert_eq!(ids(&variant, input, Truncation::Reject), expected);
+    }
+    for given in [&formatted, &Input::TokenIds(rendered.clone())] {
+        assert_eq!(ids(&variant, given, Truncation::Reject), ids(&as_is, given, Truncation::Reject));
+    }
+    // it is never cut off, and counts
+    let limit = expected.len() - 1;
+    let short = load_with("{}", Some(limit));
+    let too_long = short.tokenizer.tokenize(&text, Truncation::Reject).unwrap_err().to_string();
+    assert!(too_long.contains(&format!("{} tokens", expected.len())), "{too_long}");
+    for truncation in [Truncation::Left, Truncation::Right] {
+        let cut = ids(&short, &text, truncation);
+        assert_eq!((cut.len(), cut.last()), (limit, Some(&TOKEN)));
+    }
+    // what ends with it already does not get it twice
+    set_token(*rendered.last().unwrap());
+    assert_eq!(ids(&load_with("{}", None), &text, Truncation::Reject), rendered);
+
+    // a model that has no such token
+    TinyCheckpoint::llama(1).write(dir.path());
+    fs::write(dir.path().join("rewarm.json"), r#"{"text_end": "reward_token"}"#).unwrap();
+    let error = load(dir.path()).unwrap_err();
+    assert!(error.contains("text_end reward_token") && error.contains("has none"), "{error}");
 }

@@ -13,7 +13,7 @@
 //! adapter is refused until `rewarm.json` says `pad_token_id` or `pooling`. An adapter that leaves nothing is read as PEFT
 //! reads it, by its base's config.
 //!
-//! **The end of texts.** See [`TextEnd`]: OpenRLHF is known by its head, TRL's pairs of strings by TRL's marks and a
+//! **The end of texts.** See [`TextEnd`]: a family's own code appends a token, OpenRLHF is known by its head, TRL's pairs of strings by TRL's marks and a
 //! tokenizer without chat template (or a manifest that asks for concatenation). A version of TRL that cannot be told makes
 //! the manifest's `text_end` necessary. `text_end` always wins.
 
@@ -75,6 +75,9 @@ pub fn settle(
     }
     match (manifest.text_end, trl) {
         (Some(_), _) => {} // above
+        (None, _) if config.backbone.head.appended_token.is_some() => {
+            config.origin.ends = TextEnds::both(TextEnd::RewardToken);
+        }
         (None, _) if is_openrlhf => config.origin.ends = TextEnds::both(TextEnd::Openrlhf),
         (None, Some(Trl { appends_eos: Some(true) })) => {
             config.origin.text_rule = Some(TextRule::Concatenation);

@@ -363,8 +363,8 @@ pub struct HeadPlan {
     pub pooling: Pooling,
     /// Whether `dense` reads every token, and pooling is of what it makes of them (EuroBERT).
     pub pools_late: bool,
-    /// Whether it reads a token that the model's own code appends to texts (InternLM2).
-    pub reads_appended: bool,
+    /// The token that the model's own code appends to texts, and at which it reads the reward (InternLM2).
+    pub appended_token: Option<u32>,
     /// Weights of the last layer's rows, whose sum is the reward; none where it has one row.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label_weights: Option<Vec<f64>>,
@@ -380,7 +380,7 @@ impl HeadPlan {
             output,
             pooling,
             pools_late: false,
-            reads_appended: false,
+            appended_token: None,
             label_weights: None,
         }
     }

@@ -20,6 +20,8 @@ pub enum TextEnd {
     /// Line feeds at the end are cut, then a blank and the end-of-sequence token follow, unless the text ends with it; the
     /// tokenizer adds no special tokens of its own.
     Openrlhf,
+    /// The model's reward token follows the tokens of the text, unless it is the last of them.
+    RewardToken,
 }
 
 /// How texts end, by the rule that makes them. Sentence pairs, formatted texts and token ids are scored as they are.
@@ -45,6 +47,7 @@ impl TextEnd {
             Self::AsIs => "as_is",
             Self::Eos => "eos",
             Self::Openrlhf => "openrlhf",
+            Self::RewardToken => "reward_token",
         }
     }
 
@@ -53,13 +56,18 @@ impl TextEnd {
         self != Self::Openrlhf
     }
 
+    /// Whether the text itself stays as it is.
+    pub(super) fn keeps_text(self) -> bool {
+        matches!(self, Self::AsIs | Self::RewardToken)
+    }
+
     /// Gives `text` its end, and says how many of its bytes are its own.
     pub(super) fn finish(self, text: &mut String, eos: &str) -> usize {
         if self == Self::Openrlhf {
             text.truncate(text.trim_end_matches('\n').len());
         }
         let own = text.len();
-        if self != Self::AsIs && !text.ends_with(eos) {
+        if !self.keeps_text() && !text.ends_with(eos) {
             let blank = if self == Self::Openrlhf { " " } else { "" };
             text.push_str(blank);
             text.push_str(eos);
@@ -76,6 +84,7 @@ mod tests {
     fn a_text_ends_as_its_trainer_ends_it() {
         for (end, text, expected, own) in [
             (TextEnd::AsIs, "a\n", "a\n", 2),
+            (TextEnd::RewardToken, "a\n", "a\n", 2),
             (TextEnd::Eos, "a\n", "a\n</s>", 2),
             (TextEnd::Eos, "a</s>", "a</s>", 5),
             (TextEnd::Eos, "a</s>\n", "a</s>\n</s>", 6),

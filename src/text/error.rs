@@ -196,6 +196,26 @@ pub enum TextError {
         /// The checkpoint.
         dir: PathBuf,
     },
+    /// Texts shall end with the token that a model's own code appends, and there is none.
+    #[error(
+        "rewarm.json says text_end reward_token, and the model in {} has none: only families whose own code appends one do",
+        dir.display()
+    )]
+    NoRewardToken {
+        /// The checkpoint.
+        dir: PathBuf,
+    },
+    /// The token that a model's own code appends is none of its vocabulary.
+    #[error(
+        "texts shall end with token {id} (`reward_token_id` of config.json), the vocabulary has {vocab_size} entries: say in \
+         rewarm.json {{\"text_end\": \"as_is\"}} if they shall not"
+    )]
+    RewardTokenOutside {
+        /// The token.
+        id: u32,
+        /// Rows of the embedding.
+        vocab_size: usize,
+    },
     /// A manifest that asks for a template, in a directory without one.
     #[error(
         "the manifest asks for the chat template, and {} has none (chat_template.jinja, or chat_template in \

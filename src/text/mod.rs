@@ -140,6 +140,8 @@ pub struct TextOptions {
     pub tokenizer_class: Option<String>,
     /// Given by the manifest, or else as the model's trainer did.
     pub ends: TextEnds,
+    /// The token that [`TextEnd::RewardToken`] means.
+    pub reward_token: Option<u32>,
 }
 
 impl Default for TextOptions {
@@ -155,6 +157,7 @@ impl Default for TextOptions {
             family: FamilyTokenizer::default(),
             tokenizer_class: None,
             ends: TextEnds::default(),
+            reward_token: None,
         }
     }
 }
@@ -175,6 +178,8 @@ pub struct SampleTokenizer {
     end: TextEnd,
     /// The end-of-sequence token; empty where no text ends with it.
     eos: String,
+    /// What follows the tokens of texts.
+    reward_token: Option<u32>,
     max_tokens: usize,
     digest: [u8; 32],
     identity: Value,
@@ -207,7 +212,17 @@ impl SampleTokenizer {
         disk::step("making the tokenizer", dir);
         let backend = Backend::load(&files, options.family, options.tokenizer_class.as_deref())?;
         let (end, eos) = end(dir, &backend, rule, options.ends)?;
-        let digest = digest(&files, &backend, rule, end, max_tokens);
+        let reward_token = (end == TextEnd::RewardToken).then_some(options.reward_token).flatten();
+        match options.reward_token {
+            None if end == TextEnd::RewardToken => {
+                return Err(TextError::NoRewardToken { dir: dir.to_path_buf() });
+            }
+            Some(id) if reward_token.is_some() && id as usize >= options.vocab_size => {
+                return Err(TextError::RewardTokenOutside { id, vocab_size: options.vocab_size });
+            }
+            _ => {}
+        }
+        let digest = digest(&files, &backend, rule, (end, reward_token), max_tokens);
         disk::step("compiling the chat template", dir);
         let compile = |template: Option<TemplateSource>| {
             let compiled = template.map(|TemplateSource { path, source }| {
@@ -223,7 +238,19 @@ impl SampleTokenizer {
             encoder.probe(rule, end, &eos)?;
         }
         let dir = dir.to_owned();
-        Ok(Self { dir, template, tool_template, encoder, rule, end, eos, max_tokens, digest, identity })
+        Ok(Self {
+            dir,
+            template,
+            tool_template,
+            encoder,
+            rule,
+            end,
+            eos,
+            reward_token,
+            max_tokens,
+            digest,
+            identity,
+        })
     }
 
     /// Renders, tokenizes and fits one sample.
@@ -241,6 +268,8 @@ impl SampleTokenizer {
     /// Renders a sample, to be tokenized by [`Self::step`]: as [`Self::tokenize`], for threads that have others
     /// to care for.
     pub fn begin(&self, input: &Input, truncation: Truncation) -> Result<Progress, TextError> {
+        // what is rendered elsewhere has its end
+        let appended = self.reward_token.filter(|_| !matches!(input, Input::Formatted(_)));
         let encoding = match input {
             Input::Text { prompt, response } => match self.rule {
                 None => Err(TextError::NoTextRule),
@@ -257,10 +286,10 @@ impl SampleTokenizer {
             Input::Formatted(text) => self.encoder.rendered(text.clone(), vec![Span::whole(text)]),
             Input::TokenIds(ids) => {
                 let sequence = self.encoder.token_ids(ids)?;
-                return Ok(Progress { truncation, state: ProgressState::Sequence(sequence) });
+                return Ok(Progress { truncation, appended: None, state: ProgressState::Sequence(sequence) });
             }
         }?;
-        Ok(Progress { truncation, state: ProgressState::Encoding(encoding) })
+        Ok(Progress { truncation, appended, state: ProgressState::Encoding(encoding) })
     }
 
     /// Goes on with a sample for some milliseconds; the sample, once it is done. Fails as [`Self::tokenize`].
@@ -274,10 +303,18 @@ impl SampleTokenizer {
                 }
             }
         };
-        self.fit(sequence, progress.truncation).map(Some)
+        self.fit(sequence, progress.truncation, progress.appended).map(Some)
     }
 
-    fn fit(&self, sequence: Sequence, truncation: Truncation) -> Result<TokenizedSample, TextError> {
+    fn fit(
+        &self,
+        mut sequence: Sequence,
+        truncation: Truncation,
+        appended: Option<u32>,
+    ) -> Result<TokenizedSample, TextError> {
+        if let Some(token_id) = appended.filter(|_| !sequence.token_ids.is_empty()) {
+            sequence.end_with(token_id);
+        }
         let (sequence, truncated_tokens) = sequence.fit(self.max_tokens, truncation)?;
         if sequence.token_ids.is_empty() {
             return Err(TextError::Empty);
@@ -361,6 +398,8 @@ impl SampleTokenizer {
 #[derive(Debug)]
 pub struct Progress {
     truncation: Truncation,
+    /// What is to follow the tokens of the text.
+    appended: Option<u32>,
     state: ProgressState,
 }
 
@@ -390,7 +429,7 @@ fn end(
         Some(TextRule::SentencePair) | None => TextEnd::AsIs,
     };
     match backend.special_tokens.get("eos_token").and_then(|token| token.as_str()) {
-        _ if end == TextEnd::AsIs => Ok((end, String::new())),
+        _ if end.keeps_text() => Ok((end, String::new())),
         Some(eos) => Ok((end, eos.to_owned())),
         None => Err(TextError::EndWithoutEos { dir: dir.to_path_buf() }),
     }
@@ -401,7 +440,7 @@ fn digest(
     files: &TextFiles,
     backend: &Backend,
     rule: Option<TextRule>,
-    end: TextEnd,
+    (end, reward_token): (TextEnd, Option<u32>),
     max_tokens: usize,
 ) -> [u8; 32] {
     let template = files.template.as_ref().map(|template| &template.source);
@@ -414,6 +453,9 @@ fn digest(
     if let Some(template) = &files.tool_template {
         // few models have one, and the digests of the others stay what they were
         hasher.update(&serde_json::to_vec(&template.source).expect("a string is JSON"));
+    }
+    if let Some(id) = reward_token {
+        hasher.update(&id.to_le_bytes());
     }
     hasher.finalize().into()
 }

@@ -43,6 +43,14 @@ impl Sequence {
         self.type_ids.resize(self.token_ids.len(), type_id);
     }
 
+    /// Appends a token that is never dropped, unless it is the last already.
+    pub(super) fn end_with(&mut self, token_id: u32) {
+        match (self.token_ids.last(), self.parts.last_mut()) {
+            (Some(last), Some(part)) if *last == token_id => *part = Part::Scaffold,
+            _ => self.push(token_id, 0, Part::Scaffold),
+        }
+    }
+
     /// Drops what exceeds `limit`, and says how many tokens that was.
     ///
     /// Fails if nothing may be dropped, or if the scaffold alone exceeds the limit.

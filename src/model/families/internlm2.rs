@@ -1,5 +1,9 @@
 //! InternLM2, by its published code (it is not in transformers): Llama under names of its own, with all three projections of a
-//! head in one tensor. Its reward models read the last token, which is one that their tokenizer appends.
+//! head in one tensor.
+//!
+//! Its reward models read the last token, which has to be `reward_token_id`: `get_score` of the published
+//! `modeling_internlm2.py` (also in xtuner, `tools/model_converters/modeling_internlm2_reward`) renders the chat template,
+//! tokenizes without special tokens, and appends the token unless it is the last one already. So do texts here.
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::Family;
@@ -28,6 +32,9 @@ pub(super) const FAMILY: Family = Family {
     parse,
 };
 
+/// Of `InternLM2Config` in the code of its reward models: "[UNUSED_TOKEN_130]".
+const REWARD_TOKEN_ID: u32 = 92_527;
+
 const DEFAULTS: Defaults = Defaults { vocab_size: 103_168, ..LLAMA };
 
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
@@ -38,7 +45,10 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
         norms: Norms::before("attention_norm", "ffn_norm"),
         qkv_bias: has_bias,
         output_bias: has_bias,
-        head: HeadPlan { reads_appended: true, ..head },
+        head: HeadPlan {
+            appended_token: Some(fields.or_default("reward_token_id", REWARD_TOKEN_ID)?),
+            ..head
+        },
         names: NAMES,
         ..config
     }

@@ -163,19 +163,11 @@ pub fn load_tokenizer(
         rule: manifest.text_rule,
         default_rule: config.origin.text_rule.or(default_rule(&config.backbone)),
         ends: config.origin.ends,
+        reward_token: config.backbone.head.appended_token,
         family: config.family().tokenizer,
         tokenizer_class: config.tokenizer_class.clone(),
     };
     let tokenizer = SampleTokenizer::load(checkpoint.text_dir(), &options)?;
-    let appends = config.backbone.head.reads_appended && manifest.text_end.is_none();
-    if appends && tokenizer.rule().is_some() {
-        return Err(ModelError::Unsupported(
-            "rewards are read at a token that this model's own code appends to each text (`reward_token_id`), and that is not \
-             done here: let the chat template end with it, and say so in rewarm.json, {\"text_end\": \"as_is\"}; token ids are \
-             scored as they are"
-                .to_owned(),
-        ));
-    }
     match &config.origin.end_doubt {
         Some(doubt) if tokenizer.rule() == Some(TextRule::Concatenation) => {
             Err(ModelError::Unsupported(doubt.clone()))
