@@ -480,6 +480,33 @@ fn weights_that_do_not_fit_are_refused_before_they_are_read() {
             assert!(error.contains(part), "{part}: {error}");
         }
     }
+    let pairs = folder.path().join("pairs.jsonl");
+    fs::write(&pairs, "{\"prompt\": \"w1\", \"chosen\": \"w2\", \"rejected\": \"w3\"}\n").unwrap();
+    let (pairs, family) = (pairs.display().to_string(), folder.path().join("family"));
+    let output = program::run(&[
+        "train",
+        "--base",
+        dir,
+        "--pairs",
+        &pairs,
+        "--validation-fraction",
+        "0",
+        "--output",
+        family.to_str().unwrap(),
+    ]);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    for part in [
+        dir,
+        "training takes 35184.",
+        "8796.1 GB of parameters",
+        "AdamW's moments",
+        " GB of memory are left",
+        "frozen_layers",
+    ] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    assert!(!family.exists());
     // what it will do elsewhere can be checked here
     assert!(program::run(&["serve", "--check", "--config", config]).status.success());
 }

@@ -6,5 +6,6 @@
 
 pub mod adamw;
 pub mod loss;
+mod memory;
 pub mod parameter;
 pub mod trainable;

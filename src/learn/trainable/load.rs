@@ -18,6 +18,7 @@ use super::save;
 use super::threads::Threads;
 use crate::checkpoint::Checkpoint;
 use crate::disk;
+use crate::learn::memory::Needed;
 use crate::learn::parameter::Parameter;
 use crate::merge;
 use crate::model::ModelError;
@@ -50,12 +51,21 @@ pub struct LoadOptions {
     pub seed: u64,
     /// The limit for tokens, in place of the model's own.
     pub max_tokens: Option<usize>,
+    /// Bytes that may be taken for the model and for what training adds to it; none: whatever it takes.
+    pub memory_left: Option<u64>,
 }
 
 impl Default for LoadOptions {
     /// Everything is trained.
     fn default() -> Self {
-        Self { frozen_embeddings: false, frozen_layers: 0, train_head: true, seed: 0, max_tokens: None }
+        Self {
+            frozen_embeddings: false,
+            frozen_layers: 0,
+            train_head: true,
+            seed: 0,
+            max_tokens: None,
+            memory_left: None,
+        }
     }
 }
 
@@ -112,6 +122,8 @@ impl Trainable {
                 plan
             }
         };
+        let needed = Needed::new(&plan, |part| !is_frozen(options, part));
+        needed.check(options.memory_left)?;
         let model = load_model(&plan, &config)?;
         save::name_architecture(&mut fields, &config, plan.head.kind);
 
@@ -156,6 +168,7 @@ impl Trainable {
             tracked: Arc::new(tracked),
             detached: Arc::new(detached),
             threads: Threads::new()?,
+            needed,
         })
     }
 }

@@ -32,6 +32,7 @@ pub use gradients::TokenPair;
 pub use load::LoadOptions;
 use threads::Threads;
 
+use crate::learn::memory::Needed;
 use crate::learn::parameter::Parameter;
 use crate::model::ModelError;
 use crate::model::RewardModel;
@@ -70,6 +71,7 @@ pub struct Trainable {
     /// The same values, all without.
     detached: Arc<Parameters>,
     threads: Threads,
+    needed: Needed,
 }
 
 /// One tensor of the model.
@@ -89,6 +91,18 @@ impl Trainable {
     /// What makes token ids of samples.
     pub fn tokenizer(&self) -> &SampleTokenizer {
         &self.tokenizer
+    }
+
+    /// Why steps of so many tokens, in micro-batches of so many, may not fit into the memory that is left beside the weights.
+    pub fn memory_doubt(
+        &self,
+        step_tokens: usize,
+        micro_batch_tokens: usize,
+        left: Option<u64>,
+    ) -> Option<String> {
+        let tokens = micro_batch_tokens.min(step_tokens);
+        let micro_batches = step_tokens.div_ceil(tokens.max(1));
+        self.needed.doubt(micro_batches.min(self.threads.count()), tokens, left)
     }
 
     /// What is trained, always in the same order.

@@ -26,6 +26,11 @@ impl Threads {
         pools.map(Self).map_err(|error| ModelError::Unsupported(format!("cannot start threads: {error}")))
     }
 
+    /// How many pieces of work are done at a time.
+    pub(super) fn count(&self) -> usize {
+        self.0.len()
+    }
+
     /// Calls `run` with each index below `count`, and `take` with the results in the order of the indices, as soon as
     /// that can be. Stops at the first error in that order.
     pub(super) fn in_order<T: Send>(

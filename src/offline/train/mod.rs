@@ -46,6 +46,7 @@ use crate::learn::trainable::Objective;
 use crate::learn::trainable::StepGradients;
 use crate::learn::trainable::TokenPair;
 use crate::learn::trainable::Trainable;
+use crate::model::memory;
 use crate::offline::Stop;
 use crate::offline::train::config::Config;
 use crate::offline::train::config::Member;
@@ -158,7 +159,9 @@ pub enum Outcome {
 pub fn check(config: &Config) -> anyhow::Result<DataRecord> {
     let split = Split::read(&config.data, config.seed)?;
     let (base, _) = open_bases(config)?;
-    Ok(split.tokenize(base.tokenizer(), &config.data)?.record)
+    let data = split.tokenize(base.tokenizer(), &config.data)?;
+    doubt_memory(config, &base, &data);
+    Ok(data.record)
 }
 
 /// Trains a family, or goes on with one.
@@ -167,6 +170,7 @@ pub fn run(config: &Config, stop: &Stop, watch: &mut Watch<'_>) -> anyhow::Resul
     let (base, bases) = open_bases(config)?;
     let data = split.tokenize(base.tokenizer(), &config.data)?;
     watch(&Event::Data(&data.record));
+    doubt_memory(config, &base, &data);
     let folder = Folder::open(&config.output)?; // not before: nothing is left behind by pairs that cannot be read
     let mut record = folder.begin(config, &data.record, bases)?;
 
@@ -215,14 +219,14 @@ fn open_bases(config: &Config) -> anyhow::Result<(Trainable, BTreeMap<PathBuf, S
         let parameters = model.parameters().iter();
         parameters.map(|parameter| (parameter.name.clone(), parameter.var.dims().to_vec())).collect()
     };
-    let base = load(config, &config.base)?;
+    let base = load(config, &config.base, memory::left())?;
     let digest_of = |path: &Path, model: &Trainable| family::digest(path, model.tokenizer().digest());
     let mut digests = BTreeMap::from([(config.base.clone(), digest_of(&config.base, &base)?)]);
     for member in &config.members {
         if digests.contains_key(&member.base) {
             continue;
         }
-        let other = load(config, &member.base)?;
+        let other = load(config, &member.base, None)?;
         let (first, second) = (config.base.display(), member.base.display());
         ensure!(
             other.tokenizer().digest() == base.tokenizer().digest(),
@@ -237,13 +241,31 @@ fn open_bases(config: &Config) -> anyhow::Result<(Trainable, BTreeMap<PathBuf, S
     Ok((base, digests))
 }
 
-fn load(config: &Config, base: &Path) -> anyhow::Result<Trainable> {
+/// Warns where the largest steps may take more memory than there is.
+fn doubt_memory(config: &Config, base: &Trainable, data: &Data) {
+    let recipe = &config.recipe;
+    let lengths: Vec<usize> = data.training.iter().map(|pair| pair.tokens.num_tokens()).collect();
+    let steps = config
+        .members
+        .iter()
+        .flat_map(|own| order::batches(&lengths, recipe, own.epochs, own.seed))
+        .map(|batch| batch.tokens);
+    let longest = lengths.iter().copied().max().unwrap_or(0);
+    let micro_batch = recipe.micro_batch_tokens.max(longest); // a pair is never cut
+    if let Some(doubt) = base.memory_doubt(steps.max().unwrap_or(0), micro_batch, memory::left()) {
+        tracing::warn!("{doubt}");
+    }
+}
+
+/// `memory_left`: refuse what training cannot do with so many bytes.
+fn load(config: &Config, base: &Path, memory_left: Option<u64>) -> anyhow::Result<Trainable> {
     let options = LoadOptions {
         frozen_embeddings: config.recipe.frozen_embeddings,
         frozen_layers: config.recipe.frozen_layers,
         train_head: true,
         seed: config.seed, // the family's: what a base lacks must be the same in all members
         max_tokens: config.data.max_tokens,
+        memory_left,
     };
     Trainable::load(base, &options).with_context(|| format!("load {}", base.display()))
 }
@@ -320,7 +342,7 @@ impl MemberRun<'_> {
     /// From the start, or from where the last run stopped, to the written member.
     fn train(&self, head: Option<&[f32]>, watch: &mut Watch<'_>) -> anyhow::Result<Progress> {
         let (recipe, pace) = (&self.config.recipe, &self.config.pace);
-        let mut model = load(self.config, &self.own.base)?;
+        let mut model = load(self.config, &self.own.base, None)?;
         if let Some(head) = head {
             model.set_head(head)?;
         }
