@@ -43,9 +43,16 @@ struct Running {
     ran: Duration,
     /// Device time that it must have before short requests go again.
     owed: Duration,
+    /// Whose callers still wait for it.
+    awaited: Vec<Ticket>,
 }
 
 impl Running {
+    /// Whether it ends at its next step: nobody waits for it.
+    fn is_given_up(&self) -> bool {
+        self.takes_steps && self.awaited.is_empty()
+    }
+
     /// Whether a request can go before this has ended.
     fn lets_go(&self, priority: Priority, is_long: bool) -> bool {
         let short = self.is_long && Turn::Short(self.priority).allows(priority, is_long);
@@ -313,7 +320,8 @@ impl Queue {
         let others = backlogs.filter_map(|(id, of_kind, seconds)| {
             ((id, of_kind) != (lane_id, kind) && (kind == LONG || of_kind == SHORT)).then_some(seconds)
         });
-        let running = self.running.iter().filter(|batch| !batch.lets_go(priority, kind == LONG));
+        let stays = |batch: &&Running| !batch.is_given_up() && !batch.lets_go(priority, kind == LONG);
+        let running = self.running.iter().filter(stays);
         let running = running.filter_map(|batch| {
             let kind = if batch.is_long { LONG } else { SHORT };
             let seconds = self.lanes.get(&batch.lane)?.seconds_for(kind, batch.num_tokens)?;
@@ -321,15 +329,18 @@ impl Queue {
         });
         let is_background = priority == Priority::Background;
         let seconds = running.sum::<f64>() + seconds_until_served(own, others, is_background);
-        let is_beside = |batch: &Running| batch.is_long && batch.priority <= rivals;
+        let is_beside = |batch: &Running| batch.is_long && batch.priority <= rivals && !batch.is_given_up();
         let beside_long = self.running.iter().any(is_beside)
             || self.lanes.values().any(|lane| lane.kinds[LONG].tokens_up_to(rivals) > 0);
         Some(if kind == SHORT && beside_long { seconds * (1.0 + LONG_SHARE) } else { seconds })
     }
 
     /// Removes a request that still waits, and frees its room. One that runs is left to
-    /// [`Self::batch_ended`], which sees that its caller has left.
+    /// [`Self::batch_ended`], which sees that its caller has left; from now on no estimate counts on its time.
     pub(super) fn withdraw(&mut self, lane: LaneId, ticket: Ticket, departure: Departure) -> Option<Request> {
+        for batch in self.running.iter_mut().filter(|batch| batch.lane == lane) {
+            batch.awaited.retain(|awaited| *awaited != ticket);
+        }
         let lane = self.lanes.get_mut(&lane)?;
         let request = lane.kinds.iter_mut().find_map(|kind| kind.waiting.remove(&ticket))?;
         lane.release(&request, departure);
@@ -378,9 +389,18 @@ impl Queue {
                 let step_tokens =
                     if is_long { lane.max_step_tokens.div_ceil(STEPS_AT_LEAST) } else { usize::MAX };
                 let (ran, owed) = (Duration::ZERO, Duration::ZERO);
-                let running =
-                    Running { lane: id, num_tokens, started: now, priority, is_long, takes_steps, ran, owed };
-                self.running.push(running);
+                let awaited = portions.iter().map(|portion| portion.ticket).collect();
+                self.running.push(Running {
+                    lane: id,
+                    num_tokens,
+                    started: now,
+                    priority,
+                    is_long,
+                    takes_steps,
+                    ran,
+                    owed,
+                    awaited,
+                });
                 return Some(Batch {
                     served: lane.served.clone(),
                     portions,
@@ -877,5 +897,21 @@ mod tests {
         assert_eq!(queue.check(lanes[0], &in_seconds(50, 30)), Ok(()));
         queue.batch_ended(batch.give_up(Times::default()));
         assert_eq!(queue.lanes[&lanes[0]].kinds[LONG].throughput.seconds_for(50), Some(1.0), "not measured");
+    }
+
+    #[test]
+    fn a_long_batch_that_nobody_waits_for_is_in_no_estimate() {
+        let (mut queue, lanes) = stepping_queue(1);
+        let _measured = admit(&mut queue, lanes[0], 1, &[50], Priority::Normal);
+        assert_eq!(run_all(&mut queue).len(), 1); // 50 tokens per second
+        let in_three_seconds =
+            || request(1, &[50], Priority::Normal, Some(Instant::now() + Duration::from_secs(3))).0;
+        let (long, answered) = request(1, &[200], Priority::Normal, None);
+        let ticket = queue.enter(lanes[0], long);
+        let _batch = queue.next_batch(Instant::now()).expect("work");
+        assert!(queue.check(lanes[0], &in_three_seconds()).is_err(), "4 s of the other and 1 s of its own");
+        drop(answered);
+        assert!(queue.withdraw(lanes[0], ticket, Departure::Withdrawn).is_none(), "the device has it");
+        assert_eq!(queue.check(lanes[0], &in_three_seconds()), Ok(()), "it ends at its next step");
     }
 }
