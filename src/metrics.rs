@@ -279,6 +279,8 @@ label! {
         KeepAlive = "keepalive",
         /// It began with something else than the port speaks.
         OtherProtocol = "other_protocol",
+        /// It began with TLS, which the port does not speak.
+        Tls = "tls",
         /// It broke the rules of the protocol.
         ProtocolError = "protocol_error",
         /// It had not made a call yet when the port was full, and another came.
@@ -289,6 +291,8 @@ label! {
         PeerFull = "peer_full",
         /// The server stopped, and it did not go by itself.
         Drained = "drained",
+        /// The server stopped at its limit, with calls of this connection unanswered or unread.
+        DrainLimit = "drain_limit",
     }
 }
 
@@ -325,7 +329,7 @@ pub struct Exporter {
 }
 
 impl Exporter {
-    /// All metrics in the Prometheus text format.
+    /// All metrics in the Prometheus text format, by their names and labels: two pages of one state are one text.
     pub fn render(&self) -> String {
         let mut text = self.handle.render();
         for metric in METRICS {
@@ -335,7 +339,7 @@ impl Exporter {
                 text = text.replace(&gauge, &counter);
             }
         }
-        text
+        in_order(&text)
     }
 
     /// Folds what histograms have collected into their buckets. Call it every few seconds: until somebody does,
@@ -706,5 +710,60 @@ impl VariantMetrics {
         self.queue_seconds.record(queue);
         self.compute_seconds.record(compute);
         self.reduce_seconds.record(reduce);
+    }
+}
+
+/// A page in the text format with metrics and their series in order; of a histogram, its lines stay as they are.
+fn in_order(page: &str) -> String {
+    let mut metrics: Vec<Vec<&str>> = page
+        .split("\n\n")
+        .map(|metric| metric.lines().filter(|line| !line.is_empty()).collect())
+        .filter(|lines: &Vec<&str>| !lines.is_empty())
+        .collect();
+    // "# HELP name ...", or "# TYPE name ..." where there is no help
+    metrics.sort_by_key(|lines| lines[0].split(' ').nth(2));
+    let mut text = String::with_capacity(page.len());
+    for mut lines in metrics {
+        let comments = lines.iter().take_while(|line| line.starts_with('#')).count();
+        lines[comments..].sort_by_key(|line| series(line)); // stable: buckets stay in order
+        for line in lines {
+            text.push_str(line);
+            text.push('\n');
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// The labels of a line that its series has, so without the bound of a bucket.
+fn series(line: &str) -> &str {
+    let labels = line.split_once('{').and_then(|(_, rest)| rest.rsplit_once('}'));
+    let labels = labels.map_or("", |(labels, _)| labels);
+    match labels.rfind("le=\"") {
+        Some(bound) if labels[..bound].is_empty() || labels[..bound].ends_with(',') => {
+            labels[..bound].trim_end_matches(',')
+        }
+        _ => labels,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_is_in_the_order_of_names_and_labels() {
+        let series = |variant: &str| {
+            let bucket = |le: &str| format!("b_bucket{{variant=\"{variant}\",le=\"{le}\"}} 1\n");
+            ["0.5", "1", "10", "+Inf"].map(bucket).concat()
+                + &format!("b_sum{{variant=\"{variant}\"}} 2\nb_count{{variant=\"{variant}\"}} 1\n")
+        };
+        let (first, second) = (series("a"), series("b"));
+        let b = |one: &str, other: &str| format!("# HELP b B.\n# TYPE b histogram\n{one}{other}\n");
+        let a = |lines: &str| format!("# TYPE a counter\n{lines}\n");
+        let expected = a("a 0\na{code=\"1\"} 3\na{code=\"2\",role=\"x\"} 4\n") + &b(&first, &second);
+        let mixed = b(&second, &first) + &a("a{code=\"2\",role=\"x\"} 4\na 0\na{code=\"1\"} 3\n");
+        assert_eq!(in_order(&mixed), expected);
+        assert_eq!(in_order(&expected), expected);
     }
 }

@@ -278,7 +278,9 @@ async fn tls_and_garbage_are_closed_at_once() {
     let hour = Duration::from_secs(3600);
     let connections = Connections { first_bytes: hour, idle: hour, ..Default::default() };
     let server = start(&Fake::new(1.0), connections).await;
-    let before = server.closed("reward", "other_protocol").await;
+    let count = async |reason: &str| server.closed("reward", reason).await;
+    let (before, tls_before) = (count("other_protocol").await, count("tls").await);
+    let metrics_before = server.closed("metrics", "tls").await;
     let client_hello = [&[22, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3][..], &[7; 500]].concat();
     let garbage: [&[u8]; 4] = [&client_hello, b"\0\0\0\0\0\0", b"hello\n", &[b'A'; 100]];
     for bytes in garbage {
@@ -289,9 +291,10 @@ async fn tls_and_garbage_are_closed_at_once() {
     // An HTTP/1 server says that it did not understand.
     let told = rest(&mut connect(server.running.addresses.metrics, &client_hello).await).await;
     assert!(told.is_empty() || told.starts_with("HTTP/1.1 400 "), "{told}");
-    let count = garbage.len() as f64;
     eventually("they are counted", async || {
-        server.closed("reward", "other_protocol").await >= before + count
+        count("other_protocol").await >= before + 3.0
+            && count("tls").await >= tls_before + 1.0
+            && server.closed("metrics", "tls").await >= metrics_before + 1.0
     })
     .await;
 }
@@ -542,12 +545,31 @@ async fn a_signal_stops_the_program_though_somebody_stays_connected() {
     std::fs::write(&path, text).unwrap();
     let server = served(&["--config", path.to_str().unwrap()], None);
     let address: SocketAddr = server.listen.parse().unwrap();
+    // its first lines say what it is and how it is set, by the names of the manual
+    let message = |message: &str| server.log.iter().find(|line| line["message"] == message).unwrap();
+    assert_eq!(server.log[0]["message"], "starting");
+    assert_eq!(server.log[0]["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(message("settings: server")["drain_seconds"], 60.0);
+    assert_eq!(message("settings: batching")["max_batch_tokens"], 16_384);
+    assert_eq!(message("settings: variant")["members"], member.display().to_string());
+    let page = program::get(&server.metrics, "/metrics").1;
+    let names: Vec<&str> =
+        page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    assert!(names.len() > 20 && names.is_sorted(), "{names:?}");
+
     let silent = connect(address, b"").await;
     let peer = Peer::connect(address).await;
+    // of a client that takes the port for one with TLS
+    let tls = connect(address, &[22, 3, 1, 0, 5, 1, 0, 0, 1, 0]).await;
+    let tls_peer = tls.local_addr().unwrap().to_string();
     let begun = Instant::now();
     server.signal("-TERM");
-    let status = tokio::task::spawn_blocking(|| server.wait()).await.unwrap();
+    let (status, log) = tokio::task::spawn_blocking(|| server.wait_with_log()).await.unwrap();
     assert_eq!(status.code(), Some(0));
+    let of_tls = log.iter().find(|line| line["reason"] == "tls").unwrap();
+    assert_eq!(of_tls["peer"], tls_peer.as_str());
+    assert!(of_tls["message"].as_str().unwrap().contains("https://"), "{of_tls}");
+    drop(tls);
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     drop((silent, peer));
 }

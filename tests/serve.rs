@@ -702,9 +702,16 @@ async fn a_drain_that_does_not_end_is_cut_at_the_limit() {
     let forwards = model.forwards.load(Ordering::SeqCst);
     let stuck = tokio::spawn(async move { client.score(request(&["1"])).await });
     eventually("it runs", async || model.forwards.load(Ordering::SeqCst) > forwards).await;
+    let cut = || -> f64 {
+        let page = rewarm::metrics::install().render();
+        let series = "rewarm_connections_closed_total{port=\"reward\",reason=\"drain_limit\"} ";
+        page.lines().find_map(|line| line.strip_prefix(series)).unwrap().parse().unwrap()
+    };
+    let before = cut();
     server.running.drain();
     timeout(SOON, server.running.stopped()).await.unwrap().unwrap();
-    stuck.abort();
+    assert!(cut() > before, "who is cut is counted");
+    assert!(stuck.await.unwrap().is_err());
     model.open();
 }
 

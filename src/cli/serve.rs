@@ -13,6 +13,7 @@ use crate::config;
 use crate::config::Overrides;
 use crate::config::ServeConfig;
 use crate::model::variant::Loader;
+use crate::model::variant::Mode;
 use crate::model::variant::VariantConfig;
 use crate::ops::cpu::Isa;
 use crate::service;
@@ -22,6 +23,7 @@ use crate::service::Models;
 use crate::service::Source;
 use crate::telemetry;
 use crate::text::TextRule;
+use crate::values::Format;
 
 /// 128 and the number of the signal, as a shell says it.
 const EXIT_SIGTERM: i32 = 128 + 15;
@@ -34,7 +36,8 @@ pub(super) fn run(args: &ServeArgs) -> anyhow::Result<()> {
         return check(&config);
     }
     let cpu_instructions = Isa::best().name();
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), cpu_instructions, ?config, "starting");
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), cpu_instructions, "starting");
+    tell(&config);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -43,6 +46,55 @@ pub(super) fn run(args: &ServeArgs) -> anyhow::Result<()> {
     // A thread that still loads a model cannot be interrupted, and is not waited for.
     runtime.shutdown_background();
     result
+}
+
+/// Every setting that counts, as the manual calls it, wherever it is from; there are no secrets among them.
+fn tell(config: &ServeConfig) {
+    let service::Config { limits, engine, connections, drain_grace, drain_limit, models, .. } =
+        &config.service;
+    tracing::info!(
+        listen = %config.service.listen,
+        admin = %config.service.admin,
+        metrics = %config.service.metrics,
+        max_message_bytes = limits.max_message_bytes,
+        message_seconds = limits.message_time.as_secs_f64(),
+        max_in_flight_bytes = limits.max_in_flight_bytes,
+        max_connections = connections.max,
+        max_connections_per_peer = connections.max_per_peer,
+        first_bytes_seconds = connections.first_bytes.as_secs_f64(),
+        idle_seconds = connections.idle.as_secs_f64(),
+        keepalive_seconds = connections.keepalive.as_secs_f64(),
+        keepalive_timeout_seconds = connections.keepalive_timeout.as_secs_f64(),
+        drain_grace_seconds = drain_grace.as_secs_f64(),
+        drain_seconds = drain_limit.as_secs_f64(),
+        "settings: server"
+    );
+    tracing::info!(
+        max_batch_tokens = engine.max_batch_tokens,
+        max_step_tokens = engine.max_step_tokens,
+        max_queue_tokens = engine.max_queue_tokens,
+        max_samples_per_request = limits.max_samples_per_request,
+        share_prefixes = engine.share_prefixes,
+        "settings: batching"
+    );
+    for variant in &models.variants {
+        let members: Vec<String> =
+            variant.members.iter().map(|member| member.display().to_string()).collect();
+        tracing::info!(
+            variant = variant.name,
+            mode = variant.mode.name(),
+            members = members.join(", "),
+            base = variant.base.as_ref().map(|base| base.display().to_string()),
+            coefficients = variant.coefficients.as_ref().map(|coefficients| format!("{coefficients:?}")),
+            reduction = (variant.mode == Mode::Ens).then(|| variant.reduction.to_string()),
+            dtype = variant.dtype.format().map_or("auto", Format::name),
+            device = %variant.device,
+            max_tokens = variant.max_tokens,
+            pooling = variant.pooling.map(|pooling| pooling.name()),
+            weight = models.weights.get(&variant.name),
+            "settings: variant"
+        );
+    }
 }
 
 /// Everything that can be checked without reading weights; every variant's problems are named.

@@ -16,7 +16,7 @@
 //! 3. A reload puts other models in their place, in one step.
 //! 4. Asked to stop: health says so, and for `drain_grace` all goes on, while load balancers look elsewhere.
 //! 5. New work is refused; what was admitted is finished, streams end, and connections are closed, those too that
-//!    do not go by themselves. What is not done after `drain_limit` is left behind.
+//!    do not go by themselves. What is not done after `drain_limit` is cut, counted and told.
 
 mod admin;
 mod budget;
@@ -61,6 +61,7 @@ use crate::proto::admin_service_server::AdminServiceServer;
 use crate::service::admin::Admin;
 use crate::service::listener::Bounds;
 pub use crate::service::listener::Connections;
+use crate::service::listener::Ending;
 use crate::service::listener::Listener;
 use crate::service::listener::Protocol;
 pub use crate::service::listener::TooFew;
@@ -72,6 +73,9 @@ use crate::service::reward::Reward;
 pub use crate::service::routing::weight_problems;
 pub use crate::service::state::Limits;
 use crate::service::state::State;
+
+/// For connections that are cut at the limit of a drain, to be closed and counted.
+const CUT_TIME: Duration = Duration::from_secs(1);
 
 /// What the service must know; `config.rs` has checked it.
 #[derive(Clone, Debug, PartialEq)]
@@ -184,42 +188,33 @@ pub async fn start(config: Config, source: impl Source) -> Result<Running, Start
     let routes = with_reflection(Routes::new(reward).add_service(health), &names);
     let grpc = |names: &[&str]| Protocol::Grpc { notice: notice(names[0], addresses.metrics) };
     let connections = &config.connections;
+    let ending = Ending { closing: state.closing.clone(), ..Ending::default() };
     let mut servers = JoinSet::new();
-    let reward_port = Listener::new(
-        Port::Reward,
-        grpc(&names),
-        router(routes),
-        connections,
-        bounds.reward,
-        state.closing.clone(),
-    );
+    let reward_port =
+        Listener::new(Port::Reward, grpc(&names), router(routes), connections, bounds.reward, ending.clone());
     servers.spawn(reward_port.serve(listen));
 
     let admin_service = AdminServiceServer::new(Admin(state.clone()));
     let names = [name_of(&admin_service)];
     let routes = with_reflection(Routes::new(admin_service), &names);
-    let admin_port = Listener::new(
-        Port::Admin,
-        grpc(&names),
-        router(routes),
-        connections,
-        bounds.admin,
-        state.closing.clone(),
-    );
+    let admin_port =
+        Listener::new(Port::Admin, grpc(&names), router(routes), connections, bounds.admin, ending.clone());
     servers.spawn(admin_port.serve(admin));
 
     let mut background = JoinSet::new();
     background.spawn(health::report(state.clone(), reporter));
     background.spawn(fold_histograms(exporter.clone()));
     // Whoever watches the server may do so until its end: this port never closes, it is dropped.
-    let open = CancellationToken::new();
+    let open = Ending::default();
     let pages = http::router(state.clone(), exporter);
     let metrics_port =
         Listener::new(Port::Metrics, Protocol::Http1, pages, connections, bounds.metrics, open);
-    background.spawn(metrics_port.serve(http));
+    background.spawn(async move {
+        metrics_port.serve(http).await;
+    });
 
     tracing::info!(listen = %addresses.listen, admin = %addresses.admin, metrics = %addresses.metrics, "listening");
-    let life = tokio::spawn(live(config, state.clone(), servers, background));
+    let life = tokio::spawn(live(config, state.clone(), servers, ending.cutting, background));
     Ok(Running { addresses, state, life })
 }
 
@@ -227,7 +222,8 @@ pub async fn start(config: Config, source: impl Source) -> Result<Running, Start
 async fn live(
     config: Config,
     state: Arc<State>,
-    mut servers: JoinSet<()>,
+    mut servers: JoinSet<usize>,
+    cutting: CancellationToken,
     mut background: JoinSet<()>,
 ) -> Result<(), LoadError> {
     tokio::select! {
@@ -251,12 +247,22 @@ async fn live(
         state.closing.cancel();
         while servers.join_next().await.is_some() {}
     };
-    match tokio::time::timeout(config.drain_limit, orderly).await {
+    let outcome = tokio::time::timeout(config.drain_limit, orderly).await;
+    match outcome {
         Ok(()) => tracing::info!("stopped"),
-        Err(_) => tracing::warn!(
-            unfinished_calls = state.calls.len(),
-            "stopped at the limit, with calls unfinished or connections open"
-        ),
+        Err(_) => {
+            let unfinished_calls = state.calls.len();
+            cutting.cancel();
+            let mut cut_connections = 0;
+            let cut = async {
+                while let Some(num_cut) = servers.join_next().await {
+                    cut_connections += num_cut.unwrap_or(0);
+                }
+            };
+            // each only has to be told: who cannot be is left behind
+            let _ = tokio::time::timeout(CUT_TIME, cut).await;
+            tracing::warn!(unfinished_calls, cut_connections, "stopped at the limit");
+        }
     }
     drop(background);
     Ok(())

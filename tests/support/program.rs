@@ -76,6 +76,8 @@ pub(crate) struct Server {
     pub(crate) metrics: String,
     /// What it logged until it was ready.
     pub(crate) log: Vec<serde_json::Value>,
+    /// Collects what it logs after that.
+    rest: Option<std::thread::JoinHandle<Vec<String>>>,
 }
 
 /// Log lines that can be read, and free ports.
@@ -94,8 +96,8 @@ const SERVE: [&str; 9] = [
 impl Server {
     /// Starts `rewarm serve` with these arguments on free ports; returns once it is ready, by its log.
     pub(crate) fn start(args: &[&str]) -> Self {
-        let (server, log) = Self::start_with_log(args);
-        std::thread::spawn(move || log.for_each(drop));
+        let (mut server, log) = Self::start_with_log(args);
+        server.rest = Some(std::thread::spawn(move || log.map_while(Result::ok).collect()));
         server
     }
 
@@ -149,7 +151,7 @@ impl Server {
                 break;
             }
         }
-        (Self { child, listen, admin, metrics, log: until_ready }, log)
+        (Self { child, listen, admin, metrics, log: until_ready, rest: None }, log)
     }
 
     /// Of the reward service.
@@ -176,6 +178,13 @@ impl Server {
     /// Waits for its end.
     pub(crate) fn wait(mut self) -> ExitStatus {
         self.child.wait().unwrap()
+    }
+
+    /// The same of what [`Self::start`] gave, with what it logged after it was ready.
+    pub(crate) fn wait_with_log(mut self) -> (ExitStatus, Vec<serde_json::Value>) {
+        let status = self.child.wait().unwrap();
+        let lines = self.rest.take().unwrap().join().unwrap();
+        (status, lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect())
     }
 }
 

@@ -52,6 +52,7 @@ use crate::service::listener::wire::First;
 use crate::service::listener::wire::MAX_RESETS;
 use crate::service::listener::wire::Pulse;
 use crate::service::listener::wire::Wire;
+use crate::service::listener::wire::is_tls;
 
 /// Once all calls of a connection are answered: time for the answers to get there, and for the peer to go.
 const CLOSE_GRACE: Duration = Duration::from_millis(500);
@@ -75,7 +76,7 @@ pub(super) async fn serve(stream: TcpStream, listener: &Arc<Listener>, ticket: &
             let first = tokio::select! {
                 first = timeout(listener.config.first_bytes, wire.first()) => first,
                 () = ticket.displaced() => return Closed::Displaced,
-                () = listener.closing.cancelled() => return Closed::Drained,
+                () = listener.ending.closing.cancelled() => return Closed::Drained,
             };
             match first {
                 Err(_) => Closed::Silent,
@@ -85,6 +86,7 @@ pub(super) async fn serve(stream: TcpStream, listener: &Arc<Listener>, ticket: &
                     life.http2(wire).await
                 }
                 Ok(Ok(First::Other(bytes))) if bytes.is_empty() => Closed::ByPeer,
+                Ok(Ok(First::Other(bytes))) if is_tls(&bytes) => Closed::Tls,
                 Ok(Ok(First::Other(bytes))) => {
                     let refused = refuse(wire.into_stream(), bytes, notice);
                     // Whether it was told or not, it is over.
@@ -164,6 +166,7 @@ impl Life<'_> {
         };
         match self.drive(pin!(connection), |connection| connection.graceful_shutdown(), look, false).await {
             Closed::KeepAlive => Closed::Idle,
+            Closed::ProtocolError if self.pulse.has_begun_with_tls() => Closed::Tls,
             reason => reason,
         }
     }
@@ -209,7 +212,7 @@ impl Life<'_> {
                     Ok(next) => next_look = next,
                     Err(reason) => return reason,
                 },
-                () = self.listener.closing.cancelled() => break,
+                () = self.listener.ending.closing.cancelled() => break,
             }
         }
         self.calls.close();

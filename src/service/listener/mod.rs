@@ -85,14 +85,22 @@ pub(super) enum Protocol {
     Http1,
 }
 
+/// When the connections of a port end.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Ending {
+    /// Once cancelled nobody is accepted, and connections end as soon as their calls have.
+    pub(super) closing: CancellationToken,
+    /// Once cancelled they end at once.
+    pub(super) cutting: CancellationToken,
+}
+
 /// A port that is served.
 pub(super) struct Listener {
     pub(super) port: Port,
     pub(super) protocol: Protocol,
     pub(super) router: Router,
     pub(super) config: Connections,
-    /// Once cancelled nobody is accepted, and connections end as soon as their calls have.
-    pub(super) closing: CancellationToken,
+    ending: Ending,
     slots: Arc<Slots>,
     /// When a line was last written about each reason, and what it did not tell.
     said: Mutex<Vec<(Closed, Instant, u64)>>,
@@ -106,20 +114,20 @@ impl Listener {
         router: Router,
         config: &Connections,
         max: usize,
-        closing: CancellationToken,
+        ending: Ending,
     ) -> Self {
         let slots = Arc::new(Slots::new(port, max, config.max_per_peer));
-        Self { port, protocol, router, config: config.clone(), closing, slots, said: Mutex::default() }
+        Self { port, protocol, router, config: config.clone(), ending, slots, said: Mutex::default() }
     }
 
-    /// Serves until it is told to close, and then until the last connection has ended.
-    pub(super) async fn serve(self, listener: TcpListener) {
+    /// Serves until it is told to close, and then until the last connection has ended. How many were cut.
+    pub(super) async fn serve(self, listener: TcpListener) -> usize {
         let this = Arc::new(self);
         // Aborted when this future is dropped.
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {
-                () = this.closing.cancelled() => break,
+                () = this.ending.closing.cancelled() => break,
                 Some(_) = connections.join_next() => {}
                 accepted = listener.accept() => match accepted {
                     Ok((stream, peer)) => this.admit(stream, peer, &mut connections).await,
@@ -129,18 +137,26 @@ impl Listener {
         }
         // The port is free from here on: who comes now is refused at once, and looks elsewhere.
         drop(listener);
-        while connections.join_next().await.is_some() {}
+        let mut num_cut = 0;
+        while let Some(ended) = connections.join_next().await {
+            num_cut += usize::from(matches!(ended, Ok(Closed::DrainLimit)));
+        }
+        num_cut
     }
 
-    async fn admit(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, connections: &mut JoinSet<()>) {
+    async fn admit(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, connections: &mut JoinSet<Closed>) {
         match self.slots.admit(peer.ip()).await {
             Ok(ticket) => {
                 let this = self.clone();
                 connections.spawn(async move {
-                    let reason = connection::serve(stream, &this, &ticket).await;
+                    let reason = tokio::select! {
+                        reason = connection::serve(stream, &this, &ticket) => reason,
+                        () = this.ending.cutting.cancelled() => Closed::DrainLimit,
+                    };
                     // Its descriptor is closed by now: the next may come.
                     drop(ticket);
                     this.closed(reason, peer);
+                    reason
                 });
             }
             Err(reason) => {
@@ -171,10 +187,22 @@ impl Listener {
             Closed::Silent | Closed::Idle | Closed::Drained => {
                 tracing::debug!(port, reason = reason.as_str(), %peer, closed, "closed connections");
             }
+            Closed::Tls => tracing::warn!(
+                port,
+                reason = reason.as_str(),
+                %peer,
+                closed,
+                "closed connections that began with TLS (an https:// address, or a client's secure channel): this port \
+                 speaks without, and TLS ends at a proxy before it"
+            ),
             Closed::OtherProtocol | Closed::KeepAlive => {
                 tracing::info!(port, reason = reason.as_str(), %peer, closed, "closed connections");
             }
-            Closed::ProtocolError | Closed::Displaced | Closed::Full | Closed::PeerFull => {
+            Closed::ProtocolError
+            | Closed::Displaced
+            | Closed::Full
+            | Closed::PeerFull
+            | Closed::DrainLimit => {
                 tracing::warn!(port, reason = reason.as_str(), %peer, closed, "closed connections");
             }
         }

@@ -54,6 +54,11 @@ pub(super) enum First {
     Other(Vec<u8>),
 }
 
+/// Whether bytes begin a TLS handshake: a record of type 22, version 3.x. Source: RFC 8446, section 5.1.
+pub(super) fn is_tls(bytes: &[u8]) -> bool {
+    matches!(bytes, [22] | [22, 3, ..])
+}
+
 /// A connection's two directions.
 pub(super) struct Wire {
     stream: TcpStream,
@@ -72,6 +77,9 @@ pub(super) struct Pulse {
     /// Nanoseconds after `started`, of the last byte that could be written.
     wrote: AtomicU64,
     is_blocked: AtomicBool,
+    /// Whether nothing was read yet.
+    is_new: AtomicBool,
+    has_begun_with_tls: AtomicBool,
 }
 
 impl Wire {
@@ -83,6 +91,8 @@ impl Wire {
             moved: AtomicU64::new(0),
             wrote: AtomicU64::new(0),
             is_blocked: AtomicBool::new(false),
+            is_new: AtomicBool::new(true),
+            has_begun_with_tls: AtomicBool::new(false),
         };
         Self { stream, ahead: Vec::new(), pulse: Arc::new(pulse) }
     }
@@ -118,6 +128,11 @@ impl Pulse {
     pub(super) fn turn(&self, is_held: bool) {
         self.is_held.store(is_held, Ordering::Relaxed);
         self.may_read.store(READ_BYTES, Ordering::Relaxed);
+    }
+
+    /// Whether the first bytes of a connection that nobody looked at before were TLS.
+    pub(super) fn has_begun_with_tls(&self) -> bool {
+        self.has_begun_with_tls.load(Ordering::Relaxed)
     }
 
     /// Since when no byte moved.
@@ -174,6 +189,10 @@ impl AsyncRead for Wire {
         let before = buffer.filled().len();
         std::task::ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
         let count = buffer.filled().len() - before;
+        if count > 0 && this.pulse.is_new.swap(false, Ordering::Relaxed) {
+            let is_tls = is_tls(&buffer.filled()[before..]);
+            this.pulse.has_begun_with_tls.store(is_tls, Ordering::Relaxed);
+        }
         this.pulse.may_read.store(may_read.saturating_sub(count), Ordering::Relaxed);
         this.pulse.moved.store(this.pulse.now(), Ordering::Relaxed);
         Poll::Ready(Ok(()))
