@@ -349,3 +349,20 @@ fn rewards_are_those_that_transformers_makes_of_the_config() {
     }
     assert!(failures.is_empty(), "{failures:#?}");
 }
+
+/// GPT-2's class adds the embeddings of the words 0 and 1 for token types (transformers 5.23 scores otherwise then).
+#[test]
+fn token_types_that_would_be_taken_for_words_are_refused() {
+    let dir = variant(&data("models/gpt2"), &BTreeMap::new());
+    let load = |inputs: &[&str]| {
+        let config =
+            serde_json::json!({"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": inputs});
+        fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+        fs::copy(data("rules/llama/tokenizer.json"), dir.path().join("tokenizer.json")).unwrap();
+        let config = VariantConfig::new("gpt2", Mode::Warm, vec![dir.path().to_owned()]);
+        Loader::default().load(&config, &mut |_, _| ()).map(|_| ()).map_err(|error| format!("{error:?}"))
+    };
+    let error = load(&["input_ids", "token_type_ids"]).unwrap_err();
+    assert!(error.contains("model_input_names") && error.contains("token_type_ids"), "{error}");
+    load(&["input_ids"]).unwrap();
+}

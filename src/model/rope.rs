@@ -241,9 +241,12 @@ impl RopeConfig {
                 head_dim
             }
         };
+        // Of an odd number Phi-3, GLM, GPT-NeoX and Nemotron turn one column more, at wavelengths of the odd number; Phi,
+        // StableLM, Persimmon and GPT-J fail in transformers 5.23. No published model has one.
         if turning == 0 || turning > head_dim || !turning.is_multiple_of(2) {
             return Err(format!(
-                "rotary embedding turns pairs of columns, and {turning} of the {head_dim} of a head are to turn"
+                "rotary embedding turns pairs of columns, and {turning} of the {head_dim} of a head are to turn: expected an \
+                 even number up to that"
             ));
         }
         let head_dim = turning;

@@ -34,8 +34,9 @@ use tokenizers::{
 };
 
 use super::TextError;
-use super::class::{Class, FamilyTokenizer, Hints, ModelPlan, Plan, PostPlan};
+use super::class::{Class, FamilyTokenizer, Hints};
 use super::files::{SpecialTokens, TextFiles};
+use super::rebuild::{ModelPlan, Plan, PostPlan};
 use super::settings::{Settings, Sources, StoredToken, TOKEN_NAMES, Token};
 
 /// A Hugging Face tokenizer, and what else encoding needs to know of the files.

@@ -20,6 +20,7 @@ mod ending;
 mod error;
 mod files;
 pub mod lines;
+mod rebuild;
 mod settings;
 mod spans;
 pub mod special;
@@ -350,6 +351,11 @@ impl SampleTokenizer {
     /// Token types are below this; `None`: the model has none.
     pub fn type_vocab_size(&self) -> Option<usize> {
         self.encoder.type_vocab_size()
+    }
+
+    /// Whether transformers gives the model token types beside the ids of a text.
+    pub fn gives_token_types(&self) -> bool {
+        self.encoder.gives_token_types()
     }
 
     /// The tokenizer's padding token, if it names one. Nothing here pads.

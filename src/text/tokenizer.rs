@@ -88,6 +88,10 @@ impl Encoder {
         self.type_vocab_size
     }
 
+    pub(super) fn gives_token_types(&self) -> bool {
+        self.backend.gives_token_types
+    }
+
     /// The padding token.
     pub(super) fn pad_token_id(&self) -> Option<u32> {
         self.backend.padding

@@ -59,6 +59,11 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
         }
         match fields.0.get("rope_parameters").and_then(|ropes| ropes.get(kind)) {
             Some(Value::Null) => {}
+            Some(rope) if rope.get("rope_theta").is_none_or(Value::is_null) => {
+                return Err(format!(
+                    "`rope_parameters.{kind}` has no `rope_theta`, for which the class has no default"
+                ));
+            }
             Some(_) => {
                 rope_of[usize::from(slides)] = Some(ropes.len());
                 let defaults = decoder::rope_defaults(&config, &DEFAULTS);

@@ -113,6 +113,13 @@ pub struct Family {
     pub parse: fn(&Fields<'_>) -> Result<BackbonePlan, String>,
 }
 
+impl Family {
+    /// Whether its class, which has no token types, takes those that it is given for words, and adds their embedding.
+    pub fn takes_types_for_words(&self) -> bool {
+        ["gpt2", "gpt_bigcode", "gpt_neo", "gptj", "openai-gpt"].contains(&self.model_type)
+    }
+}
+
 /// All that run here.
 pub const FAMILIES: [Family; 64] = [
     llama::FAMILY,

@@ -1,5 +1,6 @@
 //! UltraBERT: EuroBERT whose layers, but for every third, see within a radius, with a rope for each of the two kinds.
 
+use serde_json::Map;
 use serde_json::Value;
 use serde_json::json;
 
@@ -15,7 +16,6 @@ use crate::model::plan::BackbonePlan;
 use crate::model::plan::HeadPlan;
 use crate::model::pooling::HeadKind;
 use crate::model::pooling::Pooling;
-use crate::model::rope::RopeDefaults;
 use crate::text::FamilyTokenizer;
 
 pub(super) const FAMILY: Family = Family {
@@ -48,20 +48,7 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let reach = Fields(&fields).size("sliding_window", 128, at_most::POSITIONS)?;
     let slides = |layer: usize| !(layer + 1).is_multiple_of(3);
     let windows = decoder::windows(&Fields(&fields), config.num_layers, Some(reach + 1), slides)?;
-    // of old files a list, one for each layer
-    let bases = fields.remove("rope_theta").unwrap_or_default();
-    if fields.get("rope_parameters").is_none_or(Value::is_null)
-        && let Value::Array(bases) = bases
-    {
-        let kind = |window: &Option<usize>| {
-            if window.is_some() { "sliding_attention" } else { "full_attention" }
-        };
-        let ropes = windows.iter().zip(bases);
-        let ropes = ropes.map(|(window, base)| {
-            (kind(window).to_owned(), json!({"rope_type": "default", "rope_theta": base}))
-        });
-        fields.insert("rope_parameters".to_owned(), Value::Object(ropes.collect()));
-    }
+    put_ropes(&mut fields, &windows)?;
     let fields = &Fields(&fields);
     let pooling = match fields.or_default("classifier_pooling", "cls".to_owned())?.as_str() {
         "cls" => Pooling::Cls,
@@ -69,9 +56,7 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
         other => return Err(format!("`classifier_pooling` is `{other}`: expected cls or mean")),
     };
     let attention_bias = fields.or_default("attention_bias", false)?;
-    let defaults = decoder::rope_defaults(&config, &DEFAULTS);
-    let ropes =
-        [2_560_000.0, 10_000.0].map(|theta| RopeDefaults { theta: ("rope_theta", theta), ..defaults });
+    let rope = decoder::rope_defaults(&config, &DEFAULTS);
     let config = Blueprint {
         qkv_bias: attention_bias,
         output_bias: attention_bias,
@@ -86,5 +71,39 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
         head: HeadPlan::linear(HeadKind::Classifier, "classifier", config.hidden, true, pooling),
         ..config
     };
-    Ok(config.with_ropes_by_type(fields, true, ropes)?.into())
+    Ok(config.with_ropes_by_type(fields, false, [rope; 2])?.into())
+}
+
+/// Says a rope for each kind of layer where the file says none, or a list of bases as old files do, one for each layer.
+fn put_ropes(fields: &mut Map<String, Value>, windows: &[Option<usize>]) -> Result<(), String> {
+    const KINDS: [&str; 2] = ["full_attention", "sliding_attention"];
+    let key = "rope_parameters";
+    let kind = |window: &Option<usize>| KINDS[usize::from(window.is_some())];
+    let rope = |base: Value| json!({"rope_type": "default", "rope_theta": base});
+    if fields
+        .get("rope_scaling")
+        .is_some_and(|scaling| scaling.as_object().is_none_or(|keys| !keys.is_empty()))
+    {
+        return Err("`rope_scaling` tells no layer types: expected `rope_parameters`, with a rope for each"
+            .to_owned());
+    }
+    let bases = fields.remove("rope_theta").unwrap_or_default();
+    match (fields.get(key), bases) {
+        (None | Some(Value::Null), Value::Null) => {
+            let ropes = [2_560_000.0, 10_000.0].map(|base| rope(base.into()));
+            fields.insert(key.to_owned(), KINDS.map(str::to_owned).into_iter().zip(ropes).collect());
+        }
+        (None | Some(Value::Null), Value::Array(bases)) => {
+            let ropes = windows.iter().zip(bases).map(|(window, base)| (kind(window).to_owned(), rope(base)));
+            fields.insert(key.to_owned(), ropes.collect());
+        }
+        (None | Some(Value::Null), other) => {
+            return Err(format!("`rope_theta` is {other}: expected a list, one for each layer"));
+        }
+        _ => {}
+    }
+    match windows.iter().map(kind).find(|kind| fields[key].get(kind).is_none_or(Value::is_null)) {
+        Some(kind) => Err(format!("`{key}` has no `{kind}`: expected a rope for each kind of layer")),
+        None => Ok(()),
+    }
 }

@@ -168,6 +168,13 @@ pub fn load_tokenizer(
         tokenizer_class: config.tokenizer_class.clone(),
     };
     let tokenizer = SampleTokenizer::load(checkpoint.text_dir(), &options)?;
+    if config.family().takes_types_for_words() && tokenizer.gives_token_types() {
+        return Err(ModelError::Unsupported(format!(
+            "`model_input_names` of tokenizer_config.json has \"token_type_ids\": {} has none, and transformers adds the \
+             embeddings of the words 0 and 1 in their place. Take it out",
+            config.model_type
+        )));
+    }
     match &config.origin.end_doubt {
         Some(doubt) if tokenizer.rule() == Some(TextRule::Concatenation) => {
             Err(ModelError::Unsupported(doubt.clone()))
