@@ -135,21 +135,30 @@ fn assemble(name: &str, text: &str, base: &Path, overrides: &Overrides) -> Resul
     let mut log = file.section("log", &mut problems);
 
     let (variants, partial) = variants::take(&mut file, base, &mut problems);
+    let (limits, engine) = (service::Limits::default(), engine::Config::default());
     let service = service::Config {
         listen: server.address("listen", overrides.listen, ([0, 0, 0, 0], 50051), &mut problems),
         admin: server.address("admin", overrides.admin, ([127, 0, 0, 1], 50052), &mut problems),
         metrics: server.address("metrics", overrides.metrics, ([0, 0, 0, 0], 9090), &mut problems),
         limits: service::Limits {
-            max_message_bytes: server.positive("max_message_bytes", 32 << 20, &mut problems),
-            message_time: server.seconds("message_seconds", 60.0, &mut problems),
-            max_in_flight_bytes: server.positive("max_in_flight_bytes", 512 << 20, &mut problems),
-            max_samples_per_request: batching.positive("max_samples_per_request", 1024, &mut problems),
+            max_message_bytes: server.positive("max_message_bytes", limits.max_message_bytes, &mut problems),
+            message_time: server.seconds("message_seconds", limits.message_time.as_secs_f64(), &mut problems),
+            max_in_flight_bytes: server.positive(
+                "max_in_flight_bytes",
+                limits.max_in_flight_bytes,
+                &mut problems,
+            ),
+            max_samples_per_request: batching.positive(
+                "max_samples_per_request",
+                limits.max_samples_per_request,
+                &mut problems,
+            ),
         },
         engine: engine::Config {
-            max_batch_tokens: batching.positive("max_batch_tokens", 16_384, &mut problems),
-            max_step_tokens: batching.positive("max_step_tokens", 1024, &mut problems),
-            max_queue_tokens: batching.positive("max_queue_tokens", 1 << 20, &mut problems),
-            share_prefixes: batching.take("share_prefixes", &mut problems).unwrap_or(true),
+            max_batch_tokens: batching.positive("max_batch_tokens", engine.max_batch_tokens, &mut problems),
+            max_step_tokens: batching.positive("max_step_tokens", engine.max_step_tokens, &mut problems),
+            max_queue_tokens: batching.positive("max_queue_tokens", engine.max_queue_tokens, &mut problems),
+            share_prefixes: batching.take("share_prefixes", &mut problems).unwrap_or(engine.share_prefixes),
         },
         connections: connections(&mut server, &mut problems),
         drain_grace: server.seconds("drain_grace_seconds", 5.0, &mut problems),

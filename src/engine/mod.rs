@@ -84,6 +84,17 @@ pub struct Config {
     pub share_prefixes: bool,
 }
 
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            max_batch_tokens: 16_384,
+            max_step_tokens: 1024,
+            max_queue_tokens: 1 << 20,
+            share_prefixes: true,
+        }
+    }
+}
+
 /// Which of the requests that wait goes first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Priority {

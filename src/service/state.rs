@@ -41,6 +41,17 @@ pub struct Limits {
     pub max_in_flight_bytes: usize,
 }
 
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_message_bytes: 32 << 20,
+            message_time: Duration::from_secs(60),
+            max_samples_per_request: 1024,
+            max_in_flight_bytes: 512 << 20,
+        }
+    }
+}
+
 /// Shared by all handlers.
 pub(super) struct State {
     pub(super) limits: Limits,
