@@ -102,7 +102,7 @@ fn list(refused: &[Refused]) -> String {
 
 /// Limits of one trial.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-struct Limits {
+struct TrialLimits {
     memory_bytes: u64,
     cpu_seconds: u64,
     wait_seconds: u64,
@@ -110,7 +110,7 @@ struct Limits {
 
 #[derive(Serialize, Deserialize)]
 struct Task {
-    limits: Limits,
+    limits: TrialLimits,
     subjects: Vec<Subject>,
 }
 
@@ -195,7 +195,7 @@ fn try_all(subjects: &[Subject]) -> (Vec<Refused>, Option<Proof>) {
 fn task(subjects: &[(usize, Subject)]) -> Task {
     let subjects: Vec<Subject> = subjects.iter().map(|(_, subject)| subject.clone()).collect();
     let directories: usize = subjects.iter().map(num_directories).sum();
-    let limits = Limits {
+    let limits = TrialLimits {
         memory_bytes: memory::left()
             .map_or(MAX_MEMORY_BYTES, |left| left / 4 * 3)
             .clamp(MIN_MEMORY_BYTES, MAX_MEMORY_BYTES),
@@ -221,7 +221,7 @@ struct At {
 /// Its proof, or how it died; or why there is no answer. What it found wrong before is `told`.
 fn watch(task: &Task, at: &mut At, told: &mut Vec<Refused>) -> anyhow::Result<Result<Proof, String>> {
     let started = Instant::now();
-    let mut child = Ended(start(task).context("start it")?);
+    let mut child = Reaped(start(task).context("start it")?);
     let stdout = child.0.stdout.take().context("its output")?;
     let mut stderr = child.0.stderr.take().context("its error output")?;
     let (lines, heard) = mpsc::channel();
@@ -271,9 +271,9 @@ fn watch(task: &Task, at: &mut At, told: &mut Vec<Refused>) -> anyhow::Result<Re
 }
 
 /// A child that does not outlive its purpose.
-struct Ended(Child);
+struct Reaped(Child);
 
-impl Drop for Ended {
+impl Drop for Reaped {
     fn drop(&mut self) {
         // it may have ended already
         let _ = self.0.kill();
@@ -314,7 +314,7 @@ fn tail(stream: &mut impl Read) -> String {
 }
 
 /// Why it ended, for people.
-fn cause(status: ExitStatus, words: &str, limits: &Limits) -> String {
+fn cause(status: ExitStatus, words: &str, limits: &TrialLimits) -> String {
     let signal = status.signal().and_then(Signal::from_named_raw);
     // the runtime's own words; the panic's message is in the line after the place
     if words.contains("has overflowed its stack") {
@@ -349,7 +349,7 @@ pub(super) fn run() -> anyhow::Result<()> {
     // if memory ends in spite of the limit, then this process is to go; not everybody may say so
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     let task: Task = serde_json::from_reader(std::io::stdin().lock()).context("read what to try")?;
-    let Limits { memory_bytes, cpu_seconds, .. } = task.limits;
+    let TrialLimits { memory_bytes, cpu_seconds, .. } = task.limits;
     let limits = [(Resource::Core, 0), (Resource::Data, memory_bytes), (Resource::Cpu, cpu_seconds)];
     for (resource, limit) in limits {
         // what is allowed at most stays, where it is less than this already

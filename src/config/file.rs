@@ -28,7 +28,7 @@ pub(super) struct Section<'i> {
     path: String,
     /// By key: where it stands, and its value.
     entries: BTreeMap<String, (usize, Spanned<DeValue<'i>>)>,
-    source: Source<'i>,
+    source: SourceText<'i>,
 }
 
 /// Of what is not TOML, so many are named: a file of brackets has one mistake, not a million.
@@ -36,13 +36,13 @@ const MAX_NAMED: usize = 20;
 
 /// The file, for line numbers.
 #[derive(Clone)]
-struct Source<'i> {
+struct SourceText<'i> {
     name: &'i str,
     /// Where lines end.
     ends: Rc<[usize]>,
 }
 
-impl Source<'_> {
+impl SourceText<'_> {
     fn at(&self, offset: usize) -> String {
         format!("{}:{}", self.name, 1 + self.ends.partition_point(|&end| end < offset))
     }
@@ -51,7 +51,7 @@ impl Source<'_> {
 impl<'i> Section<'i> {
     /// The file as a whole. What is not TOML is named, all of it, and what could be read goes on.
     pub(super) fn parse(name: &'i str, text: &'i str, problems: &mut Problems) -> Self {
-        let source = Source { name, ends: text.match_indices('\n').map(|(end, _)| end).collect() };
+        let source = SourceText { name, ends: text.match_indices('\n').map(|(end, _)| end).collect() };
         let (table, errors) = DeTable::parse_recoverable(text);
         for error in errors.iter().take(MAX_NAMED) {
             let place = source.at(error.span().map_or(0, |span| span.start));
@@ -63,7 +63,7 @@ impl<'i> Section<'i> {
         Self::new(String::new(), table.into_inner(), source)
     }
 
-    fn new(path: String, table: DeTable<'i>, source: Source<'i>) -> Self {
+    fn new(path: String, table: DeTable<'i>, source: SourceText<'i>) -> Self {
         let entries = table
             .into_iter()
             .map(|(key, value)| (key.get_ref().to_string(), (key.span().start, value)))

@@ -27,7 +27,7 @@ use crate::hub::HubError;
 use crate::hub::client::Client;
 use crate::hub::id::HubId;
 use crate::hub::settings::DOWNLOAD_TIMEOUT;
-use crate::hub::tree::Digest;
+use crate::hub::tree::ContentDigest;
 use crate::hub::tree::Entry;
 
 /// How often a timeout may pass without a new byte: Python's retries.
@@ -127,7 +127,7 @@ impl Client {
         (into, partial): (&mut File, &Path),
         entry: &Entry,
         progress: &mut dyn FnMut(u64),
-    ) -> Result<Digest, Cut> {
+    ) -> Result<ContentDigest, Cut> {
         let disk = |source| Cut::Never(HubError::cache("write", partial, source));
         let mut digest = entry.digest();
         let mut done = digest.update_from(into).map_err(disk)?;

@@ -64,18 +64,18 @@ impl Entry {
     }
 
     /// A digest of the kind that the hub lists for this file, of nothing yet.
-    pub(super) fn digest(&self) -> Digest {
+    pub(super) fn digest(&self) -> ContentDigest {
         if self.lfs_sha256.is_some() {
-            return Digest { of: Context::new(&SHA256), name: "SHA-256" };
+            return ContentDigest { of: Context::new(&SHA256), name: "SHA-256" };
         }
         // `git hash-object`
         let mut of = Context::new(&SHA1_FOR_LEGACY_USE_ONLY);
         of.update(format!("blob {}\0", self.size).as_bytes());
-        Digest { of, name: "git SHA-1" }
+        ContentDigest { of, name: "git SHA-1" }
     }
 
     /// In what a content differs from what the hub lists.
-    pub(super) fn difference(&self, digest: Digest) -> Option<String> {
+    pub(super) fn difference(&self, digest: ContentDigest) -> Option<String> {
         let name = digest.name;
         let is = digest.finish();
         (is != self.etag()).then(|| format!("its {name} is {is}, the hub lists {}", self.etag()))
@@ -83,12 +83,12 @@ impl Entry {
 }
 
 /// What a content is known by, while it is read.
-pub(super) struct Digest {
+pub(super) struct ContentDigest {
     of: Context,
     name: &'static str,
 }
 
-impl Digest {
+impl ContentDigest {
     /// Goes on with these bytes.
     pub(super) fn update(&mut self, bytes: &[u8]) {
         self.of.update(bytes);

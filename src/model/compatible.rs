@@ -12,14 +12,14 @@ use crate::model::config::CheckpointConfig;
 use crate::model::manifest::Manifest;
 use crate::text::SampleTokenizer;
 use crate::text::compare;
-use crate::text::compare::Difference;
+use crate::text::compare::FieldDifference;
 
 /// So many keys of `config.json` are told at most.
 const MAX_TOLD: usize = 4;
 
 /// One of the members whose weights are to be averaged.
 #[derive(Clone, Copy, Debug)]
-pub struct Member<'m> {
+pub struct Candidate<'m> {
     /// As the user names it.
     pub path: &'m Path,
     /// Its weights.
@@ -31,16 +31,16 @@ pub struct Member<'m> {
 }
 
 /// Refuses a member whose weights cannot be averaged with those of the first: another function, other tensors, another vocabulary.
-pub fn check_member(first: &Member<'_>, member: &Member<'_>) -> Result<(), ModelError> {
+pub fn check_member(first: &Candidate<'_>, member: &Candidate<'_>) -> Result<(), ModelError> {
     let refuse = |problem: String| ModelError::CannotMerge {
         first: first.path.to_owned(),
         member: member.path.to_owned(),
         problem,
     };
-    let as_json = |member: &Member<'_>| {
+    let as_json = |member: &Candidate<'_>| {
         serde_json::to_value(member.config).map_err(|error| ModelError::config(member.path, error))
     };
-    if let Some(difference) = Difference::between(&as_json(first)?, &as_json(member)?) {
+    if let Some(difference) = FieldDifference::between(&as_json(first)?, &as_json(member)?) {
         let causes = causes(first, member)?;
         return Err(refuse(match causes.is_empty() {
             true => difference.to_string(),
@@ -63,8 +63,8 @@ pub fn check_member(first: &Member<'_>, member: &Member<'_>) -> Result<(), Model
     if let Some(name) = two.names().find(|name| one.info(name).is_none()) {
         return Err(refuse(format!("tensor `{name}` is missing in the first")));
     }
-    let [of_first, of_member] = [one, two].map(|checkpoint| tokenizer_content(checkpoint.text_dir()));
-    match Difference::between(&of_first?, &of_member?) {
+    let [of_first, of_member] = [one, two].map(|checkpoint| compare::tokenizer_json(checkpoint.text_dir()));
+    match FieldDifference::between(&of_first?, &of_member?) {
         None => Ok(()),
         Some(difference) => Err(refuse(format!("their tokenizers differ (tokenizer.json): {difference}"))),
     }
@@ -72,7 +72,7 @@ pub fn check_member(first: &Member<'_>, member: &Member<'_>) -> Result<(), Model
 
 /// The keys of `config.json` for which two members are other functions, with both values: those that make another model of the
 /// first when they alone are as in the second. None where it is something else, the manifest for example.
-fn causes(first: &Member<'_>, other: &Member<'_>) -> Result<Vec<String>, ModelError> {
+fn causes(first: &Candidate<'_>, other: &Candidate<'_>) -> Result<Vec<String>, ModelError> {
     let (fields, of_other) = (fields(first.checkpoint)?, fields(other.checkpoint)?);
     let parse = |fields: &Map<String, Value>| CheckpointConfig::parse(fields, first.manifest).ok();
     let config = parse(&fields);
@@ -147,7 +147,7 @@ pub fn check_tokens(
     for identity in &mut identities {
         identity.as_object_mut().map(|fields| fields.remove("special_tokens"));
     }
-    match Difference::between(&identities[0], &identities[1]) {
+    match FieldDifference::between(&identities[0], &identities[1]) {
         None => Ok(()),
         Some(difference) => Err(ModelError::CannotMerge {
             first: first.to_owned(),
@@ -177,20 +177,4 @@ pub fn check_same_tokens(first: &SampleTokenizer, other: &SampleTokenizer) -> Re
 pub fn are_stored_alike(first: &Checkpoint, other: &Checkpoint) -> bool {
     let dtype = |checkpoint: &Checkpoint, name: &str| checkpoint.info(name).map(|info| info.dtype);
     first.names().all(|name| dtype(first, name) == dtype(other, name))
-}
-
-/// The tokenizer, without the truncation and padding that we reset anyway.
-fn tokenizer_content(dir: &Path) -> Result<Value, ModelError> {
-    let path = dir.join("tokenizer.json");
-    let read = disk::read_if_there(&path, disk::VOCABULARY_BYTES);
-    let Some(text) = read.map_err(|source| ModelError::read(&path, source))? else {
-        return Ok(Value::Null); // token ids only
-    };
-    let mut content: Value =
-        serde_json::from_slice(&text).map_err(|error| ModelError::config(&path, error))?;
-    if let Value::Object(fields) = &mut content {
-        fields.remove("truncation");
-        fields.remove("padding");
-    }
-    Ok(content)
 }

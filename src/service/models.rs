@@ -95,7 +95,7 @@ pub enum LoadError {
 }
 
 /// One variant that serves.
-pub(super) struct Served {
+pub(super) struct ServedVariant {
     pub(super) info: VariantInfo,
     pub(super) tokenizer: Arc<SampleTokenizer>,
     pub(super) lane: Lane,
@@ -104,7 +104,7 @@ pub(super) struct Served {
 /// All that serves.
 #[derive(Clone)]
 pub(super) struct Serving {
-    pub(super) variants: Arc<BTreeMap<String, Arc<Served>>>,
+    pub(super) variants: Arc<BTreeMap<String, Arc<ServedVariant>>>,
     pub(super) routing: Routing,
 }
 
@@ -139,7 +139,7 @@ impl Serving {
                 fingerprint = info.fingerprint,
                 "loaded variant"
             );
-            served.insert(info.name.clone(), Arc::new(Served { info, tokenizer, lane }));
+            served.insert(info.name.clone(), Arc::new(ServedVariant { info, tokenizer, lane }));
         }
         Ok(Self { variants: Arc::new(served), routing: Routing::new(&weights) })
     }

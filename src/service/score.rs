@@ -23,7 +23,7 @@ use crate::ops::batch::Sequence;
 use crate::proto;
 use crate::service::budget::Room;
 use crate::service::inbound;
-use crate::service::models::Served;
+use crate::service::models::ServedVariant;
 use crate::service::request;
 use crate::service::request::Request;
 use crate::service::request::Target;
@@ -69,7 +69,7 @@ pub(super) async fn answer(
 /// A request that found its variant.
 struct Admitted {
     request: Request,
-    served: Arc<Served>,
+    served: Arc<ServedVariant>,
 }
 
 fn admit(state: &State, request: proto::ScoreRequest) -> Result<Admitted, ServiceError> {

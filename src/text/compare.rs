@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::files::{TemplateSource, TextFiles};
+use super::files::{TemplateSource, TextFiles, read_json};
 use super::{SampleTokenizer, TextError, TextRule};
 
 /// So many letters of a value are shown.
@@ -13,7 +13,7 @@ const SHOWN: usize = 60;
 
 /// The first place at which two values differ.
 #[derive(Debug)]
-pub struct Difference {
+pub struct FieldDifference {
     /// For example "model.vocab.the" or "added_tokens[4]".
     pub path: String,
     /// What is there in the first, for people; "absent" where nothing is.
@@ -22,21 +22,21 @@ pub struct Difference {
     pub second: String,
 }
 
-impl Difference {
+impl FieldDifference {
     /// Between two values of JSON.
     pub fn between(first: &Value, second: &Value) -> Option<Self> {
         find("", Some(first), Some(second))
     }
 }
 
-impl fmt::Display for Difference {
+impl fmt::Display for FieldDifference {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { path, first, second } = self;
         write!(formatter, "`{path}` is {first} in the first and {second} in the second")
     }
 }
 
-fn find(path: &str, first: Option<&Value>, second: Option<&Value>) -> Option<Difference> {
+fn find(path: &str, first: Option<&Value>, second: Option<&Value>) -> Option<FieldDifference> {
     match (first, second) {
         (Some(Value::Object(a)), Some(Value::Object(b))) => {
             a.keys().chain(b.keys().filter(|key| !a.contains_key(*key))).find_map(|key| {
@@ -47,7 +47,7 @@ fn find(path: &str, first: Option<&Value>, second: Option<&Value>) -> Option<Dif
         (Some(Value::Array(a)), Some(Value::Array(b))) => (0..a.len().max(b.len()))
             .find_map(|index| find(&format!("{path}[{index}]"), a.get(index), b.get(index))),
         (a, b) if a == b => None,
-        (a, b) => Some(Difference { path: path.to_owned(), first: shown(a), second: shown(b) }),
+        (a, b) => Some(FieldDifference { path: path.to_owned(), first: shown(a), second: shown(b) }),
     }
 }
 
@@ -73,12 +73,13 @@ pub fn differences(first: &SampleTokenizer, other: &SampleTokenizer) -> Result<V
     let mut found = Vec::new();
     let (first_files, files) = (TextFiles::read(first_dir)?, TextFiles::read(dir)?);
     let [a, b] = [first_dir, dir].map(|dir| dir.display());
-    if let Some(Difference { path, first, second }) =
-        Difference::between(&content(&first_files)?, &content(&files)?)
+    if let Some(FieldDifference { path, first, second }) =
+        FieldDifference::between(&tokenizer_json(first_dir)?, &tokenizer_json(dir)?)
     {
         found.push(format!("`{path}` is {first} in {a}/tokenizer.json and {second} in {b}/tokenizer.json"));
     }
-    if let Some(Difference { path, first, second }) = Difference::between(first.identity(), other.identity())
+    if let Some(FieldDifference { path, first, second }) =
+        FieldDifference::between(first.identity(), other.identity())
     {
         found.push(format!(
             "`{path}` is {first} for {a} and {second} for {b} (tokenizer_config.json, special_tokens_map.json or \
@@ -116,11 +117,9 @@ pub fn differences(first: &SampleTokenizer, other: &SampleTokenizer) -> Result<V
     Ok(found)
 }
 
-/// `tokenizer.json`, without the truncation and padding that are reset anyway.
-fn content(files: &TextFiles) -> Result<Value, TextError> {
-    let path = || files.dir.join("tokenizer.json");
-    let mut content: Value = serde_json::from_slice(&files.tokenizer_json)
-        .map_err(|source| TextError::Json { path: path(), source })?;
+/// `tokenizer.json`, without the truncation and padding that are reset anyway; null where there is none.
+pub fn tokenizer_json(dir: &Path) -> Result<Value, TextError> {
+    let mut content: Value = read_json(&dir.join("tokenizer.json"))?.unwrap_or_default();
     if let Value::Object(fields) = &mut content {
         fields.remove("truncation");
         fields.remove("padding");

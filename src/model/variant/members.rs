@@ -31,9 +31,9 @@ pub(super) struct Member {
 }
 
 impl Member {
-    fn part(&self) -> compatible::Member<'_> {
+    fn part(&self) -> compatible::Candidate<'_> {
         let Self { path, checkpoint, manifest, config, .. } = self;
-        compatible::Member { path, checkpoint, manifest, config }
+        compatible::Candidate { path, checkpoint, manifest, config }
     }
 }
 

@@ -53,7 +53,7 @@ pub(super) fn load_family<O: Ops>(
 }
 
 /// A model, whose head it has, and the digests of the members it was made from.
-struct Loaded<O: Ops> {
+struct LoadedModel<O: Ops> {
     model: RewardModel<O>,
     head: HeadKind,
     digests: Vec<Digest>,
@@ -67,7 +67,7 @@ fn load_models<O: Ops>(
     ops: &Arc<O>,
     store: &mut TensorStore,
     progress: &mut dyn FnMut(u64),
-) -> Result<Vec<Loaded<O>>, ModelError> {
+) -> Result<Vec<LoadedModel<O>>, ModelError> {
     let sources = sources(config, members);
     let groups = groups(config, &sources);
     let mut models = Vec::with_capacity(groups.len());
@@ -78,7 +78,7 @@ fn load_models<O: Ops>(
                 let ahead = ReadAhead::start(scope, group, unread(plan, group));
                 let mut weights = weights.reading_ahead(Some(ahead));
                 let model = RewardModel::load(&mut weights, plan, &member.config)?;
-                Ok(Loaded { model, head: plan.head.kind, digests: weights.finish()? })
+                Ok(LoadedModel { model, head: plan.head.kind, digests: weights.finish()? })
             })
         };
         models.push(load().map_err(|source| in_member(&member.path, source))?);

@@ -277,9 +277,9 @@ impl Member {
         Ok(Self { path: path.to_owned(), checkpoint, manifest, config })
     }
 
-    fn part(&self) -> compatible::Member<'_> {
+    fn part(&self) -> compatible::Candidate<'_> {
         let Self { path, checkpoint, manifest, config } = self;
-        compatible::Member { path, checkpoint, manifest, config }
+        compatible::Candidate { path, checkpoint, manifest, config }
     }
 
     fn report(&self, coefficient: f64, plan: &ModelPlan) -> anyhow::Result<MemberReport> {

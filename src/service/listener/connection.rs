@@ -112,7 +112,7 @@ impl Life<'_> {
         let router = TowerToHyperService::new(self.listener.router.clone());
         let calls = self.calls.clone();
         let service = service_fn(move |mut request: Request<Incoming>| {
-            let call = Call::begin(&calls);
+            let call = OpenCall::begin(&calls);
             let answer = call::note_deadline(&mut request).map(|deadline| (deadline, router.call(request)));
             async move {
                 let response = match answer {
@@ -146,7 +146,7 @@ impl Life<'_> {
         let router = TowerToHyperService::new(self.listener.router.clone());
         let calls = self.calls.clone();
         let service = service_fn(move |request: Request<Incoming>| {
-            let call = Call::begin(&calls);
+            let call = OpenCall::begin(&calls);
             let answer = router.call(request);
             async move { answer.await.map(|response| response.map(|body| Answer { body, _call: call })) }
         });
@@ -334,13 +334,13 @@ impl Calls {
 }
 
 /// One call, until its answer is handed over or it is dropped.
-struct Call {
+struct OpenCall {
     calls: Arc<Calls>,
     /// A stop waits for it.
     is_open: bool,
 }
 
-impl Call {
+impl OpenCall {
     fn begin(calls: &Arc<Calls>) -> Self {
         let is_open = !calls.is_closing.load(Ordering::Relaxed);
         calls.have_begun.store(true, Ordering::Relaxed);
@@ -350,7 +350,7 @@ impl Call {
     }
 }
 
-impl Drop for Call {
+impl Drop for OpenCall {
     fn drop(&mut self) {
         let Self { calls, is_open } = self;
         calls.open.fetch_sub(usize::from(*is_open), Ordering::Relaxed);
@@ -365,7 +365,7 @@ impl Drop for Call {
 /// The body of an answer, and the call that it ends.
 struct Answer {
     body: Body,
-    _call: Call,
+    _call: OpenCall,
 }
 
 impl hyper::body::Body for Answer {
