@@ -29,6 +29,7 @@ use anyhow::bail;
 use anyhow::ensure;
 use serde::Serialize;
 
+use crate::model::fill;
 use crate::model::variant::Variant;
 use crate::model::variant::VariantInfo;
 use crate::offline::Stop;
@@ -185,19 +186,9 @@ fn tokenize(variant: &Variant, inputs: &[Input]) -> anyhow::Result<Vec<Sequence>
 
 /// Batches in the order of the samples, each of up to so many tokens; a longer sample goes alone.
 fn batches(sequences: &[Sequence], max_batch_tokens: usize) -> Vec<Vec<&Sequence>> {
-    let mut batches: Vec<Vec<&Sequence>> = Vec::new();
-    let mut tokens = 0;
-    for sequence in sequences {
-        tokens += sequence.token_ids.len();
-        match batches.last_mut() {
-            Some(batch) if tokens <= max_batch_tokens => batch.push(sequence),
-            _ => {
-                tokens = sequence.token_ids.len();
-                batches.push(vec![sequence]);
-            }
-        }
-    }
-    batches
+    let lengths = sequences.iter().map(|sequence| sequence.token_ids.len());
+    let runs = fill::runs(lengths, max_batch_tokens).into_iter();
+    runs.map(|run| sequences[run].iter().collect()).collect()
 }
 
 /// Seconds for all batches, one after the other; `None` if the run was stopped. Fails on a reward that is not

@@ -94,82 +94,9 @@ pub(super) fn choose_lane(lanes: &mut [Contender]) -> Option<usize> {
     Some(chosen)
 }
 
-/// The room in one batch.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Room {
-    max_tokens: usize,
-    tokens: usize,
-}
-
-impl Room {
-    pub(super) fn new(max_tokens: usize) -> Self {
-        Self { max_tokens, tokens: 0 }
-    }
-
-    /// Takes samples of these lengths, in order, while they fit; returns how many. The first of a batch always
-    /// fits: a sample that is longer than the budget goes alone.
-    pub(super) fn take(&mut self, lengths: impl IntoIterator<Item = usize>) -> usize {
-        lengths
-            .into_iter()
-            .take_while(|&length| {
-                let fits = self.tokens == 0 || self.tokens + length <= self.max_tokens;
-                if fits {
-                    self.tokens += length;
-                }
-                fits
-            })
-            .count()
-    }
-
-    /// Tokens taken so far.
-    pub(super) fn tokens(&self) -> usize {
-        self.tokens
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_batch_is_the_head_of_the_queue_up_to_the_budget() {
-        struct Case {
-            name: &'static str,
-            max_tokens: usize,
-            requests: &'static [&'static [usize]],
-            taken: &'static [usize],
-        }
-        let cases = [
-            Case { name: "nothing waits", max_tokens: 10, requests: &[], taken: &[] },
-            Case { name: "all fit", max_tokens: 10, requests: &[&[1, 2], &[3], &[4]], taken: &[2, 1, 1] },
-            Case { name: "exactly full", max_tokens: 10, requests: &[&[5, 5], &[1]], taken: &[2, 0] },
-            Case { name: "a request is cut", max_tokens: 10, requests: &[&[4, 4, 4], &[1]], taken: &[2] },
-            Case { name: "too long goes alone", max_tokens: 10, requests: &[&[11, 1], &[1]], taken: &[1] },
-            Case {
-                name: "too long waits its turn",
-                max_tokens: 10,
-                requests: &[&[1], &[11]],
-                taken: &[1, 0],
-            },
-            Case {
-                name: "never past the head",
-                max_tokens: 10,
-                requests: &[&[6], &[6], &[1]],
-                taken: &[1, 0],
-            },
-        ];
-        for Case { name, max_tokens, requests, taken } in cases {
-            let mut room = Room::new(max_tokens);
-            let mut got = Vec::new();
-            for request in requests {
-                got.push(room.take(request.iter().copied()));
-                if got.last() != Some(&request.len()) {
-                    break;
-                }
-            }
-            assert_eq!(got, taken, "{name}");
-        }
-    }
 
     #[test]
     fn the_least_served_lane_goes_first_and_sleepers_get_no_credit() {

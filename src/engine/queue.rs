@@ -13,7 +13,6 @@ use super::EngineError;
 use super::Priority;
 use super::batcher::Contender;
 use super::batcher::LONG_SHARE;
-use super::batcher::Room;
 use super::batcher::Turn;
 use super::batcher::Waiting;
 use super::batcher::choose_lane;
@@ -30,9 +29,10 @@ use super::request::Request;
 use super::request::Ticket;
 use super::request::tokens_of;
 use super::served::Served;
+use crate::model::fill::Fill;
 
 /// What runs, or waits at a pause for what was taken after it.
-struct Running {
+struct RunningBatch {
     lane: LaneId,
     num_tokens: usize,
     started: Instant,
@@ -47,7 +47,7 @@ struct Running {
     awaited: Vec<Ticket>,
 }
 
-impl Running {
+impl RunningBatch {
     /// Whether it ends at its next step: nobody waits for it.
     fn is_given_up(&self) -> bool {
         self.takes_steps && self.awaited.is_empty()
@@ -152,7 +152,7 @@ impl Lane {
     /// Priorities do not mix, since everyone in a batch waits for all of it: a person who waits for one sample
     /// would wait for 16,384 tokens of a trainer's.
     fn take(&mut self, kind: usize, max_tokens: usize, now: Instant) -> (Vec<Portion>, usize) {
-        let mut room = Room::new(max_tokens);
+        let mut fill = Fill::new(max_tokens);
         let mut portions = Vec::new();
         let priority = self.kinds[kind].waiting.first_key_value().map(|(ticket, _)| ticket.priority);
         while let Some(head) = self.kinds[kind].waiting.first_entry() {
@@ -166,13 +166,13 @@ impl Lane {
                 request.expire();
                 continue;
             }
-            let tokens_before = room.tokens();
-            let num_samples = room.take(head.get().waiting().iter().map(tokens_of));
+            let tokens_before = fill.tokens();
+            let num_samples = fill.take(head.get().waiting().iter().map(tokens_of));
             if num_samples == 0 {
                 break;
             }
             let mut request = head.remove();
-            let num_tokens = room.tokens() - tokens_before;
+            let num_tokens = fill.tokens() - tokens_before;
             request.tokens_left -= num_tokens;
             self.kinds[kind].waiting_tokens[ticket.priority as usize] -= num_tokens;
             self.served.metrics().queue_left(num_samples, num_tokens);
@@ -182,7 +182,7 @@ impl Lane {
                 break;
             }
         }
-        (portions, room.tokens())
+        (portions, fill.tokens())
     }
 }
 
@@ -193,7 +193,7 @@ pub(super) struct Queue {
     next_lane: LaneId,
     next_ticket: u64,
     /// The one that runs is the last; those before it are at a pause.
-    running: Vec<Running>,
+    running: Vec<RunningBatch>,
     /// Of the lane that was chosen last, when it was.
     device_time: f64,
     is_draining: bool,
@@ -320,7 +320,7 @@ impl Queue {
         let others = backlogs.filter_map(|(id, of_kind, seconds)| {
             ((id, of_kind) != (lane_id, kind) && (kind == LONG || of_kind == SHORT)).then_some(seconds)
         });
-        let stays = |batch: &&Running| !batch.is_given_up() && !batch.lets_go(priority, kind == LONG);
+        let stays = |batch: &&RunningBatch| !batch.is_given_up() && !batch.lets_go(priority, kind == LONG);
         let running = self.running.iter().filter(stays);
         let running = running.filter_map(|batch| {
             let kind = if batch.is_long { LONG } else { SHORT };
@@ -329,7 +329,8 @@ impl Queue {
         });
         let is_background = priority == Priority::Background;
         let seconds = running.sum::<f64>() + seconds_until_served(own, others, is_background);
-        let is_beside = |batch: &Running| batch.is_long && batch.priority <= rivals && !batch.is_given_up();
+        let is_beside =
+            |batch: &RunningBatch| batch.is_long && batch.priority <= rivals && !batch.is_given_up();
         let beside_long = self.running.iter().any(is_beside)
             || self.lanes.values().any(|lane| lane.kinds[LONG].tokens_up_to(rivals) > 0);
         Some(if kind == SHORT && beside_long { seconds * (1.0 + LONG_SHARE) } else { seconds })
@@ -365,7 +366,7 @@ impl Queue {
 
     /// What the device should do before the batch that is at a pause goes on, if anything.
     pub(super) fn next_between_steps(&mut self, now: Instant) -> Option<Batch> {
-        let &Running { priority, is_long, owed, .. } = self.running.last()?;
+        let &RunningBatch { priority, is_long, owed, .. } = self.running.last()?;
         let urgent = self.batch_of(Turn::MoreUrgent(priority), now);
         urgent.or_else(|| (is_long && owed.is_zero()).then(|| self.batch_of(Turn::Short(priority), now))?)
     }
@@ -390,7 +391,7 @@ impl Queue {
                     if is_long { lane.max_step_tokens.div_ceil(STEPS_AT_LEAST) } else { usize::MAX };
                 let (ran, owed) = (Duration::ZERO, Duration::ZERO);
                 let awaited = portions.iter().map(|portion| portion.ticket).collect();
-                self.running.push(Running {
+                self.running.push(RunningBatch {
                     lane: id,
                     num_tokens,
                     started: now,

@@ -134,8 +134,7 @@ impl GoldenRewards {
     /// Those of a checkpoint directory, if it has some.
     pub fn load(dir: &Path) -> Result<Option<Self>, ModelError> {
         let path = dir.join(FILE_NAME);
-        let read = disk::read_if_there(&path, disk::VOCABULARY_BYTES);
-        let Some(text) = read.map_err(|source| ModelError::read(&path, source))? else { return Ok(None) };
+        let Some(text) = ModelError::read_if_there(&path, disk::VOCABULARY_BYTES)? else { return Ok(None) };
         Self::parse(&text).map(Some).map_err(|problem| ModelError::config(&path, problem))
     }
 

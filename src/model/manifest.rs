@@ -59,7 +59,9 @@ impl Manifest {
     /// Reads the manifest of a checkpoint directory; all empty if there is none.
     pub fn load(dir: &Path) -> Result<Self, ModelError> {
         let path = dir.join(FILE_NAME);
-        let Some(text) = read(&path)? else { return Ok(Self::default()) };
+        let Some(text) = ModelError::read_if_there(&path, disk::SETTINGS_BYTES)? else {
+            return Ok(Self::default());
+        };
         let manifest: Self =
             serde_json::from_slice(&text).map_err(|error| ModelError::config(&path, error))?;
         if let Some(Calibration { mean, std }) = manifest.calibration
@@ -106,7 +108,7 @@ impl Manifest {
     /// they are; a manifest with nothing in it is removed. Says whether anything changed.
     pub fn write_calibration(dir: &Path, calibration: Option<Calibration>) -> Result<bool, ModelError> {
         let path = dir.join(FILE_NAME);
-        let mut fields: Map<String, Value> = match read(&path)? {
+        let mut fields: Map<String, Value> = match ModelError::read_if_there(&path, disk::SETTINGS_BYTES)? {
             Some(text) => serde_json::from_slice(&text).map_err(|error| ModelError::config(&path, error))?,
             None => Map::new(),
         };
@@ -130,10 +132,6 @@ impl Manifest {
         }
         Ok(true)
     }
-}
-
-fn read(path: &Path) -> Result<Option<Vec<u8>>, ModelError> {
-    disk::read_if_there(path, disk::SETTINGS_BYTES).map_err(|source| ModelError::read(path, source))
 }
 
 #[cfg(test)]

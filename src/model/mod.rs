@@ -19,6 +19,7 @@ pub mod dtype;
 pub mod embedding;
 pub mod ensemble;
 pub mod families;
+pub mod fill;
 pub mod golden;
 pub mod head;
 pub mod labels;
@@ -50,6 +51,7 @@ use std::time::Duration;
 
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::CheckpointError;
+use crate::disk;
 use crate::model::config::CheckpointConfig;
 use crate::model::head::Head;
 use crate::model::plan::ModelPlan;
@@ -226,6 +228,11 @@ impl ModelError {
 
     pub(crate) fn read(path: &Path, source: std::io::Error) -> Self {
         CheckpointError::read(path, source).into()
+    }
+
+    /// A file that may be missing.
+    pub(crate) fn read_if_there(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, Self> {
+        disk::read_if_there(path, limit).map_err(|source| Self::read(path, source))
     }
 
     pub(crate) fn write(path: &Path, source: std::io::Error) -> Self {

@@ -102,8 +102,7 @@ pub(super) fn settle(checkpoint: &Checkpoint, config: &mut CheckpointConfig) -> 
 }
 
 fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, ModelError> {
-    let text =
-        disk::read_if_there(path, disk::SETTINGS_BYTES).map_err(|source| ModelError::read(path, source))?;
+    let text = ModelError::read_if_there(path, disk::SETTINGS_BYTES)?;
     text.map(|text| serde_json::from_slice(&text))
         .transpose()
         .map_err(|error| ModelError::config(path, error))

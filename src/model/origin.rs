@@ -190,8 +190,7 @@ fn has_tag(card: &str, tag: &str) -> bool {
 
 /// Empty where there is no such file.
 fn read_mark(path: &Path) -> Result<Vec<u8>, ModelError> {
-    let read = disk::read_if_there(path, disk::SETTINGS_BYTES);
-    Ok(read.map_err(|source| ModelError::read(path, source))?.unwrap_or_default())
+    Ok(ModelError::read_if_there(path, disk::SETTINGS_BYTES)?.unwrap_or_default())
 }
 
 fn contains(bytes: &[u8], part: &[u8]) -> bool {

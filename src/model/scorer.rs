@@ -131,6 +131,11 @@ impl Calibration {
     pub fn apply(self, raw_reward: f64) -> f64 {
         (raw_reward - self.mean) / self.std
     }
+
+    /// What a reward on that scale was.
+    pub fn undo(self, reward: f64) -> f64 {
+        reward * self.std + self.mean
+    }
 }
 
 impl Reduction {

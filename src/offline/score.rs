@@ -19,6 +19,7 @@ use serde::Deserialize;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::model::fill;
 use crate::model::scorer::Reward;
 use crate::model::scorer::Scorer;
 use crate::model::variant::Variant;
@@ -318,26 +319,15 @@ impl Local {
         order.sort_by_key(|&index| std::cmp::Reverse(sequences[index].token_ids.len()));
         let sorted: Vec<&Sequence> = order.iter().map(|&index| &sequences[index]).collect();
         let mut outcomes = vec![Err("not scored".to_owned()); sequences.len()];
-        let mut done = 0;
-        while done < sorted.len() {
-            let batch = &sorted[done..done + batch_len(&sorted[done..], self.max_batch_tokens)];
-            for (&index, reward) in order[done..].iter().zip(rewards(&self.variant.scorer, batch)) {
+        let lengths = sorted.iter().map(|sequence| sequence.token_ids.len());
+        for run in fill::runs(lengths, self.max_batch_tokens) {
+            let of_run = rewards(&self.variant.scorer, &sorted[run.clone()]);
+            for (&index, reward) in order[run].iter().zip(of_run) {
                 outcomes[index] = reward;
             }
-            done += batch.len();
         }
         outcomes
     }
-}
-
-/// How many of the sequences at the front fit into a batch; at least one.
-fn batch_len(waiting: &[&Sequence], max_batch_tokens: usize) -> usize {
-    let mut tokens = 0;
-    let fits = |sequence: &&&Sequence| {
-        tokens += sequence.token_ids.len();
-        tokens <= max_batch_tokens
-    };
-    waiting.iter().take_while(fits).count().max(1)
 }
 
 /// Scores a batch; when that fails, its halves, so that a sample the model fails on fails alone.

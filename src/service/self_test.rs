@@ -11,6 +11,7 @@ use crate::engine::Call;
 use crate::engine::Lane;
 use crate::engine::Priority;
 use crate::engine::SampleError;
+use crate::model::fill;
 use crate::model::golden::GoldenRewards;
 use crate::model::scorer::Reward;
 use crate::model::variant::MemberInfo;
@@ -115,14 +116,9 @@ async fn score(
     sequences: Vec<Sequence>,
 ) -> Result<Vec<Option<Reward>>, String> {
     let mut rewards = Vec::with_capacity(sequences.len());
-    let mut waiting = sequences.into_iter().peekable();
-    while waiting.peek().is_some() {
-        let mut request: Vec<Sequence> = Vec::new();
-        let mut tokens = 0;
-        while let Some(sequence) = waiting.next_if(|next| tokens + next.token_ids.len() <= max_queue_tokens) {
-            tokens += sequence.token_ids.len();
-            request.push(sequence);
-        }
+    let lengths = sequences.iter().map(|sequence| sequence.token_ids.len());
+    for run in fill::runs(lengths, max_queue_tokens) {
+        let request = sequences[run].to_vec();
         let call = Call { priority: Priority::Interactive, deadline: None };
         let scored = lane.score(request, call).await.map_err(|error| error.to_string())?;
         for outcome in scored.outcomes {
@@ -141,7 +137,7 @@ fn raw_reward(reward: &Option<Reward>, member: usize, info: &MemberInfo) -> f32 
     let Some(reward) = reward else { return f32::NAN };
     let calibrated = reward.member_rewards[member];
     match info.calibration {
-        Some(calibration) => (f64::from(calibrated) * calibration.std + calibration.mean) as f32,
+        Some(calibration) => calibration.undo(f64::from(calibrated)) as f32,
         None => calibrated,
     }
 }

@@ -1,7 +1,5 @@
 //! From preference pairs to the gradient of every parameter.
 
-use std::ops::Range;
-
 use candle_core::Device;
 use candle_core::Tensor;
 use rand_chacha::ChaCha8Rng;
@@ -12,6 +10,7 @@ use crate::learn::adamw::with_values;
 use crate::learn::loss;
 use crate::learn::loss::PairLoss;
 use crate::model::ModelError;
+use crate::model::fill;
 use crate::model::plan::Part;
 use crate::model::plan::Role;
 use crate::ops::Ops;
@@ -96,7 +95,7 @@ impl Trainable {
             let problem = format!("dropout is {}, expected 0 or more and less than 1", objective.dropout);
             return Err(ModelError::Unsupported(problem));
         }
-        let batches = cut(pairs.iter().map(|pair| pair.num_tokens()), objective.micro_batch_tokens);
+        let batches = fill::runs(pairs.iter().map(|pair| pair.num_tokens()), objective.micro_batch_tokens);
         let mut sums: Vec<Vec<f32>> =
             self.parameters.iter().map(|parameter| vec![0.0; parameter.var.elem_count()]).collect();
         let (mut loss, mut chosen, mut rejected) = (0.0, Vec::new(), Vec::new());
@@ -141,11 +140,12 @@ impl Trainable {
         let head = self.model.head();
         let logits = self.forward(&ops, &batch, |hidden, batch| head.logits(&ops, hidden, batch))?;
 
-        let (mean, std) = head.normalization().map_or((0.0, 1.0), |of| (of.mean, of.std));
+        let normalization = head.normalization();
+        let std = normalization.map_or(1.0, |of| of.std);
         let read = ops.read(std::slice::from_ref(&logits))?.concat();
         let logits = logits.into_iter().next().expect("training has one block");
-        let normalized = read.into_iter().map(|logit| ((f64::from(logit) - mean) / std) as f32);
-        let normalized: Vec<f32> = normalized.collect();
+        let normalize = |logit| normalization.map_or(logit, |of| of.apply(f64::from(logit)) as f32);
+        let normalized: Vec<f32> = read.into_iter().map(normalize).collect();
         let (mut rewards, mut losses, mut slopes) = (Vec::new(), Vec::new(), Vec::new());
         for (place, pair) in normalized.chunks_exact(2).enumerate() {
             for (which, &reward) in ["chosen", "rejected"].iter().zip(pair) {
@@ -217,39 +217,5 @@ impl Trainable {
     fn trained_place(&self, base_name: &str) -> usize {
         let mut trained = self.tensors.iter().filter(|held| held.trained);
         trained.position(|held| held.base_name == base_name).expect("only what is trained is tracked")
-    }
-}
-
-/// Cuts things of these lengths into runs of at most `max_tokens` in sum, or of one thing.
-pub(super) fn cut(lengths: impl Iterator<Item = usize>, max_tokens: usize) -> Vec<Range<usize>> {
-    let mut runs: Vec<Range<usize>> = Vec::new();
-    let mut tokens = 0;
-    for (index, length) in lengths.enumerate() {
-        tokens += length;
-        match runs.last_mut() {
-            Some(run) if tokens <= max_tokens => run.end += 1,
-            _ => {
-                tokens = length;
-                runs.push(index..index + 1);
-            }
-        }
-    }
-    runs
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn runs_have_at_most_so_many_tokens_or_one_thing() {
-        let cut = |max_tokens: usize| {
-            let runs = cut([3, 4, 9, 1, 1, 1].into_iter(), max_tokens);
-            runs.into_iter().map(|run| (run.start, run.end)).collect::<Vec<_>>()
-        };
-        assert_eq!(cut(7), [(0, 2), (2, 3), (3, 6)]);
-        assert_eq!(cut(6), [(0, 1), (1, 2), (2, 3), (3, 6)]);
-        assert_eq!(cut(100), [(0, 6)]);
-        assert_eq!(cut(0).len(), 6);
     }
 }

@@ -36,6 +36,7 @@ use crate::learn::memory::Needed;
 use crate::learn::parameter::Parameter;
 use crate::model::ModelError;
 use crate::model::RewardModel;
+use crate::model::fill;
 use crate::model::plan::Part;
 use crate::model::plan::Role;
 use crate::model::steps::Steps;
@@ -148,7 +149,7 @@ impl Trainable {
         read: impl Fn(&Training, &[Tensor], &Batch<'_>) -> ops::error::Result<Vec<T>> + Sync,
     ) -> Result<Vec<T>, ModelError> {
         let lengths = sequences.iter().map(|sequence| sequence.token_ids.len());
-        let batches = gradients::cut(lengths, SCORED_TOKENS);
+        let batches = fill::runs(lengths, SCORED_TOKENS);
         let mut scored = Vec::with_capacity(sequences.len());
         let run = |index: usize| {
             let batch = PackedBatch::pack(sequences[batches[index].clone()].iter().copied());

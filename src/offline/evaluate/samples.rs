@@ -12,6 +12,7 @@ use anyhow::bail;
 use rayon::iter::IntoParallelRefIterator;
 use rayon::iter::ParallelIterator;
 
+use crate::model::fill;
 use crate::model::scorer::Scorer;
 use crate::offline::evaluate::Progress;
 use crate::offline::evaluate::Unit;
@@ -96,19 +97,9 @@ impl Pool {
         let tokens = |sample: usize| self.sequences[sample].token_ids.len();
         let mut order = samples.to_vec();
         order.sort_by_key(|&sample| (std::cmp::Reverse(tokens(sample)), sample));
-        let mut batches: Vec<Vec<usize>> = Vec::new();
-        let mut room = 0;
-        for sample in order {
-            match batches.last_mut().filter(|_| tokens(sample) <= room) {
-                Some(batch) => batch.push(sample),
-                None => {
-                    room = max_batch_tokens.max(tokens(sample));
-                    batches.push(vec![sample]);
-                }
-            }
-            room -= tokens(sample);
-        }
-        batches
+        let lengths = order.iter().map(|&sample| tokens(sample));
+        let runs = fill::runs(lengths, max_batch_tokens).into_iter();
+        runs.map(|run| order[run].to_vec()).collect()
     }
 }
 

@@ -46,6 +46,7 @@ use crate::learn::trainable::Objective;
 use crate::learn::trainable::StepGradients;
 use crate::learn::trainable::TokenPair;
 use crate::learn::trainable::Trainable;
+use crate::model::fill;
 use crate::model::memory;
 use crate::offline::Stop;
 use crate::offline::train::config::Config;
@@ -302,18 +303,8 @@ fn shared_head(
 
 /// Pairs in their order, a number of tokens at a time.
 fn chunks(pairs: &[Pair]) -> impl Iterator<Item = &[Pair]> {
-    let mut rest = pairs;
-    std::iter::from_fn(move || {
-        let mut tokens = 0;
-        let fits = |pair: &&Pair| {
-            tokens += pair.tokens.num_tokens();
-            tokens <= CHUNK_TOKENS
-        };
-        let taken = rest.iter().take_while(fits).count().max(1).min(rest.len());
-        let (chunk, after) = rest.split_at(taken);
-        rest = after;
-        (!chunk.is_empty()).then_some(chunk)
-    })
+    let lengths = pairs.iter().map(|pair| pair.tokens.num_tokens());
+    fill::runs(lengths, CHUNK_TOKENS).into_iter().map(|run| &pairs[run])
 }
 
 /// All chosen ones, then all rejected ones.

@@ -1,5 +1,6 @@
 //! Which pairs a member sees in which step: each epoch its own order, filled into batches by tokens.
 
+use crate::model::fill::Fill;
 use crate::offline::random;
 use crate::offline::train::config::Recipe;
 use crate::offline::train::purpose::Purpose;
@@ -27,16 +28,14 @@ pub(super) fn batches(lengths: &[usize], recipe: &Recipe, epochs: usize, seed: u
     for epoch in 0..epochs {
         let mut order: Vec<usize> = (0..lengths.len()).collect();
         random::shuffle(&mut order, &mut random);
-        let mut batch = Batch { epoch, pairs: Vec::new(), tokens: 0 };
-        for pair in order {
-            let is_full = batch.pairs.len() >= most_pairs || batch.tokens + lengths[pair] > most_tokens;
-            if is_full && !batch.pairs.is_empty() {
-                batches.push(std::mem::replace(&mut batch, Batch { epoch, pairs: Vec::new(), tokens: 0 }));
-            }
-            batch.pairs.push(pair);
-            batch.tokens += lengths[pair];
+        let mut left = order.as_slice();
+        while !left.is_empty() {
+            let mut fill = Fill::new(most_tokens);
+            let next = left.iter().take(most_pairs);
+            let (pairs, after) = left.split_at(fill.take(next.map(|&pair| lengths[pair])));
+            batches.push(Batch { epoch, pairs: pairs.to_vec(), tokens: fill.tokens() });
+            left = after;
         }
-        batches.push(batch);
     }
     batches
 }
