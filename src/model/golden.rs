@@ -48,8 +48,8 @@ const BF16_SHARE: f64 = 0.1;
 pub struct GoldenRewards {
     format: u32,
     /// By which hidden states became one vector: a variant that is told another rule cannot be compared.
-    pub pooling: String,
-    /// At least one.
+    pub pooling: Pooling,
+    /// Never empty.
     pub samples: Vec<GoldenSample>,
 }
 
@@ -128,7 +128,7 @@ pub enum GoldenError {
 impl GoldenRewards {
     /// Golden rewards of samples; at least one.
     pub fn new(pooling: Pooling, samples: Vec<GoldenSample>) -> Self {
-        Self { format: FORMAT, pooling: pooling.name().to_owned(), samples }
+        Self { format: FORMAT, pooling, samples }
     }
 
     /// Those of a checkpoint directory, if it has some.
@@ -144,7 +144,7 @@ impl GoldenRewards {
         #[serde(deny_unknown_fields)]
         struct File {
             format: u32,
-            pooling: String,
+            pooling: Pooling,
             samples: Vec<serde_json::Value>,
         }
         let File { format, pooling, samples } =
@@ -181,7 +181,7 @@ impl GoldenRewards {
     pub fn write(&self, dir: &Path) -> Result<(), ModelError> {
         let line = |sample| serde_json::to_string(sample).expect("strings and numbers are JSON");
         let samples: Vec<String> = self.samples.iter().map(line).collect();
-        let Self { format, pooling, .. } = self;
+        let (format, pooling) = (self.format, self.pooling.name());
         let text = format!(
             "{{\n\"format\": {format},\n\"pooling\": \"{pooling}\",\n\"samples\": [\n{}\n]\n}}\n",
             samples.join(",\n")

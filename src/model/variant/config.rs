@@ -103,7 +103,7 @@ impl VariantConfig {
         }
         for (golden, path) in of_members.iter_mut().zip(&self.members) {
             let overrides =
-                |golden: &mut GoldenRewards| self.pooling.is_some_and(|rule| rule.name() != golden.pooling);
+                |golden: &mut GoldenRewards| self.pooling.is_some_and(|rule| rule != golden.pooling);
             if golden.take_if(overrides).is_some() {
                 tell(path, "the configuration overrides the pooling rule that they were taken with");
             }
