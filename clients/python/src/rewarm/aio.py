@@ -1,0 +1,156 @@
+"""The client for asyncio."""
+from __future__ import annotations
+
+import asyncio
+import time
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import grpc
+import grpc.aio
+
+from rewarm import channels, plan
+from rewarm.client import INFO_SECONDS, Common
+from rewarm.pipeline import Pipeline, Sending
+from rewarm.types import Options, Score, ServerInfo
+from rewarm.v1 import reward_pb2 as proto
+from rewarm.v1 import reward_pb2_grpc as service
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+
+class AsyncClient(Common):
+    """`Client` for asyncio: the same calls, awaited. One may be used in several event loops; a call that is cancelled is
+    cancelled in the server too."""
+
+    def __init__(self, addresses: str | Sequence[str], **options: Unpack[Options]) -> None:
+        super().__init__(addresses, **options)
+        # a channel belongs to the loop that it was made in
+        self._channels: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, list[tuple[grpc.aio.Channel, Any]]] = (
+            weakref.WeakKeyDictionary())
+
+    @overload
+    async def score(self, prompts: str | Iterable[str], responses: Iterable[str], *, members: Literal[False] = False,
+                    **options: Unpack[Options]) -> list[float]: ...
+    @overload
+    async def score(self, prompts: str | Iterable[str], responses: Iterable[str], *, members: Literal[True],
+                    **options: Unpack[Options]) -> list[Score]: ...
+    async def score(self, prompts: str | Iterable[str], responses: Iterable[str], *, members: bool = False,
+                    **options: Unpack[Options]) -> list[float] | list[Score]:
+        """The reward of each response, in order; one string is the prompt of all. With `members`, a `Score` of each."""
+        return await self._score(plan.texts(prompts, responses), members, options)
+
+    @overload
+    async def score_messages(self, conversations: Iterable[Sequence[Mapping[str, Any]]], *, tools: Sequence[Any] | None = None,
+                             chat_template_kwargs: Mapping[str, Any] | None = None, members: Literal[False] = False,
+                             **options: Unpack[Options]) -> list[float]: ...
+    @overload
+    async def score_messages(self, conversations: Iterable[Sequence[Mapping[str, Any]]], *, tools: Sequence[Any] | None = None,
+                             chat_template_kwargs: Mapping[str, Any] | None = None, members: Literal[True],
+                             **options: Unpack[Options]) -> list[Score]: ...
+    async def score_messages(self, conversations: Iterable[Sequence[Mapping[str, Any]]], *, tools: Sequence[Any] | None = None,
+                             chat_template_kwargs: Mapping[str, Any] | None = None, members: bool = False,
+                             **options: Unpack[Options]) -> list[float] | list[Score]:
+        """The reward of each conversation, rendered through the model's chat template without a generation prompt."""
+        return await self._score(plan.conversations(conversations, tools, chat_template_kwargs), members, options)
+
+    @overload
+    async def score_texts(self, texts: Iterable[str], *, members: Literal[False] = False,
+                          **options: Unpack[Options]) -> list[float]: ...
+    @overload
+    async def score_texts(self, texts: Iterable[str], *, members: Literal[True],
+                          **options: Unpack[Options]) -> list[Score]: ...
+    async def score_texts(self, texts: Iterable[str], *, members: bool = False,
+                          **options: Unpack[Options]) -> list[float] | list[Score]:
+        """The reward of each text that is rendered already: tokenized without adding special tokens."""
+        return await self._score(plan.formatted(texts), members, options)
+
+    @overload
+    async def score_token_ids(self, token_ids: Iterable[Iterable[int]], *, members: Literal[False] = False,
+                              **options: Unpack[Options]) -> list[float]: ...
+    @overload
+    async def score_token_ids(self, token_ids: Iterable[Iterable[int]], *, members: Literal[True],
+                              **options: Unpack[Options]) -> list[Score]: ...
+    async def score_token_ids(self, token_ids: Iterable[Iterable[int]], *, members: bool = False,
+                              **options: Unpack[Options]) -> list[float] | list[Score]:
+        """The reward of each sequence of the model's own token ids, as it is."""
+        return await self._score(plan.token_ids(token_ids), members, options)
+
+    async def info(self, *, timeout: float | None = None) -> ServerInfo:
+        """What is served, asked anew."""
+        return await self._info(time.monotonic(), timeout or self._settings.timeout)
+
+    async def close(self) -> None:
+        """Lets go of this event loop's connections; a later call makes new ones."""
+        for channel, _ in self._channels.pop(asyncio.get_running_loop(), []):
+            await channel.close(None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                        trace: TracebackType | None) -> None:
+        await self.close()
+
+    async def _score(self, samples: list[proto.Sample], members: bool,
+                     options: Options) -> list[float] | list[Score]:
+        started = time.monotonic()
+        settings = replace(self._settings, **options)
+        if not samples:
+            return []
+        info = self._known_info(started) or await self._info(started, settings.timeout)
+        sent = plan.requests(samples, settings, info, members)
+        responses = await self._run("Score", self._pipeline(sent, started, settings.timeout))
+        return (plan.scores if members else plan.rewards)(sent, responses, settings)
+
+    async def _info(self, started: float, timeout: float) -> ServerInfo:
+        asked = [plan.Request(proto.GetServerInfoRequest())]
+        [response] = await self._run("GetServerInfo", self._pipeline(asked, started, timeout))
+        info = plan.server_info(response)
+        self._told = (started + INFO_SECONDS, info)
+        return info
+
+    async def _run(self, method: str, pipeline: Pipeline) -> list[Any]:
+        stubs = self._stubs()
+        flying: dict[asyncio.Task[Any], Sending] = {}
+        try:
+            while not pipeline.is_done:
+                for sending in pipeline.due(time.monotonic()):
+                    call = getattr(stubs[sending.address], method)
+                    future = asyncio.create_task(_answer(call(
+                        pipeline.requests[sending.index].message, timeout=pipeline.deadline - time.monotonic())))
+                    flying[future] = sending
+                pause = pipeline.pause(time.monotonic())
+                if not flying:
+                    await asyncio.sleep(pause)
+                    continue
+                done, _ = await asyncio.wait(flying, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+                for future in done:
+                    sending, error = flying.pop(future), future.exception()
+                    if error is None:
+                        pipeline.answered(sending, future.result())
+                    elif isinstance(error, grpc.aio.AioRpcError):
+                        pipeline.failed(sending, time.monotonic(), **channels.failure(error))
+                    else:
+                        raise error
+            return pipeline.responses
+        finally:
+            for future in flying:
+                future.cancel()
+
+    def _stubs(self) -> list[Any]:
+        loop = asyncio.get_running_loop()
+        found = self._channels.get(loop)
+        if found is None:
+            made = [grpc.aio.insecure_channel(address, channels.options(address)) for address in self.addresses]
+            found = [(channel, service.RewardServiceStub(channel)) for channel in made]  # type: ignore[no-untyped-call]
+            self._channels[loop] = found
+        return [stub for _, stub in found]
+
+
+async def _answer(call: Any) -> Any:
+    return await call

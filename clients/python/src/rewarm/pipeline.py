@@ -1,0 +1,152 @@
+"""Which request goes where and when, until all are answered. No I/O and no clock: the clients drive it.
+
+A call has one deadline. A few of its requests are on their way at a time; each goes to the addresses in turn. What may be
+tried again is: a full queue, which tells when (`grpc-retry-pushback-ms`), and a server that is not there, elsewhere at
+once and here a little later. Scoring has no effects, so a request whose answer got lost is simply sent again.
+"""
+from __future__ import annotations
+
+import heapq
+import logging
+import random
+import re
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rewarm.errors import (
+    DeadlineExceeded,
+    FingerprintMismatch,
+    InvalidRequest,
+    Overloaded,
+    RewarmError,
+    ServerError,
+    Unavailable,
+)
+from rewarm.plan import Request
+
+#: Requests on their way at a time, to each address.
+CONCURRENT_REQUESTS = 8
+#: Seconds before an address that is not there is asked again, where it does not say: the first and the longest.
+BACKOFF = (0.05, 2.0)
+#: Seconds between two lines in the log about requests that are sent again.
+LOG_SECONDS = 10.0
+
+_ERRORS: dict[str, type[RewarmError]] = {
+    "INVALID_ARGUMENT": InvalidRequest,
+    "OUT_OF_RANGE": InvalidRequest,
+    "UNIMPLEMENTED": InvalidRequest,
+    "FAILED_PRECONDITION": FingerprintMismatch,
+    "RESOURCE_EXHAUSTED": Overloaded,
+    "UNAVAILABLE": Unavailable,
+    "DEADLINE_EXCEEDED": DeadlineExceeded,
+}
+
+_log = logging.getLogger("rewarm")
+
+
+@dataclass
+class Sending:
+    """A request that is to be sent now, or was."""
+
+    index: int
+    #: Which address, by its place in the list.
+    address: int
+    attempts: int = 0
+    #: By address: when it may be asked again, and how often it was not there.
+    not_before: dict[int, float] = field(default_factory=dict)
+    absences: dict[int, int] = field(default_factory=dict)
+
+
+class Pipeline:
+    """One call: `due` says what to send, `answered` and `failed` what became of it."""
+
+    def __init__(self, requests: Sequence[Request], addresses: Sequence[str], first: int, deadline: float,
+                 timeout: float) -> None:
+        self.requests = requests
+        self.responses: list[Any] = [None] * len(requests)
+        self.deadline = deadline
+        self._timeout = timeout
+        self._addresses = addresses
+        self._fresh = deque(Sending(index, (first + index) % len(addresses)) for index in range(len(requests)))
+        self._waiting: list[tuple[float, int, Sending]] = []
+        self._free = CONCURRENT_REQUESTS * len(addresses)
+        self._missing = len(requests)
+        self._logged = 0.0
+
+    @property
+    def is_done(self) -> bool:
+        return self._missing == 0
+
+    def due(self, now: float) -> list[Sending]:
+        """What to send now. Raises once the deadline has passed."""
+        if now >= self.deadline:
+            raise DeadlineExceeded(
+                f"the deadline of {self._timeout:g} s passed; {self._missing} of {len(self.requests)} requests were not "
+                "answered", code="DEADLINE_EXCEEDED")
+        found = []
+        while self._free:
+            if self._waiting and self._waiting[0][0] <= now:
+                sending = heapq.heappop(self._waiting)[2]
+            elif self._fresh:
+                sending = self._fresh.popleft()
+            else:
+                break
+            sending.attempts += 1
+            self._free -= 1
+            found.append(sending)
+        return found
+
+    def pause(self, now: float) -> float:
+        """For how long nothing is due, unless an answer comes."""
+        wake = self._waiting[0][0] if self._waiting and self._free else self.deadline
+        return max(0.0, min(wake, self.deadline) - now)
+
+    def answered(self, sending: Sending, response: Any) -> None:
+        self._free += 1
+        self._missing -= 1
+        self.responses[sending.index] = response
+
+    def failed(self, sending: Sending, now: float, *, code: str, message: str, pushback: str | None) -> None:
+        """Notes when to try again. Raises if that would not help, or not in time."""
+        self._free += 1
+        here = sending.address
+        delay = self._delay(sending, code, pushback)
+        if delay is not None:
+            sending.not_before[here] = now + delay
+            following = [(here + step) % len(self._addresses) for step in range(1, len(self._addresses) + 1)]
+            # the first of those that may be asked soonest
+            sending.address = min(following, key=lambda address: max(now, sending.not_before.get(address, now)))
+            due = max(now, sending.not_before.get(sending.address, now))
+            if due < self.deadline:
+                self._report(now, f"{self._addresses[here]} answered {code}: {message}; trying again")
+                heapq.heappush(self._waiting, (due, sending.index, sending))
+                return
+        start = self.requests[sending.index].start
+        message = re.sub(r"\bsamples\[(\d+)\]", lambda found: f"samples[{int(found[1]) + start}]", message)
+        if sending.attempts > 1 or code == "DEADLINE_EXCEEDED":
+            message = f"{message} (attempts: {sending.attempts}, timeout: {self._timeout:g} s)"
+        raise _ERRORS.get(code, ServerError)(
+            f"{self._addresses[here]} answered {code}: {message}",
+            code=code, address=self._addresses[here], attempts=sending.attempts)
+
+    def _delay(self, sending: Sending, code: str, pushback: str | None) -> float | None:
+        """Seconds before this address may be asked again; None if that would not help."""
+        if code not in ("RESOURCE_EXHAUSTED", "UNAVAILABLE"):
+            return None
+        if pushback is not None:
+            # a number below 0, or nonsense, says: do not
+            return int(pushback) / 1000 if pushback.isdecimal() else None
+        if code == "RESOURCE_EXHAUSTED":
+            # not by our server: a limit of size, which the same request meets again
+            return None
+        absences = sending.absences.get(sending.address, 0)
+        sending.absences[sending.address] = absences + 1
+        first, longest = BACKOFF
+        return min(longest, first * 2.0 ** min(absences, 10)) * random.uniform(0.8, 1.2)
+
+    def _report(self, now: float, text: str) -> None:
+        if now >= self._logged:
+            self._logged = now + LOG_SECONDS
+            _log.warning(text)

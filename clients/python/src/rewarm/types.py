@@ -1,0 +1,75 @@
+"""What comes back: plain frozen data, which pickles."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypedDict
+
+#: Which of the requests that wait goes first.
+Priority = Literal["interactive", "normal", "background"]
+#: What to do with a sample that is longer than the model's limit: refuse it, or drop tokens on that side.
+Truncation = Literal["reject", "left", "right"]
+
+
+class Options(TypedDict, total=False):
+    """What every call takes by keyword; given to a client, it is the default of its calls."""
+
+    #: The variant that scores; absent, the server's routing decides.
+    variant: str | None
+    #: Calls with the same key go to the same variant; absent, the prompts decide, and no group of one prompt is split.
+    routing_key: str | None
+    priority: Priority
+    truncation: Truncation
+    #: Fails with `FingerprintMismatch` unless this is the fingerprint of the variant that scores.
+    expected_fingerprint: str | None
+    #: Seconds for the whole call, with all its requests, pauses and retries. 600 unless given.
+    timeout: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """A reward and what it was computed from."""
+
+    #: Unbounded; only differences carry meaning.
+    reward: float
+    #: Tokens that were scored, special tokens included.
+    tokens: int
+    #: Tokens that were dropped because the sample was too long; 0 unless `truncation` asked for it.
+    truncated_tokens: int
+    #: The variant that scored, and its fingerprint.
+    variant: str
+    fingerprint: str
+    #: One reward for each member of the variant.
+    member_rewards: tuple[float, ...] = ()
+    #: Population standard deviation of `member_rewards`; None unless the variant is an ensemble.
+    reward_std: float | None = None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model, or an ensemble, that a server holds."""
+
+    name: str
+    #: `"warm"` or `"ens"`.
+    mode: str
+    #: A digest of everything that determines a reward.
+    fingerprint: str
+    #: Directories of the members, in order.
+    members: tuple[str, ...]
+    max_tokens: int
+    #: How a prompt and a response become one sequence: `"chat_template"`, `"sentence_pair"`, ...
+    text_rule: str
+    #: What decides rewards and is not in the checkpoint's config.
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ServerInfo:
+    """What a server serves."""
+
+    version: str
+    #: By name.
+    variants: Mapping[str, Variant]
+    #: Shares of the calls that name no variant.
+    routing: Mapping[str, float]
+    max_samples_per_request: int
