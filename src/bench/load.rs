@@ -25,7 +25,7 @@ use crate::text::Input;
 pub enum Pace {
     /// So many callers, each of which sends its next request when it has its answer.
     Closed {
-        /// At least one.
+        /// How many there are, one or more.
         callers: usize,
     },
     /// Each request at its time after the start.

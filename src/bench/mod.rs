@@ -42,7 +42,7 @@ use crate::text::Truncation;
 pub struct Rounds {
     /// Run first, and not counted.
     pub warmup: usize,
-    /// At least one.
+    /// Run after that, and told: one or more.
     pub counted: usize,
 }
 

@@ -11,7 +11,7 @@ pub enum CheckpointError {
     Read {
         /// Which.
         path: PathBuf,
-        /// Why.
+        /// What the system said.
         source: std::io::Error,
     },
     /// A file cannot be written.
@@ -19,7 +19,7 @@ pub enum CheckpointError {
     Write {
         /// Which.
         path: PathBuf,
-        /// Why.
+        /// What the system said.
         source: std::io::Error,
     },
     /// Not a checkpoint directory.

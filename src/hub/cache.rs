@@ -44,7 +44,7 @@ impl Repository {
         Some(commit.trim().to_owned()).filter(|commit| is_commit(commit))
     }
 
-    /// Notes it.
+    /// Notes which commit a branch is now.
     pub(super) fn set_commit(&self, revision: &str, commit: &str) -> Result<(), HubError> {
         if self.commit_of(revision).as_deref() == Some(commit) {
             return Ok(()); // the cache may be one that we may only read
@@ -58,7 +58,7 @@ impl Repository {
         serde_json::from_slice(&text).ok().filter(Tree::is_sound)
     }
 
-    /// Notes it.
+    /// Keeps what a commit consists of, so that nobody has to ask again.
     pub(super) fn write_tree(&self, commit: &str, tree: &Tree) -> Result<(), HubError> {
         let text = serde_json::to_vec_pretty(tree).expect("strings and numbers are JSON");
         self.write(&self.tree_path(commit), &text)

@@ -166,7 +166,7 @@ pub enum ModelError {
     /// A reward, loss or gradient in training.
     #[error("{what} is {value}, which is not finite")]
     NotFinite {
-        /// Names it.
+        /// What it is, "a gradient of `score.weight`" for example.
         what: String,
         /// The value.
         value: f64,
@@ -195,7 +195,7 @@ pub enum ModelError {
     Member {
         /// Which.
         path: PathBuf,
-        /// Why.
+        /// What is wrong with it.
         source: Box<ModelError>,
     },
     /// The files of a checkpoint.

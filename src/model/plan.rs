@@ -178,7 +178,7 @@ pub struct AttentionPlan {
     pub query: LinearPlan,
     /// `[kv_heads · head_dim, hidden]`
     pub key: LinearPlan,
-    /// The same.
+    /// `[kv_heads · head_dim, hidden]`, as keys have it.
     pub value: LinearPlan,
     /// `[hidden, heads · head_dim]`
     pub output: LinearPlan,

@@ -121,7 +121,7 @@ pub enum StartError {
         address: SocketAddr,
         /// Whose port it is.
         purpose: &'static str,
-        /// Why.
+        /// What the system said.
         #[source]
         source: io::Error,
     },

@@ -28,7 +28,7 @@ use crate::text::Truncation;
 /// Which models to serve: what a reload reads again.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Models {
-    /// At least one.
+    /// What is served, never nothing.
     pub variants: Vec<VariantConfig>,
     /// Relative weights by variant name; a variant that is not named is only reached by its name.
     pub weights: BTreeMap<String, f64>,
@@ -66,7 +66,7 @@ pub enum LoadError {
     Model {
         /// Its name.
         variant: String,
-        /// Why.
+        /// What is wrong with it, or with several members.
         #[source]
         source: ModelError,
     },

@@ -88,7 +88,7 @@ pub enum DatasetError {
     Read {
         /// Which.
         path: PathBuf,
-        /// Why.
+        /// What the system said.
         source: io::Error,
     },
     /// Of one line.

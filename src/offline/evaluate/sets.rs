@@ -43,7 +43,7 @@ pub(super) struct PairSet {
     pub(super) part: Part,
     path: String,
     digest: String,
-    /// At least one.
+    /// What is judged, never nothing.
     pub(super) pairs: Vec<Pair>,
     pub(super) unscorable: Vec<Unscorable>,
     equal_lines: Vec<usize>,

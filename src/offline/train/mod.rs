@@ -89,7 +89,7 @@ pub enum Event<'a> {
     ProbeProgress {
         /// Pairs that have.
         done: usize,
-        /// All.
+        /// Pairs of the training in all.
         pairs: usize,
     },
     /// The shared head is there.
@@ -102,7 +102,7 @@ pub enum Event<'a> {
         own: &'a Member,
         /// Steps that were done before.
         done: usize,
-        /// All.
+        /// Steps of the member in all.
         steps: usize,
         /// Tokens of all steps, and of those that were done before.
         tokens: (usize, usize),
@@ -120,7 +120,7 @@ pub enum Event<'a> {
         member: usize,
         /// Pairs that were.
         done: usize,
-        /// All.
+        /// Pairs of the validation in all.
         pairs: usize,
     },
     /// A validation is done.
