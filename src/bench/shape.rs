@@ -148,7 +148,7 @@ impl Sizes {
         }
     }
 
-    /// Writes a checkpoint directory: see [`write`].
+    /// Writes a checkpoint directory: see [`write()`].
     pub fn write(&self, dir: &Path, member: u64) -> anyhow::Result<()> {
         write(&self.config(), dir, member)
     }

@@ -14,7 +14,7 @@ const SHOWN: usize = 60;
 /// The first place at which two values differ.
 #[derive(Debug)]
 pub struct FieldDifference {
-    /// For example "model.vocab.the" or "added_tokens[4]".
+    /// For example `model.vocab.the` or `added_tokens[4]`.
     pub path: String,
     /// What is there in the first, for people; "absent" where nothing is.
     pub first: String,

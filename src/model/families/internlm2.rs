@@ -32,7 +32,7 @@ pub(super) const FAMILY: Family = Family {
     parse,
 };
 
-/// Of `InternLM2Config` in the code of its reward models: "[UNUSED_TOKEN_130]".
+/// Of `InternLM2Config` in the code of its reward models: `[UNUSED_TOKEN_130]`.
 const REWARD_TOKEN_ID: u32 = 92_527;
 
 const DEFAULTS: Defaults = Defaults { vocab_size: 103_168, ..LLAMA };
