@@ -1,5 +1,6 @@
 """`rewarm.serve` leaves no server behind."""
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import pytest
 from conftest import MEMBERS, start
 
 import rewarm
+
+SOURCES = str(pathlib.Path(rewarm.__file__).parents[1])
 
 
 def is_alive(address):
@@ -38,7 +41,9 @@ def test_what_does_not_start_says_why(tmp_path):
                                  "os.kill(os.getpid(), signal.SIGTERM)", "os._exit(0)"])
 def test_it_ends_with_its_parent(end):
     script = f"""
-import os, signal, rewarm
+import os, signal, sys
+sys.path.insert(0, {SOURCES!r})
+import rewarm
 server = rewarm.serve({{"variants": {{"warm": {{"mode": "warm", "members": {MEMBERS!r}}}}}}})
 print(server.address, flush=True)
 {end}
