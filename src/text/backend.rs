@@ -218,8 +218,12 @@ impl Backend {
         let added = tokens_to_add(&tokenizer, settings, &named, &extra);
         tokenizer.add_tokens(added.clone()).map_err(|error| error.to_string())?;
         if class.adds_tokens_again() {
-            let texts = named.iter().map(|(_, token)| token).chain(&extra).map(Token::content);
-            let tokens: Vec<AddedToken> = texts.map(|text| AddedToken::from(text, true)).collect();
+            let again = |token: &Token| match token {
+                Token::Added(token) if class != Class::Qwen2 => AddedToken { special: true, ..token.clone() },
+                token => AddedToken::from(token.content(), true),
+            };
+            let tokens = named.iter().map(|(_, token)| token).chain(&extra);
+            let tokens: Vec<AddedToken> = tokens.map(again).collect();
             tokenizer.add_tokens(tokens).map_err(|error| error.to_string())?;
         }
 
@@ -261,7 +265,9 @@ impl Backend {
             }
             PostPlan::BertInsteadOfOwn => {
                 if post_processor.is_some() {
-                    post_processor = bert([of("cls_token", 0), of("sep_token", 0)])?;
+                    // a token that is none is unknown
+                    let unknown = id("unk_token").map_or(0, |(_, id)| id);
+                    post_processor = bert([of("cls_token", unknown), of("sep_token", unknown)])?;
                 }
             }
             PostPlan::Roberta { trim_offsets, add_prefix_space } => {
