@@ -1,0 +1,91 @@
+"""What is sent where and when, by a clock of ours."""
+import pytest
+
+import rewarm
+from rewarm.pipeline import CONCURRENT_REQUESTS, Pipeline
+from rewarm.plan import Request
+
+
+def pipeline(requests=1, addresses=("a:1",), timeout=100.0):
+    return Pipeline([Request(index, index * 64) for index in range(requests)], addresses, 0, timeout, timeout)
+
+
+def fail(calls, sending, now, code="UNAVAILABLE", message="why", pushback=None):
+    calls.failed(sending, now, code=code, message=message, pushback=pushback)
+
+
+def test_a_few_are_on_their_way_at_a_time_and_responses_are_in_order():
+    calls = pipeline(requests=20)
+    sent = calls.due(0.0)
+    assert [sending.index for sending in sent] == list(range(CONCURRENT_REQUESTS)) and not calls.due(0.0)
+    while sent:
+        calls.answered(sent[-1], f"answer {sent.pop().index}")
+        sent += calls.due(0.0)
+    assert calls.is_done and calls.responses == [f"answer {index}" for index in range(20)]
+
+
+def test_a_pushback_is_kept_to_the_millisecond():
+    calls = pipeline()
+    [sending] = calls.due(1.0)
+    fail(calls, sending, 2.0, "RESOURCE_EXHAUSTED", pushback="1500")
+    assert calls.pause(2.0) == pytest.approx(1.5) and not calls.due(3.499)
+    assert calls.due(3.5) == [sending] and sending.attempts == 2
+
+
+def test_elsewhere_at_once_and_here_later():
+    calls = pipeline(addresses=("a:1", "b:1", "c:1"))
+    [sending] = calls.due(0.0)
+    fail(calls, sending, 0.0, pushback="1000")
+    assert calls.due(0.0) == [sending] and sending.address == 1
+    fail(calls, sending, 0.1, pushback="200")
+    assert calls.due(0.1) == [sending] and sending.address == 2
+    fail(calls, sending, 0.2, pushback="5000")
+    # all have said when: the soonest of them, then
+    assert sending.address == 1 and not calls.due(0.25) and calls.due(0.31) == [sending]
+
+
+def test_a_server_that_is_not_there_is_asked_less_and_less_often():
+    calls, now, pauses = pipeline(timeout=1000.0), 0.0, []
+    for _ in range(12):
+        [sending] = calls.due(now)
+        fail(calls, sending, now)
+        pauses.append(calls.pause(now))
+        now += pauses[-1]
+    assert 0.03 < pauses[0] < 0.07 and max(pauses) < 2.5 and min(pauses[8:]) > 1.5, pauses
+
+
+@pytest.mark.parametrize(("code", "pushback", "kind"), [
+    ("INVALID_ARGUMENT", None, rewarm.InvalidRequest),
+    ("OUT_OF_RANGE", None, rewarm.InvalidRequest),
+    ("FAILED_PRECONDITION", None, rewarm.FingerprintMismatch),
+    ("INTERNAL", None, rewarm.ServerError),
+    ("DEADLINE_EXCEEDED", None, rewarm.DeadlineExceeded),
+    # a limit of size, made by something between
+    ("RESOURCE_EXHAUSTED", None, rewarm.Overloaded),
+    # do not try again
+    ("RESOURCE_EXHAUSTED", "-1", rewarm.Overloaded),
+    ("UNAVAILABLE", "soon", rewarm.Unavailable),
+    # too late
+    ("RESOURCE_EXHAUSTED", "200000", rewarm.Overloaded),
+])
+def test_what_does_not_help_is_not_tried_again(code, pushback, kind):
+    calls = pipeline()
+    [sending] = calls.due(0.0)
+    with pytest.raises(kind, match=f"a:1 answered {code}: why") as caught:
+        fail(calls, sending, 0.0, code, pushback=pushback)
+    assert (caught.value.code, caught.value.address, caught.value.attempts) == (code, "a:1", 1)
+
+
+def test_samples_are_named_as_they_were_passed():
+    calls = pipeline(requests=3)
+    sent = calls.due(0.0)
+    with pytest.raises(rewarm.InvalidRequest, match=r"samples\[131\]\.input: is not set; samples\[132\]: x"):
+        fail(calls, sent[2], 0.0, "INVALID_ARGUMENT", "samples[3].input: is not set; samples[4]: x")
+
+
+def test_the_deadline_ends_it():
+    calls = pipeline(requests=20, timeout=5.0)
+    calls.due(0.0)
+    assert calls.pause(3.0) == 2.0
+    with pytest.raises(rewarm.DeadlineExceeded, match="5 s passed; 20 of 20"):
+        calls.due(5.0)
