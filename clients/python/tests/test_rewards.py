@@ -8,6 +8,8 @@ import pytest
 from conftest import CHAT, GOLDEN, PROMPT, sentences, start
 
 import rewarm
+from rewarm import plan
+from rewarm.v1 import reward_pb2
 
 # Room for another order of summation in f32, and nothing else.
 F32_ATOL = 1e-5
@@ -168,3 +170,13 @@ def test_a_group_is_never_split_between_variants_and_a_key_keeps_a_call_together
 def test_a_small_limit_of_samples_is_kept(kind):
     with start(batching={"max_samples_per_request": 7}) as server, kind(server.address) as client:
         assert len(client.score(PROMPT, sentences(100))) == 100
+
+
+def test_long_samples_travel_in_small_requests():
+    sample = reward_pb2.Sample(formatted="x" * 100_000)
+    settings, info = plan.Settings(), rewarm.ServerInfo("", {}, {"warm": 1.0}, 1024)
+    cut = plan.requests([sample] * 25, settings, info, False)
+    assert [(request.start, len(request.message.samples)) for request in cut] == [(0, 10), (10, 10), (20, 5)]
+    whole = reward_pb2.Sample(formatted="x" * 3_000_000)
+    cut = plan.requests([sample, whole, sample], settings, info, False)
+    assert [request.start for request in cut] == [0, 1, 2]

@@ -18,8 +18,9 @@ from rewarm.v1 import reward_pb2 as proto
 
 #: Samples in one request, where the server takes as many.
 REQUEST_SAMPLES = 64
-#: Bytes of samples in one request, unless one sample has more; an eighth of what a server takes unless configured.
-REQUEST_BYTES = 4 << 20
+#: Bytes of samples in one request, unless one sample has more. A token has a byte at least, and a server refuses a request
+#: with more tokens than its queue holds, 1,048,576 unless configured.
+REQUEST_BYTES = 1 << 20
 #: How many failed samples an exception's message quotes; `failures` has all.
 QUOTED_FAILURES = 3
 
