@@ -125,8 +125,10 @@ def test_clients_pickle_and_so_do_errors(kind, server):
 def test_an_async_client_pickles(server):
     client = pickle.loads(pickle.dumps(rewarm.AsyncClient(server.address)))
     assert len(asyncio.run(client.score(PROMPT, ["one"]))) == 1
-    # and is not bound to the loop of its first call
-    assert len(asyncio.run(client.score(PROMPT, ["one"]))) == 1
+    # and is not bound to the loop of its first call, nor keeps those that have ended
+    for _ in range(3):
+        assert len(asyncio.run(client.score(PROMPT, ["one"]))) == 1
+    assert len(client._channels) == 1
 
 
 FORKS = """

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -30,8 +29,7 @@ class AsyncClient(Common):
     def __init__(self, addresses: str | Sequence[str], **options: Unpack[Options]) -> None:
         super().__init__(addresses, **options)
         # a channel belongs to the loop that it was made in
-        self._channels: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, list[tuple[grpc.aio.Channel, Any]]] = (
-            weakref.WeakKeyDictionary())
+        self._channels: dict[asyncio.AbstractEventLoop, list[tuple[grpc.aio.Channel, Any]]] = {}
 
     @overload
     async def score(self, prompts: str | Iterable[str], responses: Iterable[str], *, members: Literal[False] = False,
@@ -146,6 +144,9 @@ class AsyncClient(Common):
         loop = asyncio.get_running_loop()
         found = self._channels.get(loop)
         if found is None:
+            # channels hold their loop, so a weak dictionary would keep every loop of a program that runs many
+            for ended in [other for other in list(self._channels) if other.is_closed()]:
+                self._channels.pop(ended, None)
             made = [grpc.aio.insecure_channel(address, channels.options(address)) for address in self.addresses]
             found = [(channel, service.RewardServiceStub(channel)) for channel in made]  # type: ignore[no-untyped-call]
             self._channels[loop] = found

@@ -128,16 +128,17 @@ class Server:
         self.stop()
 
     def _read(self, lines: IO[str]) -> None:
-        for line in lines:
-            self.log.append(line.rstrip("\n"))
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if entry.get("message") == "listening":
-                self.address, self.admin, self.metrics = (entry[name] for name in ("listen", "admin", "metrics"))
-            elif entry.get("message") == "readiness changed":
-                self._is_ready.set()
+        with lines:
+            for line in lines:
+                self.log.append(line.rstrip("\n"))
+                try:
+                    entry = json.loads(line)
+                except ValueError:
+                    continue
+                if entry.get("message") == "listening":
+                    self.address, self.admin, self.metrics = (entry[name] for name in ("listen", "admin", "metrics"))
+                elif entry.get("message") == "readiness changed":
+                    self._is_ready.set()
         self._has_ended = True
         self._is_ready.set()
 
