@@ -85,7 +85,8 @@ def test_samples_are_named_as_they_were_passed():
 
 def test_the_deadline_ends_it():
     calls = pipeline(requests=20, timeout=5.0)
-    calls.due(0.0)
+    sent = calls.due(0.0)
     assert calls.pause(3.0) == 2.0
-    with pytest.raises(rewarm.DeadlineExceeded, match="5 s passed; 20 of 20"):
+    fail(calls, sent[0], 3.0, "RESOURCE_EXHAUSTED", "the queue is full", pushback="500")
+    with pytest.raises(rewarm.DeadlineExceeded, match="5 s passed; 20 of 20 .*: the queue is full"):
         calls.due(5.0)

@@ -73,6 +73,7 @@ class Pipeline:
         self._waiting: list[tuple[float, int, Sending]] = []
         self._free = CONCURRENT_REQUESTS * len(addresses)
         self._missing = len(requests)
+        self._last = ""
         self._logged = 0.0
 
     @property
@@ -84,7 +85,7 @@ class Pipeline:
         if now >= self.deadline:
             raise DeadlineExceeded(
                 f"the deadline of {self._timeout:g} s passed; {self._missing} of {len(self.requests)} requests were not "
-                "answered", code="DEADLINE_EXCEEDED")
+                f"answered{self._last}", code="DEADLINE_EXCEEDED")
         found = []
         while self._free:
             if self._waiting and self._waiting[0][0] <= now:
@@ -120,6 +121,7 @@ class Pipeline:
             sending.address = min(following, key=lambda address: max(now, sending.not_before.get(address, now)))
             due = max(now, sending.not_before.get(sending.address, now))
             if due < self.deadline:
+                self._last = f"; {self._addresses[here]} answered {code}: {message}"
                 self._report(now, f"{self._addresses[here]} answered {code}: {message}; trying again")
                 heapq.heappush(self._waiting, (due, sending.index, sending))
                 return
