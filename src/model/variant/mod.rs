@@ -110,12 +110,11 @@ impl Loader {
                 .map_err(|error| in_member(&members[0].path, error.into()))?;
         }
         let store = &mut self.store;
-        let loaded = match (device, dtype) {
-            (Device::Cpu, dtype) => {
-                load_family(config, &members, &plans, Cpu::new(dtype), store, &mut progress)
-            }
-            (device, format) => {
-                load_family(config, &members, &plans, Composed { device, format }, store, &mut progress)
+        let loaded = match device {
+            Device::Cpu => load_family(config, &members, &plans, Cpu::new(dtype), store, &mut progress),
+            device => {
+                let composed = Composed { device, format: dtype };
+                load_family(config, &members, &plans, composed, store, &mut progress)
             }
         }?;
         progress(total); // what was read of several copies or not at all counts as read

@@ -9,6 +9,7 @@ mod forms;
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -342,10 +343,7 @@ impl Ops for Composed {
         layer: &Convolution<Self>,
         batch: &Batch<'_>,
     ) -> Result<Tensor> {
-        let neighbours = neighbours(whole(blocks)?, which, layer.kernel, batch.inputs())?;
-        convolve(&neighbours, layer.groups.len(), |group, x| {
-            self.linear_act(x, &layer.groups[group], layer.activation)
-        })
+        convolve(self, blocks, which, layer, batch.inputs())
     }
 
     fn gather(&self, blocks: &[Tensor], list: usize, batch: &Batch<'_>) -> Result<Vec<Tensor>> {
@@ -384,7 +382,7 @@ fn by_head(x: &Tensor, spec: &AttentionSpec) -> candle_core::Result<Tensor> {
 }
 
 /// The one block that all rows are in.
-pub(super) fn whole(blocks: &[Tensor]) -> Result<&Tensor> {
+fn whole(blocks: &[Tensor]) -> Result<&Tensor> {
     match blocks {
         [whole] => Ok(whole),
         _ => Err(OpsError::Unsupported("several blocks, of which the composed form has one")),
@@ -392,12 +390,7 @@ pub(super) fn whole(blocks: &[Tensor]) -> Result<&Tensor> {
 }
 
 /// Of each row that `which` says the columns at `kernel` positions around it: `[rows, columns, kernel]`.
-pub(super) fn neighbours(
-    x: &Tensor,
-    which: &Which,
-    kernel: usize,
-    inputs: &Inputs<'_>,
-) -> candle_core::Result<Tensor> {
+fn neighbours(x: &Tensor, which: &Which, kernel: usize, inputs: &Inputs<'_>) -> candle_core::Result<Tensor> {
     let (rows, columns) = x.dims2()?;
     let around = inputs.rows(which).flat_map(|row| inputs.packed.neighbours(row, kernel));
     let ids: Vec<u32> = around.map(|row| row.unwrap_or(rows) as u32).collect();
@@ -406,17 +399,22 @@ pub(super) fn neighbours(
     rows.reshape((which.len(), kernel, columns))?.transpose(1, 2)
 }
 
-/// What `layer` makes of each group of the columns of such neighbours, beside each other.
-pub(super) fn convolve(
-    neighbours: &Tensor,
-    groups: usize,
-    layer: impl Fn(usize, &Tensor) -> Result<Tensor>,
+/// [`Ops::convolve`] of a form whose rows are tensors: each group of the columns, beside each other.
+pub(super) fn convolve<O: Ops<Rows = Tensor>>(
+    ops: &O,
+    blocks: &[Tensor],
+    which: &Which,
+    layer: &Convolution<O>,
+    inputs: &Inputs<'_>,
 ) -> Result<Tensor> {
-    let columns = neighbours.dim(1)? / groups;
-    let of_group = |group: usize| {
-        layer(group, &neighbours.narrow(1, group * columns, columns)?.contiguous()?.flatten_from(1)?)
+    let neighbours = neighbours(whole(blocks)?, which, layer.kernel, inputs)?;
+    let columns = neighbours.dim(1)? / layer.groups.len();
+    let of_group = |(group, linear): (usize, &Arc<O::Linear>)| {
+        let x = neighbours.narrow(1, group * columns, columns)?.contiguous()?.flatten_from(1)?;
+        ops.linear_act(&x, linear, layer.activation)
     };
-    Ok(Tensor::cat(&(0..groups).map(of_group).collect::<Result<Vec<_>>>()?, 1)?)
+    let groups = layer.groups.iter().enumerate().map(of_group).collect::<Result<Vec<_>>>()?;
+    Ok(Tensor::cat(&groups, 1)?)
 }
 
 pub(super) fn activate(x: &Tensor, activation: Activation) -> candle_core::Result<Tensor> {

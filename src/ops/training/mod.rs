@@ -395,10 +395,7 @@ impl Ops for Training {
         layer: &Convolution<Self>,
         batch: &Batch<'_>,
     ) -> Result<Tensor> {
-        let neighbours = composed::neighbours(composed::whole(blocks)?, which, layer.kernel, batch.inputs())?;
-        composed::convolve(&neighbours, layer.groups.len(), |group, x| {
-            self.linear_act(x, &layer.groups[group], layer.activation)
-        })
+        composed::convolve(self, blocks, which, layer, batch.inputs())
     }
 
     fn gather(&self, blocks: &[Tensor], list: usize, batch: &Batch<'_>) -> Result<Vec<Tensor>> {
