@@ -1,0 +1,9 @@
+//! A GPU: its kernels, and all of the `unsafe` code that runs them.
+//!
+//! ```text
+//! kernels/   CUDA C++ without any header, compiled for the card by NVRTC when they are first asked for
+//! play/      a header that plays a block of threads on the CPU, so that the same text runs without a card
+//! driver     what is asked of a card, whoever answers: memory, launches, products, time
+//! ```
+
+pub mod driver;
