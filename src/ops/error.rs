@@ -1,11 +1,16 @@
 //! What can go wrong while a model is computed.
 
+use rewarm_cuda::driver::CudaError;
+
 /// Why an operation has no result.
 #[derive(Debug, thiserror::Error)]
 pub enum OpsError {
     /// Of the tensor library: a device without memory, say.
     #[error(transparent)]
     Tensor(Box<candle_core::Error>),
+    /// Of a card.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
     /// A forward that was told not to go on.
     #[error("the forward was given up at a pause")]
     GivenUp,
