@@ -13,7 +13,7 @@ pub enum CudaError {
     /// A library that is not there, or cannot be opened.
     #[error("{0}")]
     Missing(String),
-    /// A card that we do not run on.
+    /// A card that we do not run on, or an algorithm that does not make a product of so many rows: no fault either.
     #[error("{0}")]
     Unsupported(String),
     /// Not enough memory: no fault, everything goes on.

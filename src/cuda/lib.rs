@@ -4,6 +4,9 @@
 //! kernels/   CUDA C++ without any header, compiled for the card by NVRTC when they are first asked for
 //! play/      a header that plays a block of threads on the CPU, so that the same text runs without a card
 //! driver     what is asked of a card, whoever answers: memory, launches, products, time
+//! played     a card that is played on the CPU, for tests (feature `play`)
 //! ```
 
 pub mod driver;
+#[cfg(feature = "play")]
+pub mod played;
