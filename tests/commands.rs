@@ -40,10 +40,14 @@ fn check_accepts_a_good_configuration_and_names_every_problem_of_a_bad_one() {
     let good = config_file(folder.path(), "llama");
     let output = run(&["serve", "--check", "--config", good.to_str().unwrap()]);
     assert!(output.status.success(), "{output:?}");
-    assert_eq!(
-        text(&output.stdout),
-        "the configuration is valid: it serves tiny (text_rule: chat_template)\n"
-    );
+    let answer = text(&output.stdout);
+    let lines: Vec<&str> = answer.lines().collect();
+    assert_eq!(lines[0], "the configuration is valid: it serves tiny (text_rule: chat_template)");
+    assert!(lines.len() == 2 && lines[1].starts_with("device auto: c"), "{answer}");
+    let on_cpu = run(&["serve", "--check", "--device", "cpu", "--config", good.to_str().unwrap()]);
+    assert!(text(&on_cpu.stdout).ends_with("\ndevice cpu: cpu: as configured\n"), "{on_cpu:?}");
+    let on_card = run(&["serve", "--check", "--device", "cuda:99", "--config", good.to_str().unwrap()]);
+    assert_eq!(on_card.status.code(), Some(1), "{on_card:?}");
 
     let bad = folder.path().join("bad.toml");
     std::fs::write(&bad, "[server]\ncolour = 1\n[variants.a]\nmode = 'warm'\nmodel = 'nowhere'\n").unwrap();

@@ -90,7 +90,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// All modules of the library. `kernels` is a crate of its own, which cannot name ours.
+/// All modules of the library. `cuda` and `kernels` are crates of their own, which cannot name ours.
 fn modules() -> BTreeMap<Module, File> {
     let mut modules = BTreeMap::new();
     read_folder(&root().join("src"), &mut modules);
@@ -102,7 +102,10 @@ fn read_folder(folder: &Path, modules: &mut BTreeMap<Module, File>) {
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         let in_src = path.strip_prefix(root().join("src")).unwrap();
-        if path.is_dir() && in_src != Path::new("kernels") && !path.ends_with("tests") {
+        if path.is_dir()
+            && ![Path::new("cuda"), Path::new("kernels")].contains(&in_src)
+            && !path.ends_with("tests")
+        {
             read_folder(&path, modules);
         }
         if path.extension().is_none_or(|extension| extension != "rs") || path.ends_with("tests.rs") {

@@ -108,7 +108,7 @@ impl From<&VariantInfo> for Label {
             mode: info.mode.name().to_owned(),
             members: info.members.iter().map(|member| member.path.clone()).collect(),
             dtype: info.dtype.name().to_owned(),
-            device: info.device.to_string(),
+            device: info.placement.to_string(),
             architecture: info.architecture.clone(),
             max_tokens: info.max_tokens,
             fingerprint: info.fingerprint.clone(),

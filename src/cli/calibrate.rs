@@ -16,6 +16,7 @@ use crate::cli::progress;
 use crate::config::VariantOptions;
 use crate::hub;
 use crate::hub::HubId;
+use crate::model::device::DeviceName;
 use crate::model::golden;
 use crate::model::golden::GoldenRewards;
 use crate::model::manifest::Manifest;
@@ -68,9 +69,9 @@ pub(super) struct CalibrateArgs {
     /// Removes calibration and golden rewards instead.
     #[arg(long, conflicts_with_all = ["base", "references", "golden", "golden_only", "seed", "dry_run", "device", "batch_tokens"])]
     clear: bool,
-    /// cpu, cuda or cuda:N [default: cpu].
-    #[arg(long)]
-    device: Option<String>,
+    /// auto, cpu, cuda, cuda:N, or several cards with commas; auto is the first card that can, else the CPU [default: auto].
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<DeviceName>,
     /// A batch takes samples up to this many tokens.
     #[arg(long, default_value_t = DEFAULT_BATCH_TOKENS, value_parser = clap::value_parser!(u32).range(1..))]
     batch_tokens: u32,

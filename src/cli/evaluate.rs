@@ -14,6 +14,7 @@ use crate::cli::parse_reduction;
 use crate::cli::progress;
 use crate::cli::trial;
 use crate::config::VariantOptions;
+use crate::model::device::DeviceName;
 use crate::model::dtype::Dtype;
 use crate::model::scorer::Reduction;
 use crate::model::trial::Subject;
@@ -89,9 +90,9 @@ pub(super) struct EvaluateArgs {
     /// What to compute in [default: f32].
     #[arg(long)]
     dtype: Option<Dtype>,
-    /// cpu, cuda or cuda:N [default: cpu].
-    #[arg(long)]
-    device: Option<String>,
+    /// auto, cpu, cuda, cuda:N, or several cards with commas; auto is the first card that can, else the CPU [default: auto].
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<DeviceName>,
     /// The limit for tokens, in place of the models' own.
     #[arg(long)]
     max_tokens: Option<usize>,

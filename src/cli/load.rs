@@ -12,12 +12,12 @@ use crate::config::ConfigError;
 use crate::hub::HubId;
 use crate::model::ModelError;
 use crate::model::trial::Subject;
+use crate::model::variant::Checked;
 use crate::model::variant::Loader;
 use crate::model::variant::Variant;
 use crate::model::variant::VariantConfig;
 use crate::service::LoadError;
 use crate::service::Loaded;
-use crate::text::TextRule;
 
 /// Loads one variant, with a bar when standard error is a terminal.
 pub(super) fn load(loader: &mut Loader, config: &VariantConfig) -> Result<Variant, ModelError> {
@@ -45,8 +45,8 @@ pub(super) fn all(loader: &mut Loader, configs: &[VariantConfig]) -> Result<Vec<
     })
 }
 
-/// Everything that can be checked without reading weights: the text rule of each variant, or all that is wrong with any.
-pub(super) fn check(configs: &[VariantConfig]) -> Result<Vec<Option<TextRule>>, ConfigError> {
+/// Everything that can be checked without reading weights: what each variant is, or all that is wrong with any.
+pub(super) fn check(configs: &[VariantConfig]) -> Result<Vec<Checked>, ConfigError> {
     let check_all = |loader: &mut Loader, configs: &[VariantConfig]| {
         configs.iter().map(|config| check_tried(loader, config)).collect::<Vec<_>>()
     };
@@ -54,14 +54,14 @@ pub(super) fn check(configs: &[VariantConfig]) -> Result<Vec<Option<TextRule>>, 
         Ok(outcomes) => outcomes,
         Err(problems) => return Err(ConfigError::of_variants(configs, problems)),
     };
-    let (mut rules, mut problems) = (Vec::new(), Vec::new());
+    let (mut checked, mut problems) = (Vec::new(), Vec::new());
     for (index, outcome) in outcomes.into_iter().enumerate() {
         match outcome {
-            Ok(rule) => rules.push(rule),
+            Ok(variant) => checked.push(variant),
             Err(problem) => problems.push((index, problem)),
         }
     }
-    if problems.is_empty() { Ok(rules) } else { Err(ConfigError::of_variants(configs, problems)) }
+    if problems.is_empty() { Ok(checked) } else { Err(ConfigError::of_variants(configs, problems)) }
 }
 
 /// What is wrong with a configuration, and with the checkpoints that it names: those that are here.
@@ -122,10 +122,10 @@ fn tried<T>(
 }
 
 /// The same in this process, which logs what is odd.
-fn check_tried(loader: &mut Loader, config: &VariantConfig) -> Result<Option<TextRule>, ModelError> {
-    let text_rule = loader.check(config)?;
+fn check_tried(loader: &mut Loader, config: &VariantConfig) -> Result<Checked, ModelError> {
+    let checked = loader.check(config)?;
     config.golden_rewards()?;
-    Ok(text_rule)
+    Ok(checked)
 }
 
 fn subject(config: &VariantConfig, with_golden: bool) -> Subject {

@@ -31,6 +31,7 @@ use crate::cli::merge::MergeArgs;
 use crate::cli::train::TrainArgs;
 use crate::client;
 use crate::config::Overrides;
+use crate::model::device::DeviceName;
 use crate::model::dtype::Dtype;
 use crate::model::scorer::Reduction;
 use crate::model::variant::Mode;
@@ -103,6 +104,9 @@ struct ServeArgs {
     /// Where /metrics, /healthz and /readyz are [default: 0.0.0.0:9090].
     #[arg(long, value_name = "ADDRESS", env = "REWARM_METRICS")]
     metrics: Option<SocketAddr>,
+    /// In place of every variant's device: auto, cpu, cuda, cuda:N, or several cards with commas.
+    #[arg(long, value_name = "DEVICE", env = "REWARM_DEVICE")]
+    device: Option<DeviceName>,
     /// How log lines look [default: text].
     #[arg(long, value_name = "FORMAT", env = "REWARM_LOG_FORMAT")]
     log_format: Option<telemetry::Format>,
@@ -148,7 +152,9 @@ The configuration, with its defaults (unknown keys are errors; paths are relativ
                                       #      { uwo = { lambda = 0.5 } }
   dtype = \"f32\"                       # f32, bf16, f16, or auto: bf16 where this machine is faster in it (and the
                                       # weights are not f16), else f32; the log and GetServerInfo say which
-  device = \"cpu\"                      # cpu, cuda or cuda:N
+  device = \"auto\"                     # auto: the first card that can, else the CPU (the log says why)
+                                      # cpu, cuda, cuda:1, or several: [\"cuda:0\", \"cuda:1\"], with a copy
+                                      # on each, or an ensemble's members among them if none fits
   max_tokens = 4096                   # in place of the model's own limit
   pooling = \"last_token\"              # overrides the checkpoint's: cls, mean, last_token,
                                       # last_non_pad, first_eos
@@ -193,9 +199,9 @@ struct ScoreArgs {
     /// What to compute in [default: f32].
     #[arg(long, conflicts_with = "server")]
     dtype: Option<Dtype>,
-    /// cpu, cuda or cuda:N [default: cpu].
-    #[arg(long, conflicts_with = "server")]
-    device: Option<String>,
+    /// auto, cpu, cuda, cuda:N, or several cards with commas; auto is the first card that can, else the CPU [default: auto].
+    #[arg(long, conflicts_with = "server", value_name = "DEVICE")]
+    device: Option<DeviceName>,
     /// The limit for tokens, in place of the model's own.
     #[arg(long, conflicts_with = "server")]
     max_tokens: Option<usize>,
@@ -296,6 +302,7 @@ impl ServeArgs {
             listen: self.listen,
             admin: self.admin,
             metrics: self.metrics,
+            device: self.device.clone(),
             log_format: self.log_format,
             log_level: self.log_level.clone(),
         }

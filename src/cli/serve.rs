@@ -1,5 +1,6 @@
 //! `rewarm serve`: configuration, log, runtime, signals. The rest is the service.
 
+use std::collections::HashSet;
 use std::io::Write;
 
 use anyhow::Context;
@@ -12,6 +13,7 @@ use crate::cli::load;
 use crate::config;
 use crate::config::Overrides;
 use crate::config::ServeConfig;
+use crate::model::variant::Checked;
 use crate::model::variant::Loader;
 use crate::model::variant::Mode;
 use crate::model::variant::VariantConfig;
@@ -100,14 +102,22 @@ fn tell(config: &ServeConfig) {
 /// Everything that can be checked without reading weights; every variant's problems are named.
 fn check(config: &ServeConfig) -> anyhow::Result<()> {
     let variants = &config.service.models.variants;
-    let rules = load::check(variants)?;
+    let checked = load::check(variants)?;
     let served: Vec<String> = variants
         .iter()
-        .zip(rules)
-        .map(|(variant, rule)| format!("{} (text_rule: {})", variant.name, TextRule::name_of(rule)))
+        .zip(&checked)
+        .map(|(variant, checked)| {
+            format!("{} (text_rule: {})", variant.name, TextRule::name_of(checked.text_rule))
+        })
         .collect();
-    writeln!(std::io::stdout(), "the configuration is valid: it serves {}", served.join(", "))
-        .context("write the answer")
+    let mut answer = format!("the configuration is valid: it serves {}", served.join(", "));
+    let mut told = HashSet::new(); // mostly one for all
+    for (variant, Checked { resolved, .. }) in variants.iter().zip(&checked) {
+        if told.insert(&variant.device) {
+            answer += &format!("\ndevice {}: {resolved}", variant.device);
+        }
+    }
+    writeln!(std::io::stdout(), "{answer}").context("write the answer")
 }
 
 async fn serve(config: ServeConfig, overrides: Overrides) -> anyhow::Result<()> {

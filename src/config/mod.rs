@@ -20,6 +20,7 @@ pub use crate::config::variants::coefficient_problems;
 use crate::disk;
 use crate::engine;
 use crate::model::ModelError;
+use crate::model::device::DeviceName;
 use crate::model::manifest::MAX_COUNT;
 use crate::model::variant::VariantConfig;
 use crate::service;
@@ -36,6 +37,8 @@ pub struct Overrides {
     pub admin: Option<SocketAddr>,
     /// `server.metrics`.
     pub metrics: Option<SocketAddr>,
+    /// In place of every variant's.
+    pub device: Option<DeviceName>,
     /// `log.format`.
     pub log_format: Option<telemetry::Format>,
     /// `log.level`.
@@ -134,7 +137,10 @@ fn assemble(name: &str, text: &str, base: &Path, overrides: &Overrides) -> Resul
     let mut routing = file.section("routing", &mut problems);
     let mut log = file.section("log", &mut problems);
 
-    let (variants, partial) = variants::take(&mut file, base, &mut problems);
+    let (mut variants, mut partial) = variants::take(&mut file, base, &mut problems);
+    if let Some(device) = &overrides.device {
+        variants.iter_mut().chain(&mut partial).for_each(|variant| variant.device = device.clone());
+    }
     let (limits, engine) = (service::Limits::default(), engine::Config::default());
     let service = service::Config {
         listen: server.address("listen", overrides.listen, ([0, 0, 0, 0], 50051), &mut problems),

@@ -37,8 +37,8 @@ pub struct VariantOptions {
     pub reduction: Option<Reduction>,
     /// What to compute in.
     pub dtype: Option<Dtype>,
-    /// "cpu", "cuda" or "cuda:N".
-    pub device: Option<String>,
+    /// What to compute it on.
+    pub device: Option<DeviceName>,
     /// The limit for tokens, in place of the model's own.
     pub max_tokens: Option<usize>,
     /// Overrides the checkpoint's.
@@ -140,13 +140,6 @@ impl VariantOptions {
         {
             problems.add(format!("reduction: {cost} must be finite and at least 0"));
         }
-        let device = match self.device.as_deref().map_or(Ok(DeviceName::Cpu), str::parse) {
-            Ok(device) => device,
-            Err(problem) => {
-                problems.add(format!("device: {problem}"));
-                DeviceName::Cpu
-            }
-        };
         match self.max_tokens {
             Some(0) => problems.add("max_tokens must be above 0"),
             Some(limit) if limit > MAX_COUNT => {
@@ -170,7 +163,7 @@ impl VariantOptions {
             coefficients: self.coefficients,
             reduction: self.reduction.unwrap_or_default(),
             dtype: self.dtype.unwrap_or_default(),
-            device,
+            device: self.device.unwrap_or_default(),
             max_tokens: self.max_tokens,
             pooling: self.pooling,
         });

@@ -2,7 +2,7 @@
 //!
 //! | form | where | what for |
 //! | --- | --- | --- |
-//! | [`composed::Composed`] | plain candle operations, any device | the reference, differentiable; CUDA |
+//! | [`composed::Composed`] | plain candle operations | the reference, differentiable |
 //! | [`cpu::Cpu`] | our own kernels | serving on a CPU |
 //! | [`training::Training`] | the composed form, with parameters by name and dropout | gradients |
 //!

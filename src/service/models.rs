@@ -133,7 +133,7 @@ impl Serving {
                 architecture = info.architecture,
                 members = info.members.len(),
                 dtype = info.dtype.name(),
-                device = %info.device,
+                device = %info.placement,
                 max_tokens = info.max_tokens,
                 text_rule = TextRule::name_of(info.text_rule),
                 fingerprint = info.fingerprint,

@@ -147,7 +147,7 @@ fn variant(info: &VariantInfo) -> proto::VariantInfo {
         members: info.members.iter().map(member).collect(),
         reduction: info.reduction_name(),
         dtype: info.dtype.name().to_owned(),
-        device: info.device.to_string(),
+        device: info.placement.to_string(),
         max_tokens: proto::count(info.max_tokens),
         fingerprint: info.fingerprint.clone(),
         architecture: info.architecture.clone(),

@@ -242,7 +242,7 @@ fn model_info(info: &VariantInfo) -> ModelInfo {
         mode: info.mode.name().to_owned(),
         num_members: info.members.len(),
         dtype: info.dtype.name().to_owned(),
-        device: info.device.to_string(),
+        device: info.placement.to_string(),
         fingerprint: info.fingerprint.clone(),
         architecture: info.architecture.clone(),
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use rewarm::engine;
 use rewarm::model::ModelError;
-use rewarm::model::device::DeviceName;
+use rewarm::model::device::Placement;
 use rewarm::model::pooling::Pooling;
 use rewarm::model::scorer::Forward;
 use rewarm::model::scorer::Reduction;
@@ -164,7 +164,7 @@ pub(crate) fn ensemble(name: &str, models: &[Arc<Fake>]) -> Variant {
         members: (0..models.len()).map(member).collect(),
         reduction: is_ens.then_some(Reduction::Mean),
         dtype: rewarm::values::Format::F32,
-        device: DeviceName::Cpu,
+        placement: Placement::cpu(),
         max_tokens: MAX_TOKENS,
         fingerprint: format!("fingerprint-of-{name}"),
         architecture: "Fake".to_owned(),

@@ -22,6 +22,7 @@ use crate::config;
 use crate::config::Overrides;
 use crate::config::VariantOptions;
 use crate::engine;
+use crate::model::device::DeviceName;
 use crate::model::dtype::Dtype;
 use crate::model::variant::Loader;
 use crate::model::variant::Mode;
@@ -55,9 +56,9 @@ pub(super) struct VariantArgs {
     /// What to compute in; several are measured beside each other [default: f32].
     #[arg(long, value_name = "DTYPE,DTYPE", value_delimiter = ',', conflicts_with = "config")]
     dtype: Option<Vec<Dtype>>,
-    /// cpu, cuda or cuda:N [default: cpu].
-    #[arg(long, conflicts_with = "config")]
-    device: Option<String>,
+    /// auto, cpu, cuda, cuda:N, or several cards with commas; auto is the first card that can, else the CPU [default: auto].
+    #[arg(long, conflicts_with = "config", value_name = "DEVICE")]
+    device: Option<DeviceName>,
     /// Only these of the variants [default: all].
     #[arg(long, value_name = "NAME,NAME", value_delimiter = ',')]
     pub(super) variant: Vec<String>,
@@ -108,9 +109,7 @@ impl VariantArgs {
             config::load(&Overrides { config: self.config.clone(), ..Default::default() })?.service;
         if self.config.is_none() {
             if let Some(device) = &self.device {
-                let device =
-                    device.parse().map_err(|problem: String| anyhow::anyhow!("--device: {problem}"))?;
-                service.models.variants.iter_mut().for_each(|variant| variant.device = device);
+                service.models.variants.iter_mut().for_each(|variant| variant.device = device.clone());
             }
             service.models.variants = self.in_each_dtype(service.models.variants)?;
         }

@@ -73,7 +73,7 @@ impl VariantConfig {
             coefficients: None,
             reduction: Reduction::default(),
             dtype: Dtype::default(),
-            device: DeviceName::default(),
+            device: DeviceName::Cpu,
             max_tokens: None,
             pooling: None,
         }

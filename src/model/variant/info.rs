@@ -1,6 +1,6 @@
 //! What is told of a loaded variant.
 
-use crate::model::device::DeviceName;
+use crate::model::device::Placement;
 use crate::model::pooling::Pooling;
 use crate::model::scorer::Calibration;
 use crate::model::scorer::Reduction;
@@ -22,7 +22,7 @@ pub struct VariantInfo {
     /// What it is computed in; not `auto`.
     pub dtype: Format,
     /// Where it is.
-    pub device: DeviceName,
+    pub placement: Placement,
     /// The longest sample.
     pub max_tokens: usize,
     /// Hex digest of everything that determines a reward.

@@ -16,8 +16,6 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use candle_core::Device;
-
 pub use config::Mode;
 pub use config::VariantConfig;
 use fingerprint::fingerprint;
@@ -41,12 +39,18 @@ use crate::checkpoint::Digest;
 use crate::checkpoint::hex;
 use crate::hub::Snapshot;
 use crate::model::ModelError;
+use crate::model::device::Cards;
+use crate::model::device::Device;
+use crate::model::device::Here;
+use crate::model::device::Parts;
+use crate::model::device::Placement;
+use crate::model::device::Resolved;
 use crate::model::memory;
 use crate::model::plan::ModelPlan;
 use crate::model::scorer::Scorer;
 use crate::model::weights::TensorStore;
-use crate::ops::composed::Composed;
 use crate::ops::cpu::Cpu;
+use crate::ops::error::OpsError;
 use crate::text::SampleTokenizer;
 use crate::text::TextRule;
 use crate::values::Format;
@@ -61,9 +65,18 @@ pub struct Variant {
     pub tokenizer: Arc<SampleTokenizer>,
 }
 
+/// What can be told of a variant before its weights are read.
+#[derive(Debug)]
+pub struct Checked {
+    /// How a prompt and a response become one sequence, if they do.
+    pub text_rule: Option<TextRule>,
+    /// Where it would be computed.
+    pub resolved: Resolved,
+}
+
 /// Loads variants, and shares between them what is equal: tensors and tokenizers.
-#[derive(Default)]
 pub struct Loader {
+    cards: Arc<dyn Cards>,
     store: TensorStore,
     /// By all that decides what they answer: the text, and what of it the model has rows for.
     tokenizers: HashMap<(Digest, usize, Option<usize>), Arc<SampleTokenizer>>,
@@ -71,14 +84,29 @@ pub struct Loader {
     counted: HashSet<Digest>,
 }
 
+/// Onto this machine's devices.
+impl Default for Loader {
+    fn default() -> Self {
+        Self::onto(Arc::new(Here))
+    }
+}
+
 impl Loader {
+    /// Onto the CPU and these cards.
+    pub fn onto(cards: Arc<dyn Cards>) -> Self {
+        let (store, tokenizers, counted) = Default::default();
+        Self { cards, store, tokenizers, counted }
+    }
+
     /// Loads one variant. `progress` is told (bytes read, bytes in all) as often as something was read.
     pub fn load(
         &mut self,
         config: &VariantConfig,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Variant, ModelError> {
-        let device = config.device.open()?;
+        let resolved = self.resolve(config)?;
+        tracing::info!(variant = config.name, asked = %config.device, device = %resolved, "device");
+        let devices = resolved.devices;
         let Opened { mut members, plans } = open(config)?;
         for kinship in findings(&members)? {
             let path = members[kinship.member].path.display();
@@ -96,27 +124,26 @@ impl Loader {
             infos.filter_map(|info| Format::of(info.dtype)).any(|format| format == Format::F16)
         });
         let dtype = config.dtype.format().unwrap_or_else(|| {
-            let (dtype, why) = match device.is_cpu() {
-                true => Cpu::preferred(stored_in_f16),
-                false => Composed::preferred(stored_in_f16),
+            let (dtype, why) = match &devices[0] {
+                Device::Cpu => Cpu::preferred(stored_in_f16),
+                Device::Card(_) if stored_in_f16 => (Format::F16, "the weights are f16".to_owned()),
+                Device::Card(_) => {
+                    (Format::Bf16, "of a card's fast precisions the one without overflow".to_owned())
+                }
             };
             tracing::info!(variant = config.name, dtype = dtype.name(), why, "dtype auto");
             dtype
         });
-        if device.is_cpu() {
-            let needed = self.count_bytes(config, &members, &plans, dtype)?;
-            let models = if config.mode == Mode::Ens { members.len() } else { 1 };
-            memory::check(needed, memory::left(), models, dtype.name())
-                .map_err(|error| in_member(&members[0].path, error.into()))?;
+        if let Device::Card(card) = &devices[0] {
+            return Err(ModelError::Unsupported(format!("this build does not run models on {}", card.name)));
         }
+        let needed = self.count_bytes(config, &members, &plans, dtype)?;
+        let models = if config.mode == Mode::Ens { members.len() } else { 1 };
+        memory::check(needed, memory::left(), models, dtype.name())
+            .map_err(|error| in_member(&members[0].path, error.into()))?;
         let store = &mut self.store;
-        let loaded = match device {
-            Device::Cpu => load_family(config, &members, &plans, Cpu::new(dtype), store, &mut progress),
-            device => {
-                let composed = Composed { device, format: dtype };
-                load_family(config, &members, &plans, composed, store, &mut progress)
-            }
-        }?;
+        let loaded = load_family(config, &members, &plans, Cpu::new(dtype), store, &mut progress)?;
+        let left = vec![memory::left()];
         progress(total); // what was read of several copies or not at all counts as read
 
         let coefficients = config.coefficients();
@@ -132,7 +159,7 @@ impl Loader {
                 calibration: member.manifest.calibration.filter(|_| config.mode == Mode::Ens),
             })
             .collect();
-        let fingerprint = fingerprint(config, &members, &infos, &loaded.heads, dtype)?;
+        let fingerprint = fingerprint(config, &members, &infos, &loaded.heads, dtype, &devices[0])?;
         let notes = notes(&members);
         let architecture = members[0].config.architecture.clone();
         // the members read the same tokens; none may get one that its embedding has no row for
@@ -151,7 +178,7 @@ impl Loader {
             members: infos,
             reduction,
             dtype,
-            device: config.device,
+            placement: Placement { devices, parts: Parts::Copies, left },
             max_tokens: tokenizer.max_tokens(),
             fingerprint,
             architecture,
@@ -200,12 +227,19 @@ impl Loader {
         Ok(needed)
     }
 
-    /// Checks everything that can be checked without reading weights: files, configs, tokenizers, shapes. Returns the
-    /// text rule. The error has all that is wrong, with all members.
-    pub fn check(&mut self, config: &VariantConfig) -> Result<Option<TextRule>, ModelError> {
-        let (tokenizers, problems) = self.checked_tokenizers(config);
+    /// The devices that a variant's configuration means here.
+    fn resolve(&self, config: &VariantConfig) -> Result<Resolved, ModelError> {
+        Ok(config.device.resolve(&*self.cards).map_err(OpsError::from)?)
+    }
+
+    /// Checks everything that can be checked without reading weights: files, configs, tokenizers, shapes, devices. Returns
+    /// what it found. The error has all that is wrong, with all members.
+    pub fn check(&mut self, config: &VariantConfig) -> Result<Checked, ModelError> {
+        let (tokenizers, mut problems) = self.checked_tokenizers(config);
+        let resolved = self.resolve(config).map_err(|problem| problems.push(problem)).ok();
         ModelError::check(problems)?;
-        Ok(tokenizers[0].1.rule())
+        let resolved = resolved.expect("what is not there is a problem");
+        Ok(Checked { text_rule: tokenizers[0].1.rule(), resolved })
     }
 
     /// The tokenizers of the members that can be opened, and where they are from; and all that is wrong.
@@ -213,7 +247,6 @@ impl Loader {
         &mut self,
         config: &VariantConfig,
     ) -> (Vec<(PathBuf, SampleTokenizer)>, Vec<ModelError>) {
-        let of_device = config.device.open().err();
         let (members, mut problems) = open_members(config);
         if problems.is_empty() {
             tell(config, &members);
@@ -223,7 +256,6 @@ impl Loader {
         {
             problems.extend(found);
         }
-        problems.extend(of_device.map(ModelError::from));
         (members.into_iter().map(|member| (member.path, member.tokenizer)).collect(), problems)
     }
 }

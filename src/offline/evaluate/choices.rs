@@ -76,7 +76,7 @@ impl Choices {
         let variant = VariantConfig {
             base: config.base.clone(),
             dtype: config.dtype,
-            device: config.device,
+            device: config.device.clone(),
             ..VariantConfig::new("gold", Mode::Warm, vec![gold.to_owned()])
         };
         let gold = load(&mut Loader::default(), &variant, progress)?;

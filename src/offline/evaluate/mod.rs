@@ -284,7 +284,7 @@ fn variant_config(config: &Config, name: &str, mode: Mode, members: Vec<PathBuf>
         base: config.base.clone(),
         reduction: config.reduction,
         dtype: config.dtype,
-        device: config.device,
+        device: config.device.clone(),
         max_tokens: config.max_tokens,
         ..VariantConfig::new(name, mode, members)
     }
@@ -333,7 +333,7 @@ fn load(
 fn settings(config: &Config, ens: &Variant) -> Settings {
     Settings {
         dtype: ens.info.dtype.name(),
-        device: ens.info.device.to_string(),
+        device: ens.info.placement.to_string(),
         max_tokens: ens.info.max_tokens,
         truncation: match config.truncation {
             Truncation::Reject => "reject",

@@ -1,4 +1,4 @@
-//! The reference form: plain candle operations, differentiable, on every device; one block of all rows.
+//! The reference form: plain candle operations, differentiable; one block of all rows.
 //!
 //! Where candle has a fused kernel, inference uses that. A tensor that carries a gradient takes the composed form
 //! (`forms`) instead, since candle's fused kernels (`layer_norm`, `rms_norm`, `softmax_last_dim`, `rope_thd`)
@@ -86,14 +86,6 @@ pub enum ByDistance {
 }
 
 impl Composed {
-    /// What is fastest on a GPU of what weights lose nothing by, and why.
-    pub fn preferred(stored_in_f16: bool) -> (Format, String) {
-        match stored_in_f16 {
-            true => (Format::F16, "the weights are f16".to_owned()),
-            false => (Format::Bf16, "of the GPU's fast precisions the one without overflow".to_owned()),
-        }
-    }
-
     fn dtype(&self) -> DType {
         match self.format {
             Format::F64 => DType::F64,
