@@ -7,6 +7,15 @@
 //! played     a card that is played on the CPU, for tests (feature `play`)
 //! ```
 
+mod arena;
+pub mod calls;
+pub mod device;
 pub mod driver;
+pub mod matrix;
 #[cfg(feature = "play")]
 pub mod played;
+mod queue;
+mod rehearsal;
+
+pub use queue::Moment;
+mod modules { pub(crate) fn shared_bytes(_: &str) -> u32 { 0 } }

@@ -1,0 +1,144 @@
+//! Memory for activations: taken once, handed out and given back without asking the driver.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+
+use crate::driver::Address;
+
+/// Every piece begins at a multiple of it.
+const ALIGNMENT: usize = 256;
+
+/// A run of the card's memory. Pieces are taken at the lowest place where they fit, so the same sequence of takes and
+/// returns has the same addresses each time: what a [graph](crate::driver::Graph) was recorded with holds again.
+#[derive(Debug, Default)]
+pub(crate) struct Arena(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    base: u64,
+    capacity: usize,
+    /// Offset → bytes, of what is free: no two of them touch.
+    free: BTreeMap<usize, usize>,
+    taken: usize,
+    /// Bytes from the beginning to the end of the last piece that was ever taken.
+    peak: usize,
+}
+
+impl Arena {
+    /// So much memory from there.
+    pub(crate) fn new(base: Address, capacity: usize) -> Self {
+        Self(Mutex::new(State {
+            base: base.0,
+            capacity,
+            free: BTreeMap::from([(0, capacity)]),
+            ..State::default()
+        }))
+    }
+
+    /// Nobody's memory, to see how much would be taken.
+    pub(crate) fn endless() -> Self {
+        Self::new(Address(1 << 40), 1 << 60)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A piece, if there is room for it.
+    pub(crate) fn take(&self, bytes: usize) -> Option<Address> {
+        let bytes = rounded(bytes);
+        let mut state = self.state();
+        let (&at, &length) = state.free.iter().find(|(_, length)| **length >= bytes)?;
+        state.free.remove(&at);
+        if length > bytes {
+            state.free.insert(at + bytes, length - bytes);
+        }
+        state.taken += bytes;
+        state.peak = state.peak.max(at + bytes);
+        Some(Address(state.base + at as u64))
+    }
+
+    /// Takes a piece back.
+    pub(crate) fn give_back(&self, address: Address, bytes: usize) {
+        let mut bytes = rounded(bytes);
+        let mut state = self.state();
+        let mut at = (address.0 - state.base) as usize;
+        state.taken -= bytes;
+        if let Some((&before, &length)) = state.free.range(..at).next_back()
+            && before + length == at
+        {
+            state.free.remove(&before);
+            (at, bytes) = (before, bytes + length);
+        }
+        if let Some(length) = state.free.remove(&(at + bytes)) {
+            bytes += length;
+        }
+        state.free.insert(at, bytes);
+    }
+
+    pub(crate) fn capacity(&self) -> usize {
+        self.state().capacity
+    }
+
+    pub(crate) fn base(&self) -> Address {
+        Address(self.state().base)
+    }
+
+    /// Bytes that are taken.
+    pub(crate) fn taken(&self) -> usize {
+        self.state().taken
+    }
+
+    /// How large it must be for all that was ever taken.
+    pub(crate) fn peak(&self) -> usize {
+        self.state().peak
+    }
+}
+
+fn rounded(bytes: usize) -> usize {
+    bytes.max(1).next_multiple_of(ALIGNMENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_do_not_overlap_and_come_back_whole() {
+        let arena = Arena::new(Address(1 << 20), 4096);
+        let pieces: Vec<(Address, usize)> =
+            [1, 256, 257, 1000].into_iter().map(|bytes| (arena.take(bytes).unwrap(), bytes)).collect();
+        let ends: Vec<u64> = pieces.iter().map(|(at, bytes)| at.0 + rounded(*bytes) as u64).collect();
+        assert_eq!(pieces[0].0, Address(1 << 20));
+        for (end, next) in ends.iter().zip(&pieces[1..]) {
+            assert_eq!(*end, next.0.0);
+        }
+        assert_eq!(arena.peak(), 256 + 256 + 512 + 1024);
+        assert_eq!(arena.take(4096), None);
+        // in any order, what is free is one run again
+        for index in [2, 0, 3, 1] {
+            let (at, bytes) = pieces[index];
+            arena.give_back(at, bytes);
+        }
+        assert_eq!(arena.taken(), 0);
+        assert_eq!(arena.take(4096), Some(Address(1 << 20)));
+    }
+
+    #[test]
+    fn the_same_sequence_has_the_same_addresses() {
+        let arena = Arena::new(Address(256), 1 << 16);
+        let mut run = || {
+            let (a, b) = (arena.take(3000).unwrap(), arena.take(500).unwrap());
+            arena.give_back(a, 3000);
+            let c = arena.take(2000).unwrap();
+            let d = arena.take(5000).unwrap();
+            for (at, bytes) in [(b, 500), (c, 2000), (d, 5000)] {
+                arena.give_back(at, bytes);
+            }
+            [a, b, c, d]
+        };
+        assert_eq!(run(), run());
+    }
+}

@@ -1,0 +1,300 @@
+//! A card as forwards see it: memory for weights and for activations, a list of what to do, and results.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::sync::RwLock;
+
+use crate::arena::Arena;
+use crate::driver::Address;
+use crate::driver::Algorithm;
+use crate::driver::Argument;
+use crate::driver::Card;
+use crate::driver::Driver;
+use crate::driver::Number;
+use crate::driver::Result;
+use crate::driver::Shape;
+use crate::driver::Stream;
+use crate::matrix::Integers;
+use crate::matrix::Matrix;
+use crate::matrix::Memory;
+use crate::matrix::stride_of;
+use crate::queue::Command;
+use crate::queue::Moment;
+use crate::queue::Queue;
+use crate::rehearsal::Nothing;
+
+const STREAM: Stream = Stream(0);
+
+/// Rows of a batch up to which launches weigh more than what they do.
+pub const SMALL_BATCH: usize = 1024;
+
+/// A card, with memory for the activations of one forward at a time.
+#[derive(Debug)]
+pub struct Device {
+    pub(crate) driver: Arc<dyn Driver>,
+    arena: RwLock<Arc<Arena>>,
+    queue: Mutex<Queue>,
+    forwards: Mutex<()>,
+    /// Small tables, by what they hold.
+    constants: Mutex<HashMap<Vec<u8>, Matrix>>,
+    shapes: Mutex<HashMap<Shape, Arc<Shape>>>,
+    algorithms: Mutex<HashMap<(Shape, usize), Arc<Algorithm>>>,
+}
+
+/// What a forward would ask for.
+#[derive(Clone, Debug, Default)]
+pub struct Needs {
+    /// Memory for its activations, in bytes.
+    pub bytes: usize,
+    /// Its products.
+    pub shapes: Vec<Shape>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Device {
+    /// Over a driver.
+    pub fn new(driver: Arc<dyn Driver>) -> Self {
+        Self::with_arena(driver, Arena::default())
+    }
+
+    fn with_arena(driver: Arc<dyn Driver>, arena: Arena) -> Self {
+        Self {
+            driver,
+            arena: RwLock::new(Arc::new(arena)),
+            queue: Mutex::default(),
+            forwards: Mutex::default(),
+            constants: Mutex::default(),
+            shapes: Mutex::default(),
+            algorithms: Mutex::default(),
+        }
+    }
+
+    /// One that does nothing, to see [what](Self::needs) forwards on this one would ask for.
+    pub fn rehearsal(&self) -> Self {
+        Self::with_arena(Arc::new(Nothing(self.card().clone())), Arena::endless())
+    }
+
+    /// What the forwards of a [rehearsal](Self::rehearsal) asked for.
+    pub fn needs(&self) -> Needs {
+        Needs { bytes: self.arena().peak(), shapes: locked(&self.shapes).keys().copied().collect() }
+    }
+
+    /// What it is.
+    pub fn card(&self) -> &Card {
+        self.driver.card()
+    }
+
+    /// Bytes that are left of its memory.
+    pub fn free(&self) -> Result<u64> {
+        self.driver.free()
+    }
+
+    /// Bytes that are kept for activations.
+    pub fn reserved(&self) -> usize {
+        self.arena().capacity()
+    }
+
+    fn arena(&self) -> Arc<Arena> {
+        self.arena.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Makes sure of the memory that forwards of such needs take, and of the best way to make their products for up to
+    /// `rows` rows. Fails if there is not so much memory left.
+    pub fn reserve(&self, needs: &Needs, rows: usize) -> Result<()> {
+        let _alone = locked(&self.forwards);
+        let arena = self.arena();
+        if needs.bytes > arena.capacity() {
+            let mut place = self.arena.write().unwrap_or_else(PoisonError::into_inner);
+            // of the smaller one nothing is left to be read: whoever holds a piece would be in a forward
+            debug_assert_eq!(arena.taken(), 0);
+            if arena.capacity() > 0 {
+                *place = Arc::default();
+                self.driver.release(arena.base());
+            }
+            let at = self.driver.allocate(needs.bytes, "memory for activations")?;
+            *place = Arc::new(Arena::new(at, needs.bytes));
+        }
+        let _ = rows;
+        Ok(())
+    }
+
+    /// Runs a forward, alone on this device.
+    pub fn run<R>(&self, forward: impl FnOnce() -> R) -> R {
+        let _alone = locked(&self.forwards);
+        locked(&self.queue).begin();
+        forward()
+    }
+
+    /// How many batches' sizes are one launch.
+    pub fn graphs(&self) -> usize {
+        locked(&self.queue).graphs()
+    }
+
+    fn memory(&self, bytes: usize) -> Result<Arc<Memory>> {
+        let arena = self.arena();
+        if let Some(at) = arena.take(bytes) {
+            return Ok(Arc::new(Memory::of_arena(at, bytes, arena)));
+        }
+        // larger than any batch that was reserved for: a text beyond `max_batch_tokens`, say
+        let memory = self.lasting(bytes, "the activations of a batch")?;
+        locked(&self.queue).keep(memory.clone());
+        Ok(memory)
+    }
+
+    /// Memory that is not the arena's.
+    fn lasting(&self, bytes: usize, what: &str) -> Result<Arc<Memory>> {
+        let at = self.driver.allocate(bytes, what)?;
+        Ok(Arc::new(Memory::of_driver(at, bytes, self.driver.clone())))
+    }
+
+    /// Room for a matrix of a forward, with anything in it.
+    pub(crate) fn matrix(&self, rows: usize, width: usize, number: Number) -> Result<Matrix> {
+        self.matrix_of_stride(rows, width, stride_of(width), number)
+    }
+
+    pub(crate) fn matrix_of_stride(
+        &self,
+        rows: usize,
+        width: usize,
+        stride: usize,
+        number: Number,
+    ) -> Result<Matrix> {
+        let memory = self.memory(rows * stride * number.bytes())?;
+        Ok(Matrix::new(memory, rows, width, stride, number))
+    }
+
+    /// A matrix that stays: weights. `values` are its rows, each of [`stride_of`] `width` numbers.
+    pub fn upload(&self, values: &[u8], rows: usize, width: usize, number: Number) -> Result<Matrix> {
+        let (stride, bytes) = (stride_of(width), values.len());
+        assert_eq!(bytes, rows * stride * number.bytes(), "{rows} rows of {width}, with what is between them");
+        let memory = self.lasting(bytes, "weights")?;
+        self.driver.upload(STREAM, values, memory.at)?;
+        Ok(Matrix::new(memory, rows, width, stride, number))
+    }
+
+    /// A copy that stays.
+    pub fn keep(&self, x: &Matrix) -> Result<Matrix> {
+        let (rows, width, number) = (x.rows(), x.width(), x.number());
+        let stride = stride_of(width);
+        let memory = self.lasting(rows * stride * number.bytes(), "weights")?;
+        let kept = Matrix::new(memory, rows, width, stride, number);
+        self.convert_into(x, &kept)?;
+        Ok(kept)
+    }
+
+    /// A small table that stays, one of each kind: `values` are four bytes each.
+    pub fn constant(&self, values: &[u8]) -> Result<Matrix> {
+        if let Some(known) = locked(&self.constants).get(values) {
+            return Ok(known.clone());
+        }
+        let memory = self.lasting(values.len(), "a table")?;
+        self.driver.upload(STREAM, values, memory.at)?;
+        let table = Matrix::new(memory, 1, values.len() / 4, values.len() / 4, Number::F32);
+        locked(&self.constants).insert(values.to_vec(), table.clone());
+        Ok(table)
+    }
+
+    /// What a batch is made of, in one go: the `sections`, each at a place of its own. Whatever was asked for before is
+    /// asked for before the copy. `rows` is the size of the batch.
+    pub fn upload_batch(&self, sections: &[Vec<u8>], rows: usize) -> Result<Vec<Integers>> {
+        locked(&self.queue).batch(&*self.driver, rows <= SMALL_BATCH)?;
+        let mut blob = Vec::with_capacity(sections.iter().map(|section| section.len() + 256).sum());
+        let starts: Vec<usize> = sections
+            .iter()
+            .map(|section| {
+                blob.resize(blob.len().next_multiple_of(256), 0);
+                blob.extend_from_slice(section);
+                blob.len() - section.len()
+            })
+            .collect();
+        let memory = self.memory(blob.len())?;
+        self.driver.upload(STREAM, &blob, memory.at)?;
+        let of_section = |(section, start): (&Vec<u8>, usize)| Integers {
+            memory: memory.clone(),
+            at: memory.at.after(start),
+            count: section.len() / 4,
+        };
+        Ok(sections.iter().zip(starts).map(of_section).collect())
+    }
+
+    /// Lists a launch. Nothing is launched for no rows.
+    pub(crate) fn launch(
+        &self,
+        kernel: &'static str,
+        grid: [usize; 3],
+        threads: u32,
+        arguments: &[Argument],
+    ) -> Result<()> {
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        let shared = crate::modules::shared_bytes(kernel);
+        let grid = grid.map(|blocks| u32::try_from(blocks).expect("a grid of less than 2^32 blocks"));
+        let command = Command::Launch { kernel, grid, threads, shared, arguments: arguments.to_vec() };
+        locked(&self.queue).push(&*self.driver, command)
+    }
+
+    /// Lists a product.
+    pub(crate) fn multiply(
+        &self,
+        shape: Shape,
+        rows: usize,
+        [x, weight, bias, y]: [Address; 4],
+    ) -> Result<()> {
+        if rows == 0 {
+            return Ok(());
+        }
+        let algorithm = self.algorithm(&shape, rows)?;
+        let shape = locked(&self.shapes).entry(shape).or_insert_with(|| Arc::new(shape)).clone();
+        let command = Command::Multiply { shape, rows, x, weight, bias, y, algorithm };
+        locked(&self.queue).push(&*self.driver, command)
+    }
+
+    fn algorithm(&self, shape: &Shape, rows: usize) -> Result<Arc<Algorithm>> {
+        if let Some(known) = locked(&self.algorithms).get(&(*shape, rows)) {
+            return Ok(known.clone());
+        }
+        let first = Arc::new(self.driver.algorithms(shape, rows, 1)?.remove(0));
+        locked(&self.algorithms).insert((*shape, rows), first.clone());
+        Ok(first)
+    }
+
+    /// The moment after what was listed until now.
+    pub fn moment(&self) -> Result<Moment> {
+        locked(&self.queue).mark(&*self.driver)
+    }
+
+    /// The values of matrices of `f32`, of each so many rows, in one go. Waits for all that was asked for.
+    pub fn read(&self, results: &[(&Matrix, usize)]) -> Result<Vec<Vec<f32>>> {
+        let counts: Vec<usize> = results.iter().map(|(matrix, rows)| matrix.width() * rows).collect();
+        let places: Vec<usize> =
+            counts.iter().scan(0, |at, count| Some(std::mem::replace(at, *at + count.next_multiple_of(8)))).collect();
+        let total = places.last().zip(counts.last()).map_or(0, |(place, count)| place + count);
+        let packed = self.matrix_of_stride(1, total, total, Number::F32)?;
+        for (&(matrix, rows), place) in results.iter().zip(places.iter().copied()) {
+            self.convert_at(matrix, rows, &packed, place)?;
+        }
+        let mut values = vec![0f32; total];
+        let mut queue = locked(&self.queue);
+        queue.flush(&*self.driver)?;
+        self.driver.download(STREAM, packed.at(), bytemuck::cast_slice_mut(&mut values))?;
+        queue.done(&*self.driver)?;
+        Ok(places.iter().zip(counts).map(|(&place, count)| values[place..place + count].to_vec()).collect())
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        let arena = self.arena();
+        if arena.capacity() > 0 {
+            self.driver.release(arena.base());
+        }
+    }
+}
+

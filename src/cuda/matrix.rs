@@ -1,0 +1,161 @@
+//! What lies in a card's memory: matrices, and lists of integers. Memory goes back when the last that reads it is gone.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::arena::Arena;
+use crate::driver::Address;
+use crate::driver::Driver;
+use crate::driver::Number;
+
+/// Memory of a card.
+pub(crate) struct Memory {
+    pub(crate) at: Address,
+    pub(crate) bytes: usize,
+    owner: Owner,
+}
+
+enum Owner {
+    Driver(Arc<dyn Driver>),
+    Arena(Arc<Arena>),
+}
+
+impl Memory {
+    pub(crate) fn of_driver(at: Address, bytes: usize, driver: Arc<dyn Driver>) -> Self {
+        Self { at, bytes, owner: Owner::Driver(driver) }
+    }
+
+    pub(crate) fn of_arena(at: Address, bytes: usize, arena: Arc<Arena>) -> Self {
+        Self { at, bytes, owner: Owner::Arena(arena) }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        match &self.owner {
+            Owner::Driver(driver) => driver.release(self.at),
+            Owner::Arena(arena) => arena.give_back(self.at, self.bytes),
+        }
+    }
+}
+
+impl fmt::Debug for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes at {:#x}", self.bytes, self.at.0)
+    }
+}
+
+/// From a row to the next, in numbers, where nothing else is asked for: each row begins at 16 bytes at least.
+pub fn stride_of(width: usize) -> usize {
+    width.next_multiple_of(8)
+}
+
+/// Numbers `[rows, width]` in a card's memory, row-major. Clones are the same matrix, read by somebody else as well.
+#[derive(Clone, Debug)]
+pub struct Matrix(Arc<View>);
+
+#[derive(Debug)]
+struct View {
+    memory: Arc<Memory>,
+    at: Address,
+    rows: usize,
+    width: usize,
+    stride: usize,
+    number: Number,
+}
+
+impl Matrix {
+    pub(crate) fn new(
+        memory: Arc<Memory>,
+        rows: usize,
+        width: usize,
+        stride: usize,
+        number: Number,
+    ) -> Self {
+        let at = memory.at;
+        Self(Arc::new(View { memory, at, rows, width, stride, number }))
+    }
+
+    /// Rows.
+    pub fn rows(&self) -> usize {
+        self.0.rows
+    }
+
+    /// Columns.
+    pub fn width(&self) -> usize {
+        self.0.width
+    }
+
+    /// From a row to the next, in numbers.
+    pub fn stride(&self) -> usize {
+        self.0.stride
+    }
+
+    /// What they are kept in.
+    pub fn number(&self) -> Number {
+        self.0.number
+    }
+
+    pub(crate) fn at(&self) -> Address {
+        self.0.at
+    }
+
+    /// Whether nobody else reads these numbers: they may be changed in place.
+    pub fn is_mine(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
+
+    /// Some of its columns: nobody else may read these while they are changed.
+    pub fn columns(&self, columns: Range<usize>) -> Self {
+        assert!(columns.end <= self.width(), "columns {columns:?} of {}", self.width());
+        let View { memory, at, rows, stride, number, .. } = &*self.0;
+        let at = at.after(columns.start * number.bytes());
+        let (rows, stride, number) = (*rows, *stride, *number);
+        Self(Arc::new(View { memory: memory.clone(), at, rows, width: columns.len(), stride, number }))
+    }
+
+    /// The same numbers as rows of another width, which divides this one's; only where nothing lies between rows.
+    pub fn reshaped(&self, width: usize) -> Option<Self> {
+        let View { memory, at, rows, stride, number, .. } = &*self.0;
+        let count = rows * self.width();
+        let is_dense = *stride == self.width() && count % width == 0;
+        is_dense.then(|| {
+            let (at, number) = (*at, *number);
+            Self(Arc::new(View {
+                memory: memory.clone(),
+                at,
+                rows: count / width,
+                width,
+                stride: width,
+                number,
+            }))
+        })
+    }
+}
+
+/// Integers in a card's memory.
+#[derive(Clone, Debug)]
+pub struct Integers {
+    pub(crate) memory: Arc<Memory>,
+    pub(crate) at: Address,
+    pub(crate) count: usize,
+}
+
+impl Integers {
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Those from a place on.
+    pub fn from(&self, place: usize) -> Self {
+        assert!(place <= self.count);
+        Self { memory: self.memory.clone(), at: self.at.after(4 * place), count: self.count - place }
+    }
+}
