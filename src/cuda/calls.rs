@@ -236,9 +236,10 @@ impl Device {
         let to = |number: Number| self.matrix(rows, width, number);
         let wide = wide.then(|| to(Number::F32)).transpose()?;
         let rounded = rounded.map(to).transpose()?;
-        let out = rounded.as_ref().map_or(if x.number() == Number::F32 { Number::F32 } else { x.number() }, |out| out.number());
-        let mut arguments =
-            vec![at(Some(x)), number(x.stride()), number(rows), number(runs), number(run)];
+        let out = rounded
+            .as_ref()
+            .map_or(if x.number() == Number::F32 { Number::F32 } else { x.number() }, |out| out.number());
+        let mut arguments = vec![at(Some(x)), number(x.stride()), number(rows), number(runs), number(run)];
         let (kernel, weights) = match norm {
             NormOf::Rms { weight } => (named_from!("rms_norm", x.number(), out), vec![at(Some(weight))]),
             NormOf::Layer { weight, bias } => {
@@ -347,11 +348,18 @@ impl Device {
         Ok(out)
     }
 
-    pub(crate) fn convert_into(&self, x: &Matrix, out: &Matrix) -> Result<()> {
+    /// The same, to a matrix that is there.
+    pub fn convert_into(&self, x: &Matrix, out: &Matrix) -> Result<()> {
         assert_eq!((x.rows(), x.width()), (out.rows(), out.width()));
         let (rows, width) = (x.rows(), x.width());
-        let arguments =
-            [at(Some(x)), number(x.stride()), at(Some(out)), number(out.stride()), number(rows), number(width)];
+        let arguments = [
+            at(Some(x)),
+            number(x.stride()),
+            at(Some(out)),
+            number(out.stride()),
+            number(rows),
+            number(width),
+        ];
         let kernel = named_from!("convert", x.number(), out.number());
         self.launch(kernel, row_blocks(rows, width), THREADS, &arguments)
     }
@@ -361,8 +369,7 @@ impl Device {
         let width = x.width();
         assert!(rows <= x.rows() && place + rows * width <= out.width());
         let to = Argument::Address(out.at().after(4 * place));
-        let arguments =
-            [at(Some(x)), number(x.stride()), to, number(width), number(rows), number(width)];
+        let arguments = [at(Some(x)), number(x.stride()), to, number(width), number(rows), number(width)];
         let kernel = named_from!("convert", x.number(), Number::F32);
         self.launch(kernel, row_blocks(rows, width), THREADS, &arguments)
     }
@@ -385,7 +392,13 @@ impl Device {
     }
 
     /// Means of runs of rows in `f32`: of each sequence those from `first_run` to the next one's.
-    pub fn mean(&self, x: &Matrix, first_run: &Integers, runs: &Integers, sequences: usize) -> Result<Matrix> {
+    pub fn mean(
+        &self,
+        x: &Matrix,
+        first_run: &Integers,
+        runs: &Integers,
+        sequences: usize,
+    ) -> Result<Matrix> {
         assert!(sequences < first_run.len());
         let out = self.matrix(sequences, x.width(), Number::F32)?;
         let arguments = [
@@ -446,7 +459,8 @@ impl Device {
         Ok(y)
     }
 
-    fn head_into(
+    /// The same, to a matrix that is there.
+    pub fn head_into(
         &self,
         x: &Matrix,
         weight: &Matrix,
@@ -524,14 +538,40 @@ impl Device {
             Distances::Ignored => (0, none()),
             Distances::Buckets { of_distance, buckets, of_queries, of_keys } => {
                 let tables = (at(of_queries.as_ref()), at(of_keys.as_ref()));
-                (1, (at(None), at(Some(of_distance)), reach(of_distance), *buckets, at(None), tables.0, tables.1))
+                (
+                    1,
+                    (
+                        at(None),
+                        at(Some(of_distance)),
+                        reach(of_distance),
+                        *buckets,
+                        at(None),
+                        tables.0,
+                        tables.1,
+                    ),
+                )
             }
-            Distances::RoundedSlopes(slopes) => (2, (at(Some(slopes)), at(None), 0, 0, at(None), at(None), at(None))),
+            Distances::RoundedSlopes(slopes) => {
+                (2, (at(Some(slopes)), at(None), 0, 0, at(None), at(None), at(None)))
+            }
             Distances::Biases { of_distance, table } => {
                 let biases = at(Some(table));
-                (3, (at(None), at(Some(of_distance)), reach(of_distance), table.stride(), biases, at(None), at(None)))
+                (
+                    3,
+                    (
+                        at(None),
+                        at(Some(of_distance)),
+                        reach(of_distance),
+                        table.stride(),
+                        biases,
+                        at(None),
+                        at(None),
+                    ),
+                )
             }
-            Distances::Slopes(slopes) => (4, (at(Some(slopes)), at(None), 0, 0, at(None), at(None), at(None))),
+            Distances::Slopes(slopes) => {
+                (4, (at(Some(slopes)), at(None), 0, 0, at(None), at(None), at(None)))
+            }
         };
         let arguments = [
             at(Some(query)),

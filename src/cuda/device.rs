@@ -154,17 +154,16 @@ impl Device {
     }
 
     /// Room for a matrix of a forward, with anything in it.
-    pub(crate) fn matrix(&self, rows: usize, width: usize, number: Number) -> Result<Matrix> {
+    pub fn matrix(&self, rows: usize, width: usize, number: Number) -> Result<Matrix> {
         self.matrix_of_stride(rows, width, stride_of(width), number)
     }
 
-    pub(crate) fn matrix_of_stride(
-        &self,
-        rows: usize,
-        width: usize,
-        stride: usize,
-        number: Number,
-    ) -> Result<Matrix> {
+    /// The same of `f32`, with nothing between its rows.
+    pub fn dense(&self, rows: usize, width: usize) -> Result<Matrix> {
+        self.matrix_of_stride(rows, width, width, Number::F32)
+    }
+
+    fn matrix_of_stride(&self, rows: usize, width: usize, stride: usize, number: Number) -> Result<Matrix> {
         let memory = self.memory(rows * stride * number.bytes())?;
         Ok(Matrix::new(memory, rows, width, stride, number))
     }
@@ -172,7 +171,11 @@ impl Device {
     /// A matrix that stays: weights. `values` are its rows, each of [`stride_of`] `width` numbers.
     pub fn upload(&self, values: &[u8], rows: usize, width: usize, number: Number) -> Result<Matrix> {
         let (stride, bytes) = (stride_of(width), values.len());
-        assert_eq!(bytes, rows * stride * number.bytes(), "{rows} rows of {width}, with what is between them");
+        assert_eq!(
+            bytes,
+            rows * stride * number.bytes(),
+            "{rows} rows of {width}, with what is between them"
+        );
         let memory = self.lasting(bytes, "weights")?;
         self.driver.upload(STREAM, values, memory.at)?;
         Ok(Matrix::new(memory, rows, width, stride, number))
@@ -273,8 +276,10 @@ impl Device {
     /// The values of matrices of `f32`, of each so many rows, in one go. Waits for all that was asked for.
     pub fn read(&self, results: &[(&Matrix, usize)]) -> Result<Vec<Vec<f32>>> {
         let counts: Vec<usize> = results.iter().map(|(matrix, rows)| matrix.width() * rows).collect();
-        let places: Vec<usize> =
-            counts.iter().scan(0, |at, count| Some(std::mem::replace(at, *at + count.next_multiple_of(8)))).collect();
+        let places: Vec<usize> = counts
+            .iter()
+            .scan(0, |at, count| Some(std::mem::replace(at, *at + count.next_multiple_of(8))))
+            .collect();
         let total = places.last().zip(counts.last()).map_or(0, |(place, count)| place + count);
         let packed = self.matrix_of_stride(1, total, total, Number::F32)?;
         for (&(matrix, rows), place) in results.iter().zip(places.iter().copied()) {
@@ -297,4 +302,3 @@ impl Drop for Device {
         }
     }
 }
-

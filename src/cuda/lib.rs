@@ -18,4 +18,8 @@ mod queue;
 mod rehearsal;
 
 pub use queue::Moment;
-mod modules { pub(crate) fn shared_bytes(_: &str) -> u32 { 0 } }
+mod modules {
+    pub(crate) fn shared_bytes(_: &str) -> u32 {
+        0
+    }
+}

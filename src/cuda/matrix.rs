@@ -66,13 +66,7 @@ struct View {
 }
 
 impl Matrix {
-    pub(crate) fn new(
-        memory: Arc<Memory>,
-        rows: usize,
-        width: usize,
-        stride: usize,
-        number: Number,
-    ) -> Self {
+    pub(crate) fn new(memory: Arc<Memory>, rows: usize, width: usize, stride: usize, number: Number) -> Self {
         let at = memory.at;
         Self(Arc::new(View { memory, at, rows, width, stride, number }))
     }

@@ -36,7 +36,13 @@ const MAX_LISTED: usize = 32;
 /// One thing to ask for.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Command {
-    Launch { kernel: &'static str, grid: [u32; 3], threads: u32, shared: u32, arguments: Vec<Argument> },
+    Launch {
+        kernel: &'static str,
+        grid: [u32; 3],
+        threads: u32,
+        shared: u32,
+        arguments: Vec<Argument>,
+    },
     Multiply {
         shape: Arc<Shape>,
         rows: usize,
@@ -134,7 +140,8 @@ impl Queue {
     /// Says that a batch begins, and whether it is small.
     pub(crate) fn batch(&mut self, driver: &dyn Driver, is_small: bool) -> Result<()> {
         // what was asked for of another batch comes before what is uploaded for this one
-        let is_first = self.commands.iter().all(|command| *command == Command::Mark) && self.events.is_empty();
+        let is_first =
+            self.commands.iter().all(|command| *command == Command::Mark) && self.events.is_empty();
         if !is_first {
             self.ask(driver)?;
         }

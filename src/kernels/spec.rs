@@ -95,6 +95,11 @@ impl Buckets {
         self.rows
     }
 
+    /// The row of each distance, from as many before a key as after it.
+    pub fn of_distance(&self) -> &[u32] {
+        &self.of_distance
+    }
+
     /// Whether rows never fall as distances grow.
     pub fn are_sorted(&self) -> bool {
         self.of_distance.is_sorted()

@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | [`composed::Composed`] | plain candle operations | the reference, differentiable |
 //! | [`cpu::Cpu`] | our own kernels | serving on a CPU |
+//! | [`cuda::Cuda`] | our own kernels, and cublasLt's products | serving on a GPU |
 //! | [`training::Training`] | the composed form, with parameters by name and dropout | gradients |
 //!
 //! Models are generic over the form, so there is one description of each, and property tests hold the forms to
@@ -20,6 +21,7 @@
 pub mod batch;
 pub mod composed;
 pub mod cpu;
+pub mod cuda;
 pub mod error;
 pub mod inputs;
 pub mod machine;
