@@ -1,24 +1,31 @@
 //! Memory for activations: taken once, handed out and given back without asking the driver.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
 
 use crate::driver::Address;
+use crate::driver::Driver;
+use crate::driver::Result;
 
 /// Every piece begins at a multiple of it.
 const ALIGNMENT: usize = 256;
 
 /// A run of the card's memory. Pieces are taken at the lowest place where they fit, so the same sequence of takes and
 /// returns has the same addresses each time: what a [graph](crate::driver::Graph) was recorded with holds again.
-#[derive(Debug, Default)]
-pub(crate) struct Arena(Mutex<State>);
+#[derive(Debug)]
+pub(crate) struct Arena {
+    base: Address,
+    capacity: usize,
+    /// Whose memory it is: it goes back when the last piece was given back.
+    driver: Option<Arc<dyn Driver>>,
+    state: Mutex<State>,
+}
 
 #[derive(Debug, Default)]
 struct State {
-    base: u64,
-    capacity: usize,
     /// Offset → bytes, of what is free: no two of them touch.
     free: BTreeMap<usize, usize>,
     taken: usize,
@@ -27,23 +34,27 @@ struct State {
 }
 
 impl Arena {
-    /// So much memory from there.
-    pub(crate) fn new(base: Address, capacity: usize) -> Self {
-        Self(Mutex::new(State {
-            base: base.0,
-            capacity,
-            free: BTreeMap::from([(0, capacity)]),
-            ..State::default()
-        }))
+    /// So much memory of a driver.
+    pub(crate) fn of(driver: &Arc<dyn Driver>, bytes: usize, what: &str) -> Result<Self> {
+        let bytes = rounded(bytes);
+        let base = driver.allocate(bytes, what)?;
+        let mut arena = Self::at(base, bytes);
+        arena.driver = Some(driver.clone());
+        Ok(arena)
     }
 
     /// Nobody's memory, to see how much would be taken.
     pub(crate) fn endless() -> Self {
-        Self::new(Address(1 << 40), 1 << 60)
+        Self::at(Address(1 << 40), 1 << 60)
+    }
+
+    fn at(base: Address, capacity: usize) -> Self {
+        let state = State { free: BTreeMap::from([(0, capacity)]), ..State::default() };
+        Self { base, capacity, driver: None, state: Mutex::new(state) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A piece, if there is room for it.
@@ -57,14 +68,14 @@ impl Arena {
         }
         state.taken += bytes;
         state.peak = state.peak.max(at + bytes);
-        Some(Address(state.base + at as u64))
+        Some(self.base.after(at))
     }
 
     /// Takes a piece back.
     pub(crate) fn give_back(&self, address: Address, bytes: usize) {
         let mut bytes = rounded(bytes);
         let mut state = self.state();
-        let mut at = (address.0 - state.base) as usize;
+        let mut at = (address.0 - self.base.0) as usize;
         state.taken -= bytes;
         if let Some((&before, &length)) = state.free.range(..at).next_back()
             && before + length == at
@@ -79,11 +90,7 @@ impl Arena {
     }
 
     pub(crate) fn capacity(&self) -> usize {
-        self.state().capacity
-    }
-
-    pub(crate) fn base(&self) -> Address {
-        Address(self.state().base)
+        self.capacity
     }
 
     /// Bytes that are taken.
@@ -97,6 +104,14 @@ impl Arena {
     }
 }
 
+impl Drop for Arena {
+    fn drop(&mut self) {
+        if let Some(driver) = &self.driver {
+            driver.release(self.base);
+        }
+    }
+}
+
 fn rounded(bytes: usize) -> usize {
     bytes.max(1).next_multiple_of(ALIGNMENT)
 }
@@ -107,7 +122,7 @@ mod tests {
 
     #[test]
     fn pieces_do_not_overlap_and_come_back_whole() {
-        let arena = Arena::new(Address(1 << 20), 4096);
+        let arena = Arena::at(Address(1 << 20), 4096);
         let pieces: Vec<(Address, usize)> =
             [1, 256, 257, 1000].into_iter().map(|bytes| (arena.take(bytes).unwrap(), bytes)).collect();
         let ends: Vec<u64> = pieces.iter().map(|(at, bytes)| at.0 + rounded(*bytes) as u64).collect();
@@ -128,8 +143,8 @@ mod tests {
 
     #[test]
     fn the_same_sequence_has_the_same_addresses() {
-        let arena = Arena::new(Address(256), 1 << 16);
-        let mut run = || {
+        let arena = Arena::at(Address(256), 1 << 16);
+        let run = || {
             let (a, b) = (arena.take(3000).unwrap(), arena.take(500).unwrap());
             arena.give_back(a, 3000);
             let c = arena.take(2000).unwrap();

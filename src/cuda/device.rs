@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
-use std::sync::RwLock;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 
 use crate::arena::Arena;
 use crate::driver::Address;
@@ -31,11 +32,16 @@ const STREAM: Stream = Stream(0);
 /// Rows of a batch up to which launches weigh more than what they do.
 pub const SMALL_BATCH: usize = 1024;
 
+/// Bytes of an arena beyond what is reserved.
+const MIN_ARENA: usize = 64 << 20;
+
 /// A card, with memory for the activations of one forward at a time.
 #[derive(Debug)]
 pub struct Device {
     pub(crate) driver: Arc<dyn Driver>,
-    arena: RwLock<Arc<Arena>>,
+    /// The first is what was [reserved](Self::reserve), if anything was; others are of the forward that runs.
+    arenas: Mutex<Vec<Arc<Arena>>>,
+    is_reserved: AtomicBool,
     queue: Mutex<Queue>,
     forwards: Mutex<()>,
     /// Small tables, by what they hold.
@@ -60,13 +66,10 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Device {
     /// Over a driver.
     pub fn new(driver: Arc<dyn Driver>) -> Self {
-        Self::with_arena(driver, Arena::default())
-    }
-
-    fn with_arena(driver: Arc<dyn Driver>, arena: Arena) -> Self {
         Self {
             driver,
-            arena: RwLock::new(Arc::new(arena)),
+            arenas: Mutex::default(),
+            is_reserved: AtomicBool::new(false),
             queue: Mutex::default(),
             forwards: Mutex::default(),
             constants: Mutex::default(),
@@ -77,12 +80,16 @@ impl Device {
 
     /// One that does nothing, to see [what](Self::needs) forwards on this one would ask for.
     pub fn rehearsal(&self) -> Self {
-        Self::with_arena(Arc::new(Nothing(self.card().clone())), Arena::endless())
+        let device = Self::new(Arc::new(Nothing(self.card().clone())));
+        locked(&device.arenas).push(Arc::new(Arena::endless()));
+        device.is_reserved.store(true, Ordering::Relaxed);
+        device
     }
 
     /// What the forwards of a [rehearsal](Self::rehearsal) asked for.
     pub fn needs(&self) -> Needs {
-        Needs { bytes: self.arena().peak(), shapes: locked(&self.shapes).keys().copied().collect() }
+        let bytes = locked(&self.arenas).first().map_or(0, |arena| arena.peak());
+        Needs { bytes, shapes: locked(&self.shapes).keys().copied().collect() }
     }
 
     /// What it is.
@@ -97,28 +104,20 @@ impl Device {
 
     /// Bytes that are kept for activations.
     pub fn reserved(&self) -> usize {
-        self.arena().capacity()
-    }
-
-    fn arena(&self) -> Arc<Arena> {
-        self.arena.read().unwrap_or_else(PoisonError::into_inner).clone()
+        let is_reserved = self.is_reserved.load(Ordering::Relaxed);
+        locked(&self.arenas).first().filter(|_| is_reserved).map_or(0, |arena| arena.capacity())
     }
 
     /// Makes sure of the memory that forwards of such needs take, and of the best way to make their products for up to
     /// `rows` rows. Fails if there is not so much memory left.
     pub fn reserve(&self, needs: &Needs, rows: usize) -> Result<()> {
         let _alone = locked(&self.forwards);
-        let arena = self.arena();
-        if needs.bytes > arena.capacity() {
-            let mut place = self.arena.write().unwrap_or_else(PoisonError::into_inner);
-            // of the smaller one nothing is left to be read: whoever holds a piece would be in a forward
-            debug_assert_eq!(arena.taken(), 0);
-            if arena.capacity() > 0 {
-                *place = Arc::default();
-                self.driver.release(arena.base());
-            }
-            let at = self.driver.allocate(needs.bytes, "memory for activations")?;
-            *place = Arc::new(Arena::new(at, needs.bytes));
+        if needs.bytes > self.reserved() {
+            let mut arenas = locked(&self.arenas);
+            self.is_reserved.store(false, Ordering::Relaxed);
+            arenas.clear();
+            arenas.push(Arc::new(Arena::of(&self.driver, needs.bytes, "memory for activations")?));
+            self.is_reserved.store(true, Ordering::Relaxed);
         }
         let _ = rows;
         Ok(())
@@ -128,7 +127,9 @@ impl Device {
     pub fn run<R>(&self, forward: impl FnOnce() -> R) -> R {
         let _alone = locked(&self.forwards);
         locked(&self.queue).begin();
-        forward()
+        let result = forward();
+        self.shrink();
+        result
     }
 
     /// How many batches' sizes are one launch.
@@ -137,14 +138,23 @@ impl Device {
     }
 
     fn memory(&self, bytes: usize) -> Result<Arc<Memory>> {
-        let arena = self.arena();
-        if let Some(at) = arena.take(bytes) {
-            return Ok(Arc::new(Memory::of_arena(at, bytes, arena)));
+        let mut arenas = locked(&self.arenas);
+        for arena in &*arenas {
+            if let Some(at) = arena.take(bytes) {
+                return Ok(Arc::new(Memory::of_arena(at, bytes, arena.clone())));
+            }
         }
-        // larger than any batch that was reserved for: a text beyond `max_batch_tokens`, say
-        let memory = self.lasting(bytes, "the activations of a batch")?;
-        locked(&self.queue).keep(memory.clone());
-        Ok(memory)
+        // a batch that is larger than what was reserved for: a text beyond `max_batch_tokens`, say
+        let arena = Arc::new(Arena::of(&self.driver, bytes.max(MIN_ARENA), "the activations of a batch")?);
+        arenas.push(arena.clone());
+        let at = arena.take(bytes).expect("an arena of at least this size");
+        Ok(Arc::new(Memory::of_arena(at, bytes, arena)))
+    }
+
+    /// Gives back what a forward took beyond what is reserved.
+    fn shrink(&self) {
+        let reserved = usize::from(self.is_reserved.load(Ordering::Relaxed));
+        locked(&self.arenas).truncate(reserved);
     }
 
     /// Memory that is not the arena's.
@@ -291,14 +301,5 @@ impl Device {
         self.driver.download(STREAM, packed.at(), bytemuck::cast_slice_mut(&mut values))?;
         queue.done(&*self.driver)?;
         Ok(places.iter().zip(counts).map(|(&place, count)| values[place..place + count].to_vec()).collect())
-    }
-}
-
-impl Drop for Device {
-    fn drop(&mut self) {
-        let arena = self.arena();
-        if arena.capacity() > 0 {
-            self.driver.release(arena.base());
-        }
     }
 }

@@ -24,7 +24,6 @@ use crate::driver::Product;
 use crate::driver::Result;
 use crate::driver::Shape;
 use crate::driver::Stream;
-use crate::matrix::Memory;
 
 /// Where all of a device's forwards are asked for.
 const STREAM: Stream = Stream(0);
@@ -111,8 +110,6 @@ pub(crate) struct Queue {
     replayed: Option<(Event, Event, Arc<Vec<f64>>)>,
     /// Whose shares are to be taken when the forward is done.
     to_measure: Option<u64>,
-    /// Memory that is not the arena's, until the card is done with it.
-    keep: Vec<Arc<Memory>>,
     lists: HashMap<u64, Known>,
     turn: u64,
 }
@@ -131,7 +128,6 @@ impl Queue {
     pub(crate) fn begin(&mut self) {
         self.commands.clear();
         self.events.clear();
-        self.keep.clear();
         (self.marks, self.replayed, self.to_measure) = (0, None, None);
         self.times = Arc::default();
         self.is_small = false;
@@ -159,10 +155,6 @@ impl Queue {
         self.marks += 1;
         self.push(driver, Command::Mark)?;
         Ok(moment)
-    }
-
-    pub(crate) fn keep(&mut self, memory: Arc<Memory>) {
-        self.keep.push(memory);
     }
 
     /// Asks for all that is listed.
@@ -223,7 +215,6 @@ impl Queue {
 
     /// Once the card is done with all that was asked for: when its moments were.
     pub(crate) fn done(&mut self, driver: &dyn Driver) -> Result<()> {
-        self.keep.clear();
         let times: Vec<Duration> = match self.replayed.take() {
             Some((from, to, shares)) => {
                 let whole = driver.elapsed(&from, &to)?;

@@ -34,21 +34,23 @@ pub struct Participant<'a, O: Ops> {
 }
 
 /// Runs models on a batch; what they have in common runs once. `arrive` is given the index of each model, the hidden
-/// states of the rows it wants, in blocks, and the batch as the form has it. Returns what it makes of them, in the order
-/// of the models.
+/// states of the rows it wants, in blocks, and the batch as the form has it; `read` what it made of them, in the order
+/// of the models. Returns what that is.
 ///
 /// What a model takes, its `arrive` included, is added to its place in `spent`, by the form's own clock; what several
 /// have in common is divided equally among them. Pauses between `steps` are nobody's.
-pub fn forward_together<O: Ops, T>(
+pub fn forward_together<O: Ops, T, R>(
     ops: &O,
     models: &[Participant<'_, O>],
     batch: &PackedBatch,
     spent: &mut [Duration],
     steps: &mut Steps<'_>,
     arrive: impl Fn(usize, &[O::Rows], &O::Batch<'_>) -> Result<T>,
-) -> Result<Vec<T>> {
+    read: impl FnOnce(Vec<T>) -> Result<R>,
+) -> Result<R> {
     let mut times = Vec::new();
-    let arrived = run(ops, models, batch, &mut times, steps, arrive);
+    // times last: where they are taken elsewhere, this machine waits for nothing before the results
+    let arrived = run(ops, models, batch, &mut times, steps, arrive).and_then(read);
     for Span { models, from, to, paused } in times {
         let share = ops.between(&from, &to)?.saturating_sub(paused) / models.len() as u32;
         models.iter().for_each(|&index| spent[index] += share);
@@ -360,7 +362,7 @@ mod tests {
         let batch = PackedBatch::pack(&[sequence(vec![1, 2]), sequence(vec![3, 1, 2])]);
         let read = |_, hidden: &[Tensor], _: &Batch<'_>| OPS.read(&[hidden.to_vec()]);
         let arrived =
-            forward_together(&OPS, &participants, &batch, spent, &mut Steps::whole(), read).unwrap();
+            forward_together(&OPS, &participants, &batch, spent, &mut Steps::whole(), read, Ok).unwrap();
         let arrived = arrived.into_iter().map(|read| read.concat()).collect();
         (arrived, runs.load(Ordering::Relaxed))
     }

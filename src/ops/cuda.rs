@@ -556,6 +556,12 @@ impl Ops for Cuda {
         self.upload(&values, rows, width, self.working())
     }
 
+    fn reserve(&self, rows: usize, forward: impl Fn(&Self) -> Result<()>) -> Result<()> {
+        let device = Arc::new(self.device.rehearsal());
+        forward(&Self { device: device.clone(), format: self.format, rehearses: true })?;
+        Ok(self.device.reserve(&device.needs(), rows)?)
+    }
+
     fn batch<'a>(&self, inputs: &'a Inputs<'a>) -> Result<Batch<'a>> {
         let packed = inputs.packed;
         let rows = padded(packed.num_rows());

@@ -110,6 +110,12 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
     /// An embedding, row-major.
     fn load_table(&self, name: &str, values: Values, rows: usize, width: usize) -> Result<Self::Table>;
 
+    /// Makes sure of what forwards of up to `rows` rows take, where that is taken in advance: `forward` runs some, of
+    /// which nothing is computed.
+    fn reserve(&self, rows: usize, forward: impl Fn(&Self) -> Result<()>) -> Result<()> {
+        let _ = (rows, forward);
+        Ok(())
+    }
     /// Takes all that models read of a batch, before anything is computed.
     fn batch<'a>(&self, inputs: &'a Inputs<'a>) -> Result<Self::Batch<'a>>;
     /// When what was asked for until now is done. It need not be done yet.
