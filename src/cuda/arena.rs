@@ -93,7 +93,7 @@ impl Arena {
         self.capacity
     }
 
-    /// Bytes that are taken.
+    #[cfg(test)]
     pub(crate) fn taken(&self) -> usize {
         self.state().taken
     }

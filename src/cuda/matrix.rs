@@ -109,22 +109,13 @@ impl Matrix {
         Self(Arc::new(View { memory: memory.clone(), at, rows, width: columns.len(), stride, number }))
     }
 
-    /// The same numbers as rows of another width, which divides this one's; only where nothing lies between rows.
-    pub fn reshaped(&self, width: usize) -> Option<Self> {
-        let View { memory, at, rows, stride, number, .. } = &*self.0;
-        let count = rows * self.width();
-        let is_dense = *stride == self.width() && count % width == 0;
-        is_dense.then(|| {
-            let (at, number) = (*at, *number);
-            Self(Arc::new(View {
-                memory: memory.clone(),
-                at,
-                rows: count / width,
-                width,
-                stride: width,
-                number,
-            }))
-        })
+    /// Some of its rows.
+    pub fn some_rows(&self, rows: Range<usize>) -> Self {
+        assert!(rows.end <= self.rows(), "rows {rows:?} of {}", self.rows());
+        let View { memory, at, width, stride, number, .. } = &*self.0;
+        let at = at.after(rows.start * stride * number.bytes());
+        let (width, stride, number) = (*width, *stride, *number);
+        Self(Arc::new(View { memory: memory.clone(), at, rows: rows.len(), width, stride, number }))
     }
 }
 

@@ -12,6 +12,7 @@
 //! How a batch goes through the layers is in [`transformer`].
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::OnceLock;
 
@@ -26,6 +27,7 @@ use crate::model::plan::MlpPlan;
 use crate::model::plan::NormPlan;
 use crate::model::plan::RelativePlan;
 use crate::model::transformer;
+use crate::model::transformer::VALUES;
 use crate::model::weights::Weights;
 use crate::ops::Activation;
 use crate::ops::AttentionSpec;
@@ -62,9 +64,8 @@ struct Norms<O: Ops> {
 
 #[derive(Debug)]
 struct Attention<O: Ops> {
-    query: Arc<O::Linear>,
-    key: Arc<O::Linear>,
-    value: Arc<O::Linear>,
+    /// Query, key and value.
+    projections: Arc<O::Joined>,
     qk_norms: Option<[Norm<O>; 2]>,
     norms_turned: bool,
     ropes: Option<[usize; 2]>,
@@ -149,9 +150,7 @@ fn products(LayerPlan { attention, mlp, convolution, .. }: &LayerPlan) -> usize 
 impl<O: Ops> Attention<O> {
     fn load(weights: &mut Weights<'_, O>, plan: &AttentionPlan) -> std::result::Result<Self, ModelError> {
         Ok(Self {
-            query: weights.linear(&plan.query, Working)?,
-            key: weights.linear(&plan.key, Working)?,
-            value: weights.linear(&plan.value, Working)?,
+            projections: weights.joined(&[&plan.query, &plan.key, &plan.value])?,
             qk_norms: match &plan.qk_norms {
                 Some([query, key]) => Some([Norm::load(weights, query)?, Norm::load(weights, key)?]),
                 None => None,
@@ -243,19 +242,20 @@ impl<O: Ops> transformer::Layer<O> for Layer<O> {
         ops.operand(normed(ops, x, self.norms.attention_input.as_ref())?)
     }
 
-    fn queries(&self, ops: &O, input: &O::Rows, batch: &O::Batch<'_>, which: &Which) -> Result<O::Rows> {
-        self.attention.place(ops, ops.linear(input, &self.attention.query)?, 0, batch, which)
-    }
-
-    fn keys_and_values(
+    fn project(
         &self,
         ops: &O,
         input: &O::Rows,
         batch: &O::Batch<'_>,
         which: &Which,
-    ) -> Result<[O::Rows; 2]> {
-        let key = self.attention.place(ops, ops.linear(input, &self.attention.key)?, 1, batch, which)?;
-        Ok([key, ops.linear(input, &self.attention.value)?])
+        parts: Range<usize>,
+    ) -> Result<Vec<O::Rows>> {
+        let projected = ops.joined(input, &self.attention.projections, parts.clone())?;
+        let place = |(x, part): (O::Rows, usize)| match part {
+            VALUES => Ok(x),
+            part => self.attention.place(ops, x, part, batch, which),
+        };
+        projected.into_iter().zip(parts).map(place).collect()
     }
 
     fn by_distance(&self, ops: &O) -> Result<Option<Arc<O::ByDistance>>> {

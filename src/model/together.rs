@@ -258,6 +258,7 @@ impl<O: Ops> GroupRun<'_, '_, '_, '_, O> {
 #[cfg(test)]
 mod tests {
     use std::borrow::Cow;
+    use std::ops::Range;
     use std::sync::Arc;
     use std::sync::atomic::AtomicUsize;
     use std::sync::atomic::Ordering;
@@ -322,12 +323,15 @@ mod tests {
             Ok(Cow::Borrowed(x))
         }
 
-        fn queries(&self, _: &Composed, x: &Tensor, _: &Batch<'_>, _: &Which) -> Result<Tensor> {
-            Ok(x.clone())
-        }
-
-        fn keys_and_values(&self, _: &Composed, x: &Tensor, _: &Batch<'_>, _: &Which) -> Result<[Tensor; 2]> {
-            Ok([x.clone(), x.clone()])
+        fn project(
+            &self,
+            _: &Composed,
+            x: &Tensor,
+            _: &Batch<'_>,
+            _: &Which,
+            parts: Range<usize>,
+        ) -> Result<Vec<Tensor>> {
+            Ok(parts.map(|_| x.clone()).collect())
         }
 
         fn finish(&self, _: &Composed, x: Tensor, attended: &Tensor, _: Option<Tensor>) -> Result<Tensor> {

@@ -41,6 +41,13 @@ pub trait Embedding<O: Ops>: Debug + Send + Sync {
     fn forward(&self, ops: &O, batch: &O::Batch<'_>, which: &Which) -> Result<O::Rows>;
 }
 
+/// What [`Layer::project`] makes first.
+pub const QUERIES: usize = 0;
+/// Then.
+pub const KEYS: usize = 1;
+/// Last.
+pub const VALUES: usize = 2;
+
 /// One layer: what happens to rows before attention, and after. `which` says what rows of the batch they are.
 pub trait Layer<O: Ops>: Debug + Send + Sync {
     /// What attention does.
@@ -49,16 +56,16 @@ pub trait Layer<O: Ops>: Debug + Send + Sync {
     fn products(&self) -> usize;
     /// What the projections read.
     fn input<'a>(&self, ops: &O, x: &'a O::Rows) -> Result<Cow<'a, O::Rows>>;
-    /// `[rows, heads · head_dim]`
-    fn queries(&self, ops: &O, input: &O::Rows, batch: &O::Batch<'_>, which: &Which) -> Result<O::Rows>;
-    /// Each `[rows, kv_heads · head_dim]`
-    fn keys_and_values(
+    /// Of [`QUERIES`], [`KEYS`] and [`VALUES`] some that follow each other: `[rows, heads · head_dim]`, and twice `[rows,
+    /// kv_heads · head_dim]`.
+    fn project(
         &self,
         ops: &O,
         input: &O::Rows,
         batch: &O::Batch<'_>,
         which: &Which,
-    ) -> Result<[O::Rows; 2]>;
+        parts: Range<usize>,
+    ) -> Result<Vec<O::Rows>>;
     /// Parameters that attention takes by distance, if it does.
     fn by_distance(&self, ops: &O) -> Result<Option<Arc<O::ByDistance>>> {
         let _ = ops;
@@ -268,9 +275,11 @@ impl<O: Ops> BatchPass<'_, '_, O> {
         let layer = &model.layers[depth].part;
         let input = layer.input(self.ops, x)?;
         let which = Which::Run(rows.clone());
-        let query = all_ask.then(|| layer.queries(self.ops, &input, self.batch, &which)).transpose()?;
-        let [key, value] = layer.keys_and_values(self.ops, &input, self.batch, &which)?;
-        Ok(Projected { query, key, value })
+        let first = if all_ask { QUERIES } else { KEYS };
+        let mut parts = layer.project(self.ops, &input, self.batch, &which, first..VALUES + 1)?.into_iter();
+        let query = if all_ask { parts.next() } else { None };
+        let mut next = || parts.next().expect("as many as were asked for");
+        Ok(Projected { query, key: next(), value: next() })
     }
 
     /// Some layers of a model, from a start to the hidden states after the last of them; if that is the model's last, of
@@ -337,7 +346,10 @@ impl<O: Ops> BatchPass<'_, '_, O> {
                 let which = asking.part(places.clone());
                 let query = match query {
                     Some(query) => query,
-                    None => layer.queries(ops, &*layer.input(ops, &x)?, self.batch, &which)?,
+                    None => {
+                        let input = layer.input(ops, &x)?;
+                        layer.project(ops, &input, self.batch, &which, QUERIES..KEYS)?.remove(0)
+                    }
                 };
                 let attended = ops.attend(&query, &which, &memory)?;
                 drop(query);

@@ -171,6 +171,22 @@ impl<'a, O: Ops> Weights<'a, O> {
         })
     }
 
+    /// Linear layers that read the same.
+    pub fn joined(&mut self, plans: &[&LinearPlan]) -> Result<Arc<O::Joined>, ModelError> {
+        let format = self.ops.format(Precision::Working);
+        let usage = format!("joined {}", rows_of(plans));
+        let names = self.names_of(plans);
+        self.load(&usage, format, &names, |ops, values| {
+            let mut place = 0;
+            let sources = plans.iter().map(|plan| {
+                let of_plan = place..place + 1 + usize::from(plan.bias.is_some());
+                place = of_plan.end;
+                linear_source(plan, &names[of_plan.clone()], &values[of_plan])
+            });
+            ops.load_joined(&sources.collect::<Vec<_>>())
+        })
+    }
+
     /// An embedding.
     pub fn table(&mut self, plan: &TablePlan) -> Result<Arc<O::Table>, ModelError> {
         let TablePlan { name, rows, width } = plan;

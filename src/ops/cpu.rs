@@ -153,6 +153,7 @@ impl Ops for Cpu {
     type Rows = Rows;
     type Linear = Linear;
     type Gated = Linear;
+    type Joined = Vec<Linear>;
     type Vector = Vec<f32>;
     type Table = Table;
     type Batch<'a> = &'a Inputs<'a>;
@@ -193,6 +194,10 @@ impl Ops for Cpu {
         };
         let (isa, number) = (self.isa, self.number(Precision::Working));
         Ok(self.pool.install(|| Linear::gated(isa, number, [input, output], bias.as_deref(), read)))
+    }
+
+    fn load_joined(&self, sources: &[LinearSource<'_>]) -> Result<Vec<Linear>> {
+        sources.iter().map(|source| self.load_linear(*source, Precision::Working)).collect()
     }
 
     fn load_vector(&self, _: &[String], mut values: Vec<f32>, offset: f32) -> Result<Vec<f32>> {
@@ -298,6 +303,10 @@ impl Ops for Cpu {
 
     fn linear(&self, x: &Rows, layer: &Linear) -> Result<Rows> {
         Ok(layer.forward(x, Rows::new(Number::F32, x.len(), layer.output()), Then::Keep))
+    }
+
+    fn joined(&self, x: &Rows, layers: &Vec<Linear>, which: Range<usize>) -> Result<Vec<Rows>> {
+        layers[which].iter().map(|layer| self.linear(x, layer)).collect()
     }
 
     fn linear_add(&self, x: &Rows, layer: &Linear, residual: Rows) -> Result<Rows> {

@@ -114,6 +114,14 @@ pub struct Linear {
     precision: Precision,
 }
 
+/// Layers that read the same, one below the other.
+#[derive(Debug)]
+pub struct Joined {
+    layer: Linear,
+    /// Zero, then where the outputs of each end.
+    ends: Vec<usize>,
+}
+
 /// A batch on its card.
 #[derive(Debug)]
 pub struct Batch<'a> {
@@ -253,14 +261,15 @@ impl Cuda {
     }
 
     /// The weights of layers with the same input, one after the other.
-    fn load(&self, layers: &[LinearSource<'_>], precision: Precision) -> Result<Linear> {
+    fn load(&self, layers: &[LinearSource<'_>], has_bias: bool, precision: Precision) -> Result<Linear> {
         let number = self.number(precision);
-        let (output, input) = (layers[0].output, layers[0].input);
+        let input = layers[0].input;
         let stride = stride_of(input);
-        let mut bytes = Vec::with_capacity(layers.len() * output * stride * number.bytes());
+        let outputs: usize = layers.iter().map(|layer| layer.output).sum();
+        let mut bytes = Vec::with_capacity(outputs * stride * number.bytes());
         let mut biases = Vec::new();
-        for LinearSource { weight: Source { values, rows, .. }, bias, .. } in layers {
-            for output in 0..output {
+        for LinearSource { weight: Source { values, rows, .. }, bias, output, .. } in layers {
+            for output in 0..*output {
                 let row = rows.row(output);
                 let start = bytes.len();
                 bytes.resize(start + stride * number.bytes(), 0);
@@ -274,16 +283,19 @@ impl Cuda {
                     copy(values, row * input..(row + 1) * input, number, to);
                 }
             }
-            if let Some(Source { values, rows, .. }) = bias {
-                let mut all = vec![0.0; rows.of];
-                values.to_f32s(0..rows.of, &mut all);
-                biases.extend((0..output).map(|output| all[rows.row(output)]));
+            match bias {
+                Some(Source { values, rows, .. }) => {
+                    let mut all = vec![0.0; rows.of];
+                    values.to_f32s(0..rows.of, &mut all);
+                    biases.extend((0..*output).map(|output| all[rows.row(output)]));
+                }
+                None => biases.resize(biases.len() + output, 0.0),
             }
         }
-        let weight = self.device.upload(&bytes, layers.len() * output, input, number)?;
-        let bias = match biases.is_empty() {
-            true => None,
-            false => Some([self.vector(biases.clone(), Number::F32)?, self.vector(biases, number)?]),
+        let weight = self.device.upload(&bytes, outputs, input, number)?;
+        let bias = match has_bias {
+            true => Some([self.vector(biases.clone(), Number::F32)?, self.vector(biases, number)?]),
+            false => None,
         };
         Ok(Linear { weight, bias, precision })
     }
@@ -517,6 +529,7 @@ impl Ops for Cuda {
     type Rows = Rows;
     type Linear = Linear;
     type Gated = Linear;
+    type Joined = Joined;
     type Vector = Matrix;
     type Table = Matrix;
     type Batch<'a> = Batch<'a>;
@@ -536,11 +549,22 @@ impl Ops for Cuda {
     }
 
     fn load_linear(&self, source: LinearSource<'_>, precision: Precision) -> Result<Linear> {
-        self.load(&[source], precision)
+        self.load(&[source], source.bias.is_some(), precision)
     }
 
     fn load_gated(&self, gate: LinearSource<'_>, up: LinearSource<'_>) -> Result<Linear> {
-        self.load(&[gate, up], Precision::Working)
+        self.load(&[gate, up], gate.bias.is_some(), Precision::Working)
+    }
+
+    fn load_joined(&self, sources: &[LinearSource<'_>]) -> Result<Joined> {
+        let mut ends = vec![0];
+        ends.extend(sources.iter().scan(0, |end, source| {
+            *end += source.output;
+            Some(*end)
+        }));
+        // one has a bias: for the others it is zero
+        let has_bias = sources.iter().any(|source| source.bias.is_some());
+        Ok(Joined { layer: self.load(sources, has_bias, Precision::Working)?, ends })
     }
 
     fn load_vector(&self, _: &[String], mut values: Vec<f32>, offset: f32) -> Result<Matrix> {
@@ -666,6 +690,18 @@ impl Ops for Cuda {
 
     fn linear(&self, x: &Rows, layer: &Linear) -> Result<Rows> {
         Ok(self.here(self.product(x, layer)?, x.len))
+    }
+
+    fn joined(&self, x: &Rows, layers: &Joined, which: Range<usize>) -> Result<Vec<Rows>> {
+        let Joined { layer, ends } = layers;
+        let first = ends[which.start];
+        let (x, len) = (self.rounded(x)?, x.len);
+        let weight = layer.weight.some_rows(first..ends[which.end]);
+        let bias = layer.bias.as_ref().map(|[_, same]| same.columns(first..ends[which.end]));
+        let y = self.device.matrix(x.rows(), weight.rows(), self.working())?;
+        self.device.linear(&x, &weight, bias.as_ref(), &y, false)?;
+        let of = |place: usize| self.here(y.columns(ends[place] - first..ends[place + 1] - first), len);
+        Ok(which.map(of).collect())
     }
 
     fn linear_add(&self, x: &Rows, layer: &Linear, residual: Rows) -> Result<Rows> {

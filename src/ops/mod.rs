@@ -81,6 +81,8 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
     type Linear: Debug + Send + Sync + 'static;
     /// Weights of two linear layers, gate and up, on the same input.
     type Gated: Debug + Send + Sync + 'static;
+    /// Weights of several linear layers that read the same: queries, keys and values.
+    type Joined: Debug + Send + Sync + 'static;
     /// A norm's `f32` weights, `[width]`.
     type Vector: Debug + Send + Sync + 'static;
     /// An embedding, `[vocab, width]`.
@@ -103,6 +105,8 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
     fn load_linear(&self, source: LinearSource<'_>, precision: Precision) -> Result<Self::Linear>;
     /// The same for two that are used together.
     fn load_gated(&self, gate: LinearSource<'_>, up: LinearSource<'_>) -> Result<Self::Gated>;
+    /// The same for several that read the same, each in its width.
+    fn load_joined(&self, sources: &[LinearSource<'_>]) -> Result<Self::Joined>;
     /// A vector of a norm: `values`, those of the tensors `names` one after the other, with `offset` added to each.
     fn load_vector(&self, names: &[String], values: Vec<f32>, offset: f32) -> Result<Self::Vector>;
     /// A vector that is no parameter: what a norm has that a checkpoint lacks.
@@ -158,6 +162,8 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
     fn operand<'a>(&self, x: Cow<'a, Self::Rows>) -> Result<Cow<'a, Self::Rows>>;
     /// `x · weightᵀ + bias`
     fn linear(&self, x: &Self::Rows, layer: &Self::Linear) -> Result<Self::Rows>;
+    /// [`Self::linear`] of some of several layers, in their order.
+    fn joined(&self, x: &Self::Rows, layers: &Self::Joined, which: Range<usize>) -> Result<Vec<Self::Rows>>;
     /// `residual + x · weightᵀ + bias`, with [dropout](Self::dropout) of what is added.
     fn linear_add(&self, x: &Self::Rows, layer: &Self::Linear, residual: Self::Rows) -> Result<Self::Rows>;
     /// `activation(x · weightᵀ + bias)`

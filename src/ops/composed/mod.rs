@@ -122,6 +122,7 @@ impl Ops for Composed {
     type Rows = Tensor;
     type Linear = Linear;
     type Gated = Gated;
+    type Joined = Vec<Linear>;
     type Vector = Tensor;
     type Table = Tensor;
     type Batch<'a> = Batch<'a>;
@@ -154,6 +155,10 @@ impl Ops for Composed {
     fn load_gated(&self, gate: LinearSource<'_>, up: LinearSource<'_>) -> Result<Gated> {
         let load = |source| self.load_linear(source, Precision::Working);
         Ok(Gated { gate: load(gate)?, up: load(up)? })
+    }
+
+    fn load_joined(&self, sources: &[LinearSource<'_>]) -> Result<Vec<Linear>> {
+        sources.iter().map(|source| self.load_linear(*source, Precision::Working)).collect()
     }
 
     fn load_vector(&self, _: &[String], values: Vec<f32>, offset: f32) -> Result<Tensor> {
@@ -229,6 +234,10 @@ impl Ops for Composed {
             Some(bias) => Ok(product.broadcast_add(bias)?),
             None => Ok(product),
         }
+    }
+
+    fn joined(&self, x: &Tensor, layers: &Vec<Linear>, which: Range<usize>) -> Result<Vec<Tensor>> {
+        layers[which].iter().map(|layer| self.linear(x, layer)).collect()
     }
 
     fn linear_add(&self, x: &Tensor, layer: &Linear, residual: Tensor) -> Result<Tensor> {

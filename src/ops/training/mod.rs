@@ -205,6 +205,7 @@ impl Ops for Training {
     type Rows = Tensor;
     type Linear = Linear;
     type Gated = Gated;
+    type Joined = Vec<Linear>;
     type Vector = Vector;
     type Table = String;
     type Batch<'a> = Batch<'a>;
@@ -228,6 +229,10 @@ impl Ops for Training {
     fn load_gated(&self, gate: LinearSource<'_>, up: LinearSource<'_>) -> Result<Gated> {
         let load = |source| self.load_linear(source, Precision::Working);
         Ok(Gated { gate: load(gate)?, up: load(up)? })
+    }
+
+    fn load_joined(&self, sources: &[LinearSource<'_>]) -> Result<Vec<Linear>> {
+        sources.iter().map(|source| self.load_linear(*source, Precision::Working)).collect()
     }
 
     fn load_vector(&self, names: &[String], _: Vec<f32>, offset: f32) -> Result<Vector> {
@@ -294,6 +299,10 @@ impl Ops for Training {
         let bias = layer.bias.as_ref().map(of).transpose()?;
         // a convolution's has an axis of positions, which follow each other
         Ok(fused::linear(x, &of(&layer.weight)?.flatten_from(1)?, bias.as_ref())?)
+    }
+
+    fn joined(&self, x: &Tensor, layers: &Vec<Linear>, which: Range<usize>) -> Result<Vec<Tensor>> {
+        layers[which].iter().map(|layer| self.linear(x, layer)).collect()
     }
 
     fn linear_add(&self, x: &Tensor, layer: &Linear, residual: Tensor) -> Result<Tensor> {
