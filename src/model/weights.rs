@@ -413,7 +413,7 @@ mod tests {
     fn identical_tensors_of_members_are_held_once() {
         let mut store = TensorStore::default();
         let of_one = load("llama-f32/member-0", &mut store);
-        assert!(of_one > 10, "{of_one}");
+        assert!(of_one > 8, "{of_one}");
         assert_eq!(load("llama-f32/member-0", &mut store), of_one, "the same member again");
         // differs in all but the head
         assert_eq!(load("llama-f32/member-1", &mut store), 2 * of_one - 1);
