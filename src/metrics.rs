@@ -251,6 +251,8 @@ label! {
         Loading = "loading",
         /// The server stops.
         Draining = "draining",
+        /// A card failed, and the process ends.
+        DeviceLost = "device_lost",
     }
 }
 
@@ -700,9 +702,9 @@ impl VariantMetrics {
         self.non_finite.increment(1);
     }
 
-    /// The model failed on a sample.
-    pub fn sample_failed(&self) {
-        self.failed.increment(1);
+    /// So many samples have no reward, by no fault of theirs.
+    pub fn samples_failed(&self, count: usize) {
+        self.failed.increment(count as u64);
     }
 
     /// All samples of a request went through the model.

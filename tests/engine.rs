@@ -689,14 +689,14 @@ proptest! {
     /// Whatever arrives, leaves, expires, fails and closes: who is still there gets one answer, and with it one
     /// outcome for each sample, which depends on that sample alone.
     #[test]
-    fn every_admitted_sample_is_answered_exactly_once(steps in prop::collection::vec(step(), 1..60)) {
+    fn every_admitted_sample_is_answered_exactly_once(steps in prop::collection::vec(step(), 1..60), num_devices in 1..=3) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
             let engine = Engine::start(Config { max_batch_tokens: 16, max_step_tokens: 6, max_queue_tokens: 120, share_prefixes: true });
             let gate = Arc::new(Gate::default());
             let model = || Arc::new(Fake { gate: gate.clone(), arrivals: mpsc::channel().0 }) as Arc<dyn Forward>;
             let add_lane = |index: usize| match index {
-                0 => engine.add_lane("warm", Scorer::warm(model())),
+                0 => engine.add_lane_on("warm", (0..num_devices).map(|device| (device.to_string(), Scorer::warm(model()))).collect()),
                 _ => engine.add_lane("ens", Scorer::ens(vec![(model(), None), (model(), None)], Reduction::Min)),
             };
             let mut lanes = [0, 1].map(add_lane);
@@ -738,6 +738,7 @@ proptest! {
                     Ok(Err(EngineError::QueueFull { waiting, limit, .. })) => assert!(waiting <= 3 * limit, "of each priority"),
                     Ok(Err(EngineError::TooLarge { tokens, limit })) => assert!(tokens > limit),
                     Ok(Err(EngineError::Draining)) => panic!("every request came before the drain"),
+                    Ok(Err(EngineError::DeviceLost)) => panic!("none is"),
                     Err(gone) => assert!(gone.is_cancelled() && left.contains(&index), "{gone}"),
                 }
             }

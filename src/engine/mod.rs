@@ -1,4 +1,4 @@
-//! Many callers, one device thread.
+//! Many callers, one thread for each device.
 //!
 //! ```text
 //! Lane::score ─┐  admit or refuse   ┌─────────┐  next_batch   ┌────────┐
@@ -8,8 +8,8 @@
 //!      └╌╌ future dropped: withdraw ╌╌╌▲
 //! ```
 //!
-//! Each variant has a lane: a queue bounded by tokens, and a scorer that only the device thread calls. When the
-//! device is free it takes what waits, without waiting for more: batches form because work queues while a batch
+//! Each variant has a lane: a queue bounded by tokens, and a scorer that only a device thread calls; on several devices,
+//! one for each, and one queue for all. When a device is free it takes what waits, without waiting for more: batches form because work queues while a batch
 //! runs. `queue` keeps the books of each `request`, `batcher` decides who goes together, `estimate` guesses how
 //! long it will take, `worker` runs it.
 //!
@@ -19,14 +19,22 @@
 //!   whatever the model does, and at its deadline at the latest it gets [`EngineError::DeadlineExceeded`].
 //! - Within a lane: [`Priority`] first, then first come first served, and no batch mixes priorities.
 //! - A sample above `max_step_tokens` holds the device for a step at a time: others go between its steps, in turns.
-//! - Between lanes: equal shares of the device's time while they contend, except that background work yields to
+//! - Between lanes: equal shares of a device's time while they contend for it, except that background work yields to
 //!   anything else in any lane.
 //! - What a caller no longer waits for never reaches the model, or stops at its next step. Its room in the queue is
-//!   free at once; that of a request of which a part runs, after the batch.
+//!   free at once.
+//! - A [lost](Engine::lost) device ends all: what waits, and what ran there, is answered with
+//!   [`EngineError::DeviceLost`]; what runs elsewhere is finished.
+//!
+//! # Several devices
+//!
+//! A device that is free takes what waits, so the least loaded goes first, and a slow one takes less. While several have
+//! nothing to do, they share what comes, down to a thousand tokens each: a large request of one caller is computed on all of
+//! them, and its outcomes come together in their order. Which device, and beside what, changes no bit of a reward.
 //!
 //! # Why one thread?
 //!
-//! There is one device, and two forwards at a time on it take turns anyway, with twice the memory for
+//! For one device: two forwards at a time on it take turns anyway, with twice the memory for
 //! activations. On a CPU a forward uses all cores by itself. What runs between the steps of a batch does need the
 //! memory for both: that of the largest batch of each priority at most.
 //!
@@ -55,6 +63,7 @@ use self::request::Ended;
 use self::request::LaneId;
 use self::request::Request;
 use self::request::Ticket;
+use self::served::Copy;
 use self::served::Served;
 use self::worker::Work;
 use crate::metrics;
@@ -181,6 +190,9 @@ pub enum EngineError {
     /// No new work: the server stops, or this variant was replaced.
     #[error("the server is draining")]
     Draining,
+    /// A card failed, and nothing in this process brings it back.
+    #[error("the server has lost a device and ends")]
+    DeviceLost,
 }
 
 impl EngineError {
@@ -191,54 +203,67 @@ impl EngineError {
             Self::QueueFull { .. } => Some(Rejection::QueueFull),
             Self::WouldExpire { .. } => Some(Rejection::WouldExpire),
             Self::Draining => Some(Rejection::Draining),
+            Self::DeviceLost => Some(Rejection::DeviceLost),
             Self::DeadlineExceeded => None,
         }
     }
 }
 
-/// Owns the device thread. Cheap to clone.
+/// Owns the device threads. Cheap to clone.
 ///
-/// The thread ends when the last clone and the last [`Lane`] are gone, after the batch that runs. Dropping does
-/// not wait for it, since that may happen on a thread of the async runtime.
+/// They end when the last clone and the last [`Lane`] are gone, after the batches that run. Dropping does
+/// not wait for them, since that may happen on a thread of the async runtime.
 #[derive(Clone)]
 pub struct Engine {
-    device: Arc<Device>,
+    devices: Arc<Devices>,
 }
 
+/// The device of [`Engine::add_lane`].
+const CPU: &str = "cpu";
+
 impl Engine {
-    /// Starts the device thread.
+    /// A device thread starts with the first lane that has a copy on the device.
     pub fn start(config: Config) -> Self {
         let shared = Arc::new(Shared {
             state: Mutex::new(State { queue: Queue::new(config), is_abandoned: false }),
             work: Condvar::new(),
             idle: Notify::new(),
+            lost: watch::channel(None).0,
         });
-        let of_thread = shared.clone();
-        std::thread::Builder::new()
-            .name("device".into())
-            .spawn(move || worker::run(of_thread))
-            .expect("a system that has no thread to spare at the start cannot serve");
-        Self { device: Arc::new(Device { shared, config }) }
+        Self { devices: Arc::new(Devices { shared, config, names: Mutex::default() }) }
     }
 
     /// The limits it was started with.
     pub fn config(&self) -> &Config {
-        &self.device.config
+        &self.devices.config
     }
 
-    /// Adds a queue for a variant. `variant` labels its metrics, which count nothing before [`Lane::show`]; after
-    /// a reload two lanes may bear one name for as long as the old one drains.
+    /// Adds a queue for a variant that is computed on the CPU, or on whatever is this machine's only device.
     pub fn add_lane(&self, variant: &str, scorer: Scorer) -> Lane {
+        self.add_lane_on(variant, vec![(CPU.to_owned(), scorer)])
+    }
+
+    /// Adds a queue for a variant, with a copy of its models on each of some devices, which go by their names: at least
+    /// one. `variant` labels its metrics, which count nothing before [`Lane::show`]; after a reload two lanes may bear one
+    /// name for as long as the old one drains.
+    pub fn add_lane_on(&self, variant: &str, copies: Vec<(String, Scorer)>) -> Lane {
         let (sender, health) = watch::channel(true);
-        let share_prefixes = self.device.config.share_prefixes;
-        let served = Served::new(variant, scorer, share_prefixes, sender);
-        let id = self.device.shared.lock().queue.add_lane(served);
-        Lane { handle: Arc::new(LaneHandle { id, device: self.device.clone(), health }) }
+        let copies = copies.into_iter().map(|(name, scorer)| Copy::new(self.devices.index_of(name), scorer));
+        let share_prefixes = self.devices.config.share_prefixes;
+        let served = Served::new(variant, copies.collect(), share_prefixes, sender);
+        let id = self.devices.shared.lock().queue.add_lane(served);
+        Lane { handle: Arc::new(LaneHandle { id, devices: self.devices.clone(), health }) }
+    }
+
+    /// What the driver said of a device that this process has lost for good, once it has. From then on nothing is
+    /// admitted, and all that waited was answered with [`EngineError::DeviceLost`]: the process should end.
+    pub fn lost(&self) -> watch::Receiver<Option<String>> {
+        self.devices.shared.lost.subscribe()
     }
 
     /// Refuses new work in every lane and returns when all that was admitted is answered.
     pub async fn drain(&self) {
-        let shared = &self.device.shared;
+        let shared = &self.devices.shared;
         shared.lock().queue.drain();
         loop {
             // before the look, so that nothing that happens after it is missed
@@ -267,12 +292,12 @@ impl Lane {
         if num_samples == 0 {
             return Ok(Scored { outcomes: Vec::new(), queue: Duration::ZERO, compute: Duration::ZERO });
         }
-        let LaneHandle { id, device, .. } = &*self.handle;
+        let LaneHandle { id, devices, .. } = &*self.handle;
         let (answer, answered) = oneshot::channel();
         let request = Request::new(sequences, call.priority, call.deadline, answer);
-        let ticket = device.shared.admit(*id, request)?;
+        let ticket = devices.shared.admit(*id, request)?;
         let mut place =
-            Place { shared: &device.shared, lane: *id, ticket, answered, departure: Departure::Withdrawn };
+            Place { shared: &devices.shared, lane: *id, ticket, answered, departure: Departure::Withdrawn };
         let answer = match call.deadline {
             None => (&mut place.answered).await,
             Some(deadline) => match timeout_at(deadline, &mut place.answered).await {
@@ -284,7 +309,7 @@ impl Lane {
             },
         };
         answer.unwrap_or_else(|_| {
-            // only if the device thread ended, and only a bug in this room ends it while a lane lives
+            // only if a device thread ended, and only a bug in this room ends one while a lane lives
             let outcomes = vec![Err(SampleError::ForwardFailed); num_samples];
             Ok(Scored { outcomes, queue: Duration::ZERO, compute: Duration::ZERO })
         })
@@ -292,7 +317,7 @@ impl Lane {
 
     /// Callers come from here on: what happens is counted.
     pub fn show(&self) {
-        self.handle.device.shared.lock().queue.show(self.handle.id);
+        self.handle.devices.shared.lock().queue.show(self.handle.id);
     }
 
     /// Refuses new work; what was admitted is finished, then the scorer is dropped.
@@ -301,7 +326,8 @@ impl Lane {
     }
 
     /// Whether forwards succeed: false after three batches in a row without a single reward, true again after
-    /// one with. An unhealthy lane still takes work, and needs some to recover: callers may try.
+    /// one with. An unhealthy lane still takes work, and needs some to recover: callers may try. Of several copies, those
+    /// that fail take none while others do well, and the lane is as healthy as the best. Closed once the models are gone.
     pub fn health(&self) -> watch::Receiver<bool> {
         self.handle.health.clone()
     }
@@ -309,14 +335,14 @@ impl Lane {
 
 struct LaneHandle {
     id: LaneId,
-    device: Arc<Device>,
+    devices: Arc<Devices>,
     health: watch::Receiver<bool>,
 }
 
 impl LaneHandle {
     fn close(&self) {
-        self.device.shared.lock().queue.close(self.id);
-        self.device.shared.work.notify_one();
+        self.devices.shared.lock().queue.close(self.id);
+        self.devices.shared.work.notify_all();
     }
 }
 
@@ -340,37 +366,56 @@ impl Drop for Place<'_> {
         if self.answered.is_terminated() {
             return;
         }
-        // First hang up, then look: a request that the device thread holds is either put back before we look,
-        // or found abandoned when it is put back.
         self.answered.close();
         let withdrawn = self.shared.lock().queue.withdraw(self.lane, self.ticket, self.departure);
         if withdrawn.is_some() {
             // it may have been the last that a drain or a closed lane waited for
-            self.shared.work.notify_one();
+            self.shared.work.notify_all();
         }
     }
 }
 
-/// The device thread, as long as anybody may need it.
-struct Device {
+/// The device threads, as long as anybody may need them.
+struct Devices {
     shared: Arc<Shared>,
     config: Config,
+    /// By index.
+    names: Mutex<Vec<String>>,
 }
 
-impl Drop for Device {
-    fn drop(&mut self) {
-        self.shared.lock().is_abandoned = true;
-        self.shared.work.notify_one();
+impl Devices {
+    /// A device that is new gets a thread.
+    fn index_of(&self, name: String) -> usize {
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(index) = names.iter().position(|known| *known == name) {
+            return index;
+        }
+        let index = self.shared.lock().queue.add_device();
+        let of_thread = self.shared.clone();
+        std::thread::Builder::new()
+            .name(format!("device {name}"))
+            .spawn(move || worker::run(of_thread, index))
+            .expect("a system that has no thread to spare for a device cannot serve");
+        names.push(name);
+        index
     }
 }
 
-/// What callers and the device thread share.
+impl Drop for Devices {
+    fn drop(&mut self) {
+        self.shared.lock().is_abandoned = true;
+        self.shared.work.notify_all();
+    }
+}
+
+/// What callers and the device threads share.
 struct Shared {
     state: Mutex<State>,
     /// Told when there may be work.
     work: Condvar,
     /// Told when all that was admitted is answered.
     idle: Notify,
+    lost: watch::Sender<Option<String>>,
 }
 
 struct State {
@@ -394,12 +439,12 @@ impl Shared {
         }
         let ticket = state.queue.enter(lane, request);
         drop(state);
-        self.work.notify_one();
+        self.work.notify_all(); // whose device it is for, nobody knows yet
         Ok(ticket)
     }
 
-    /// Blocks the device thread until there is something to do.
-    fn wait_for_work(&self) -> Work {
+    /// Blocks a device thread until there is something to do.
+    fn wait_for_work(&self, device: usize) -> Work {
         let mut state = self.lock();
         loop {
             if let Some(served) = state.queue.take_retired() {
@@ -408,7 +453,7 @@ impl Shared {
             if state.is_abandoned {
                 return Work::Stop;
             }
-            if let Some(batch) = state.queue.next_batch(Instant::now()) {
+            if let Some(batch) = state.queue.next_batch(device, Instant::now()) {
                 return Work::Score(batch);
             }
             self.idle.notify_waiters();
@@ -416,17 +461,29 @@ impl Shared {
         }
     }
 
-    /// What the device thread does at a pause of the batch that runs, which ran for so long since the last.
-    fn work_between_steps(&self, ran: Duration) -> Option<Work> {
+    /// What a device thread does at a pause of the batch that runs, which ran for so long since the last.
+    fn work_between_steps(&self, device: usize, ran: Duration) -> Option<Work> {
         let mut state = self.lock();
-        state.queue.step_ended(ran);
+        state.queue.step_ended(device, ran);
         if let Some(served) = state.queue.take_retired() {
             return Some(Work::Retire(served));
         }
-        state.queue.next_between_steps(Instant::now()).map(Work::Score)
+        state.queue.next_between_steps(device, Instant::now()).map(Work::Score)
     }
 
-    fn batch_ended(&self, ended: Ended) {
-        self.lock().queue.batch_ended(ended);
+    fn batch_ended(&self, device: usize, ended: Ended) {
+        let mut state = self.lock();
+        state.queue.batch_ended(device, ended);
+        // copies on other devices may have to take over, or to drop a lane that waited for this batch
+        if state.queue.has_several_devices() {
+            self.work.notify_all();
+        }
+    }
+
+    /// Ends all that waits: there is no way back for this process.
+    fn device_lost(&self, fault: &str) {
+        tracing::error!(fault, "a device is lost: all that waits is refused, and the process should end");
+        self.lock().queue.refuse_all(&EngineError::DeviceLost);
+        self.lost.send_if_modified(|lost| lost.is_none().then(|| *lost = Some(fault.to_owned())).is_some());
     }
 }

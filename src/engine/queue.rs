@@ -34,6 +34,7 @@ use crate::model::fill::Fill;
 /// What runs, or waits at a pause for what was taken after it.
 struct RunningBatch {
     lane: LaneId,
+    copy: usize,
     num_tokens: usize,
     started: Instant,
     priority: Priority,
@@ -64,7 +65,7 @@ impl RunningBatch {
 #[derive(Default)]
 struct Kind {
     waiting: BTreeMap<Ticket, Request>,
-    /// By priority, and including what is left of a request that runs.
+    /// By priority.
     waiting_tokens: [usize; 3],
     throughput: Throughput,
 }
@@ -83,16 +84,35 @@ const STEPS_AT_LEAST: usize = 8;
 const SHORT: usize = 0;
 const LONG: usize = 1;
 
+/// Fewer tokens are not shared out among devices: each would take almost as long as all.
+const LEAST_SHARE: usize = 1024;
+
 struct Lane {
     served: Arc<Served>,
     /// A request with a longer sample is long.
     max_step_tokens: usize,
     kinds: [Kind; 2],
-    device_time: f64,
+    /// Of each copy, the seconds of its device that count against this lane.
+    device_times: Vec<f64>,
     is_closed: bool,
 }
 
 impl Lane {
+    /// The copy that a device runs, if it may.
+    fn copy_on(&self, device: usize) -> Option<usize> {
+        let copy = self.served.copies.iter().position(|copy| copy.device == device)?;
+        self.served.may_run(copy).then_some(copy)
+    }
+
+    fn num_copies(&self) -> f64 {
+        self.served.copies.len() as f64
+    }
+
+    fn shares_a_device_with(&self, other: &Lane) -> bool {
+        let is_shared = |device| other.served.copies.iter().any(|copy| copy.device == device);
+        self.served.copies.iter().any(|copy| is_shared(copy.device))
+    }
+
     fn kind_of(&self, request: &Request) -> usize {
         if request.longest > self.max_step_tokens { LONG } else { SHORT }
     }
@@ -112,9 +132,10 @@ impl Lane {
         seconds(kind).or_else(|| seconds(1 - kind))
     }
 
-    /// Seconds of the device for what waits of a kind, with this priority or a more urgent one.
+    /// Seconds until its devices would have done what waits of a kind, with this priority or a more urgent one.
     fn backlog(&self, kind: usize, priority: Priority) -> f64 {
-        self.seconds_for(kind, self.kinds[kind].tokens_up_to(priority)).unwrap_or(0.0)
+        let seconds = self.seconds_for(kind, self.kinds[kind].tokens_up_to(priority)).unwrap_or(0.0);
+        seconds / self.num_copies()
     }
 
     /// The request that goes first of those whose turn it is, and its kind.
@@ -124,14 +145,14 @@ impl Lane {
         heads.filter(|&(ticket, kind)| turn.allows(ticket.priority, kind == LONG)).min()
     }
 
-    fn contender(&self, turn: Turn) -> Contender {
+    fn contender(&self, copy: usize, turn: Turn) -> Contender {
         let waiting = match self.head(turn) {
             None if self.is_empty() => Waiting::Nothing,
             None => Waiting::Blocked,
             Some((Ticket { priority: Priority::Background, .. }, _)) => Waiting::Background,
             Some(_) => Waiting::Urgent,
         };
-        Contender { waiting, device_time: self.device_time }
+        Contender { waiting, device_time: self.device_times[copy] }
     }
 
     /// Books `request` out of the queue's room.
@@ -143,6 +164,7 @@ impl Lane {
         match departure {
             Departure::Expired => self.served.metrics().samples_expired(num_samples),
             Departure::Withdrawn => self.served.metrics().samples_withdrawn(num_samples),
+            Departure::Refused => self.served.metrics().samples_failed(num_samples),
         }
     }
 
@@ -155,7 +177,7 @@ impl Lane {
         let mut fill = Fill::new(max_tokens);
         let mut portions = Vec::new();
         let priority = self.kinds[kind].waiting.first_key_value().map(|(ticket, _)| ticket.priority);
-        while let Some(head) = self.kinds[kind].waiting.first_entry() {
+        while let Some(mut head) = self.kinds[kind].waiting.first_entry() {
             let ticket = *head.key();
             if Some(ticket.priority) != priority {
                 break;
@@ -163,7 +185,7 @@ impl Lane {
             if let Some(departure) = head.get().departure(now) {
                 let request = head.remove();
                 self.release(&request, departure);
-                request.expire();
+                request.refuse(EngineError::DeadlineExceeded);
                 continue;
             }
             let tokens_before = fill.tokens();
@@ -171,13 +193,14 @@ impl Lane {
             if num_samples == 0 {
                 break;
             }
-            let mut request = head.remove();
+            portions.push(head.get_mut().take(ticket, num_samples));
+            let is_cut = !head.get().waiting().is_empty();
+            if !is_cut {
+                head.remove();
+            }
             let num_tokens = fill.tokens() - tokens_before;
-            request.tokens_left -= num_tokens;
             self.kinds[kind].waiting_tokens[ticket.priority as usize] -= num_tokens;
             self.served.metrics().queue_left(num_samples, num_tokens);
-            let is_cut = num_samples < request.waiting().len();
-            portions.push(Portion { ticket, request, num_samples });
             if is_cut {
                 break;
             }
@@ -186,17 +209,24 @@ impl Lane {
     }
 }
 
+/// What is known of a device.
+#[derive(Default)]
+struct DeviceBooks {
+    /// The one that runs is the last; those before it are at a pause.
+    running: Vec<RunningBatch>,
+    /// Of the lane that was chosen last, when it was.
+    device_time: f64,
+}
+
 /// All lanes.
 pub(super) struct Queue {
     config: Config,
     lanes: BTreeMap<LaneId, Lane>,
     next_lane: LaneId,
     next_ticket: u64,
-    /// The one that runs is the last; those before it are at a pause.
-    running: Vec<RunningBatch>,
-    /// Of the lane that was chosen last, when it was.
-    device_time: f64,
-    is_draining: bool,
+    devices: Vec<DeviceBooks>,
+    /// Why no more work is taken.
+    closed: Option<EngineError>,
 }
 
 impl Queue {
@@ -206,21 +236,33 @@ impl Queue {
             lanes: BTreeMap::new(),
             next_lane: 0,
             next_ticket: 0,
-            running: Vec::new(),
-            device_time: 0.0,
-            is_draining: false,
+            devices: Vec::new(),
+            closed: None,
         }
+    }
+
+    /// One more, by its index.
+    pub(super) fn add_device(&mut self) -> usize {
+        self.devices.push(DeviceBooks::default());
+        self.devices.len() - 1
+    }
+
+    /// Whether work may wait for one device while another has none.
+    pub(super) fn has_several_devices(&self) -> bool {
+        self.devices.len() > 1
     }
 
     pub(super) fn add_lane(&mut self, served: Served) -> LaneId {
         let id = self.next_lane;
         self.next_lane += 1;
         let max_step_tokens = if served.takes_steps() { self.config.max_step_tokens } else { usize::MAX };
+        // no credit for the time before it existed
+        let device_times = served.copies.iter().map(|copy| self.devices[copy.device].device_time).collect();
         let lane = Lane {
             served: Arc::new(served),
             max_step_tokens,
             kinds: Default::default(),
-            device_time: self.device_time, // no credit for the time before it existed
+            device_times,
             is_closed: false,
         };
         self.lanes.insert(id, lane);
@@ -243,12 +285,30 @@ impl Queue {
 
     /// Refuses new work for all lanes.
     pub(super) fn drain(&mut self) {
-        self.is_draining = true;
+        self.closed.get_or_insert(EngineError::Draining);
+    }
+
+    /// Refuses new work for all lanes, and all that waits.
+    pub(super) fn refuse_all(&mut self, error: &EngineError) {
+        self.closed = Some(error.clone());
+        for lane in self.lanes.values_mut() {
+            for kind in [SHORT, LONG] {
+                for (_, request) in std::mem::take(&mut lane.kinds[kind].waiting) {
+                    lane.release(&request, Departure::Refused);
+                    request.refuse(error.clone());
+                }
+            }
+        }
     }
 
     /// Whether everything that was admitted is answered.
     pub(super) fn is_idle(&self) -> bool {
-        self.running.is_empty() && self.lanes.values().all(Lane::is_empty)
+        self.devices.iter().all(|device| device.running.is_empty()) && self.lanes.values().all(Lane::is_empty)
+    }
+
+    /// Batches that run, or are at a pause, on any device.
+    fn running(&self) -> impl Iterator<Item = &RunningBatch> {
+        self.devices.iter().flat_map(|device| &device.running)
     }
 
     /// Why a request is not admitted, if so.
@@ -256,8 +316,10 @@ impl Queue {
         let now = request.admitted;
         let tokens = request.tokens_left;
         let limit = self.config.max_queue_tokens;
-        let lane = self.lanes.get(&lane_id).filter(|lane| !lane.is_closed && !self.is_draining);
-        let lane = lane.ok_or(EngineError::Draining)?;
+        if let Some(error) = &self.closed {
+            return Err(error.clone());
+        }
+        let lane = self.lanes.get(&lane_id).filter(|lane| !lane.is_closed).ok_or(EngineError::Draining)?;
         if tokens > limit {
             return Err(EngineError::TooLarge { tokens, limit });
         }
@@ -278,7 +340,7 @@ impl Queue {
             return Err(EngineError::DeadlineExceeded);
         }
         // A lane with nothing to do always tries, or a bad estimate could never be refuted.
-        let has_work = !lane.is_empty() || self.running.iter().any(|batch| batch.lane == lane_id);
+        let has_work = !lane.is_empty() || self.running().any(|batch| batch.lane == lane_id);
         let kind = lane.kind_of(request);
         let until = lane.kinds[kind].tokens_up_to(request.priority) + tokens;
         let seconds = self.seconds_until_served(lane_id, kind, until, request.priority, now);
@@ -309,37 +371,45 @@ impl Queue {
         priority: Priority,
         now: Instant,
     ) -> Option<f64> {
-        let own = self.lanes.get(&lane_id)?.seconds_for(kind, tokens)?;
+        let lane = self.lanes.get(&lane_id)?;
+        let own = lane.seconds_for(kind, tokens)? / lane.num_copies();
         // others' background work goes before ours only if ours is background as well
         let rivals = priority.max(Priority::Normal);
         let backlogs = self
             .lanes
             .iter()
+            .filter(|(_, other)| other.shares_a_device_with(lane))
             .flat_map(|(&id, lane)| [SHORT, LONG].map(|kind| (id, kind, lane.backlog(kind, rivals))));
         // short ones wait for no long ones of any lane but in turns
         let others = backlogs.filter_map(|(id, of_kind, seconds)| {
             ((id, of_kind) != (lane_id, kind) && (kind == LONG || of_kind == SHORT)).then_some(seconds)
         });
         let stays = |batch: &&RunningBatch| !batch.is_given_up() && !batch.lets_go(priority, kind == LONG);
-        let running = self.running.iter().filter(stays);
-        let running = running.filter_map(|batch| {
+        let left_of = |batch: &RunningBatch| {
             let kind = if batch.is_long { LONG } else { SHORT };
             let seconds = self.lanes.get(&batch.lane)?.seconds_for(kind, batch.num_tokens)?;
             Some((seconds - now.saturating_duration_since(batch.started).as_secs_f64()).max(0.0))
-        });
+        };
+        // until the first of its devices is free
+        let until_free = |device: usize| -> f64 {
+            self.devices[device].running.iter().filter(stays).filter_map(left_of).sum()
+        };
+        let devices = lane.served.copies.iter().map(|copy| copy.device);
+        let running = devices.map(until_free).fold(f64::INFINITY, f64::min);
         let is_background = priority == Priority::Background;
-        let seconds = running.sum::<f64>() + seconds_until_served(own, others, is_background);
+        let seconds = running + seconds_until_served(own, others, is_background);
         let is_beside =
             |batch: &RunningBatch| batch.is_long && batch.priority <= rivals && !batch.is_given_up();
-        let beside_long = self.running.iter().any(is_beside)
+        let beside_long = self.running().any(is_beside)
             || self.lanes.values().any(|lane| lane.kinds[LONG].tokens_up_to(rivals) > 0);
         Some(if kind == SHORT && beside_long { seconds * (1.0 + LONG_SHARE) } else { seconds })
     }
 
-    /// Removes a request that still waits, and frees its room. One that runs is left to
-    /// [`Self::batch_ended`], which sees that its caller has left; from now on no estimate counts on its time.
+    /// Removes what still waits of a request, and frees its room; from now on no estimate counts on the time of what
+    /// runs.
     pub(super) fn withdraw(&mut self, lane: LaneId, ticket: Ticket, departure: Departure) -> Option<Request> {
-        for batch in self.running.iter_mut().filter(|batch| batch.lane == lane) {
+        let running = self.devices.iter_mut().flat_map(|device| &mut device.running);
+        for batch in running.filter(|batch| batch.lane == lane) {
             batch.awaited.retain(|awaited| *awaited != ticket);
         }
         let lane = self.lanes.get_mut(&lane)?;
@@ -348,41 +418,58 @@ impl Queue {
         Some(request)
     }
 
-    /// What the device should do next, if anything waits.
-    pub(super) fn next_batch(&mut self, now: Instant) -> Option<Batch> {
-        debug_assert!(self.running.is_empty(), "one device, one batch");
-        self.batch_of(Turn::Anybody, now)
+    /// What a device should do next, if anything waits for it.
+    pub(super) fn next_batch(&mut self, device: usize, now: Instant) -> Option<Batch> {
+        debug_assert!(self.devices[device].running.is_empty(), "one device, one batch");
+        self.batch_of(device, Turn::Anybody, now)
     }
 
     /// The batch that runs is at a pause, and ran for so long since the last one.
-    pub(super) fn step_ended(&mut self, ran: Duration) {
-        let Some(batch) = self.running.last_mut() else { return };
+    pub(super) fn step_ended(&mut self, device: usize, ran: Duration) {
+        let Some(batch) = self.devices[device].running.last_mut() else { return };
         batch.ran += ran;
         batch.owed = batch.owed.saturating_sub(ran);
         if let Some(lane) = self.lanes.get_mut(&batch.lane) {
-            lane.device_time += ran.as_secs_f64();
+            lane.device_times[batch.copy] += ran.as_secs_f64();
         }
     }
 
-    /// What the device should do before the batch that is at a pause goes on, if anything.
-    pub(super) fn next_between_steps(&mut self, now: Instant) -> Option<Batch> {
-        let &RunningBatch { priority, is_long, owed, .. } = self.running.last()?;
-        let urgent = self.batch_of(Turn::MoreUrgent(priority), now);
-        urgent.or_else(|| (is_long && owed.is_zero()).then(|| self.batch_of(Turn::Short(priority), now))?)
+    /// What a device should do before the batch that is at a pause goes on, if anything.
+    pub(super) fn next_between_steps(&mut self, device: usize, now: Instant) -> Option<Batch> {
+        let &RunningBatch { priority, is_long, owed, .. } = self.devices[device].running.last()?;
+        let urgent = self.batch_of(device, Turn::MoreUrgent(priority), now);
+        let mut short = || self.batch_of(device, Turn::Short(priority), now);
+        urgent.or_else(|| (is_long && owed.is_zero()).then(&mut short)?)
     }
 
-    fn batch_of(&mut self, turn: Turn, now: Instant) -> Option<Batch> {
+    /// Of these devices, how many run nothing.
+    fn count_idle(&self, lane: &Lane) -> usize {
+        let devices = lane.served.copies.iter().map(|copy| copy.device);
+        devices.filter(|&device| self.devices[device].running.is_empty()).count()
+    }
+
+    /// Lanes take turns on each device by its own clock, those that have a copy there: what one has of a device that the
+    /// others cannot use is no debt.
+    fn batch_of(&mut self, device: usize, turn: Turn, now: Instant) -> Option<Batch> {
         loop {
+            let copies: Vec<(LaneId, usize)> =
+                self.lanes.iter().filter_map(|(&id, lane)| Some((id, lane.copy_on(device)?))).collect();
             let mut contenders: Vec<Contender> =
-                self.lanes.values().map(|lane| lane.contender(turn)).collect();
+                copies.iter().map(|&(id, copy)| self.lanes[&id].contender(copy, turn)).collect();
             let chosen = choose_lane(&mut contenders)?;
-            for (lane, contender) in self.lanes.values_mut().zip(&contenders) {
-                lane.device_time = contender.device_time;
+            for (&(id, copy), contender) in copies.iter().zip(&contenders) {
+                let lane = self.lanes.get_mut(&id).expect("found among them");
+                lane.device_times[copy] = contender.device_time;
             }
-            self.device_time = contenders[chosen].device_time;
-            let (&id, lane) = self.lanes.iter_mut().nth(chosen).expect("chosen among them");
+            self.devices[device].device_time = contenders[chosen].device_time;
+            let (id, copy) = copies[chosen];
+            let idle = self.count_idle(&self.lanes[&id]).max(1);
+            let lane = self.lanes.get_mut(&id).expect("found among them");
             let (Ticket { priority, .. }, kind) = lane.head(turn).expect("it contends");
-            let (portions, num_tokens) = lane.take(kind, self.config.max_batch_tokens, now);
+            // several devices that have nothing to do share what waits
+            let share = lane.kinds[kind].waiting_tokens[priority as usize].div_ceil(idle).max(LEAST_SHARE);
+            let max_tokens = if idle > 1 { share } else { usize::MAX }.min(self.config.max_batch_tokens);
+            let (portions, num_tokens) = lane.take(kind, max_tokens, now);
             if !portions.is_empty() {
                 let takes_steps = num_tokens > lane.max_step_tokens;
                 let is_long = kind == LONG;
@@ -391,8 +478,10 @@ impl Queue {
                     if is_long { lane.max_step_tokens.div_ceil(STEPS_AT_LEAST) } else { usize::MAX };
                 let (ran, owed) = (Duration::ZERO, Duration::ZERO);
                 let awaited = portions.iter().map(|portion| portion.ticket).collect();
-                self.running.push(RunningBatch {
+                let served = lane.served.clone();
+                self.devices[device].running.push(RunningBatch {
                     lane: id,
+                    copy,
                     num_tokens,
                     started: now,
                     priority,
@@ -403,7 +492,8 @@ impl Queue {
                     awaited,
                 });
                 return Some(Batch {
-                    served: lane.served.clone(),
+                    served,
+                    copy,
                     portions,
                     num_tokens,
                     started: now,
@@ -414,34 +504,27 @@ impl Queue {
         }
     }
 
-    /// Accounts for the batch that was taken last, and lets a request that was cut wait on, at its old place.
-    pub(super) fn batch_ended(&mut self, ended: Ended) {
-        let Ended { num_tokens, elapsed, unfinished } = ended;
-        let Some(batch) = self.running.pop() else { return };
-        if let Some(outer) = self.running.last_mut()
+    /// Accounts for the batch that a device took last.
+    pub(super) fn batch_ended(&mut self, device: usize, ended: Ended) {
+        let Ended { num_tokens, elapsed } = ended;
+        let running = &mut self.devices[device].running;
+        let Some(batch) = running.pop() else { return };
+        if let Some(outer) = running.last_mut()
             && batch.priority >= outer.priority
         {
             outer.owed = elapsed.mul_f64(LONG_SHARE);
         }
         let Some(lane) = self.lanes.get_mut(&batch.lane) else { return };
-        lane.device_time += elapsed.saturating_sub(batch.ran).as_secs_f64();
+        lane.device_times[batch.copy] += elapsed.saturating_sub(batch.ran).as_secs_f64();
         if num_tokens > 0 {
             let kind = if batch.is_long { LONG } else { SHORT };
             lane.kinds[kind].throughput.observe(num_tokens, elapsed);
-        }
-        if let Some((ticket, request)) = unfinished {
-            if request.caller_has_left() {
-                lane.release(&request, Departure::Withdrawn);
-            } else {
-                let kind = lane.kind_of(&request);
-                lane.kinds[kind].waiting.insert(ticket, request);
-            }
         }
     }
 
     /// Removes a lane that is closed and has served all it admitted.
     pub(super) fn take_retired(&mut self) -> Option<Arc<Served>> {
-        let runs = |id: LaneId| self.running.iter().any(|batch| batch.lane == id);
+        let runs = |id: LaneId| self.running().any(|batch| batch.lane == id);
         let (&id, _) =
             self.lanes.iter().find(|&(&id, lane)| lane.is_closed && lane.is_empty() && !runs(id))?;
         self.lanes.remove(&id).map(|lane| lane.served)
@@ -449,8 +532,8 @@ impl Queue {
 
     /// Removes everything, whatever state it is in.
     pub(super) fn take_all(&mut self) -> impl Sized + use<> {
-        self.is_draining = true;
-        self.running.clear();
+        self.drain();
+        self.devices.iter_mut().for_each(|device| device.running.clear());
         std::mem::take(&mut self.lanes)
     }
 }
@@ -462,8 +545,10 @@ mod tests {
 
     use super::*;
     use crate::engine::Outcome;
+    use crate::engine::SampleError;
     use crate::engine::Scored;
     use crate::engine::request::Times;
+    use crate::engine::served::Copy;
     use crate::model::ModelError;
     use crate::model::scorer::Forward;
     use crate::model::scorer::Reward;
@@ -491,13 +576,22 @@ mod tests {
             max_queue_tokens,
             share_prefixes: true,
         });
+        queue.add_device();
         let lanes = (0..num_lanes).map(|_| add_lane(&mut queue)).collect();
         (queue, lanes)
     }
 
+    /// The one that all lanes have, but where a test says otherwise.
+    const DEVICE: usize = 0;
+
     fn add_lane(queue: &mut Queue) -> LaneId {
-        let scorer = Scorer::warm(Arc::new(NoModel));
-        queue.add_lane(Served::new("test", scorer, true, watch::channel(true).0))
+        add_lane_on(queue, &[DEVICE])
+    }
+
+    fn add_lane_on(queue: &mut Queue, devices: &[usize]) -> LaneId {
+        let copy = |&device: &usize| Copy::new(device, Scorer::warm(Arc::new(NoModel)));
+        let copies = devices.iter().map(copy).collect();
+        queue.add_lane(Served::new("test", copies, true, watch::channel(true).0))
     }
 
     /// A request whose samples have these lengths and consist of the token `token`.
@@ -530,12 +624,12 @@ mod tests {
             |token| Ok(Reward { reward: token as f32, member_rewards: vec![token as f32], reward_std: None });
         let outcomes: Vec<Outcome> = tokens(&batch).into_iter().map(reward).collect();
         let times = Times { compute: elapsed, ..Times::default() };
-        queue.batch_ended(batch.answer(outcomes, times));
+        queue.batch_ended(DEVICE, batch.answer(outcomes, times));
     }
 
     fn run_all(queue: &mut Queue) -> Vec<Vec<u32>> {
         let mut batches = Vec::new();
-        while let Some(batch) = queue.next_batch(Instant::now()) {
+        while let Some(batch) = queue.next_batch(DEVICE, Instant::now()) {
             batches.push(tokens(&batch));
             run(queue, batch, Duration::from_secs(1));
         }
@@ -565,7 +659,7 @@ mod tests {
         let (mut queue, lanes) = queue(2, 100, 1);
         let mut cut = admit(&mut queue, lanes[0], 1, &[1, 1, 1], Priority::Normal);
         let _later = admit(&mut queue, lanes[0], 2, &[1], Priority::Normal);
-        let batch = queue.next_batch(Instant::now()).expect("work");
+        let batch = queue.next_batch(DEVICE, Instant::now()).expect("work");
         assert_eq!(tokens(&batch), [1, 1]);
         run(&mut queue, batch, Duration::from_secs(1));
         assert!(cut.try_recv().is_err(), "one sample still waits");
@@ -583,7 +677,7 @@ mod tests {
         let mut batches = Vec::new();
         for _ in 0..3 {
             answers.push(admit(&mut queue, lanes[0], 3, &[3], Priority::Normal));
-            let batch = queue.next_batch(Instant::now()).expect("work");
+            let batch = queue.next_batch(DEVICE, Instant::now()).expect("work");
             batches.push(tokens(&batch));
             run(&mut queue, batch, Duration::from_secs(1));
         }
@@ -600,7 +694,7 @@ mod tests {
         });
         let mut seconds = [0, 0];
         for _ in 0..100 {
-            let batch = queue.next_batch(Instant::now()).expect("both have work");
+            let batch = queue.next_batch(DEVICE, Instant::now()).expect("both have work");
             let cost = u64::from(tokens(&batch)[0]); // the second lane is an ensemble of four
             seconds[usize::from(cost == 4)] += cost;
             run(&mut queue, batch, Duration::from_secs(cost));
@@ -613,7 +707,7 @@ mod tests {
         let (mut queue, lanes) = queue(1, 1000, 2);
         let _busy = admit(&mut queue, lanes[0], 1, &[1; 50], Priority::Normal);
         for _ in 0..20 {
-            let batch = queue.next_batch(Instant::now()).expect("work");
+            let batch = queue.next_batch(DEVICE, Instant::now()).expect("work");
             run(&mut queue, batch, Duration::from_secs(1));
         }
         let new = add_lane(&mut queue);
@@ -621,7 +715,7 @@ mod tests {
         let _new = admit(&mut queue, new, 3, &[1; 50], Priority::Normal);
         let mut turns = [0; 4];
         for _ in 0..30 {
-            let batch = queue.next_batch(Instant::now()).expect("work");
+            let batch = queue.next_batch(DEVICE, Instant::now()).expect("work");
             turns[tokens(&batch)[0] as usize] += 1;
             run(&mut queue, batch, Duration::from_secs(1));
         }
@@ -648,7 +742,7 @@ mod tests {
         let (too_much, _) = request(4, &[1], Priority::Normal, None);
         assert!(matches!(queue.check(lanes[0], &too_much), Err(EngineError::QueueFull { waiting: 10, .. })));
 
-        let batch = queue.next_batch(now + Duration::from_secs(60)).expect("work");
+        let batch = queue.next_batch(DEVICE, now + Duration::from_secs(60)).expect("work");
         assert_eq!(tokens(&batch), [3]);
         assert_eq!(
             expired.try_recv().expect("answered").expect_err("expired"),
@@ -666,9 +760,10 @@ mod tests {
         let (mut queue, lanes) = queue(2, 6, 1);
         let (six, answered) = request(1, &[1; 6], Priority::Normal, None);
         let ticket = queue.enter(lanes[0], six);
-        let batch = queue.next_batch(Instant::now()).expect("work");
+        let batch = queue.next_batch(DEVICE, Instant::now()).expect("work");
         drop(answered);
-        assert!(queue.withdraw(lanes[0], ticket, Departure::Withdrawn).is_none(), "the device has it");
+        assert!(queue.withdraw(lanes[0], ticket, Departure::Withdrawn).is_some(), "four samples waited");
+        assert!(!queue.is_idle(), "two run");
         run(&mut queue, batch, Duration::from_secs(1));
         assert!(queue.is_idle());
         let (whole_queue, _answered) = request(2, &[6], Priority::Normal, None);
@@ -680,7 +775,7 @@ mod tests {
         let (mut queue, lanes) = queue(100, 1000, 2);
         let _answers = [0, 1].map(|lane| {
             let answered = admit(&mut queue, lanes[lane], 1, &[100], Priority::Normal);
-            let batch = queue.next_batch(Instant::now()).expect("work");
+            let batch = queue.next_batch(DEVICE, Instant::now()).expect("work");
             run(&mut queue, batch, Duration::from_secs(10)); // ten tokens per second
             answered
         });
@@ -743,6 +838,60 @@ mod tests {
         assert!(answers.iter_mut().all(|answered| answered.try_recv().expect("answered").is_ok()));
     }
 
+    // ---- several devices ----
+
+    /// The first token of what a device does next, for so many seconds.
+    fn next_on(queue: &mut Queue, device: usize, elapsed: u64) -> Option<u32> {
+        let batch = queue.next_batch(device, Instant::now())?;
+        let first = tokens(&batch)[0];
+        let outcomes = vec![Err(SampleError::ForwardFailed); batch.portions.len()];
+        let times = Times { compute: Duration::from_secs(elapsed), ..Times::default() };
+        let ended = batch.answer(outcomes, times);
+        queue.batch_ended(device, ended);
+        Some(first)
+    }
+
+    #[test]
+    fn lanes_share_each_device_that_they_contend_for() {
+        let (mut queue, _) = queue(1, 10_000, 0);
+        queue.add_device();
+        let (both, first) = (add_lane_on(&mut queue, &[0, 1]), add_lane_on(&mut queue, &[0]));
+        let _both = admit(&mut queue, both, 1, &[1; 500], Priority::Normal);
+        let _first = admit(&mut queue, first, 2, &[1; 500], Priority::Normal);
+        let mut turns = [0; 3];
+        for _ in 0..100 {
+            turns[next_on(&mut queue, 0, 1).expect("both wait for it") as usize] += 1;
+            assert_eq!(next_on(&mut queue, 1, 1), Some(1), "the other has no copy there");
+        }
+        assert_eq!(turns, [0, 50, 50], "what one has of another device is no debt, nor credit for the other");
+        let late = add_lane_on(&mut queue, &[0, 1]);
+        let _late = admit(&mut queue, late, 3, &[1; 500], Priority::Normal);
+        let on_first: Vec<u32> = (0..30).filter_map(|_| next_on(&mut queue, 0, 1)).collect();
+        let on_second: Vec<u32> = (0..30).filter_map(|_| next_on(&mut queue, 1, 1)).collect();
+        let count = |turns: &[u32], token| turns.iter().filter(|&&turn| turn == token).count();
+        assert_eq!([1, 2, 3].map(|token| count(&on_first, token)), [10, 10, 10]);
+        assert_eq!([1, 3].map(|token| count(&on_second, token)), [15, 15]);
+    }
+
+    #[test]
+    fn copies_halve_the_wait_that_is_expected() {
+        for (devices, wait) in [(&[0][..], 6), (&[0, 1], 3)] {
+            let (mut queue, _) = queue(10, 1000, 0);
+            queue.add_device();
+            let lane = add_lane_on(&mut queue, devices);
+            let _measured = admit(&mut queue, lane, 1, &[10], Priority::Normal);
+            next_on(&mut queue, 0, 1).expect("work"); // ten tokens per second
+            let _waiting = admit(&mut queue, lane, 1, &[10; 4], Priority::Normal);
+            let deadline = Some(Instant::now() + Duration::from_secs(2));
+            let refused = queue.check(lane, &request(1, &[20], Priority::Normal, deadline).0);
+            let wait = Duration::from_secs(wait);
+            assert!(
+                matches!(refused, Err(EngineError::WouldExpire { wait: told, .. }) if told == wait),
+                "{refused:?}"
+            );
+        }
+    }
+
     // ---- steps ----
 
     /// Computed in steps above 20 tokens.
@@ -761,8 +910,8 @@ mod tests {
     fn stepping_queue(num_lanes: usize) -> (Queue, Vec<LaneId>) {
         let (mut queue, _) = queue(100, 10_000, 0);
         let mut add = || {
-            let scorer = Scorer::warm(Arc::new(Stepping));
-            queue.add_lane(Served::new("test", scorer, true, watch::channel(true).0))
+            let copy = Copy::new(DEVICE, Scorer::warm(Arc::new(Stepping)));
+            queue.add_lane(Served::new("test", vec![copy], true, watch::channel(true).0))
         };
         let lanes = (0..num_lanes).map(|_| add()).collect();
         (queue, lanes)
@@ -770,8 +919,8 @@ mod tests {
 
     /// The first token of each sample that goes before the batch goes on, which ran for so many seconds.
     fn between(queue: &mut Queue, ran: u64, elapsed: u64) -> Vec<u32> {
-        queue.step_ended(Duration::from_secs(ran));
-        let Some(batch) = queue.next_between_steps(Instant::now()) else { return Vec::new() };
+        queue.step_ended(DEVICE, Duration::from_secs(ran));
+        let Some(batch) = queue.next_between_steps(DEVICE, Instant::now()) else { return Vec::new() };
         let first = tokens(&batch);
         run(queue, batch, Duration::from_secs(elapsed));
         first
@@ -784,7 +933,7 @@ mod tests {
         let (mut queue, lanes) = stepping_queue(2);
         let [own, other] = [lanes[0], lanes[1]];
         let mut long = admit(&mut queue, own, 1, &[50], Priority::Normal);
-        let batch = queue.next_batch(Instant::now()).expect("work");
+        let batch = queue.next_batch(DEVICE, Instant::now()).expect("work");
         assert_eq!((batch.step_tokens, tokens(&batch)), (Some(3), vec![1]));
         let mut waits = vec![
             admit(&mut queue, own, 2, &[50], Priority::Interactive), // more urgent
@@ -794,8 +943,8 @@ mod tests {
             admit(&mut queue, own, 6, &[5, 5], Priority::Normal),
             admit(&mut queue, other, 7, &[90], Priority::Interactive),
         ];
-        queue.step_ended(Duration::from_secs(1));
-        let urgent = queue.next_between_steps(Instant::now()).expect("the person's");
+        queue.step_ended(DEVICE, Duration::from_secs(1));
+        let urgent = queue.next_between_steps(DEVICE, Instant::now()).expect("the person's");
         let first = tokens(&urgent);
         assert_eq!(first, [7], "the other lane has had less of the device");
         run(&mut queue, urgent, Duration::from_secs(3));
@@ -823,7 +972,7 @@ mod tests {
     fn between_the_steps_of_background_work_all_else_goes_and_background_work_in_turns() {
         let (mut queue, lanes) = stepping_queue(1);
         let _long = admit(&mut queue, lanes[0], 1, &[50], Priority::Background);
-        let batch = queue.next_batch(Instant::now()).expect("work");
+        let batch = queue.next_batch(DEVICE, Instant::now()).expect("work");
         let waits = [(2, Priority::Background), (3, Priority::Normal), (4, Priority::Normal)]
             .map(|(token, priority)| admit(&mut queue, lanes[0], token, &[95], priority));
         assert!(waits.len() == 3);
@@ -842,7 +991,7 @@ mod tests {
     fn only_what_is_more_urgent_goes_between_the_layers_of_short_requests() {
         let (mut queue, lanes) = stepping_queue(1);
         let _many = admit(&mut queue, lanes[0], 1, &[10; 4], Priority::Normal);
-        let batch = queue.next_batch(Instant::now()).expect("work");
+        let batch = queue.next_batch(DEVICE, Instant::now()).expect("work");
         assert_eq!(batch.step_tokens, Some(usize::MAX));
         let _normal = admit(&mut queue, lanes[0], 2, &[1], Priority::Normal);
         let _background = admit(&mut queue, lanes[0], 3, &[1], Priority::Background);
@@ -850,7 +999,7 @@ mod tests {
         let _person = admit(&mut queue, lanes[0], 4, &[1], Priority::Interactive);
         assert_eq!(between(&mut queue, 9, 1), [4]);
         run(&mut queue, batch, Duration::from_secs(18));
-        let batch = queue.next_batch(Instant::now()).expect("work");
+        let batch = queue.next_batch(DEVICE, Instant::now()).expect("work");
         assert_eq!((tokens(&batch), batch.step_tokens), (vec![2], None), "no larger than a step");
     }
 
@@ -858,7 +1007,7 @@ mod tests {
     fn a_long_batch_counts_against_its_lane_while_it_is_under_way() {
         let (mut queue, lanes) = stepping_queue(2);
         let _long = admit(&mut queue, lanes[0], 1, &[50], Priority::Normal);
-        let batch = queue.next_batch(Instant::now()).expect("work");
+        let batch = queue.next_batch(DEVICE, Instant::now()).expect("work");
         let _own = admit(&mut queue, lanes[0], 2, &[20; 100], Priority::Normal);
         let _other = admit(&mut queue, lanes[1], 3, &[20; 100], Priority::Normal);
         let mut seconds = [0_u64, 0];
@@ -873,7 +1022,7 @@ mod tests {
             assert!(seconds[0].abs_diff(seconds[1]) <= 5, "{seconds:?}");
         }
         run(&mut queue, batch, Duration::from_secs(24));
-        assert!(queue.lanes.values().all(|lane| (32.0..=40.0).contains(&lane.device_time)));
+        assert!(queue.lanes.values().all(|lane| (32.0..=40.0).contains(&lane.device_times[0])));
     }
 
     #[test]
@@ -887,7 +1036,7 @@ mod tests {
             assert_eq!(run_all(&mut queue).len(), 1); // ten short tokens per second, and fifty of long ones
         }
         let _longs = admit(&mut queue, lanes[0], 1, &[50; 20], Priority::Normal);
-        let batch = queue.next_batch(Instant::now()).expect("work");
+        let batch = queue.next_batch(DEVICE, Instant::now()).expect("work");
         assert_eq!(queue.check(lanes[0], &in_seconds(10, 2)), Ok(()), "1.5 s beside a long one");
         let refused = queue.check(lanes[0], &in_seconds(20, 2));
         assert!(
@@ -896,7 +1045,7 @@ mod tests {
         );
         assert!(queue.check(lanes[0], &in_seconds(50, 15)).is_err(), "900 tokens and 100 that run: 20 s");
         assert_eq!(queue.check(lanes[0], &in_seconds(50, 30)), Ok(()));
-        queue.batch_ended(batch.give_up(Times::default()));
+        queue.batch_ended(DEVICE, batch.give_up(Times::default()));
         assert_eq!(queue.lanes[&lanes[0]].kinds[LONG].throughput.seconds_for(50), Some(1.0), "not measured");
     }
 
@@ -909,7 +1058,7 @@ mod tests {
             || request(1, &[50], Priority::Normal, Some(Instant::now() + Duration::from_secs(3))).0;
         let (long, answered) = request(1, &[200], Priority::Normal, None);
         let ticket = queue.enter(lanes[0], long);
-        let _batch = queue.next_batch(Instant::now()).expect("work");
+        let _batch = queue.next_batch(DEVICE, Instant::now()).expect("work");
         assert!(queue.check(lanes[0], &in_three_seconds()).is_err(), "4 s of the other and 1 s of its own");
         drop(answered);
         assert!(queue.withdraw(lanes[0], ticket, Departure::Withdrawn).is_none(), "the device has it");

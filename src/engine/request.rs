@@ -1,11 +1,15 @@
 //! A request on its way: it waits, runs in portions, and is answered.
 //!
-//! A request waits as a whole and is served in the order of its samples: the device thread moves it out of the
-//! queue, runs as many samples as a batch has room for, and moves it back if some are left. So it has one owner
-//! at any time, which is what makes "answered exactly once" easy to see: [`Request::finish`] and
-//! [`Request::expire`] consume it, and one that is merely dropped is one whose caller has left.
+//! A request waits until a batch has taken its last sample, and is served in their order: each batch takes as many as it
+//! has room for, and several may run at the same time, on devices of their own. What they find comes together in
+//! [`Asked`], which whoever brings the last outcome answers, once: the caller's sender is taken out of it. One that is
+//! dropped without an answer is one whose caller has left.
 
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -36,24 +40,39 @@ pub(super) enum Departure {
     Expired,
     /// Its caller left.
     Withdrawn,
+    /// Nothing is served any more.
+    Refused,
 }
 
-/// Samples that one caller wants scored, and what is known of them so far.
+/// A request that has samples which no batch has taken.
 pub(super) struct Request {
     pub(super) priority: Priority,
     pub(super) deadline: Option<Instant>,
     pub(super) admitted: Instant,
-    sequences: Vec<Sequence>,
-    /// Tokens of the sequences that still wait.
+    asked: Arc<Asked>,
+    /// The first sample that waits.
+    next: usize,
+    /// Tokens of those that wait.
     pub(super) tokens_left: usize,
     /// Tokens of the longest sequence of all.
     pub(super) longest: usize,
-    /// Of the first sequences, in order; the others still wait or run.
-    outcomes: Vec<Outcome>,
+}
+
+/// Samples that one caller wants scored, and what is known of them so far.
+pub(super) struct Asked {
+    sequences: Vec<Sequence>,
+    found: Mutex<Found>,
+}
+
+struct Found {
+    /// One for each sequence.
+    outcomes: Vec<Option<Outcome>>,
+    missing: usize,
     queue: Duration,
     compute: Duration,
     reduce: Duration,
-    answer: oneshot::Sender<Result<Scored, EngineError>>,
+    /// Until it is answered.
+    answer: Option<oneshot::Sender<Result<Scored, EngineError>>>,
 }
 
 impl Request {
@@ -63,48 +82,46 @@ impl Request {
         deadline: Option<Instant>,
         answer: oneshot::Sender<Result<Scored, EngineError>>,
     ) -> Self {
+        let found = Found {
+            outcomes: vec![None; sequences.len()],
+            missing: sequences.len(),
+            queue: Duration::ZERO,
+            compute: Duration::ZERO,
+            reduce: Duration::ZERO,
+            answer: Some(answer),
+        };
         Self {
             priority,
             deadline,
             admitted: Instant::now(),
             tokens_left: sequences.iter().map(tokens_of).sum(),
             longest: sequences.iter().map(tokens_of).max().unwrap_or(0),
-            outcomes: Vec::with_capacity(sequences.len()),
-            sequences,
-            queue: Duration::ZERO,
-            compute: Duration::ZERO,
-            reduce: Duration::ZERO,
-            answer,
+            asked: Arc::new(Asked { sequences, found: Mutex::new(found) }),
+            next: 0,
         }
     }
 
-    /// The samples without an outcome.
+    /// The samples that no batch has taken.
     pub(super) fn waiting(&self) -> &[Sequence] {
-        &self.sequences[self.outcomes.len()..]
+        &self.asked.sequences[self.next..]
     }
 
-    pub(super) fn caller_has_left(&self) -> bool {
-        self.answer.is_closed()
+    /// Takes the first of them.
+    pub(super) fn take(&mut self, ticket: Ticket, num_samples: usize) -> Portion {
+        let samples = self.next..self.next + num_samples;
+        self.next = samples.end;
+        self.tokens_left -= self.asked.sequences[samples.clone()].iter().map(tokens_of).sum::<usize>();
+        Portion { ticket, admitted: self.admitted, asked: self.asked.clone(), samples }
     }
 
-    /// Answers the caller; all outcomes are known.
-    fn finish(self, served: &Served) {
-        debug_assert_eq!(self.outcomes.len(), self.sequences.len());
-        let Self { outcomes, queue, compute, reduce, .. } = self;
-        let metrics = served.metrics(); // before the answer, upon which the lane may be shown
-        if self.answer.send(Ok(Scored { outcomes, queue, compute })).is_ok() {
-            metrics.request_scored(queue, compute, reduce);
-        }
-    }
-
-    /// Tells the caller that it was too late, if anybody still listens.
-    pub(super) fn expire(self) {
-        let _ = self.answer.send(Err(EngineError::DeadlineExceeded));
+    /// Tells the caller why there is no answer, if anybody still listens.
+    pub(super) fn refuse(&self, error: EngineError) {
+        self.asked.refuse(error);
     }
 
     /// Why it is of no use to score this request, if so.
     pub(super) fn departure(&self, now: Instant) -> Option<Departure> {
-        if self.caller_has_left() {
+        if self.asked.caller_has_left() {
             Some(Departure::Withdrawn)
         } else if self.deadline.is_some_and(|deadline| deadline <= now) {
             Some(Departure::Expired)
@@ -114,30 +131,81 @@ impl Request {
     }
 }
 
+impl Asked {
+    fn found(&self) -> MutexGuard<'_, Found> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn caller_has_left(&self) -> bool {
+        self.found().answer.as_ref().is_none_or(oneshot::Sender::is_closed)
+    }
+
+    fn refuse(&self, error: EngineError) {
+        if let Some(answer) = self.found().answer.take() {
+            let _ = answer.send(Err(error));
+        }
+    }
+
+    /// Answers the caller if these were the last outcomes.
+    fn bring(
+        &self,
+        samples: Range<usize>,
+        outcomes: impl Iterator<Item = Outcome>,
+        queue: Duration,
+        times: Times,
+        served: &Served,
+    ) {
+        let mut found = self.found();
+        found.missing -= samples.len();
+        for (place, outcome) in found.outcomes[samples].iter_mut().zip(outcomes) {
+            *place = Some(outcome);
+        }
+        found.queue = found.queue.max(queue);
+        found.compute += times.compute;
+        found.reduce += times.reduce;
+        if found.missing > 0 {
+            return;
+        }
+        let Some(answer) = found.answer.take() else { return };
+        let outcomes = std::mem::take(&mut found.outcomes);
+        let outcomes = outcomes.into_iter().map(|outcome| outcome.unwrap_or(Err(SampleError::ForwardFailed)));
+        let (queue, compute, reduce) = (found.queue, found.compute, found.reduce);
+        let scored = Scored { outcomes: outcomes.collect(), queue, compute };
+        drop(found);
+        let metrics = served.metrics(); // before the answer, upon which the lane may be shown
+        if answer.send(Ok(scored)).is_ok() {
+            metrics.request_scored(queue, compute, reduce);
+        }
+    }
+}
+
 pub(super) fn tokens_of(sequence: &Sequence) -> usize {
     sequence.token_ids.len()
 }
 
-/// The next samples of a request, on their way through the model.
+/// Samples of a request, on their way through the model.
 pub(super) struct Portion {
     pub(super) ticket: Ticket,
-    pub(super) request: Request,
-    pub(super) num_samples: usize,
+    admitted: Instant,
+    asked: Arc<Asked>,
+    samples: Range<usize>,
 }
 
 impl Portion {
     pub(super) fn sequences(&self) -> &[Sequence] {
-        &self.request.waiting()[..self.num_samples]
+        &self.asked.sequences[self.samples.clone()]
     }
 
     pub(super) fn caller_has_left(&self) -> bool {
-        self.request.caller_has_left()
+        self.asked.caller_has_left()
     }
 }
 
-/// Samples of one lane and priority that go through the model together.
+/// Samples of one lane and priority that go through a model together.
 pub(super) struct Batch {
     pub(super) served: Arc<Served>,
+    /// Which of its copies.
+    pub(super) copy: usize,
     pub(super) portions: Vec<Portion>,
     pub(super) num_tokens: usize,
     pub(super) started: Instant,
@@ -159,31 +227,28 @@ impl Batch {
     /// Hands out one outcome per sample, in their order, and answers the requests that have all of theirs.
     /// Returns what the queue must be told.
     pub(super) fn answer(self, outcomes: impl IntoIterator<Item = Outcome>, times: Times) -> Ended {
-        let Times { compute, reduce, paused } = times;
         let mut outcomes = outcomes.into_iter();
-        let mut unfinished = None;
-        for Portion { ticket, mut request, num_samples } in self.portions {
-            request.outcomes.extend(outcomes.by_ref().take(num_samples));
-            request.queue = self.started.saturating_duration_since(request.admitted) + paused;
-            request.compute += compute;
-            request.reduce += reduce;
-            if request.waiting().is_empty() {
-                request.finish(&self.served);
-            } else {
-                debug_assert!(unfinished.is_none(), "only the last request of a batch is cut");
-                unfinished = Some((ticket, request));
-            }
+        for Portion { admitted, asked, samples, .. } in self.portions {
+            let queue = self.started.saturating_duration_since(admitted) + times.paused;
+            let of_portion = outcomes.by_ref().take(samples.len());
+            asked.bring(samples, of_portion, queue, times, &self.served);
         }
         debug_assert!(outcomes.next().is_none(), "one outcome per sample");
-        Ended { num_tokens: self.num_tokens, elapsed: compute + reduce, unfinished }
+        Ended { num_tokens: self.num_tokens, elapsed: times.compute + times.reduce }
     }
 
     /// Ends it without rewards: nobody waits for any.
     pub(super) fn give_up(self, times: Times) -> Ended {
-        let num_samples = self.portions.iter().map(|portion| portion.num_samples).sum();
+        let num_samples = self.portions.iter().map(|portion| portion.samples.len()).sum();
         self.served.metrics().samples_withdrawn(num_samples);
         let outcomes = vec![Err(SampleError::ForwardFailed); num_samples];
         Ended { num_tokens: 0, ..self.answer(outcomes, times) }
+    }
+
+    /// Ends it without rewards: its requests are told why.
+    pub(super) fn refuse(self, error: &EngineError, times: Times) -> Ended {
+        self.portions.iter().for_each(|portion| portion.asked.refuse(error.clone()));
+        Ended { num_tokens: 0, elapsed: times.compute + times.reduce }
     }
 }
 
@@ -192,6 +257,4 @@ pub(super) struct Ended {
     /// None if it was given up.
     pub(super) num_tokens: usize,
     pub(super) elapsed: Duration,
-    /// What was cut, to wait on.
-    pub(super) unfinished: Option<(Ticket, Request)>,
 }

@@ -20,10 +20,10 @@ use std::ops::ControlFlow;
 use std::panic::AssertUnwindSafe;
 use std::panic::catch_unwind;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 
+use super::EngineError;
 use super::Outcome;
 use super::SampleError;
 use super::Shared;
@@ -34,12 +34,10 @@ use super::request::Times;
 use super::served::Served;
 use crate::model::ModelError;
 use crate::model::scorer::Reward;
+use crate::model::scorer::Scorer;
 use crate::model::steps::Steps;
 use crate::ops::batch::PackedBatch;
 use crate::ops::batch::Sequence;
-
-/// So many batches in a row without a single reward, and a lane is not healthy.
-const UNHEALTHY_AFTER: u32 = 3;
 
 /// What the device thread does next.
 pub(super) enum Work {
@@ -51,20 +49,23 @@ pub(super) enum Work {
     Stop,
 }
 
-/// Runs until the engine and all its lanes are gone.
-pub(super) fn run(shared: Arc<Shared>) {
+/// Runs one device until the engine and all its lanes are gone.
+pub(super) fn run(shared: Arc<Shared>, device: usize) {
     let _last_act = LastAct(&shared);
     loop {
-        match shared.wait_for_work() {
+        match shared.wait_for_work(device) {
             Work::Stop => return,
-            work => perform(&shared, work),
+            work => perform(&shared, device, work),
         }
     }
 }
 
-fn perform(shared: &Shared, work: Work) {
+fn perform(shared: &Shared, device: usize, work: Work) {
     match work {
-        Work::Score(batch) => shared.batch_ended(score(shared, batch)),
+        Work::Score(batch) => {
+            let ended = score(shared, device, batch);
+            shared.batch_ended(device, ended);
+        }
         Work::Retire(served) => drop(served),
         Work::Stop => {}
     }
@@ -73,6 +74,7 @@ fn perform(shared: &Shared, work: Work) {
 /// The pauses of a batch, and where its time goes.
 struct Pauses<'a> {
     shared: &'a Shared,
+    device: usize,
     batch: &'a Batch,
     begun: Instant,
     /// When it began to run, or went on.
@@ -82,9 +84,10 @@ struct Pauses<'a> {
 }
 
 impl<'a> Pauses<'a> {
-    fn new(shared: &'a Shared, batch: &'a Batch) -> Self {
+    fn new(shared: &'a Shared, device: usize, batch: &'a Batch) -> Self {
         let now = Instant::now();
-        Self { shared, batch, begun: now, running_since: now, times: Times::default(), is_given_up: false }
+        let times = Times::default();
+        Self { shared, device, batch, begun: now, running_since: now, times, is_given_up: false }
     }
 
     /// Runs whatever may go now, and tells whether the batch goes on.
@@ -95,8 +98,8 @@ impl<'a> Pauses<'a> {
         }
         let begun = Instant::now();
         let mut ran = begun - self.running_since;
-        while let Some(work) = self.shared.work_between_steps(std::mem::take(&mut ran)) {
-            perform(self.shared, work);
+        while let Some(work) = self.shared.work_between_steps(self.device, std::mem::take(&mut ran)) {
+            perform(self.shared, self.device, work);
         }
         self.running_since = Instant::now();
         self.times.paused += self.running_since - begun;
@@ -131,16 +134,27 @@ enum Failure {
     Panicked(String),
 }
 
+impl Failure {
+    /// What the driver said, if the device is lost for this process.
+    fn fault(&self) -> Option<String> {
+        match self {
+            Self::Model(error) => error.fault(),
+            Self::WrongCount { .. } | Self::Panicked(_) => None,
+        }
+    }
+}
+
 impl Served {
     /// One outcome per sequence.
     fn score(&self, sequences: &[&Sequence], pauses: &mut Pauses<'_>) -> Result<Vec<Outcome>, Failure> {
         // Nothing that a panic leaves half done is used again: the batch is packed anew, and a model has no state.
         catch_unwind(AssertUnwindSafe(|| {
+            let scorer = &self.copies[pauses.batch.copy].scorer;
             let batch = match self.share_prefixes {
-                true => self.scorer.pack_shared(sequences),
+                true => scorer.pack_shared(sequences),
                 false => PackedBatch::pack(sequences.iter().copied()),
             };
-            let raw_rewards = self.forward(&batch, pauses)?; // [members][batch]
+            let raw_rewards = self.forward(scorer, &batch, pauses)?; // [members][batch]
             self.metrics().prefix_tokens_shared(batch.shared_tokens());
             let begun = Instant::now();
             let mut of_sample = Vec::with_capacity(raw_rewards.len()); // [members]
@@ -148,7 +162,7 @@ impl Served {
                 .map(|sample| {
                     of_sample.clear();
                     of_sample.extend(raw_rewards.iter().map(|of_member| of_member[sample]));
-                    finite(self.scorer.reduce(&of_sample))
+                    finite(scorer.reduce(&of_sample))
                 })
                 .collect();
             pauses.times.reduce += begun.elapsed();
@@ -158,14 +172,19 @@ impl Served {
     }
 
     /// Raw rewards of every member, `[members][batch]`.
-    fn forward(&self, batch: &PackedBatch, pauses: &mut Pauses<'_>) -> Result<Vec<Vec<f32>>, Failure> {
-        let mut spent = vec![Duration::ZERO; self.scorer.num_members()];
+    fn forward(
+        &self,
+        scorer: &Scorer,
+        batch: &PackedBatch,
+        pauses: &mut Pauses<'_>,
+    ) -> Result<Vec<Vec<f32>>, Failure> {
+        let mut spent = vec![Duration::ZERO; scorer.num_members()];
         let result = match pauses.batch.step_tokens {
-            None => self.scorer.forward(batch, &mut spent),
+            None => scorer.forward(batch, &mut spent),
             Some(max_tokens) => {
                 let mut pause = || pauses.pause();
                 let mut steps = Steps::new(max_tokens, &mut pause);
-                self.scorer.forward_in_steps(batch, &mut spent, &mut steps)
+                scorer.forward_in_steps(batch, &mut spent, &mut steps)
             }
         };
         for (member, &spent) in spent.iter().enumerate() {
@@ -182,39 +201,41 @@ impl Served {
     }
 
     /// Tells health and metrics.
-    fn record(&self, outcomes: &[Outcome], num_tokens: usize) {
+    fn record(&self, copy: usize, outcomes: &[Outcome], num_tokens: usize) {
         self.metrics().batch_scored(outcomes.len(), num_tokens);
         for outcome in outcomes {
             match outcome {
                 Ok(reward) => self.metrics().sample_scored(reward.reward, reward.reward_std),
                 Err(SampleError::NotFinite { .. }) => self.metrics().sample_not_finite(),
-                Err(SampleError::ForwardFailed) => self.metrics().sample_failed(),
+                Err(SampleError::ForwardFailed) => self.metrics().samples_failed(1),
             }
         }
-        // only the device thread counts: no order to keep
-        let in_a_row = if outcomes.iter().any(Result::is_ok) {
-            0
-        } else {
-            self.batches_without_reward.load(Ordering::Relaxed).saturating_add(1)
-        };
-        self.batches_without_reward.store(in_a_row, Ordering::Relaxed);
-        let is_healthy = in_a_row < UNHEALTHY_AFTER;
-        if self.health.send_if_modified(|health| std::mem::replace(health, is_healthy) != is_healthy) {
-            tracing::warn!(variant = self.variant, is_healthy, "health of the variant changed");
-        }
+        self.batch_ended(copy, outcomes.iter().any(Result::is_ok));
     }
 }
 
+/// Why a batch as a whole has no outcomes.
+enum NoOutcomes {
+    /// Nobody waits for any.
+    GivenUp,
+    /// The device is lost.
+    Lost,
+}
+
 /// Scores a batch and answers every request that is complete with it.
-fn score(shared: &Shared, batch: Batch) -> Ended {
-    let mut pauses = Pauses::new(shared, &batch);
+fn score(shared: &Shared, device: usize, batch: Batch) -> Ended {
+    let mut pauses = Pauses::new(shared, device, &batch);
     let served = &batch.served;
     let sequences: Vec<&Sequence> = batch.portions.iter().flat_map(Portion::sequences).collect();
     let outcomes = served.score(&sequences, &mut pauses).or_else(|failure| {
+        if let Some(fault) = failure.fault() {
+            shared.device_lost(&fault);
+            return Err(NoOutcomes::Lost);
+        }
         let outcomes = match sequences.len() {
-            _ if pauses.is_given_up => return Err(()),
+            _ if pauses.is_given_up => return Err(NoOutcomes::GivenUp),
             1 => vec![Err(SampleError::ForwardFailed)],
-            _ => score_each_alone(&batch, &mut pauses),
+            _ => score_each_alone(&batch, &mut pauses)?,
         };
         let failed = outcomes.iter().filter(|outcome| outcome.is_err()).count();
         tracing::error!(
@@ -230,24 +251,38 @@ fn score(shared: &Shared, batch: Batch) -> Ended {
     let times = pauses.times();
     match outcomes {
         Ok(outcomes) => {
-            served.record(&outcomes, batch.num_tokens);
+            served.record(batch.copy, &outcomes, batch.num_tokens);
             batch.answer(outcomes, times)
         }
-        Err(()) => batch.give_up(times),
+        Err(NoOutcomes::GivenUp) => batch.give_up(times),
+        Err(NoOutcomes::Lost) => {
+            served.metrics().samples_failed(sequences.len());
+            batch.refuse(&EngineError::DeviceLost, times)
+        }
     }
 }
 
-fn score_each_alone(batch: &Batch, pauses: &mut Pauses<'_>) -> Vec<Outcome> {
+fn score_each_alone(batch: &Batch, pauses: &mut Pauses<'_>) -> Result<Vec<Outcome>, NoOutcomes> {
     let mut outcomes = Vec::new();
     for portion in &batch.portions {
         for sequence in portion.sequences() {
             // nobody waits for the others of a caller who has left
             let alone = (!portion.caller_has_left()).then(|| batch.served.score(&[sequence], pauses));
-            let outcome = alone.and_then(Result::ok).and_then(|mut outcomes| outcomes.pop());
+            let outcome = match alone {
+                Some(Ok(mut outcomes)) => outcomes.pop(),
+                Some(Err(failure)) => {
+                    if let Some(fault) = failure.fault() {
+                        pauses.shared.device_lost(&fault);
+                        return Err(NoOutcomes::Lost);
+                    }
+                    None
+                }
+                None => None,
+            };
             outcomes.push(outcome.unwrap_or(Err(SampleError::ForwardFailed)));
         }
     }
-    outcomes
+    Ok(outcomes)
 }
 
 /// A reward only if every number in it is one.

@@ -49,6 +49,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rewarm_cuda::driver::CudaError;
+
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::CheckpointError;
 use crate::disk;
@@ -223,6 +225,16 @@ impl ModelError {
         match self {
             Self::Several(problems) => problems.iter().flat_map(Self::problems).collect(),
             problem => vec![chain(problem)],
+        }
+    }
+
+    /// What a driver said of a card that is lost for this process, if that is what happened.
+    pub fn fault(&self) -> Option<String> {
+        match self {
+            Self::Ops(OpsError::Cuda(error @ CudaError::Fault { .. })) => Some(error.to_string()),
+            Self::Member { source, .. } => source.fault(),
+            Self::Several(problems) => problems.iter().find_map(Self::fault),
+            _ => None,
         }
     }
 

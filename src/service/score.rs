@@ -247,7 +247,8 @@ fn rejection(error: &ServiceError) -> Option<Rejection> {
             | EngineError::QueueFull { .. }
             | EngineError::WouldExpire { .. }
             | EngineError::DeadlineExceeded
-            | EngineError::Draining,
+            | EngineError::Draining
+            | EngineError::DeviceLost,
         )
         | ServiceError::DeadlineExceeded
         | ServiceError::Stalled { .. }

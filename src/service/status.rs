@@ -17,7 +17,7 @@ use tonic_types::StatusExt;
 use crate::engine::EngineError;
 use crate::proto;
 
-/// While the models load there is nothing to say about how long it takes: a second is polite.
+/// While the models load, here or in the process that takes the place of one that lost its card, there is nothing to say about how long it takes: a second is polite.
 const LOADING_RETRY: Duration = Duration::from_secs(1);
 /// A draining server does not come back: the delay is only for finding another one.
 const DRAINING_RETRY: Duration = Duration::from_millis(100);
@@ -105,6 +105,7 @@ impl ServiceError {
             }
             Self::Engine(EngineError::DeadlineExceeded) => (Code::DeadlineExceeded, None),
             Self::Engine(EngineError::Draining) => (Code::Unavailable, Some(DRAINING_RETRY)),
+            Self::Engine(EngineError::DeviceLost) => (Code::Unavailable, Some(LOADING_RETRY)),
             Self::ReloadUnderWay => (Code::Aborted, None),
             Self::ReloadFailed(_) => (Code::FailedPrecondition, None),
             Self::Panicked => (Code::Internal, None),
@@ -224,6 +225,7 @@ mod tests {
             ),
             case(EngineError::DeadlineExceeded.into(), Code::DeadlineExceeded, None),
             case(EngineError::Draining.into(), Code::Unavailable, Some("100")),
+            case(EngineError::DeviceLost.into(), Code::Unavailable, Some("1000")),
             case(ServiceError::ReloadUnderWay, Code::Aborted, None),
             case(ServiceError::ReloadFailed("x".into()), Code::FailedPrecondition, None),
             case(ServiceError::Panicked, Code::Internal, None),
