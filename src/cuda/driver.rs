@@ -219,6 +219,10 @@ pub trait Driver: Debug + Send + Sync {
 
     /// Compiles what is not compiled yet, so that the first launch does not wait.
     fn prepare(&self, kernel: &str) -> Result<()>;
+    /// The same for several, side by side where that is possible.
+    fn prepare_all(&self, kernels: &[&str]) -> Result<()> {
+        kernels.iter().try_for_each(|kernel| self.prepare(kernel))
+    }
     /// Launches a kernel.
     fn launch(&self, stream: Stream, launch: &Launch<'_>) -> Result<()>;
     /// Ways to make a product of so many rows, none of which splits its sums; the best guess first.
