@@ -12,11 +12,10 @@ use crate::driver::Result;
 use crate::driver::Shape;
 use crate::matrix::Integers;
 use crate::matrix::Matrix;
+use crate::modules::ATTEND_THREADS;
+use crate::modules::THREADS;
+use crate::modules::WARP_RUN;
 
-/// Of blocks that work on a row, or on a run of columns.
-const THREADS: u32 = 256;
-/// Runs up to this width are a warp's, eight to a block.
-const WARP_RUN: usize = 256;
 /// Queries of a tile of attention.
 pub const TILE: usize = 64;
 /// Integers of a tile's description.
@@ -290,7 +289,14 @@ impl Device {
             }
             None => named!("rotary", x.number()),
         };
-        self.launch(kernel, [(rows * heads).div_ceil(8), 1, 1], THREADS, &arguments)
+        // A thread has eight pairs; with a norm 8 or 16 threads have a head.
+        let threads = match (norm.is_some(), rope.pairs.div_ceil(8)) {
+            (false, eights) => eights,
+            (true, ..=8) => 8,
+            (true, _) => 16,
+        };
+        let blocks = (rows * heads * threads).div_ceil(THREADS as usize);
+        self.launch(kernel, [blocks, 1, 1], THREADS, &arguments)
     }
 
     /// A function of each number, in place.
@@ -442,7 +448,7 @@ impl Device {
             number(out.stride()),
             number(rows),
         ];
-        self.launch(named!("neighbours", x.number()), row_blocks(rows, out.width()), THREADS, &arguments)?;
+        self.launch(named!("neighbours", x.number()), [rows, 1, 1], THREADS, &arguments)?;
         Ok(out)
     }
 
@@ -484,7 +490,9 @@ impl Device {
             number(outputs),
             U32(function.map_or(255, |function| function as u32)),
         ];
-        self.launch("product_f", [rows.div_ceil(8), outputs, 1], THREADS, &arguments)
+        // A warp has one output of four rows.
+        let blocks = (rows.div_ceil(4) * outputs).div_ceil(8);
+        self.launch("product_f", [blocks, 1, 1], THREADS, &arguments)
     }
 
     /// `x · weightᵀ + bias`, to `y` or added to what it holds; a bias has `y`'s numbers.
@@ -600,14 +608,13 @@ impl Device {
             of_queries,
             of_keys,
         ];
-        self.launch(kernel, [count, heads.len(), 1], 128, &arguments)
+        self.launch(kernel, [count, heads.len(), 1], ATTEND_THREADS, &arguments)
     }
 }
 
-/// Blocks for work on the numbers of rows: x along a row, y over rows.
+/// Blocks for work on the numbers of rows, of which a thread has eight.
 fn row_blocks(rows: usize, width: usize) -> [usize; 3] {
-    let _ = width;
-    [rows, 1, 1]
+    [(rows * width.div_ceil(8)).div_ceil(THREADS as usize), 1, 1]
 }
 
 fn attention_kernel(number: Number, head_dim: usize, is_plain: bool) -> &'static str {

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! kernels/   CUDA C++ without any header, compiled for the card by NVRTC when they are first asked for
-//! play/      a header that plays a block of threads on the CPU, so that the same text runs without a card
+//! modules    which text a kernel is compiled from
 //! compile    from that text to what a card runs, kept on disk
+//! play       the same text on the CPU, behind a header that plays a block of threads
 //! driver     what is asked of a card, whoever answers: memory, launches, products, time
 //! real       a card, by CUDA's driver, NVRTC and cublasLt
 //! played     a card that is played on the CPU, for tests (feature `play`)
@@ -15,6 +16,9 @@ pub mod compile;
 pub mod device;
 pub mod driver;
 pub mod matrix;
+pub mod modules;
+#[cfg(feature = "play")]
+pub mod play;
 #[cfg(feature = "play")]
 pub mod played;
 mod queue;
@@ -22,22 +26,3 @@ pub mod real;
 mod rehearsal;
 
 pub use queue::Moment;
-mod modules {
-    #[derive(Clone)]
-    pub(crate) struct Module {
-        pub(crate) name: String,
-        pub(crate) source: String,
-        pub(crate) defines: Vec<String>,
-        pub(crate) kernels: Vec<String>,
-    }
-    pub(crate) fn module_of(kernel: &str) -> Module {
-        panic!("{kernel}")
-    }
-    #[cfg(test)]
-    pub(crate) fn all() -> Vec<Module> {
-        Vec::new()
-    }
-    pub(crate) fn shared_bytes(_: &str) -> u32 {
-        0
-    }
-}
