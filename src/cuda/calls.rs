@@ -632,7 +632,7 @@ fn attention_kernel(number: Number, head_dim: usize, is_plain: bool) -> &'static
             }
         };
     }
-    if head_dim % 8 != 0 || number == Number::F32 {
+    if !head_dim.is_multiple_of(8) || number == Number::F32 {
         return named!("attend", number);
     }
     sized!(32 64 96 128 160 192 256)

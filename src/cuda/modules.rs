@@ -54,7 +54,9 @@ pub fn all() -> Vec<Module> {
     let named = |stem: &str, endings: &[&str]| -> Vec<String> {
         endings.iter().map(|ending| format!("{stem}_{ending}")).collect()
     };
-    let each = |stems: &[&str], endings: &[&str]| stems.iter().flat_map(|stem| named(stem, endings)).collect::<Vec<_>>();
+    let each = |stems: &[&str], endings: &[&str]| {
+        stems.iter().flat_map(|stem| named(stem, endings)).collect::<Vec<_>>()
+    };
     let numbers = ["b", "h", "f"];
     let norms = ["fb", "fh", "ff", "bb", "hh"];
     let mut modules = vec![

@@ -35,15 +35,8 @@ pub struct Order {
     pub is_early: bool,
 }
 
-type LaunchFn = unsafe extern "C" fn(
-    *const c_char,
-    *const u32,
-    u32,
-    u32,
-    *mut *mut c_void,
-    u32,
-    u32,
-) -> *const c_char;
+type LaunchFn =
+    unsafe extern "C" fn(*const c_char, *const u32, u32, u32, *mut *mut c_void, u32, u32) -> *const c_char;
 type SignatureFn = unsafe extern "C" fn(*const c_char) -> *const c_char;
 
 /// The compiler that `CXX` names, else `c++`; what it says of itself, where it is there.
@@ -170,9 +163,19 @@ fn library(module: &Module) -> Result<&'static Played> {
 /// The library of a module, compiled once by whichever process comes first.
 fn compiled(module: &Module) -> std::result::Result<PathBuf, String> {
     // CUDA reads numbers as vectors, and a compiler for cards lets it.
-    const FLAGS: [&str; 9] =
-        ["-O2", "-std=c++17", "-shared", "-fPIC", "-fno-strict-aliasing", "-w", "-U_FORTIFY_SOURCE", "-x", "c++"];
-    let version = compiler().ok_or_else(|| format!("{:?} is no C++ compiler (CXX names another)", program()))?;
+    const FLAGS: [&str; 9] = [
+        "-O2",
+        "-std=c++17",
+        "-shared",
+        "-fPIC",
+        "-fno-strict-aliasing",
+        "-w",
+        "-U_FORTIFY_SOURCE",
+        "-x",
+        "c++",
+    ];
+    let version =
+        compiler().ok_or_else(|| format!("{:?} is no C++ compiler (CXX names another)", program()))?;
     let source = module.played();
     let mut hasher = blake3::Hasher::new();
     for part in [&[source.as_str(), version], &FLAGS[..]].concat() {

@@ -37,17 +37,16 @@ fn norms_are_of_each_run_alone() {
                     arguments.push(p(bias.address()));
                 }
                 arguments.extend([f(1e-5), p(wide.address()), wide.stride(), p(out.address()), out.stride()]);
-                run_(&name, [2, 1, 1], &arguments);
-                let expected = |row: usize, column: usize| {
-                    let first = column / run * run;
-                    let all = &x.row(row)[first..first + run];
-                    let mean = if has_bias { all.iter().sum::<f64>() / run as f64 } else { 0.0 };
-                    let variance = all.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / run as f64;
-                    let normed = (all[column - first] - mean) / (variance + 1e-5).sqrt();
-                    normed * weight.get(0, column - first) + if has_bias { bias.get(0, column - first) } else { 0.0 }
-                };
-                let expected: Vec<Vec<f64>> =
-                    (0..rows).map(|r| (0..run * runs).map(|c| expected(r, c)).collect()).collect();
+                launched(&name, [2, 1, 1], &arguments);
+                let expected: Vec<Vec<f64>> = (0..rows)
+                    .map(|row| {
+                        let normed = x.row(row);
+                        normed
+                            .chunks(run)
+                            .flat_map(|run| norm_of(run, &weight, has_bias.then_some(&bias)))
+                            .collect()
+                    })
+                    .collect();
                 wide.assert_near(&name, |r, c| expected[r][c], 1.0);
                 out.assert_near(&name, |r, c| expected[r][c], 1.0);
             }
@@ -55,6 +54,11 @@ fn norms_are_of_each_run_alone() {
     }
 }
 
-fn run_(kernel: &str, grid: [usize; 3], arguments: &[rewarm_cuda::driver::Argument]) {
-    run(kernel, grid, arguments);
+fn norm_of(run: &[f64], weight: &Matrix, bias: Option<&Matrix>) -> Vec<f64> {
+    let width = run.len() as f64;
+    let mean = bias.map_or(0.0, |_| run.iter().sum::<f64>() / width);
+    let variance = run.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / width;
+    let normed = run.iter().map(|v| (v - mean) / (variance + 1e-5).sqrt());
+    let of = |column, normed| normed * weight.get(0, column) + bias.map_or(0.0, |bias| bias.get(0, column));
+    normed.enumerate().map(|(column, normed)| of(column, normed)).collect()
 }

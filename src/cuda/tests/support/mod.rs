@@ -11,9 +11,9 @@ use rewarm_cuda::modules;
 use rewarm_cuda::play;
 use rewarm_cuda::play::Order;
 
-pub const NUMBERS: [Number; 3] = [Number::Bf16, Number::F16, Number::F32];
+pub(crate) const NUMBERS: [Number; 3] = [Number::Bf16, Number::F16, Number::F32];
 /// Both orders of warps, both times of copies.
-pub const ORDERS: [Order; 4] = [
+pub(crate) const ORDERS: [Order; 4] = [
     Order { is_reversed: false, is_early: false },
     Order { is_reversed: true, is_early: false },
     Order { is_reversed: false, is_early: true },
@@ -21,7 +21,7 @@ pub const ORDERS: [Order; 4] = [
 ];
 
 /// Whether kernels can be compiled here. A test that is left out says so.
-pub fn can_play() -> bool {
+pub(crate) fn can_play() -> bool {
     if play::compiler().is_some() {
         return true;
     }
@@ -31,7 +31,7 @@ pub fn can_play() -> bool {
 }
 
 /// Numbers in [-1, 1) that look random.
-pub fn noise(seed: u64, row: usize, column: usize) -> f32 {
+pub(crate) fn noise(seed: u64, row: usize, column: usize) -> f32 {
     let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ ((row as u64) << 32) ^ column as u64;
     for _ in 0..2 {
         x = (x ^ (x >> 31)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -40,7 +40,7 @@ pub fn noise(seed: u64, row: usize, column: usize) -> f32 {
 }
 
 /// The nearest that a kind of number has.
-pub fn rounded(number: Number, x: f64) -> f64 {
+pub(crate) fn rounded(number: Number, x: f64) -> f64 {
     match number {
         Number::F32 => f64::from(x as f32),
         Number::Bf16 => bf16::from_f64(x).to_f64(),
@@ -49,7 +49,7 @@ pub fn rounded(number: Number, x: f64) -> f64 {
 }
 
 /// Half a step between numbers of a size, and what sums in `f32` lose.
-pub fn tolerance(number: Number, size: f64) -> f64 {
+pub(crate) fn tolerance(number: Number, size: f64) -> f64 {
     let step = match number {
         Number::F32 => 0.0,
         Number::Bf16 => 1.0 / 256.0,
@@ -61,19 +61,24 @@ pub fn tolerance(number: Number, size: f64) -> f64 {
 /// Rows of numbers, each of which begins at 16 bytes. Behind a row's width there is what must stay there, NaN to a kernel
 /// that reads it.
 #[derive(Clone)]
-pub struct Matrix {
-    pub number: Number,
-    pub rows: usize,
-    pub width: usize,
-    pub stride: usize,
+pub(crate) struct Matrix {
+    pub(crate) number: Number,
+    pub(crate) rows: usize,
+    pub(crate) width: usize,
+    pub(crate) stride: usize,
     store: Vec<u128>,
 }
 
 impl Matrix {
-    pub fn new(number: Number, rows: usize, width: usize, of: impl Fn(usize, usize) -> f32) -> Self {
+    pub(crate) fn new(number: Number, rows: usize, width: usize, of: impl Fn(usize, usize) -> f32) -> Self {
         let stride = width.next_multiple_of(8) + 8;
-        let mut matrix =
-            Self { number, rows, width, stride, store: vec![u128::MAX; (rows * stride * number.bytes()).div_ceil(16)] };
+        let mut matrix = Self {
+            number,
+            rows,
+            width,
+            stride,
+            store: vec![u128::MAX; (rows * stride * number.bytes()).div_ceil(16)],
+        };
         for row in 0..rows {
             for column in 0..width {
                 matrix.set(row, column, of(row, column));
@@ -82,25 +87,29 @@ impl Matrix {
         matrix
     }
 
-    pub fn noise(number: Number, rows: usize, width: usize, seed: u64) -> Self {
+    pub(crate) fn noise(number: Number, rows: usize, width: usize, seed: u64) -> Self {
         Self::new(number, rows, width, |row, column| noise(seed, row, column))
     }
 
     /// To be written: NaN all over.
-    pub fn empty(number: Number, rows: usize, width: usize) -> Self {
+    pub(crate) fn empty(number: Number, rows: usize, width: usize) -> Self {
         Self::new(number, rows, width, |_, _| f32::NAN)
     }
 
-    pub fn set(&mut self, row: usize, column: usize, x: f32) {
+    pub(crate) fn set(&mut self, row: usize, column: usize, x: f32) {
         let at = row * self.stride + column;
         match self.number {
             Number::F32 => bytemuck::cast_slice_mut::<_, f32>(&mut self.store)[at] = x,
-            Number::Bf16 => bytemuck::cast_slice_mut::<_, u16>(&mut self.store)[at] = bf16::from_f32(x).to_bits(),
-            Number::F16 => bytemuck::cast_slice_mut::<_, u16>(&mut self.store)[at] = f16::from_f32(x).to_bits(),
+            Number::Bf16 => {
+                bytemuck::cast_slice_mut::<_, u16>(&mut self.store)[at] = bf16::from_f32(x).to_bits()
+            }
+            Number::F16 => {
+                bytemuck::cast_slice_mut::<_, u16>(&mut self.store)[at] = f16::from_f32(x).to_bits()
+            }
         }
     }
 
-    pub fn bits(&self, row: usize, column: usize) -> u32 {
+    pub(crate) fn bits(&self, row: usize, column: usize) -> u32 {
         let at = row * self.stride + column;
         match self.number {
             Number::F32 => bytemuck::cast_slice::<_, u32>(&self.store)[at],
@@ -108,7 +117,7 @@ impl Matrix {
         }
     }
 
-    pub fn get(&self, row: usize, column: usize) -> f64 {
+    pub(crate) fn get(&self, row: usize, column: usize) -> f64 {
         let bits = self.bits(row, column);
         match self.number {
             Number::F32 => f32::from_bits(bits).into(),
@@ -117,28 +126,28 @@ impl Matrix {
         }
     }
 
-    pub fn row(&self, row: usize) -> Vec<f64> {
+    pub(crate) fn row(&self, row: usize) -> Vec<f64> {
         (0..self.width).map(|column| self.get(row, column)).collect()
     }
 
-    pub fn row_bits(&self, row: usize) -> Vec<u32> {
+    pub(crate) fn row_bits(&self, row: usize) -> Vec<u32> {
         (0..self.width).map(|column| self.bits(row, column)).collect()
     }
 
-    pub fn address(&self) -> Address {
+    pub(crate) fn address(&self) -> Address {
         Address(self.store.as_ptr() as u64)
     }
 
-    pub fn at(&self, column: usize) -> Address {
+    pub(crate) fn at(&self, column: usize) -> Address {
         self.address().after(column * self.number.bytes())
     }
 
-    pub fn stride(&self) -> Argument {
+    pub(crate) fn stride(&self) -> Argument {
         Argument::U32(self.stride as u32)
     }
 
     /// That nothing was written behind a row's width.
-    pub fn assert_untouched(&self, what: &str) {
+    pub(crate) fn assert_untouched(&self, what: &str) {
         let untouched = if self.number == Number::F32 { u32::MAX } else { 0xffff };
         for row in 0..self.rows {
             for column in self.width..self.stride {
@@ -148,7 +157,7 @@ impl Matrix {
     }
 
     /// That each number is near what `expected` says, and nothing else was written.
-    pub fn assert_near(&self, what: &str, expected: impl Fn(usize, usize) -> f64, scale: f64) {
+    pub(crate) fn assert_near(&self, what: &str, expected: impl Fn(usize, usize) -> f64, scale: f64) {
         self.assert_untouched(what);
         for row in 0..self.rows {
             for column in 0..self.width {
@@ -163,31 +172,30 @@ impl Matrix {
     }
 }
 
-pub fn list(values: &[u32]) -> Argument {
+pub(crate) fn list(values: &[u32]) -> Argument {
     Argument::Address(Address(values.as_ptr() as u64))
 }
 
-pub const NONE: Argument = Argument::Address(Address::NULL);
+pub(crate) const NONE: Argument = Argument::Address(Address::NULL);
 
-pub fn p(address: Address) -> Argument {
+pub(crate) fn p(address: Address) -> Argument {
     Argument::Address(address)
 }
 
-pub fn u(x: usize) -> Argument {
+pub(crate) fn u(x: usize) -> Argument {
     Argument::U32(u32::try_from(x).expect("fits"))
 }
 
-pub fn f(x: f32) -> Argument {
+pub(crate) fn f(x: f32) -> Argument {
     Argument::F32(x)
 }
 
-pub fn run(kernel: &str, grid: [usize; 3], arguments: &[Argument]) {
-    run_in(kernel, grid, arguments, Order::default());
+pub(crate) fn launched(kernel: &str, grid: [usize; 3], arguments: &[Argument]) {
+    launched_in(kernel, grid, arguments, Order::default());
 }
 
-pub fn run_in(kernel: &str, grid: [usize; 3], arguments: &[Argument], order: Order) {
-    let threads =
-        if kernel.starts_with("attend") { modules::ATTEND_THREADS } else { modules::THREADS };
+pub(crate) fn launched_in(kernel: &str, grid: [usize; 3], arguments: &[Argument], order: Order) {
+    let threads = if kernel.starts_with("attend") { modules::ATTEND_THREADS } else { modules::THREADS };
     let launch = Launch {
         kernel,
         grid: grid.map(|blocks| blocks as u32),
