@@ -71,7 +71,8 @@ impl Cache {
                 tracing::warn!(
                     dir = %dir.display(),
                     %error,
-                    "compiled kernels cannot be kept: they are compiled at every start (REWARM_CACHE_DIR names another folder)"
+                    "nothing can be kept: kernels are compiled and algorithms tried at every start (REWARM_CACHE_DIR names \
+                     another folder)"
                 );
             });
         }

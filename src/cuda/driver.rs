@@ -227,6 +227,11 @@ pub trait Driver: Debug + Send + Sync {
     fn launch(&self, stream: Stream, launch: &Launch<'_>) -> Result<()>;
     /// Ways to make a product of so many rows, none of which splits its sums; the best guess first.
     fn algorithms(&self, shape: &Shape, rows: usize, most: usize) -> Result<Vec<Algorithm>>;
+    /// Whether an algorithm makes a product of so many rows.
+    fn accepts(&self, shape: &Shape, rows: usize, algorithm: &Algorithm) -> Result<bool> {
+        let _ = (shape, rows, algorithm);
+        Ok(true)
+    }
     /// Makes one.
     fn multiply(&self, stream: Stream, product: &Product<'_>) -> Result<()>;
 

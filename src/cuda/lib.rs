@@ -7,9 +7,11 @@
 //! play       the same text on the CPU, behind a header that plays a block of threads
 //! driver     what is asked of a card, whoever answers: memory, launches, products, time
 //! real       a card, by CUDA's driver, NVRTC and cublasLt
+//! algorithms which ways to make a product give the same bits, and are fast
 //! played     a card that is played on the CPU, for tests (feature `play`)
 //! ```
 
+pub mod algorithms;
 mod arena;
 pub mod calls;
 pub mod compile;

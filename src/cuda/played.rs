@@ -361,6 +361,11 @@ impl Driver for Played {
         })
     }
 
+    fn accepts(&self, shape: &Shape, rows: usize, algorithm: &Algorithm) -> Result<bool> {
+        let way = self.ways.iter().find(|way| way.algorithm() == *algorithm);
+        self.with(|_| Ok(way.is_some_and(|way| (way.runs)(shape, rows))))
+    }
+
     fn multiply(&self, stream: Stream, product: &Product<'_>) -> Result<()> {
         let found = self.ways.iter().find(|way| way.algorithm() == *product.algorithm);
         let Some(way) = found.filter(|way| (way.runs)(product.shape, product.rows)) else {

@@ -270,6 +270,11 @@ impl Driver for Real {
         locked(&self.products).algorithms(&self.context, shape, rows, most)
     }
 
+    fn accepts(&self, shape: &Shape, rows: usize, algorithm: &Algorithm) -> Result<bool> {
+        self.context.bind()?;
+        locked(&self.products).accepts(&self.context, shape, rows, algorithm)
+    }
+
     fn multiply(&self, stream: Stream, product: &Product<'_>) -> Result<()> {
         let OneStream { stream, workspace } = self.on(stream)?;
         locked(&self.products).multiply(&self.context, stream, workspace, product)

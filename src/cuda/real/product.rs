@@ -27,6 +27,23 @@ const ALIGNED: u32 = 16;
 /// Row counts come and go; each is three small things of the host.
 const MAX_LAYOUTS: usize = 4096;
 
+/// Of a bias that nobody reads: without any, an algorithm would be refused.
+const ANYWHERE: Address = Address(256);
+
+const NO_OFFER: sys::cublasLtMatmulHeuristicResult_t = sys::cublasLtMatmulHeuristicResult_t {
+    algo: sys::cublasLtMatmulAlgo_t { data: [0; 8] },
+    workspaceSize: 0,
+    state: sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED,
+    wavesCount: 0.,
+    reserved: [0; 4],
+};
+
+/// As cublasLt has it; none if it is of another library.
+fn named(algorithm: &Algorithm) -> Option<sys::cublasLtMatmulAlgo_t> {
+    let bytes: [u8; 64] = algorithm.0.as_slice().try_into().ok()?;
+    Some(sys::cublasLtMatmulAlgo_t { data: bytemuck::cast(bytes) })
+}
+
 /// Of one caller.
 pub(super) struct Products {
     library: Handle<sys::cublasLtContext>,
@@ -168,18 +185,10 @@ impl Products {
     ) -> Result<Vec<Algorithm>> {
         let operation = self.operation(context, shape)?;
         if shape.has_bias {
-            // Any address will do: one of none would be refused.
-            Self::set_bias(context, operation, Address(256))?;
+            Self::set_bias(context, operation, ANYWHERE)?;
         }
         let [weight, x, y] = self.layouts(context, shape, rows)?;
-        let nothing = sys::cublasLtMatmulHeuristicResult_t {
-            algo: sys::cublasLtMatmulAlgo_t { data: [0; 8] },
-            workspaceSize: 0,
-            state: sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED,
-            wavesCount: 0.,
-            reserved: [0; 4],
-        };
-        let mut offers = vec![nothing; most];
+        let mut offers = vec![NO_OFFER; most];
         let mut count = 0;
         // SAFETY: all of it lives; there is room for so many answers.
         let status = unsafe {
@@ -212,6 +221,27 @@ impl Products {
         Ok(offers.into_iter().filter(fits).map(|offer| Algorithm(bytes(offer))).collect())
     }
 
+    pub(super) fn accepts(
+        &mut self,
+        context: &Context,
+        shape: &Shape,
+        rows: usize,
+        algorithm: &Algorithm,
+    ) -> Result<bool> {
+        let Some(algo) = named(algorithm) else { return Ok(false) };
+        let operation = self.operation(context, shape)?;
+        if shape.has_bias {
+            Self::set_bias(context, operation, ANYWHERE)?;
+        }
+        let [weight, x, y] = self.layouts(context, shape, rows)?;
+        let mut answer = NO_OFFER;
+        // SAFETY: all of it lives; there is room for the answer.
+        let status = unsafe {
+            sys::cublasLtMatmulAlgoCheck(self.library.0, operation, weight, x, y, y, &algo, &mut answer)
+        };
+        Ok(status == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS && answer.workspaceSize <= WORKSPACE)
+    }
+
     pub(super) fn multiply(
         &mut self,
         context: &Context,
@@ -221,13 +251,8 @@ impl Products {
     ) -> Result<()> {
         use sys::cublasStatus_t as Status;
         let Product { shape, rows, x, weight, bias, y, algorithm } = *product;
-        let mut algo = sys::cublasLtMatmulAlgo_t { data: [0; 8] };
         let refused = |why: &str| CudaError::Unsupported(format!("{rows} rows of {shape:?}: {why}"));
-        let into: &mut [u8] = bytemuck::cast_slice_mut(&mut algo.data);
-        if algorithm.0.len() != into.len() {
-            return Err(refused("no algorithm of cublasLt"));
-        }
-        into.copy_from_slice(&algorithm.0);
+        let algo = named(algorithm).ok_or_else(|| refused("no algorithm of cublasLt"))?;
         let operation = self.operation(context, shape)?;
         if shape.has_bias {
             Self::set_bias(context, operation, bias)?;
