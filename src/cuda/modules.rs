@@ -8,6 +8,10 @@ const ROWS: &str = include_str!("kernels/rows.cu");
 const NORMS: &str = include_str!("kernels/norms.cu");
 const PRODUCTS: &str = include_str!("kernels/products.cu");
 const ATTEND: &str = include_str!("kernels/attend.cu");
+const ATTEND_MMA: &str = include_str!("kernels/attend_mma.cu");
+
+/// Head sizes that attention on tensor cores is compiled for; a model's heads take the next one.
+const SIZES: [u32; 7] = [32, 64, 96, 128, 160, 192, 256];
 
 /// Threads of a block of every kernel but attention's.
 pub const THREADS: u32 = 256;
@@ -45,8 +49,19 @@ pub fn shared_bytes(kernel: &str) -> u32 {
     match kernel {
         // keys or values [64, 257], queries [16, 256], weights [16, 64], rows of the keys [64]
         "attend_f" | "attend_b" | "attend_h" => 4 * (64 * 257 + 16 * 256 + 16 * 64 + 64),
-        _ => 0,
+        _ => match size_of(kernel) {
+            // tiles of keys and values, and where registers do not hold them of queries: [64, size] of two bytes each
+            Some(size) if size <= 128 => 2 * 64 * 2 * size,
+            Some(size) => 3 * 64 * 2 * size,
+            None => 0,
+        },
     }
+}
+
+/// The head size in the name of attention on tensor cores.
+fn size_of(kernel: &str) -> Option<u32> {
+    let size = kernel.strip_prefix("attend_b_").or_else(|| kernel.strip_prefix("attend_h_"))?;
+    size.trim_end_matches('x').parse().ok()
 }
 
 /// Every module.
@@ -78,6 +93,22 @@ pub fn all() -> Vec<Module> {
         }),
     ];
     modules.push(module("attend", ATTEND, &["PLAIN"], named("attend", &numbers)));
+    let on_tensor_cores = [ATTEND, ATTEND_MMA].concat();
+    for size in SIZES {
+        for (letter, number) in [("b", "bf16"), ("h", "f16")] {
+            for (ending, extras) in [("", 0), ("x", 1)] {
+                let name = format!("attend_{letter}_{size}{ending}");
+                let defines = [
+                    format!("NUMBER={number}"),
+                    format!("LETTER={letter}"),
+                    format!("SIZE={size}"),
+                    format!("EXTRAS={extras}"),
+                ];
+                let defines: Vec<&str> = defines.iter().map(String::as_str).collect();
+                modules.push(module(&name, &on_tensor_cores, &defines, vec![name.clone()]));
+            }
+        }
+    }
     modules
 }
 
