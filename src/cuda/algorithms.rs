@@ -71,6 +71,11 @@ pub struct Choice {
 }
 
 impl Choice {
+    /// Whether it was made for so many rows; more are made like the most that were tried.
+    pub fn covers(&self, driver: &dyn Driver, rows: usize) -> bool {
+        self.classes.last().is_some_and(|&(most, _)| most >= largest(rows.min(driver.tried_rows())))
+    }
+
     /// How to make a product of so many rows: whatever it is, a row has the same bits.
     pub fn algorithm(&self, driver: &dyn Driver, rows: usize) -> Result<&Algorithm> {
         let own = self.classes.partition_point(|&(most, _)| most < rows).min(self.classes.len() - 1);
@@ -105,6 +110,7 @@ pub fn choose(
     dir: Option<PathBuf>,
 ) -> Result<Vec<Choice>> {
     let cache = Cache::new(dir);
+    let rows = rows.min(driver.tried_rows());
     let choose = |shape| {
         let fits = |&class: &usize| class == 1 || Layout::of(shape, class).bytes <= scratch.bytes;
         let classes: Vec<usize> =

@@ -8,11 +8,16 @@ use std::sync::PoisonError;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 
+use crate::algorithms::Choice;
+use crate::algorithms::Scratch;
+use crate::algorithms::choose;
+use crate::algorithms::scratch_bytes;
 use crate::arena::Arena;
 use crate::driver::Address;
 use crate::driver::Algorithm;
 use crate::driver::Argument;
 use crate::driver::Card;
+use crate::driver::CudaError;
 use crate::driver::Driver;
 use crate::driver::Number;
 use crate::driver::Result;
@@ -47,6 +52,8 @@ pub struct Device {
     /// Small tables, by what they hold.
     constants: Mutex<HashMap<Vec<u8>, Matrix>>,
     shapes: Mutex<HashMap<Shape, Arc<Shape>>>,
+    choices: Mutex<HashMap<Shape, Choice>>,
+    /// Of these choices, for numbers of rows that came by.
     algorithms: Mutex<HashMap<(Shape, usize), Arc<Algorithm>>>,
 }
 
@@ -74,6 +81,7 @@ impl Device {
             forwards: Mutex::default(),
             constants: Mutex::default(),
             shapes: Mutex::default(),
+            choices: Mutex::default(),
             algorithms: Mutex::default(),
         }
     }
@@ -119,7 +127,30 @@ impl Device {
             arenas.push(Arc::new(Arena::of(&self.driver, needs.bytes, "memory for activations")?));
             self.is_reserved.store(true, Ordering::Relaxed);
         }
-        let _ = rows;
+        self.choose(&needs.shapes, rows)
+    }
+
+    /// Chooses how products are made, where that is not known yet.
+    fn choose(&self, shapes: &[Shape], rows: usize) -> Result<()> {
+        let driver = &*self.driver;
+        let mut choices = locked(&self.choices);
+        let is_known = |shape| choices.get(shape).is_some_and(|choice| choice.covers(driver, rows));
+        let shapes: Vec<Shape> = shapes.iter().filter(|shape| !is_known(shape)).copied().collect();
+        if shapes.is_empty() {
+            return Ok(());
+        }
+        let bytes = scratch_bytes(&shapes, rows.min(driver.tried_rows()));
+        // Where memory is short, fewer rows are tried: in what is reserved.
+        let memory = match self.memory(bytes) {
+            Err(CudaError::OutOfMemory { .. }) if self.reserved() > 0 => self.memory(self.reserved())?,
+            memory => memory?,
+        };
+        let scratch = Scratch { at: memory.at, bytes: memory.bytes };
+        let chosen = choose(driver, STREAM, &shapes, rows, scratch, driver.keeps())?;
+        locked(&self.algorithms).clear();
+        choices.extend(shapes.into_iter().zip(chosen));
+        drop(memory);
+        self.shrink();
         Ok(())
     }
 
@@ -273,9 +304,16 @@ impl Device {
         if let Some(known) = locked(&self.algorithms).get(&(*shape, rows)) {
             return Ok(known.clone());
         }
-        let first = Arc::new(self.driver.algorithms(shape, rows, 1)?.remove(0));
-        locked(&self.algorithms).insert((*shape, rows), first.clone());
-        Ok(first)
+        let algorithm = match locked(&self.choices).get(shape) {
+            Some(choice) => choice.algorithm(&*self.driver, rows)?.clone(),
+            // Of a forward that nobody reserved for: the library's best guess.
+            None => self.driver.algorithms(shape, rows, 1)?.pop().ok_or_else(|| {
+                CudaError::Unsupported(format!("{} cannot make {rows} rows of {shape:?}", self.card().name))
+            })?,
+        };
+        let algorithm = Arc::new(algorithm);
+        locked(&self.algorithms).insert((*shape, rows), algorithm.clone());
+        Ok(algorithm)
     }
 
     /// The moment after what was listed until now.
@@ -301,5 +339,85 @@ impl Device {
         self.driver.download(STREAM, packed.at(), bytemuck::cast_slice_mut(&mut values))?;
         queue.done(&*self.driver)?;
         Ok(places.iter().zip(counts).map(|(&place, count)| values[place..place + count].to_vec()).collect())
+    }
+}
+
+#[cfg(all(test, feature = "play"))]
+mod tests {
+    use super::*;
+    use crate::driver::Launch;
+    use crate::played::Kernels;
+    use crate::played::Play;
+    use crate::played::Played;
+    use crate::played::Work;
+
+    /// None is launched here.
+    struct NoKernels;
+
+    impl Kernels for NoKernels {
+        fn prepare(&self, _: &str) -> Result<()> {
+            Ok(())
+        }
+
+        fn launch(&self, _: &Launch<'_>) -> std::result::Result<(), String> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_is_reserved_for_is_made_by_algorithms_that_were_tried() {
+        let card = Played::new(Play::new(Arc::new(NoKernels)));
+        let device = Device::new(card.clone());
+        let shape = Shape {
+            outputs: 16,
+            inputs: 64,
+            x_stride: 64,
+            weight_stride: 64,
+            y_stride: 16,
+            number: Number::Bf16,
+            output: Number::Bf16,
+            has_bias: true,
+            accumulates: false,
+        };
+        let needs = Needs { bytes: 1 << 16, shapes: vec![shape] };
+        device.reserve(&needs, 32).unwrap();
+        let (used, tried) = (card.used(), card.count(Work::Multiply));
+        assert!(used < 128 << 10, "{used}: what was tried on is given back");
+        let ids =
+            |device: &Device| [1, 8, 32, 64, 5000].map(|rows| device.algorithm(&shape, rows).unwrap().0[0]);
+        // 13, which is fast at few rows and has other bits there, is not among them.
+        assert_eq!(ids(&device), [2, 2, 13, 13, 13]);
+        device.reserve(&needs, 32).unwrap();
+        assert_eq!((card.used(), card.count(Work::Multiply)), (used, tried), "it is known already");
+        device.reserve(&needs, 64).unwrap();
+        assert!(card.count(Work::Multiply) > tried, "more rows");
+        assert_eq!(ids(&device), [2, 2, 13, 2, 2]);
+    }
+
+    #[test]
+    fn where_memory_is_short_fewer_rows_are_tried() {
+        let mut play = Play::new(Arc::new(NoKernels));
+        play.card.memory = 64 << 10;
+        let card = Played::new(play);
+        let device = Device::new(card.clone());
+        let shape = Shape {
+            outputs: 32,
+            inputs: 256,
+            x_stride: 256,
+            weight_stride: 256,
+            y_stride: 32,
+            number: Number::Bf16,
+            output: Number::Bf16,
+            has_bias: false,
+            accumulates: false,
+        };
+        device.reserve(&Needs { bytes: 60 << 10, shapes: vec![shape] }, 128).unwrap();
+        assert_eq!(device.algorithm(&shape, 1).unwrap().0[0], 2);
+        let short = Device::new(card);
+        let error = short.reserve(&Needs { bytes: 60 << 10, shapes: vec![] }, 1).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "memory for activations takes 61440 bytes on a played card, which has 4096 left"
+        );
     }
 }

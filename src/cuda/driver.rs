@@ -2,6 +2,7 @@
 //! played on the CPU.
 
 use std::fmt::Debug;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -227,6 +228,14 @@ pub trait Driver: Debug + Send + Sync {
     fn launch(&self, stream: Stream, launch: &Launch<'_>) -> Result<()>;
     /// Ways to make a product of so many rows, none of which splits its sums; the best guess first.
     fn algorithms(&self, shape: &Shape, rows: usize, most: usize) -> Result<Vec<Algorithm>>;
+    /// Rows up to which algorithms are tried, when they are chosen; more are made like these.
+    fn tried_rows(&self) -> usize {
+        usize::MAX
+    }
+    /// Where what takes time to find out is kept from one start to the next, if anywhere.
+    fn keeps(&self) -> Option<PathBuf> {
+        None
+    }
     /// Whether an algorithm makes a product of so many rows.
     fn accepts(&self, shape: &Shape, rows: usize, algorithm: &Algorithm) -> Result<bool> {
         let _ = (shape, rows, algorithm);

@@ -56,6 +56,8 @@ pub struct Play {
     pub ways: Vec<Way>,
     /// How it runs kernels.
     pub kernels: Arc<dyn Kernels>,
+    /// See [`Driver::tried_rows`]: plain loops take their time.
+    pub tried_rows: usize,
 }
 
 impl Play {
@@ -73,6 +75,7 @@ impl Play {
             },
             ways: ways(),
             kernels,
+            tried_rows: 128,
         }
     }
 }
@@ -115,6 +118,7 @@ pub struct Played {
     card: Card,
     ways: Vec<Way>,
     kernels: Arc<dyn Kernels>,
+    tried_rows: usize,
     state: Mutex<State>,
 }
 
@@ -165,6 +169,7 @@ impl Played {
             card: play.card,
             ways: play.ways,
             kernels: play.kernels,
+            tried_rows: play.tried_rows,
         })
     }
 
@@ -359,6 +364,10 @@ impl Driver for Played {
             let ways = self.ways.iter().filter(|way| (way.is_offered)(shape, rows));
             Ok(ways.take(most).map(Way::algorithm).collect())
         })
+    }
+
+    fn tried_rows(&self) -> usize {
+        self.tried_rows
     }
 
     fn accepts(&self, shape: &Shape, rows: usize, algorithm: &Algorithm) -> Result<bool> {

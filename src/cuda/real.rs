@@ -21,6 +21,7 @@ mod upload;
 use std::any::Any;
 use std::fmt;
 use std::fmt::Debug;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
@@ -37,6 +38,7 @@ use self::context::Context;
 use self::product::Products;
 use self::product::WORKSPACE;
 use self::upload::Ring;
+use crate::compile::cache_dir;
 use crate::driver::Address;
 use crate::driver::Algorithm;
 use crate::driver::Argument;
@@ -65,6 +67,11 @@ pub fn open(index: usize) -> Result<Arc<dyn Driver>> {
     };
     real.stream()?;
     Ok(Arc::new(real))
+}
+
+/// Where cubins and choices of algorithms are kept.
+fn kept() -> Option<PathBuf> {
+    Some(cache_dir()?.join("kernels"))
 }
 
 /// What the driver calls things by; null is none.
@@ -268,6 +275,10 @@ impl Driver for Real {
     fn algorithms(&self, shape: &Shape, rows: usize, most: usize) -> Result<Vec<Algorithm>> {
         self.context.bind()?;
         locked(&self.products).algorithms(&self.context, shape, rows, most)
+    }
+
+    fn keeps(&self) -> Option<PathBuf> {
+        kept()
     }
 
     fn accepts(&self, shape: &Shape, rows: usize, algorithm: &Algorithm) -> Result<bool> {

@@ -18,10 +18,10 @@ use cudarc::driver::sys;
 use super::CudaEvent;
 use super::CudaStream;
 use super::Handle;
+use super::kept;
 use super::locked;
 use super::upload::Lane;
 use crate::compile::Compiler;
-use crate::compile::cache_dir;
 use crate::driver::Address;
 use crate::driver::Card;
 use crate::driver::CudaError;
@@ -170,7 +170,7 @@ impl Context {
             CudaError::Unsupported(format!("there is no card {index}: the driver lists {count}, from 0 on"))
         })?;
         refuse(&card)?;
-        let compiler = Compiler::nvrtc(card.compute_capability, cache_dir().map(|dir| dir.join("kernels")))?;
+        let compiler = Compiler::nvrtc(card.compute_capability, kept())?;
         let retained = cuda::device::get(index as i32).and_then(|device| {
             // SAFETY: a device that was just asked for. Never released: a context lives as long as the process.
             unsafe { cuda::primary_ctx::retain(device) }
