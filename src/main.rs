@@ -4,6 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
+use rewarm::cli;
 use rewarm::cli::Cli;
 
 // candle allocates each output afresh; the system allocator returns that memory to the kernel each time.
@@ -16,7 +17,7 @@ fn main() -> ExitCode {
         Err(error) => {
             // Not `eprintln`, which panics when nobody reads: the exit code still tells.
             let _ = writeln!(std::io::stderr(), "error: {error:#}");
-            ExitCode::FAILURE
+            ExitCode::from(cli::exit_code(&error))
         }
     }
 }

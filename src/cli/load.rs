@@ -36,6 +36,10 @@ pub(super) fn all(loader: &mut Loader, configs: &[VariantConfig]) -> Result<Vec<
         Ok(Loaded { variant, golden })
     };
     let load = |loader: &mut Loader, configs: &[VariantConfig]| {
+        loader.check_memory(configs).map_err(|(index, problem)| match index {
+            Some(index) => failed(&configs[index], problem),
+            None => LoadError::Together(problem),
+        })?;
         configs.iter().map(|config| load_one(loader, config)).collect()
     };
     tried(loader, configs, true, load).unwrap_or_else(|problems| {

@@ -31,10 +31,12 @@ use crate::cli::merge::MergeArgs;
 use crate::cli::train::TrainArgs;
 use crate::client;
 use crate::config::Overrides;
+use crate::model::ModelError;
 use crate::model::device::DeviceName;
 use crate::model::dtype::Dtype;
 use crate::model::scorer::Reduction;
 use crate::model::variant::Mode;
+use crate::service::LoadError;
 use crate::telemetry;
 use crate::text;
 
@@ -59,7 +61,20 @@ Examples:
   rewarm merge member-0 member-1 --output warm average their weights
   rewarm bench model --shape minilm            what a forward costs on this machine
 
-Exit codes: 0 success, 1 failure, 2 a command line that cannot be understood.";
+Exit codes: 0 success, 1 failure, 2 a command line that cannot be understood, 3 a GPU failed: only a new process can use
+it again.";
+
+/// Nothing in a process brings a card back that has failed: a supervisor should start another.
+const EXIT_DEVICE_LOST: u8 = 3;
+
+/// What the process tells whoever started it.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    let fault = error.chain().find_map(|cause| {
+        let of_load = cause.downcast_ref::<LoadError>().and_then(LoadError::fault);
+        of_load.or_else(|| cause.downcast_ref::<ModelError>().and_then(ModelError::fault))
+    });
+    if fault.is_some() { EXIT_DEVICE_LOST } else { 1 }
+}
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -85,6 +100,9 @@ enum Command {
 /// SIGTERM and SIGINT stop the server in good order: it says that it is not ready, waits for load balancers,
 /// finishes what it has admitted, and exits 0; a second one stops it at once. SIGHUP reads the configuration
 /// again and replaces the models without losing a request; during a reload it asks for one more after it.
+///
+/// A fault of a GPU is final for the process: it answers what it holds with UNAVAILABLE, says so in health and log, and
+/// ends with exit code 3, for its supervisor to start it anew.
 #[derive(Debug, Args)]
 #[command(after_long_help = CONFIG_MANUAL)]
 struct ServeArgs {
@@ -131,6 +149,9 @@ The configuration, with its defaults (unknown keys are errors; paths are relativ
   idle_seconds = 75                   # and so is one to the metrics port on which nothing moves
   keepalive_seconds = 30              # a silent gRPC connection is asked whether it lives
   keepalive_timeout_seconds = 20      # and closed if it does not answer by then; else it stays
+  reload = \"beside\"                   # the old models serve while others are loaded; or \"replace\", where memory
+                                      # holds only one generation: nothing serves meanwhile, and if the new
+                                      # ones cannot, the old ones are loaded again
   drain_grace_seconds = 5             # after SIGTERM: time for load balancers to look elsewhere
   drain_seconds = 30                  # after that: time for admitted work to finish
 

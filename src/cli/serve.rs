@@ -122,7 +122,9 @@ fn check(config: &ServeConfig) -> anyhow::Result<()> {
 
 async fn serve(config: ServeConfig, overrides: Overrides) -> anyhow::Result<()> {
     let mut signals = Signals::listen().context("listen for signals")?;
-    let mut running = service::start(config.service, Checkpoints { overrides }).await?;
+    let max_batch_tokens = config.service.engine.max_batch_tokens;
+    let source = Checkpoints { overrides, max_batch_tokens };
+    let mut running = service::start(config.service, source).await?;
     let mut is_stopping = false;
     loop {
         let asked = tokio::select! {
@@ -176,6 +178,8 @@ enum Asked {
 /// The checkpoints that the configuration names.
 struct Checkpoints {
     overrides: Overrides,
+    /// Of the engine, which a reload leaves as it is.
+    max_batch_tokens: usize,
 }
 
 impl Source for Checkpoints {
@@ -188,6 +192,6 @@ impl Source for Checkpoints {
 
     fn load(&self, variants: &[VariantConfig]) -> Result<Vec<Loaded>, LoadError> {
         // A loader of its own for each time: what it shares between variants, a reload must read again.
-        load::all(&mut Loader::default(), variants)
+        load::all(&mut Loader::default().for_server(self.max_batch_tokens), variants)
     }
 }

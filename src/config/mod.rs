@@ -169,6 +169,7 @@ fn assemble(name: &str, text: &str, base: &Path, overrides: &Overrides) -> Resul
         connections: connections(&mut server, &mut problems),
         drain_grace: server.seconds("drain_grace_seconds", 5.0, &mut problems),
         drain_limit: server.seconds("drain_seconds", 30.0, &mut problems),
+        reload: server.take("reload", &mut problems).unwrap_or_default(),
         models: service::Models {
             variants,
             weights: routing.take("weights", &mut problems).unwrap_or_default(),

@@ -261,6 +261,11 @@ impl Engine {
         self.devices.shared.lost.subscribe()
     }
 
+    /// A device was lost elsewhere: while models were loaded onto it.
+    pub fn lose(&self, fault: &str) {
+        self.devices.shared.device_lost(fault);
+    }
+
     /// Refuses new work in every lane and returns when all that was admitted is answered.
     pub async fn drain(&self) {
         let shared = &self.devices.shared;

@@ -8,9 +8,9 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use rewarm_cuda::device::Device as Opened;
 use rewarm_cuda::driver::Card;
 use rewarm_cuda::driver::CudaError;
-use rewarm_cuda::driver::Driver;
 use serde::Deserialize;
 use serde::Deserializer;
 use serde::Serialize;
@@ -229,7 +229,7 @@ pub trait Cards: Send + Sync {
     /// Those that this process sees; fails where a driver or a library is missing.
     fn list(&self) -> Result<Vec<Card>, CudaError>;
     /// One of them, to work with: the same each time.
-    fn open(&self, index: usize) -> Result<Arc<dyn Driver>, CudaError>;
+    fn open(&self, index: usize) -> Result<Arc<Opened>, CudaError>;
 }
 
 /// The cards of this machine.
@@ -241,7 +241,7 @@ impl Cards for Here {
         Err(CudaError::Missing("this build cannot drive one".to_owned()))
     }
 
-    fn open(&self, index: usize) -> Result<Arc<dyn Driver>, CudaError> {
+    fn open(&self, index: usize) -> Result<Arc<Opened>, CudaError> {
         Err(CudaError::Missing(format!("this build cannot drive cuda:{index}")))
     }
 }
@@ -312,7 +312,7 @@ mod tests {
             self.0.clone().ok_or_else(|| CudaError::Missing("libcuda.so.1 is not there".to_owned()))
         }
 
-        fn open(&self, index: usize) -> Result<Arc<dyn Driver>, CudaError> {
+        fn open(&self, index: usize) -> Result<Arc<Opened>, CudaError> {
             panic!("nobody opens cuda:{index} to see what it is")
         }
     }

@@ -14,32 +14,58 @@ pub fn left() -> Option<u64> {
 
 /// The weights do not fit.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[error(
-    "the weights of {} take {:.1} GB in {dtype}, and {:.1} GB of memory are left: the system would end the process. \
-     Give it more memory{ways_out}",
-    if *models == 1 { "the model".to_owned() } else { format!("{models} models") },
-    *needed as f64 / 1e9,
-    *left as f64 / 1e9
-)]
-pub struct TooLarge {
+#[error("{0}")]
+pub struct TooLarge(String);
+
+/// Refuses weights of `needed` bytes for so many models in `dtype` where fewer are `left`: on a card, or in memory.
+pub fn check(
     needed: u64,
-    left: u64,
+    left: Option<u64>,
     models: usize,
     dtype: &'static str,
-    ways_out: String,
-}
-
-/// Refuses weights of `needed` bytes for so many models in `dtype` where fewer are `left`.
-pub fn check(needed: u64, left: Option<u64>, models: usize, dtype: &'static str) -> Result<(), TooLarge> {
+    card: Option<&str>,
+) -> Result<(), TooLarge> {
     let Some(left) = left.filter(|left| needed > *left) else { return Ok(()) };
-    let mut ways_out = String::new();
-    if dtype != "bf16" {
-        ways_out += ", or set dtype = \"bf16\", which takes half";
+    let of_what = if models == 1 { "the model".to_owned() } else { format!("{models} models") };
+    let (needed, left) = (gigabytes(needed), gigabytes(left));
+    let mut problem = format!("the weights of {of_what} take {needed} in {dtype}, and ");
+    problem += &match card {
+        None => format!("{left} of memory are left: the system would end the process. Give it more memory"),
+        Some(card) => format!("{card} has {left} left. Take a larger card"),
+    };
+    // a CPU widens f16
+    if dtype == "f32" || (card.is_none() && dtype == "f16") {
+        problem += ", or set dtype = \"bf16\", which takes half";
     }
     if models > 1 {
-        ways_out += ", or mode = \"warm\", which keeps one model of them all";
+        if card.is_some() {
+            problem += ", or a list of devices, among which members are spread";
+        }
+        problem += ", or mode = \"warm\", which keeps one model of them all";
     }
-    Err(TooLarge { needed, left, models, dtype, ways_out })
+    Err(TooLarge(problem))
+}
+
+/// Refuses weights of several variants, of so many bytes each, that do not fit together where so many bytes are `left`.
+pub fn check_together(needed: &[(&str, u64)], left: Option<u64>, card: Option<&str>) -> Result<(), TooLarge> {
+    let total: u64 = needed.iter().map(|(_, bytes)| bytes).sum();
+    let Some(left) = left.filter(|left| total > *left) else { return Ok(()) };
+    let each: Vec<String> =
+        needed.iter().map(|(name, bytes)| format!("{name} {}", gigabytes(*bytes))).collect();
+    let (total, left) = (gigabytes(total), gigabytes(left));
+    let place = match card {
+        None => format!("{left} of memory are left"),
+        Some(card) => format!("{card} has {left} left"),
+    };
+    Err(TooLarge(format!(
+        "the weights of the variants take {total} together ({}), and {place}: serve fewer of them, or give each devices of its own, \
+         or set dtype = \"bf16\" where it is f32",
+        each.join(", ")
+    )))
+}
+
+fn gigabytes(bytes: u64) -> String {
+    format!("{:.1} GB", bytes as f64 / 1e9)
 }
 
 /// The same of a system whose files are below `root`.
@@ -153,11 +179,10 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused_with_both_numbers_and_the_ways_out() {
-        assert_eq!(check(100, None, 1, "f32"), Ok(()));
-        assert_eq!(check(100, Some(100), 1, "f32"), Ok(()));
-        let error = |models, dtype| {
-            check(28_000_000_000, Some(16_000_000_000), models, dtype).unwrap_err().to_string()
-        };
+        assert_eq!(check(100, None, 1, "f32", None), Ok(()));
+        assert_eq!(check(100, Some(100), 1, "f32", None), Ok(()));
+        let (needed, left) = (28_000_000_000, Some(16_000_000_000));
+        let error = |models, dtype| check(needed, left, models, dtype, None).unwrap_err().to_string();
         let one = error(1, "f32");
         assert!(
             one.starts_with("the weights of the model take 28.0 GB in f32, and 16.0 GB of memory are left"),
@@ -168,5 +193,15 @@ mod tests {
         let several = error(6, "bf16");
         assert!(several.contains("the weights of 6 models take 28.0 GB"), "{several}");
         assert!(several.ends_with(", or mode = \"warm\", which keeps one model of them all"), "{several}");
+        let card = check(needed, left, 2, "bf16", Some("cuda:0 (H100, 85.0 GB)")).unwrap_err().to_string();
+        assert!(card.contains("28.0 GB in bf16, and cuda:0 (H100, 85.0 GB) has 16.0 GB left"), "{card}");
+        assert!(card.contains("a list of devices"), "{card}");
+
+        let variants = [("warm", 16_400_000_000), ("ens", 65_500_000_000)];
+        assert_eq!(check_together(&variants, Some(81_900_000_000), None), Ok(()));
+        let together =
+            check_together(&variants, Some(79_100_000_000), Some("cuda:0")).unwrap_err().to_string();
+        let numbers = "take 81.9 GB together (warm 16.4 GB, ens 65.5 GB), and cuda:0 has 79.1 GB left";
+        assert!(together.contains(numbers), "{together}");
     }
 }

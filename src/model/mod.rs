@@ -238,6 +238,16 @@ impl ModelError {
         }
     }
 
+    /// Whether there was too little memory, here or on a card.
+    pub fn lacks_memory(&self) -> bool {
+        match self {
+            Self::TooLarge(_) | Self::Ops(OpsError::Cuda(CudaError::OutOfMemory { .. })) => true,
+            Self::Member { source, .. } => source.lacks_memory(),
+            Self::Several(problems) => problems.iter().any(Self::lacks_memory),
+            _ => false,
+        }
+    }
+
     pub(crate) fn read(path: &Path, source: std::io::Error) -> Self {
         CheckpointError::read(path, source).into()
     }

@@ -4,7 +4,9 @@
 //! batch → each member → rewards `[members]` of each sample → calibrate → reduce → one reward
 //! ```
 
+use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -89,6 +91,59 @@ impl Members for Vec<Arc<dyn Forward>> {
 
     fn shares_prefixes(&self, longest: usize) -> bool {
         self.iter().all(|model| model.shares_prefixes(longest))
+    }
+}
+
+/// Members that are spread over several devices: each part runs on its own, at the same time.
+pub struct Spread(Vec<Box<dyn Members>>);
+
+impl Spread {
+    /// Of at least one part; the members of the first come first.
+    pub fn new(parts: Vec<Box<dyn Members>>) -> Self {
+        Self(parts)
+    }
+}
+
+impl Members for Spread {
+    fn num_members(&self) -> usize {
+        self.0.iter().map(|part| part.num_members()).sum()
+    }
+
+    fn forward(
+        &self,
+        batch: &PackedBatch,
+        spent: &mut [Duration],
+        _steps: &mut Steps<'_>,
+    ) -> Result<Vec<Vec<f32>>, ModelError> {
+        let mut of_parts: Vec<(&dyn Members, &mut [Duration])> = Vec::with_capacity(self.0.len());
+        let mut rest = spent;
+        for part in &self.0 {
+            let (own, others) = rest.split_at_mut(part.num_members());
+            of_parts.push((&**part, own));
+            rest = others;
+        }
+        let run =
+            |(part, spent): (&dyn Members, &mut [Duration])| part.forward(batch, spent, &mut Steps::whole());
+        let mut rewards = Vec::with_capacity(self.num_members());
+        thread::scope(|scope| {
+            let own = of_parts.remove(0);
+            let others: Vec<_> =
+                of_parts.into_iter().map(|of_part| scope.spawn(move || run(of_part))).collect();
+            rewards.extend(run(own)?);
+            for other in others {
+                rewards.extend(other.join().unwrap_or_else(|panic| resume_unwind(panic))?);
+            }
+            Ok(rewards)
+        })
+    }
+
+    /// Each part would have to stand still for all.
+    fn takes_steps(&self) -> bool {
+        false
+    }
+
+    fn shares_prefixes(&self, longest: usize) -> bool {
+        self.0.iter().all(|part| part.shares_prefixes(longest))
     }
 }
 

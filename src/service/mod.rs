@@ -17,6 +17,8 @@
 //! 4. Asked to stop: health says so, and for `drain_grace` all goes on, while load balancers look elsewhere.
 //! 5. New work is refused; what was admitted is finished, streams end, and connections are closed, those too that
 //!    do not go by themselves. What is not done after `drain_limit` is cut, counted and told.
+//! 6. If a device is lost, what waits is answered with UNAVAILABLE, what runs elsewhere is finished, and the server ends
+//!    with an error that its process tells by a code of its own.
 
 mod admin;
 mod budget;
@@ -72,10 +74,14 @@ pub use crate::service::models::Source;
 use crate::service::reward::Reward;
 pub use crate::service::routing::weight_problems;
 pub use crate::service::state::Limits;
+pub use crate::service::state::Reload;
 use crate::service::state::State;
 
 /// For connections that are cut at the limit of a drain, to be closed and counted.
 const CUT_TIME: Duration = Duration::from_secs(1);
+
+/// For answers to be sent when a device is lost: what runs on others ends within a batch or two.
+const LOST_LIMIT: Duration = Duration::from_secs(5);
 
 /// What the service must know; `config.rs` has checked it.
 #[derive(Clone, Debug, PartialEq)]
@@ -96,6 +102,8 @@ pub struct Config {
     pub drain_grace: Duration,
     /// How long admitted work may take to finish after that.
     pub drain_limit: Duration,
+    /// How a reload makes room.
+    pub reload: Reload,
     /// What to serve at first.
     pub models: Models,
 }
@@ -153,7 +161,8 @@ impl Running {
         self.state.reload_wanted.notify_one();
     }
 
-    /// Returns once the server has stopped: in good order, or because its first models could not be loaded.
+    /// Returns once the server has stopped: in good order, or because its first models could not be loaded, or because it
+    /// has lost a device.
     pub async fn stopped(&mut self) -> Result<(), LoadError> {
         (&mut self.life).await.unwrap_or(Err(LoadError::Panicked))
     }
@@ -180,7 +189,8 @@ pub async fn start(config: Config, source: impl Source) -> Result<Running, Start
     let bounds = Bounds::find(config.connections.max)?;
     let exporter = metrics::install();
     let engine = Engine::start(config.engine);
-    let state = Arc::new(State::new(config.limits, engine, Arc::new(source)).map_err(StartError::Threads)?);
+    let state = State::new(config.limits, config.reload, engine, Arc::new(source));
+    let state = Arc::new(state.map_err(StartError::Threads)?);
     let (reporter, health) = health::service();
 
     let reward = reward_service(&state);
@@ -218,13 +228,48 @@ pub async fn start(config: Config, source: impl Source) -> Result<Running, Start
     Ok(Running { addresses, state, life })
 }
 
-/// From the first model to the last answer. `background` ends with it.
+/// From the first model to the last answer, or to the loss of a device. `background` ends with it.
 async fn live(
     config: Config,
     state: Arc<State>,
     mut servers: JoinSet<usize>,
     cutting: CancellationToken,
     mut background: JoinSet<()>,
+) -> Result<(), LoadError> {
+    let mut lost = state.engine.lost();
+    let is_lost = async move {
+        let fault = lost.wait_for(Option::is_some).await.ok().and_then(|fault| fault.clone());
+        match fault {
+            Some(fault) => fault,
+            None => std::future::pending().await, // nothing can be lost any more
+        }
+    };
+    let fault = tokio::select! {
+        ended = live_in_order(config, &state, &mut servers, cutting, &mut background) => return ended,
+        fault = is_lost => fault,
+    };
+    // what waited is answered already; what runs elsewhere is finished, and all answers are sent
+    state.leaving.cancel();
+    state.draining.cancel();
+    state.calls.close();
+    let last_answers = async {
+        state.calls.wait().await;
+        state.closing.cancel();
+        while servers.join_next().await.is_some() {}
+    };
+    let outcome = tokio::time::timeout(LOST_LIMIT, last_answers).await;
+    tracing::error!(fault, all_answered = outcome.is_ok(), "a device is lost: the process ends");
+    drop(background);
+    Err(LoadError::DeviceLost(fault))
+}
+
+/// From the first model to the last answer.
+async fn live_in_order(
+    config: Config,
+    state: &Arc<State>,
+    servers: &mut JoinSet<usize>,
+    cutting: CancellationToken,
+    background: &mut JoinSet<()>,
 ) -> Result<(), LoadError> {
     tokio::select! {
         loaded = state.load(config.models) => {
@@ -264,7 +309,6 @@ async fn live(
             tracing::warn!(unfinished_calls, cut_connections, "stopped at the limit");
         }
     }
-    drop(background);
     Ok(())
 }
 

@@ -12,6 +12,7 @@ use crate::engine::Lane;
 use crate::engine::Priority;
 use crate::model::ModelError;
 use crate::model::chain;
+use crate::model::device::Device;
 use crate::model::golden::GoldenRewards;
 use crate::model::variant::Variant;
 use crate::model::variant::VariantConfig;
@@ -70,6 +71,9 @@ pub enum LoadError {
         #[source]
         source: ModelError,
     },
+    /// They cannot be loaded beside each other.
+    #[error("load the variants")]
+    Together(#[source] ModelError),
     /// It was loaded, but its first forward gave no usable reward.
     #[error("warm up variant `{variant}`: {problem}")]
     WarmUp {
@@ -89,9 +93,33 @@ pub enum LoadError {
     /// Several of them cannot, each for a reason of its own.
     #[error("{} problems\n  {}", .0.len(), .0.iter().map(|error| chain(error)).collect::<Vec<_>>().join("\n  "))]
     Several(Vec<LoadError>),
+    /// A card failed, and nothing in this process brings it back.
+    #[error("a device was lost, and the process ends for its supervisor to start it anew: {0}")]
+    DeviceLost(String),
     /// A defect of ours; the panic's own message is in the log.
     #[error("loading the models panicked")]
     Panicked,
+}
+
+impl LoadError {
+    /// What the driver said of a card that is lost for this process, if that is what happened.
+    pub fn fault(&self) -> Option<String> {
+        match self {
+            Self::Model { source, .. } | Self::Together(source) => source.fault(),
+            Self::Several(errors) => errors.iter().find_map(Self::fault),
+            Self::DeviceLost(fault) => Some(fault.clone()),
+            Self::WarmUp { .. } | Self::SelfTest { .. } | Self::Panicked => None,
+        }
+    }
+
+    /// Whether there was too little memory.
+    pub(super) fn lacks_memory(&self) -> bool {
+        match self {
+            Self::Model { source, .. } | Self::Together(source) => source.lacks_memory(),
+            Self::Several(errors) => errors.iter().any(Self::lacks_memory),
+            Self::WarmUp { .. } | Self::SelfTest { .. } | Self::DeviceLost(_) | Self::Panicked => false,
+        }
+    }
 }
 
 /// One variant that serves.
@@ -104,6 +132,8 @@ pub(super) struct ServedVariant {
 /// All that serves.
 #[derive(Clone)]
 pub(super) struct Serving {
+    /// As configured.
+    pub(super) configs: Arc<Vec<VariantConfig>>,
     pub(super) variants: Arc<BTreeMap<String, Arc<ServedVariant>>>,
     pub(super) routing: Routing,
 }
@@ -117,11 +147,16 @@ impl Serving {
         models: Models,
     ) -> Result<Self, LoadError> {
         let Models { variants, weights } = models;
-        let loading = tokio::task::spawn_blocking(move || source.load(&variants));
+        let configs = Arc::new(variants);
+        let of_task = configs.clone();
+        let loading = tokio::task::spawn_blocking(move || source.load(&of_task));
         let loaded = loading.await.map_err(|_| LoadError::Panicked)??;
         let mut served = BTreeMap::new();
-        for Loaded { variant: Variant { info, scorer, tokenizer }, golden } in loaded {
-            let lane = engine.add_lane(&info.name, scorer);
+        for Loaded { variant: Variant { info, scorer, others, tokenizer }, golden } in loaded {
+            // members that are spread run on the thread of their first device
+            let names = info.placement.devices.iter().map(Device::name);
+            let copies = names.zip(std::iter::once(scorer).chain(others)).collect();
+            let lane = engine.add_lane_on(&info.name, copies);
             warm_up(&lane, &tokenizer)
                 .await
                 .map_err(|problem| LoadError::WarmUp { variant: info.name.clone(), problem })?;
@@ -141,7 +176,23 @@ impl Serving {
             );
             served.insert(info.name.clone(), Arc::new(ServedVariant { info, tokenizer, lane }));
         }
-        Ok(Self { variants: Arc::new(served), routing: Routing::new(&weights) })
+        Ok(Self { configs, variants: Arc::new(served), routing: Routing::new(&weights) })
+    }
+
+    /// What would serve the same.
+    fn models(&self) -> Models {
+        Models { variants: self.configs.to_vec(), weights: self.routing.weights().clone() }
+    }
+
+    /// Ends it: what was admitted is finished, then the models give back their memory. Returns what would serve the same.
+    pub(super) async fn give_back(self: Arc<Self>) -> Models {
+        let models = self.models();
+        let of_lanes: Vec<_> = self.variants.values().map(|served| served.lane.health()).collect();
+        drop(self);
+        for mut health in of_lanes {
+            while health.changed().await.is_ok() {}
+        }
+        models
     }
 
     /// The variants' descriptions, by name.

@@ -255,6 +255,7 @@ fn rejection(error: &ServiceError) -> Option<Rejection> {
         | ServiceError::CallerLeft
         | ServiceError::ReloadUnderWay
         | ServiceError::ReloadFailed(_)
+        | ServiceError::NothingServes(_)
         | ServiceError::Panicked => None,
     }
 }

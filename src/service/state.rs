@@ -3,6 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -52,14 +55,29 @@ impl Default for Limits {
     }
 }
 
+/// How a reload makes room for the new models.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reload {
+    /// They are loaded beside the old ones, which serve meanwhile.
+    #[default]
+    Beside,
+    /// The old ones give back their memory first. Nothing serves meanwhile, and if the new ones cannot, the old ones are
+    /// loaded again.
+    Replace,
+}
+
 /// Shared by all handlers.
 pub(super) struct State {
     pub(super) limits: Limits,
+    reload: Reload,
     pub(super) engine: Engine,
     pub(super) tokenizers: TokenizerThreads,
     source: Arc<dyn Source>,
     /// None while the first models load.
     serving: ArcSwapOption<Serving>,
+    /// The variants that served before, while others take their place and none serves.
+    replaced: Mutex<Vec<String>>,
     /// Held by whoever replaces what serves.
     replacing: tokio::sync::Mutex<()>,
     /// Told that the operator wants a reload, now or after the one that is under way: many are one.
@@ -78,13 +96,20 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(limits: Limits, engine: Engine, source: Arc<dyn Source>) -> std::io::Result<Self> {
+    pub(super) fn new(
+        limits: Limits,
+        reload: Reload,
+        engine: Engine,
+        source: Arc<dyn Source>,
+    ) -> std::io::Result<Self> {
         Ok(Self {
             limits,
+            reload,
             engine,
             tokenizers: TokenizerThreads::start()?,
             source,
             serving: ArcSwapOption::empty(),
+            replaced: Mutex::default(),
             replacing: tokio::sync::Mutex::new(()),
             reload_wanted: Notify::new(),
             budget: Budget::new(limits.max_in_flight_bytes),
@@ -121,10 +146,16 @@ impl State {
     /// Each variant, and whether callers should come for it: its forwards succeed, and the server is not about
     /// to stop.
     pub(super) fn variants_health(&self) -> BTreeMap<String, bool> {
-        let serving = self.serving.load_full();
-        let variants = serving.iter().flat_map(|serving| serving.variants.iter());
+        let Some(serving) = self.serving.load_full() else {
+            return self.replaced().iter().map(|name| (name.clone(), false)).collect();
+        };
+        let variants = serving.variants.iter();
         let is_staying = !self.leaving.is_cancelled();
         variants.map(|(name, served)| (name.clone(), is_staying && *served.lane.health().borrow())).collect()
+    }
+
+    fn replaced(&self) -> MutexGuard<'_, Vec<String>> {
+        self.replaced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether callers should come for some variant.
@@ -168,17 +199,65 @@ impl State {
 
     /// Under the lock.
     async fn replace_models(&self) -> Result<Arc<Serving>, ServiceError> {
-        self.serving()?;
+        if self.draining.is_cancelled() {
+            return Err(ServiceError::Draining);
+        }
         let source = self.source.clone();
         let reread = tokio::task::spawn_blocking(move || source.reread());
         let models = reread.await.map_err(|_| ServiceError::Panicked)?.map_err(ServiceError::ReloadFailed)?;
-        let loaded = self.load_beside(models).await;
-        Ok(self.serve(loaded.map_err(|error| ServiceError::ReloadFailed(chain(&error)))?))
+        if self.reload == Reload::Replace {
+            return self.replace_in_place(models).await;
+        }
+        let loaded = self.load_beside(models).await.map_err(|error| {
+            let mut problem = chain(&error);
+            if error.lacks_memory() {
+                problem += BESIDE;
+            }
+            ServiceError::ReloadFailed(problem)
+        });
+        Ok(self.serve(loaded?))
+    }
+
+    /// Ends what serves, then loads other models; if they cannot serve, the old ones again.
+    async fn replace_in_place(&self, models: Models) -> Result<Arc<Serving>, ServiceError> {
+        let old = match self.serving.load_full() {
+            None => None, // another reload has failed altogether
+            Some(serving) => {
+                *self.replaced() = serving.variants.keys().cloned().collect();
+                self.serving.store(None);
+                self.health_changed.notify_one();
+                tracing::info!("the old models give back their memory, nothing serves until others do");
+                Some(serving.give_back().await)
+            }
+        };
+        let problem = match self.load_beside(models).await {
+            Ok(serving) => return Ok(self.serve(serving)),
+            Err(error) => chain(&error),
+        };
+        let Some(old) = old else { return Err(ServiceError::NothingServes(problem)) };
+        tracing::warn!(error = problem, "the new models cannot serve, the old ones are loaded again");
+        match self.load_beside(old).await {
+            Ok(serving) => {
+                self.serve(serving);
+                Err(ServiceError::ReloadFailed(problem))
+            }
+            Err(again) => {
+                let again = chain(&again);
+                Err(ServiceError::NothingServes(format!(
+                    "{problem}; and the old ones cannot be loaded again: {again}"
+                )))
+            }
+        }
     }
 
     /// Loads models that nobody is served by yet.
     async fn load_beside(&self, models: Models) -> Result<Serving, LoadError> {
-        let serving = Serving::load(self.source.clone(), &self.engine, models).await?;
+        let loaded = Serving::load(self.source.clone(), &self.engine, models).await;
+        let serving = loaded.inspect_err(|error| {
+            if let Some(fault) = error.fault() {
+                self.engine.lose(&fault);
+            }
+        })?;
         for served in serving.variants.values() {
             let mut health = served.lane.health();
             let health_changed = self.health_changed.clone();
@@ -202,7 +281,8 @@ impl State {
         }
         let routing = Routing::new(&weights);
         tracing::info!(weights = ?routing.weights(), "routing changed");
-        Ok(self.serve(Serving { variants: serving.variants.clone(), routing }))
+        let Serving { configs, variants, .. } = (*serving).clone();
+        Ok(self.serve(Serving { configs, variants, routing }))
     }
 
     /// The one step in which everything is replaced.
@@ -220,6 +300,10 @@ impl State {
         serving
     }
 }
+
+/// What helps where two generations do not fit.
+const BESIDE: &str = "; the new models are loaded beside the old ones: with `reload = \"replace\"` below [server] those give \
+                      back their memory first, and nothing is served meanwhile";
 
 /// Counts and logs how a reload ended.
 fn told(result: Result<Arc<Serving>, ServiceError>) -> Result<Arc<Serving>, ServiceError> {

@@ -65,6 +65,8 @@ pub(super) enum ServiceError {
     ReloadUnderWay,
     #[error("the old models serve on: {0}")]
     ReloadFailed(String),
+    #[error("no models serve: {0}")]
+    NothingServes(String),
     /// A defect of ours; the panic's own message is in the log.
     #[error("the server failed on this request")]
     Panicked,
@@ -107,7 +109,7 @@ impl ServiceError {
             Self::Engine(EngineError::Draining) => (Code::Unavailable, Some(DRAINING_RETRY)),
             Self::Engine(EngineError::DeviceLost) => (Code::Unavailable, Some(LOADING_RETRY)),
             Self::ReloadUnderWay => (Code::Aborted, None),
-            Self::ReloadFailed(_) => (Code::FailedPrecondition, None),
+            Self::ReloadFailed(_) | Self::NothingServes(_) => (Code::FailedPrecondition, None),
             Self::Panicked => (Code::Internal, None),
         }
     }
@@ -228,6 +230,7 @@ mod tests {
             case(EngineError::DeviceLost.into(), Code::Unavailable, Some("1000")),
             case(ServiceError::ReloadUnderWay, Code::Aborted, None),
             case(ServiceError::ReloadFailed("x".into()), Code::FailedPrecondition, None),
+            case(ServiceError::NothingServes("x".into()), Code::FailedPrecondition, None),
             case(ServiceError::Panicked, Code::Internal, None),
         ];
         let mut failures = Vec::new();

@@ -23,6 +23,7 @@ use rewarm::model::variant::Variant;
 use rewarm::model::variant::VariantConfig;
 use rewarm::model::variant::VariantInfo;
 use rewarm::ops::batch::PackedBatch;
+use rewarm::ops::error::OpsError;
 use rewarm::proto;
 use rewarm::proto::admin_service_client::AdminServiceClient;
 use rewarm::proto::reward_service_client::RewardServiceClient;
@@ -35,6 +36,7 @@ use rewarm::service::Source;
 use rewarm::text::SampleTokenizer;
 use rewarm::text::TextOptions;
 use rewarm::text::TextRule;
+use rewarm_cuda::driver::CudaError;
 use tonic::transport::Channel;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -64,6 +66,8 @@ pub(crate) struct Fake {
 
 /// A sample that holds this token makes the forward fail; see [`Fake`].
 pub(crate) const POISON: u32 = 666;
+/// A sample that holds this token is the end of the card that it is computed on.
+pub(crate) const FAULT: u32 = 667;
 /// A sample that holds this token has a NaN reward.
 pub(crate) const NAN: u32 = 999;
 
@@ -106,6 +110,10 @@ impl Forward for Fake {
         self.gate.pass();
         if self.is_broken.load(Ordering::SeqCst) || batch.token_ids().contains(&POISON) {
             return Err(ModelError::Unsupported("told to fail".to_owned()));
+        }
+        if batch.token_ids().contains(&FAULT) {
+            let (card, problem) = ("a card".to_owned(), "error 700".to_owned());
+            return Err(OpsError::from(CudaError::Fault { card, problem }).into());
         }
         let is_nan = self.is_nan.load(Ordering::SeqCst);
         let reward = |ids: &[u32]| match is_nan || ids.contains(&NAN) {
@@ -179,7 +187,7 @@ pub(crate) fn ensemble(name: &str, models: &[Arc<Fake>]) -> Variant {
             Reduction::Mean,
         ),
     };
-    Variant { info, scorer, tokenizer: tokenizer() }
+    Variant { info, scorer, others: Vec::new(), tokenizer: tokenizer() }
 }
 
 // ---- the server ----
@@ -235,6 +243,7 @@ pub(crate) fn config(models: Models) -> service::Config {
         connections: service::Connections { max: 256, ..Default::default() },
         drain_grace: Duration::ZERO,
         drain_limit: Duration::from_secs(10),
+        reload: service::Reload::Beside,
         models,
     }
 }

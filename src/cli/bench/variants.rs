@@ -243,6 +243,7 @@ fn service_of(variants: Vec<VariantConfig>) -> service::Config {
         connections: service::Connections::default(),
         drain_grace: Duration::ZERO,
         drain_limit: Duration::ZERO,
+        reload: service::Reload::default(),
         models: service::Models { variants, weights: Default::default() },
     }
 }

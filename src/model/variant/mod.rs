@@ -10,9 +10,9 @@ mod fingerprint;
 mod info;
 mod members;
 mod models;
+mod placing;
 
 use std::collections::HashMap;
-use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -29,11 +29,12 @@ use members::notes;
 pub use members::open_files;
 use members::open_members;
 use members::tell;
-use models::groups;
+use models::LoadedFamily;
 use models::load_family;
 use models::plans;
-use models::sources;
-use models::unread;
+use placing::Candidate;
+use placing::Held;
+use placing::Plan;
 
 use crate::checkpoint::Digest;
 use crate::checkpoint::hex;
@@ -50,6 +51,7 @@ use crate::model::plan::ModelPlan;
 use crate::model::scorer::Scorer;
 use crate::model::weights::TensorStore;
 use crate::ops::cpu::Cpu;
+use crate::ops::cuda::Cuda;
 use crate::ops::error::OpsError;
 use crate::text::SampleTokenizer;
 use crate::text::TextRule;
@@ -61,6 +63,8 @@ pub struct Variant {
     pub info: VariantInfo,
     /// Gives rewards.
     pub scorer: Scorer,
+    /// Give the same, on the other devices of its placement, if each has a copy.
+    pub others: Vec<Scorer>,
     /// Gives token ids; shared between variants with equal text files.
     pub tokenizer: Arc<SampleTokenizer>,
 }
@@ -80,9 +84,16 @@ pub struct Loader {
     store: TensorStore,
     /// By all that decides what they answer: the text, and what of it the model has rows for.
     tokenizers: HashMap<(Digest, usize, Option<usize>), Arc<SampleTokenizer>>,
-    /// What is known to be in memory, or was found to fit there.
-    counted: HashSet<Digest>,
+    /// What is known to be on a device, or was found to fit there.
+    held: Held,
+    /// Memory is made sure of for batches of so many tokens.
+    batch_tokens: usize,
+    /// Whether a list of devices means a copy for each.
+    with_copies: bool,
 }
+
+/// What a batch may have where nobody says.
+const BATCH_TOKENS: usize = 16_384;
 
 /// Onto this machine's devices.
 impl Default for Loader {
@@ -94,8 +105,14 @@ impl Default for Loader {
 impl Loader {
     /// Onto the CPU and these cards.
     pub fn onto(cards: Arc<dyn Cards>) -> Self {
-        let (store, tokenizers, counted) = Default::default();
-        Self { cards, store, tokenizers, counted }
+        let (store, tokenizers, held) = Default::default();
+        Self { cards, store, tokenizers, held, batch_tokens: BATCH_TOKENS, with_copies: false }
+    }
+
+    /// For batches of so many tokens, on all devices that a list names at once; else a variant that fits one is only on the
+    /// first.
+    pub fn for_server(self, batch_tokens: usize) -> Self {
+        Self { batch_tokens, with_copies: true, ..self }
     }
 
     /// Loads one variant. `progress` is told (bytes read, bytes in all) as often as something was read.
@@ -113,43 +130,52 @@ impl Loader {
             tracing::warn!(variant = config.name, member = %path, "{}", kinship.finding);
         }
 
-        let total: u64 = members.iter().map(|member| member.checkpoint.payload_bytes()).sum();
+        let (dtype, why) = dtype_of(config, &members, &devices[0]);
+        if let Some(why) = why {
+            tracing::info!(variant = config.name, dtype = dtype.name(), why, "dtype auto");
+        }
+        if let (Device::Card(_), Format::F32) = (&devices[0], dtype) {
+            tracing::info!(
+                variant = config.name,
+                "f32 on a card is the exact form, and several times slower than bf16"
+            );
+        }
+        let weighed = placing::weigh(config, &members, &plans, dtype, &devices[0])?;
+        let candidate = Candidate { config, members: &members, plans: &plans, dtype, weighed };
+        let Plan { parts, on } = self.place(&candidate, devices)?;
+        let weighed = candidate.weighed;
+
+        let payload: u64 = members.iter().map(|member| member.checkpoint.payload_bytes()).sum();
+        let total = if parts == Parts::Copies { payload * on.len() as u64 } else { payload };
         let mut read = 0;
         let mut progress = |bytes: u64| {
             read += bytes;
             progress(read.min(total), total);
         };
-        let stored_in_f16 = members.iter().any(|member| {
-            let infos = member.checkpoint.names().filter_map(|name| member.checkpoint.info(name));
-            infos.filter_map(|info| Format::of(info.dtype)).any(|format| format == Format::F16)
-        });
-        let dtype = config.dtype.format().unwrap_or_else(|| {
-            let (dtype, why) = match &devices[0] {
-                Device::Cpu => Cpu::preferred(stored_in_f16),
-                Device::Card(_) if stored_in_f16 => (Format::F16, "the weights are f16".to_owned()),
-                Device::Card(_) => {
-                    (Format::Bf16, "of a card's fast precisions the one without overflow".to_owned())
-                }
+        let mut families = Vec::new();
+        for (device, models) in &on {
+            let takes = self.held.add(device, &weighed[models.clone()]);
+            tracing::info!(variant = config.name, device = %device, models = models.len(), bytes = takes, "weights");
+            let part = match config.mode {
+                Mode::Warm => (&members[..], &plans[..]),
+                Mode::Ens => (&members[models.clone()], &plans[models.clone()]),
             };
-            tracing::info!(variant = config.name, dtype = dtype.name(), why, "dtype auto");
-            dtype
-        });
-        if let Device::Card(card) = &devices[0] {
-            return Err(ModelError::Unsupported(format!("this build does not run models on {}", card.name)));
+            families.push(self.load_onto(device, config, part, dtype, &mut progress)?);
         }
-        let needed = self.count_bytes(config, &members, &plans, dtype)?;
-        let models = if config.mode == Mode::Ens { members.len() } else { 1 };
-        memory::check(needed, memory::left(), models, dtype.name())
-            .map_err(|error| in_member(&members[0].path, error.into()))?;
-        let store = &mut self.store;
-        let loaded = load_family(config, &members, &plans, Cpu::new(dtype), store, &mut progress)?;
-        let left = vec![memory::left()];
         progress(total); // what was read of several copies or not at all counts as read
+        let devices: Vec<Device> = on.into_iter().map(|(device, _)| device).collect();
+        let left: Result<Vec<_>, _> =
+            devices.iter().map(|device| placing::left_on(&*self.cards, device)).collect();
+        let loaded = match parts {
+            Parts::Copies => families,
+            Parts::Members => vec![LoadedFamily::spread(families)],
+        };
+        let (heads, digests) = (&loaded[0].heads, &loaded[0].digests);
 
         let coefficients = config.coefficients();
         let infos: Vec<MemberInfo> = members
             .iter()
-            .zip(&loaded.digests)
+            .zip(digests)
             .zip(&coefficients)
             .map(|((member, digest), &coefficient)| MemberInfo {
                 path: member.path.display().to_string(),
@@ -159,7 +185,7 @@ impl Loader {
                 calibration: member.manifest.calibration.filter(|_| config.mode == Mode::Ens),
             })
             .collect();
-        let fingerprint = fingerprint(config, &members, &infos, &loaded.heads, dtype, &devices[0])?;
+        let fingerprint = fingerprint(config, &members, &infos, heads, dtype, &devices[0])?;
         let notes = notes(&members);
         let architecture = members[0].config.architecture.clone();
         // the members read the same tokens; none may get one that its embedding has no row for
@@ -171,60 +197,96 @@ impl Loader {
             Mode::Warm => (vec![None], None),
             Mode::Ens => (infos.iter().map(|info| info.calibration).collect(), Some(config.reduction)),
         };
-        let scorer = Scorer::new(loaded.family, calibrations, reduction);
+        let pooling = heads[0].1;
+        let mut scorers =
+            loaded.into_iter().map(|loaded| Scorer::new(loaded.family, calibrations.clone(), reduction));
+        let scorer = scorers.next().expect("there is at least one device");
+        let others = scorers.collect();
         let info = VariantInfo {
             name: config.name.clone(),
             mode: config.mode,
             members: infos,
             reduction,
             dtype,
-            placement: Placement { devices, parts: Parts::Copies, left },
+            placement: Placement { devices, parts, left: left? },
             max_tokens: tokenizer.max_tokens(),
             fingerprint,
             architecture,
-            pooling: loaded.heads[0].1,
+            pooling,
             text_rule: tokenizer.rule(),
             notes,
         };
-        Ok(Variant { info, scorer, tokenizer })
+        Ok(Variant { info, scorer, others, tokenizer })
     }
 
-    /// Bytes of the weights that loading will keep, on a CPU. A tensor that several models have, or an earlier variant,
-    /// counts once; it is known by a few of its values, so that never more is counted than will be kept.
-    fn count_bytes(
-        &mut self,
-        config: &VariantConfig,
-        members: &[Member],
-        plans: &[ModelPlan],
-        dtype: Format,
-    ) -> Result<u64, ModelError> {
-        const SAMPLE: usize = 64;
-        let width = if dtype == Format::Bf16 { 2 } else { 4 }; // f16 is widened when it is loaded
-        let sources = sources(config, members);
-        let groups = groups(config, &sources);
-        let mut needed = 0;
-        for (group, plan) in groups.iter().zip(plans) {
-            for name in unread(plan, group) {
-                let mut identity = blake3::Hasher::new();
-                identity.update(dtype.name().as_bytes());
-                for (checkpoint, coefficient) in *group {
-                    identity.update(&coefficient.to_le_bytes());
-                    if checkpoint.is_updated(&name) {
-                        // a part of the sum would take the whole of a factor
-                        identity.update(format!("{} {name}", checkpoint.dir().display()).as_bytes());
-                    } else {
-                        let sample = checkpoint.sample(&name, SAMPLE)?;
-                        identity.update(format!("{:?} {:?}", sample.dtype, sample.shape).as_bytes());
-                        identity.update(sample.values.bytes());
-                    }
-                }
-                if self.counted.insert(*identity.finalize().as_bytes()) {
-                    let shape = group[0].0.info(&name).map(|info| info.shape.as_slice());
-                    needed += shape.unwrap_or_default().iter().product::<usize>() as u64 * width;
+    /// Refuses variants that do not fit where they would go, alone or together, before any of them is read. Tells which
+    /// one it is, if it is one.
+    pub fn check_memory(&self, configs: &[VariantConfig]) -> Result<(), (Option<usize>, ModelError)> {
+        let mut held = self.held.clone();
+        let mut needs: Vec<(Device, Vec<(&str, u64)>)> = Vec::new();
+        for (index, config) in configs.iter().enumerate() {
+            let place = || {
+                let devices = self.resolve(config)?.devices;
+                let Opened { members, plans } = open(config)?;
+                let (dtype, _) = dtype_of(config, &members, &devices[0]);
+                let weighed = placing::weigh(config, &members, &plans, dtype, &devices[0])?;
+                let candidate = Candidate { config, members: &members, plans: &plans, dtype, weighed };
+                let Plan { on, .. } = self.place(&candidate, devices)?;
+                Ok((candidate.weighed, on))
+            };
+            let (weighed, on) = place().map_err(|problem| (Some(index), problem))?;
+            for (device, models) in on {
+                let bytes = held.add(&device, &weighed[models]);
+                match needs.iter_mut().find(|(known, _)| *known == device) {
+                    Some((_, needed)) => needed.push((&config.name, bytes)),
+                    None => needs.push((device, vec![(&config.name, bytes)])),
                 }
             }
         }
-        Ok(needed)
+        for (device, needed) in needs {
+            let card = matches!(device, Device::Card(_)).then(|| device.to_string());
+            let left = placing::left_on(&*self.cards, &device).map_err(|problem| (None, problem))?;
+            memory::check_together(&needed, left, card.as_deref())
+                .map_err(|problem| (None, problem.into()))?;
+        }
+        Ok(())
+    }
+
+    /// Where the models of a variant go, by what is left.
+    fn place(&self, candidate: &Candidate<'_>, mut devices: Vec<Device>) -> Result<Plan, ModelError> {
+        if !self.with_copies && candidate.config.mode == Mode::Warm {
+            devices.truncate(1);
+        }
+        let left = |device: Device| Ok((device.clone(), placing::left_on(&*self.cards, &device)?));
+        let devices: Result<Vec<_>, ModelError> = devices.into_iter().map(left).collect();
+        let mut plan = candidate
+            .place(&devices?, &self.held, self.batch_tokens)
+            .map_err(|error| in_member(&candidate.members[0].path, error.into()))?;
+        if !self.with_copies && plan.parts == Parts::Copies {
+            plan.on.truncate(1);
+        }
+        Ok(plan)
+    }
+
+    /// Loads some models of a variant onto a device.
+    fn load_onto(
+        &mut self,
+        device: &Device,
+        config: &VariantConfig,
+        (members, plans): (&[Member], &[ModelPlan]),
+        dtype: Format,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<LoadedFamily, ModelError> {
+        let tokens = self.batch_tokens;
+        match device {
+            Device::Cpu => {
+                load_family(config, members, plans, Cpu::new(dtype), tokens, &mut self.store, progress)
+            }
+            Device::Card(card) => {
+                let form = Cuda::new(placing::opened(&*self.cards, card.index)?, dtype);
+                load_family(config, members, plans, form, tokens, &mut self.store, progress)
+            }
+        }
     }
 
     /// The devices that a variant's configuration means here.
@@ -260,6 +322,22 @@ impl Loader {
     }
 }
 
+/// What a variant is computed in on a device, and why, if that was for us to say.
+fn dtype_of(config: &VariantConfig, members: &[Member], device: &Device) -> (Format, Option<String>) {
+    if let Some(dtype) = config.dtype.format() {
+        return (dtype, None);
+    }
+    let stored_in_f16 = members.iter().any(|member| {
+        let infos = member.checkpoint.names().filter_map(|name| member.checkpoint.info(name));
+        infos.filter_map(|info| Format::of(info.dtype)).any(|format| format == Format::F16)
+    });
+    let (dtype, why) = match device {
+        Device::Cpu => Cpu::preferred(stored_in_f16),
+        Device::Card(_) => Cuda::preferred(stored_in_f16),
+    };
+    (dtype, Some(why))
+}
+
 /// The files of a variant, and what is made of them.
 struct Opened {
     members: Vec<Member>,
@@ -290,7 +368,10 @@ mod tests {
         let count = |loader: &mut Loader, mode, dtype, members: &[PathBuf]| {
             let config = VariantConfig::new("v", mode, members.to_vec());
             let Opened { members, plans } = open(&config).unwrap();
-            loader.count_bytes(&config, &members, &plans, dtype).unwrap()
+            let weighed = placing::weigh(&config, &members, &plans, dtype, &Device::Cpu).unwrap();
+            let needed = loader.held.needed(&Device::Cpu, &weighed);
+            assert_eq!(loader.held.add(&Device::Cpu, &weighed), needed);
+            needed
         };
         let fresh = |mode, dtype, members: &[PathBuf]| count(&mut Loader::default(), mode, dtype, members);
         let one = path("models/llama");

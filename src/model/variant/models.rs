@@ -14,6 +14,7 @@ use crate::model::plan::ModelPlan;
 use crate::model::pooling::HeadKind;
 use crate::model::pooling::Pooling;
 use crate::model::scorer::Members;
+use crate::model::scorer::Spread;
 use crate::model::variant::config::Mode;
 use crate::model::variant::config::VariantConfig;
 use crate::model::variant::members::Member;
@@ -31,12 +32,26 @@ pub(super) struct LoadedFamily {
     pub(super) digests: Vec<Digest>,
 }
 
-/// Reads the weights, and builds what the mode makes of them.
+impl LoadedFamily {
+    /// Of families with some members each, in their order.
+    pub(super) fn spread(families: Vec<Self>) -> Self {
+        let (mut parts, mut heads, mut digests) = (Vec::new(), Vec::new(), Vec::new());
+        for family in families {
+            parts.push(family.family);
+            heads.extend(family.heads);
+            digests.extend(family.digests);
+        }
+        Self { family: Box::new(Spread::new(parts)), heads, digests }
+    }
+}
+
+/// Reads the weights, builds what the mode makes of them, and makes sure of what batches of so many tokens take.
 pub(super) fn load_family<O: Ops>(
     config: &VariantConfig,
     members: &[Member],
     plans: &[ModelPlan],
     ops: O,
+    batch_tokens: usize,
     store: &mut TensorStore,
     progress: &mut dyn FnMut(u64),
 ) -> Result<LoadedFamily, ModelError> {
@@ -45,6 +60,8 @@ pub(super) fn load_family<O: Ops>(
     let heads = models.iter().map(|loaded| (loaded.head, loaded.model.head().pooling())).collect();
     let digests = models.iter().flat_map(|loaded| loaded.digests.iter().copied()).collect();
     let family = Ensemble::new(ops, models.into_iter().map(|loaded| loaded.model).collect());
+    let longest = members.iter().map(|member| member.tokenizer.max_tokens()).max().unwrap_or(batch_tokens);
+    family.reserve(batch_tokens, longest)?;
     let (layers, of_members) = family.count_layers();
     if layers < of_members {
         tracing::info!(variant = config.name, layers, of_members, "members share layers");
