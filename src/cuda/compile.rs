@@ -117,17 +117,23 @@ impl Compiler {
         Self { architecture, version, cache: Cache::new(dir), make, made: Mutex::default() }
     }
 
-    /// By NVRTC, for cards of this capability.
-    pub(crate) fn nvrtc(capability: (u32, u32), dir: Option<PathBuf>) -> Result<Self> {
+    /// Whether NVRTC is there.
+    pub(crate) fn is_present() -> Result<()> {
         // SAFETY: it only opens libraries of these names.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(CudaError::Missing(
+        match unsafe { sys::is_culib_present() } {
+            true => Ok(()),
+            false => Err(CudaError::Missing(
                 "libnvrtc.so.13 is missing, which compiles kernels: it is in the package nvidia-cuda-nvrtc of pip \
                  (nvidia/cu13/lib) and cuda-nvrtc-13-0 of CUDA's toolkit; LD_LIBRARY_PATH must name its folder when \
                  this program starts"
                     .to_owned(),
-            ));
+            )),
         }
+    }
+
+    /// By NVRTC, for cards of this capability.
+    pub(crate) fn nvrtc(capability: (u32, u32), dir: Option<PathBuf>) -> Result<Self> {
+        Self::is_present()?;
         open_builtins();
         let (mut major, mut minor) = (0, 0);
         // SAFETY: two integers to write to.
@@ -355,6 +361,18 @@ mod tests {
     fn an_architecture_is_named_as_its_compiler_does() {
         let names = [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)].map(architecture);
         assert_eq!(names, ["sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120a"]);
+    }
+
+    #[test]
+    fn without_nvrtc_that_is_said_and_who_has_it() {
+        match Compiler::nvrtc((9, 0), None) {
+            Ok(compiler) => eprintln!("skipped: {} is there", compiler.version()),
+            Err(error) => {
+                let error = error.to_string();
+                let words = ["libnvrtc.so.13 is missing", "nvidia-cuda-nvrtc", "LD_LIBRARY_PATH"];
+                assert!(words.iter().all(|word| error.contains(word)), "{error}");
+            }
+        }
     }
 
     /// Run with `--ignored` where LD_LIBRARY_PATH names NVRTC: no card is needed.

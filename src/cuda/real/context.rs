@@ -35,7 +35,8 @@ const OLDEST_CAPABILITY: (u32, u32) = (8, 0);
 /// What a block gets without asking.
 const SHARED: u32 = 48 << 10;
 
-/// The cards of this machine, as the driver lists them; none where it has none. No context is made.
+/// The cards of this machine, as the driver lists them; none where it has none. No context is made. Fails where the
+/// driver, or a library that is needed with it, is missing or too old.
 pub fn cards() -> Result<Vec<Card>> {
     // SAFETY: it only opens libraries of these names.
     if !unsafe { sys::is_culib_present() } {
@@ -59,6 +60,10 @@ pub fn cards() -> Result<Vec<Card>> {
     // SAFETY: it only opens libraries of these names; the version is asked for only where one is there.
     let cublaslt = unsafe { if lt::is_culib_present() { lt::cublasLtGetVersion() } else { 0 } };
     let count = usize::try_from(cuda::device::get_count().map_err(unlisted)?).unwrap_or(0);
+    if count > 0 {
+        complete(driver.unsigned_abs(), cublaslt as u64)?;
+        Compiler::is_present()?;
+    }
     (0..count).map(|index| card(index, driver.unsigned_abs(), cublaslt as u64).map_err(unlisted)).collect()
 }
 
@@ -95,30 +100,35 @@ fn words(error: cuda::DriverError) -> String {
     }
 }
 
-/// Why a card, or what is installed for it, cannot be used, if so.
-fn refuse(card: &Card) -> Result<()> {
-    let Card { index, name, compute_capability: (major, minor), driver, cublaslt, .. } = card;
-    if card.compute_capability < OLDEST_CAPABILITY {
-        let (oldest, _) = OLDEST_CAPABILITY;
-        return Err(CudaError::Unsupported(format!(
-            "card {index}, {name}, has compute capability {major}.{minor}: {oldest}.0 is the least (Ampere)"
-        )));
-    }
-    if *driver < OLDEST_DRIVER {
+/// Whether driver and cublasLt are there, and new enough.
+fn complete(driver: u32, cublaslt: u64) -> Result<()> {
+    if driver < OLDEST_DRIVER {
         let version = |number: u32| format!("{}.{}", number / 1000, number % 1000 / 10);
         return Err(CudaError::Missing(format!(
             "NVIDIA's driver is for CUDA {}: at least {} is needed",
-            version(*driver),
+            version(driver),
             version(OLDEST_DRIVER)
         )));
     }
-    if *cublaslt == 0 {
+    if cublaslt == 0 {
         return Err(CudaError::Missing(
             "libcublasLt.so.13 is missing, which makes products: it is in the package nvidia-cublas of pip \
              (nvidia/cu13/lib) and libcublas-13-0 of CUDA's toolkit; LD_LIBRARY_PATH must name its folder when \
              this program starts"
                 .to_owned(),
         ));
+    }
+    Ok(())
+}
+
+/// Whether kernels can run on it.
+fn is_new_enough(card: &Card) -> Result<()> {
+    let Card { index, name, compute_capability: (major, minor), .. } = card;
+    if card.compute_capability < OLDEST_CAPABILITY {
+        let (oldest, _) = OLDEST_CAPABILITY;
+        return Err(CudaError::Unsupported(format!(
+            "card {index}, {name}, has compute capability {major}.{minor}: {oldest}.0 is the least (Ampere)"
+        )));
     }
     Ok(())
 }
@@ -169,7 +179,7 @@ impl Context {
         let card = cards.into_iter().nth(index).ok_or_else(|| {
             CudaError::Unsupported(format!("there is no card {index}: the driver lists {count}, from 0 on"))
         })?;
-        refuse(&card)?;
+        is_new_enough(&card)?;
         let compiler = Compiler::nvrtc(card.compute_capability, kept())?;
         let retained = cuda::device::get(index as i32).and_then(|device| {
             // SAFETY: a device that was just asked for. Never released: a context lives as long as the process.
@@ -306,24 +316,31 @@ impl Context {
 mod tests {
     use super::*;
 
-    fn card(compute_capability: (u32, u32), driver: u32, cublaslt: u64) -> Card {
-        let name = "NVIDIA Test".to_owned();
-        Card { index: 1, name, compute_capability, memory: 1, multiprocessors: 1, driver, cublaslt }
-    }
-
     #[test]
     fn what_cannot_be_used_is_refused_by_name() {
-        assert!(refuse(&card((8, 0), 12_080, 120_800)).is_ok());
+        let card = |compute_capability| {
+            let name = "NVIDIA Test".to_owned();
+            Card {
+                index: 1,
+                name,
+                compute_capability,
+                memory: 1,
+                multiprocessors: 1,
+                driver: 13_000,
+                cublaslt: 130_100,
+            }
+        };
+        assert!(complete(12_080, 120_800).is_ok() && is_new_enough(&card((8, 0))).is_ok());
         let cases = [
             (
-                card((7, 5), 13_000, 130_100),
+                is_new_enough(&card((7, 5))),
                 "card 1, NVIDIA Test, has compute capability 7.5: 8.0 is the least",
             ),
-            (card((9, 0), 12_040, 120_400), "driver is for CUDA 12.4: at least 12.8 is needed"),
-            (card((9, 0), 13_000, 0), "libcublasLt.so.13 is missing"),
+            (complete(12_040, 120_400), "driver is for CUDA 12.4: at least 12.8 is needed"),
+            (complete(13_000, 0), "libcublasLt.so.13 is missing"),
         ];
-        for (card, words) in cases {
-            let error = refuse(&card).unwrap_err().to_string();
+        for (answer, words) in cases {
+            let error = answer.unwrap_err().to_string();
             assert!(error.contains(words), "{error}");
         }
     }
