@@ -6,44 +6,48 @@
 // The sum over a warp, or over the block.
 INLINE float group_sum(float x, u32 group) { return group == 32 ? lanes_sum<32>(x) : block_sum(x); }
 
-// One run, of `group` threads. BIAS: layer norm, around the mean; else RMS norm. Runs of whole aligned eights stay in registers.
-template <bool BIAS, class A, class B> INLINE void norm_eights(u32 group, const A* x, u32 run, const float* weight, const float* bias, float eps, float* wide, B* out) {
-  constexpr int HELD = 4; // eights that a thread keeps; those of runs that are longer still are read again
+// Eights that a thread keeps of a run; those of runs that are longer still are read again.
+#define HELD 4
+
+// Does f(column, eight numbers) for all that a thread has of a run.
+template <class A, class F> INLINE void each_held(u32 group, const A* x, u32 run, float held[HELD][8], F f) {
   const u32 me = threadIdx.x % group;
-  float held[HELD][8];
   #pragma unroll
   for (int h = 0; h < HELD; h++) {
     const u32 column = (h * group + me) * 8;
+    if (column < run) f(column, held[h]);
+  }
+  #pragma unroll 1
+  for (u32 column = (HELD * group + me) * 8; column < run; column += group * 8) {
+    float v[8];
+    load_vectors(x + column, v);
+    f(column, v);
+  }
+}
+
+// One run, of `group` threads. BIAS: layer norm, around the mean; else RMS norm. Runs of whole aligned eights stay in registers.
+template <bool BIAS, class A, class B> INLINE void norm_eights(u32 group, const A* x, u32 run, const float* weight, const float* bias, float eps, float* wide, B* out) {
+  float held[HELD][8];
+  #pragma unroll
+  for (int h = 0; h < HELD; h++) {
+    const u32 column = (h * group + threadIdx.x % group) * 8;
     if (column < run) load_vectors(x + column, held[h]);
   }
-  auto each = [&](auto f) {
-    #pragma unroll
-    for (int h = 0; h < HELD; h++) {
-      const u32 column = (h * group + me) * 8;
-      if (column < run) f(column, held[h]);
-    }
-    #pragma unroll 1
-    for (u32 column = (HELD * group + me) * 8; column < run; column += group * 8) {
-      float v[8];
-      load_vectors(x + column, v);
-      f(column, v);
-    }
-  };
   float sum = 0.f, mean = 0.f;
   if constexpr (BIAS) {
-    each([&](u32, const float* v) {
+    each_held(group, x, run, held, [&](u32, const float* v) {
       #pragma unroll
       for (int i = 0; i < 8; i++) sum += v[i];
     });
     mean = group_sum(sum, group) / (float)run;
     sum = 0.f;
   }
-  each([&](u32, const float* v) {
+  each_held(group, x, run, held, [&](u32, const float* v) {
     #pragma unroll
     for (int i = 0; i < 8; i++) sum += (v[i] - mean) * (v[i] - mean);
   });
   const float factor = rsqrtf(group_sum(sum, group) / (float)run + eps);
-  each([&](u32 column, const float* v) {
+  each_held(group, x, run, held, [&](u32 column, const float* v) {
     float w[8], b[8] = {}, y[8];
     load_vectors(weight + column, w);
     if constexpr (BIAS) load_vectors(bias + column, b);

