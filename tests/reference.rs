@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::OnceLock;
 
 use candle_core::Device;
 use rewarm::checkpoint::Checkpoint;
@@ -32,7 +33,11 @@ use rewarm::ops::batch::Sequence;
 use rewarm::ops::composed::Composed;
 use rewarm::ops::cpu::Cpu;
 use rewarm::ops::cpu::Isa;
+use rewarm::ops::cuda::Cuda;
 use rewarm::values::Format;
+use rewarm_cuda::play;
+use rewarm_cuda::played::Play;
+use rewarm_cuda::played::Played;
 use serde::Deserialize;
 
 /// Room for another order of summation in `f32`, and nothing else.
@@ -83,16 +88,30 @@ fn folders(path: &str) -> Vec<PathBuf> {
     folders
 }
 
-/// A form of the operations: the composed one, or the CPU's with an instruction set.
+/// A form of the operations: the composed one, the CPU's with an instruction set, or a GPU's on a card that is played.
 #[derive(Clone, Copy, Debug)]
 enum Form {
     Composed,
     Cpu(Isa),
+    Cuda,
 }
 
 /// Every form that this machine can run.
 fn forms() -> Vec<Form> {
-    std::iter::once(Form::Composed).chain(Isa::all().into_iter().map(Form::Cpu)).collect()
+    let mut forms = vec![Form::Composed];
+    forms.extend(Isa::all().into_iter().map(Form::Cpu));
+    forms.extend(card().map(|_| Form::Cuda));
+    forms
+}
+
+/// A card to play on; none without a C++ compiler.
+fn card() -> Option<Arc<rewarm_cuda::device::Device>> {
+    static CARD: OnceLock<Option<Arc<rewarm_cuda::device::Device>>> = OnceLock::new();
+    let play = || {
+        play::compiler()?;
+        Some(Arc::new(rewarm_cuda::device::Device::new(Played::new(Play::new(Arc::new(play::Compiled))))))
+    };
+    CARD.get_or_init(play).clone()
 }
 
 /// What the tests ask a model, whatever its form.
@@ -106,6 +125,7 @@ impl Form {
         match self {
             Self::Composed => load_model(Composed { device: Device::Cpu, format }, dir, config_file, pooling),
             Self::Cpu(isa) => load_model(Cpu::with_isa(format, isa), dir, config_file, pooling),
+            Self::Cuda => load_model(Cuda::new(card().unwrap(), format), dir, config_file, pooling),
         }
     }
 }
@@ -157,7 +177,7 @@ fn every_family_gives_the_rewards_of_transformers() {
                             ));
                         }
                     }
-                    if matches!(form, Form::Cpu(_)) && packed[index].to_bits() != alone.to_bits() {
+                    if !matches!(form, Form::Composed) && packed[index].to_bits() != alone.to_bits() {
                         failures
                             .push(format!("{name} sample {index} {form:?}: neighbours change the last bits"));
                     }
@@ -240,7 +260,7 @@ fn shared_prefixes_change_no_reward() {
                 // candle's products depend on their number of rows, ours do not
                 let tolerance = match form {
                     Form::Composed => F32_ATOL * apart.abs().max(1.0),
-                    Form::Cpu(_) => 0.0,
+                    Form::Cpu(_) | Form::Cuda => 0.0,
                 };
                 if (ours - apart).abs() > tolerance {
                     let how = model.pooling;
@@ -270,7 +290,7 @@ fn half_precision_errs_no_more_than_transformers_does() {
             let ours = model.rewards(&sequences);
             let alone: Vec<f32> =
                 sequences.iter().flat_map(|s| model.rewards(std::slice::from_ref(s))).collect();
-            if matches!(form, Form::Cpu(_)) {
+            if !matches!(form, Form::Composed) {
                 assert_eq!(ours, alone, "{name} {form:?}: neighbours change the last bits");
             }
             let our_error = worst(golden.samples.iter().map(|s| s.reward).zip(ours).collect());

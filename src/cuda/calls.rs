@@ -417,7 +417,7 @@ impl Device {
             number(sequences),
             number(x.width()),
         ];
-        let grid = [x.width().div_ceil(THREADS as usize), sequences, 1];
+        let grid = [sequences, x.width().div_ceil(THREADS as usize), 1];
         self.launch(named!("mean", x.number()), grid, THREADS, &arguments)?;
         Ok(out)
     }

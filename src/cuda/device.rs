@@ -27,6 +27,7 @@ use crate::driver::Stream;
 use crate::matrix::Integers;
 use crate::matrix::Matrix;
 use crate::matrix::Memory;
+use crate::matrix::Retired;
 use crate::matrix::stride_of;
 use crate::queue::Command;
 use crate::queue::Moment;
@@ -48,6 +49,7 @@ pub struct Device {
     /// The first is what was [reserved](Self::reserve), if anything was; others are of the forward that runs.
     arenas: Mutex<Vec<Arc<Arena>>>,
     is_reserved: AtomicBool,
+    retired: Arc<Retired>,
     queue: Mutex<Queue>,
     forwards: Mutex<()>,
     /// Small tables, by what they hold.
@@ -75,6 +77,7 @@ impl Device {
     /// Over a driver.
     pub fn new(driver: Arc<dyn Driver>) -> Self {
         Self {
+            retired: Arc::new(Retired::new(driver.clone())),
             driver,
             arenas: Mutex::default(),
             is_reserved: AtomicBool::new(false),
@@ -170,8 +173,11 @@ impl Device {
     /// Runs a forward, alone on this device.
     pub fn run<R>(&self, forward: impl FnOnce() -> R) -> R {
         let _alone = locked(&self.forwards);
+        self.retired.hold();
         locked(&self.queue).begin();
         let result = forward();
+        locked(&self.queue).begin();
+        self.retired.release();
         self.shrink();
         result
     }
@@ -204,7 +210,7 @@ impl Device {
     /// Memory that is not the arena's.
     fn lasting(&self, bytes: usize, what: &str) -> Result<Arc<Memory>> {
         let at = self.driver.allocate(bytes, what)?;
-        Ok(Arc::new(Memory::of_driver(at, bytes, self.driver.clone())))
+        Ok(Arc::new(Memory::of_weights(at, bytes, self.retired.clone())))
     }
 
     /// Room for a matrix of a forward, with anything in it.
@@ -235,13 +241,14 @@ impl Device {
         Ok(Matrix::new(memory, rows, width, stride, number))
     }
 
-    /// A copy that stays.
+    /// A copy that stays, made at once: it may outlive what was listed.
     pub fn keep(&self, x: &Matrix) -> Result<Matrix> {
         let (rows, width, number) = (x.rows(), x.width(), x.number());
         let stride = stride_of(width);
         let memory = self.lasting(rows * stride * number.bytes(), "weights")?;
         let kept = Matrix::new(memory, rows, width, stride, number);
         self.convert_into(x, &kept)?;
+        locked(&self.queue).ask(&*self.driver)?;
         Ok(kept)
     }
 

@@ -13,6 +13,7 @@
 
 pub mod algorithms;
 mod arena;
+mod arena;
 pub mod calls;
 pub mod compile;
 pub mod device;

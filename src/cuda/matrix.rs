@@ -3,6 +3,9 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
 
 use crate::arena::Arena;
 use crate::driver::Address;
@@ -17,13 +20,50 @@ pub(crate) struct Memory {
 }
 
 enum Owner {
-    Driver(Arc<dyn Driver>),
+    Weights(Arc<Retired>),
     Arena(Arc<Arena>),
 }
 
+/// Weights that nobody holds any more: they go back when nothing that was listed can read them.
+#[derive(Debug)]
+pub(crate) struct Retired {
+    driver: Arc<dyn Driver>,
+    /// While a forward is under way.
+    waiting: Mutex<Option<Vec<Address>>>,
+}
+
+impl Retired {
+    pub(crate) fn new(driver: Arc<dyn Driver>) -> Self {
+        Self { driver, waiting: Mutex::new(None) }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Option<Vec<Address>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A forward begins.
+    pub(crate) fn hold(&self) {
+        self.waiting().get_or_insert_default();
+    }
+
+    /// It has ended.
+    pub(crate) fn release(&self) {
+        for address in self.waiting().take().unwrap_or_default() {
+            self.driver.release(address);
+        }
+    }
+
+    fn take(&self, address: Address) {
+        match &mut *self.waiting() {
+            Some(waiting) => waiting.push(address),
+            None => self.driver.release(address),
+        }
+    }
+}
+
 impl Memory {
-    pub(crate) fn of_driver(at: Address, bytes: usize, driver: Arc<dyn Driver>) -> Self {
-        Self { at, bytes, owner: Owner::Driver(driver) }
+    pub(crate) fn of_weights(at: Address, bytes: usize, retired: Arc<Retired>) -> Self {
+        Self { at, bytes, owner: Owner::Weights(retired) }
     }
 
     pub(crate) fn of_arena(at: Address, bytes: usize, arena: Arc<Arena>) -> Self {
@@ -34,7 +74,7 @@ impl Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         match &self.owner {
-            Owner::Driver(driver) => driver.release(self.at),
+            Owner::Weights(retired) => retired.take(self.at),
             Owner::Arena(arena) => arena.give_back(self.at, self.bytes),
         }
     }

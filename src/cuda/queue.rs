@@ -201,8 +201,8 @@ impl Queue {
         }
     }
 
-    /// The same, one after the other.
-    fn ask(&mut self, driver: &dyn Driver) -> Result<()> {
+    /// The same, one after the other, whatever the batch.
+    pub(crate) fn ask(&mut self, driver: &dyn Driver) -> Result<()> {
         self.is_small = false;
         for command in std::mem::take(&mut self.commands) {
             match command {

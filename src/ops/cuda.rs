@@ -910,3 +910,6 @@ fn whole(blocks: &[Rows]) -> Result<&Rows> {
         _ => Err(OpsError::Unsupported("several blocks, of which this form has one")),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,6 +28,8 @@ pub mod machine;
 pub mod source;
 #[cfg(test)]
 mod textbook;
+#[cfg(test)]
+mod tiny;
 pub mod training;
 
 use std::borrow::Cow;

@@ -11,9 +11,10 @@ use proptest::prelude::*;
 use super::*;
 use crate::ops::batch::PackedBatch;
 use crate::ops::batch::Sequence;
-use crate::ops::source::RowMap;
 use crate::ops::textbook;
 use crate::ops::textbook::numbers;
+use crate::ops::tiny::Layer;
+use crate::ops::tiny::bits;
 
 /// What a property test checks.
 type Checked = std::result::Result<(), TestCaseError>;
@@ -77,10 +78,6 @@ fn values_of(rows: &Rows) -> Vec<f32> {
     }
 }
 
-fn bits(values: &[f32]) -> Vec<u32> {
-    values.iter().map(|x| x.to_bits()).collect()
-}
-
 /// Each number within what is said beside the expected one.
 fn assert_within(name: &str, ours: &Rows, expected: impl IntoIterator<Item = (f64, f64)>) -> Checked {
     let (width, ours) = (ours.width(), values_of(ours));
@@ -94,30 +91,7 @@ fn assert_within(name: &str, ours: &Rows, expected: impl IntoIterator<Item = (f6
     Ok(())
 }
 
-/// A linear layer as a checkpoint has it.
-struct Layer {
-    weight: Vec<f32>,
-    bias: Option<Vec<f32>>,
-    input: usize,
-    output: usize,
-}
-
 impl Layer {
-    /// Sums of products with it are about as large as numbers in -2..2.
-    fn new(input: usize, output: usize, has_bias: bool, seed: u64) -> Self {
-        let scale = 1.0 / (input as f32).sqrt();
-        let weight = numbers(output * input, seed).iter().map(|x| x * scale).collect();
-        Self { weight, bias: has_bias.then(|| numbers(output, seed ^ 0xb)), input, output }
-    }
-
-    fn with_source<R>(&self, format: Format, f: impl FnOnce(LinearSource<'_>) -> R) -> R {
-        let kept = |values: &Vec<f32>| Values::rounded(format, values);
-        let (weight, bias) = (kept(&self.weight), self.bias.as_ref().map(kept));
-        let (output, input) = (self.output, self.input);
-        let source = |values| Source { name: "layer", values, rows: RowMap::all(output) };
-        f(LinearSource { weight: source(&weight), bias: bias.as_ref().map(source), output, input })
-    }
-
     fn load(&self, cpu: &Cpu) -> Linear {
         self.with_source(cpu.format, |source| cpu.load_linear(source, Precision::Working).unwrap())
     }

@@ -1,0 +1,196 @@
+//! The form on a card that is played: against the textbook and the composed form, and what holds to the last bit.
+//!
+//! A played card shows what a kernel computes, not what its threads do to each other between two barriers, and no
+//! time: that is for a card, and `deploy/gpu/check`.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use rewarm_cuda::play;
+use rewarm_cuda::played::Play;
+use rewarm_cuda::played::Played;
+use rewarm_cuda::played::Work;
+
+use super::*;
+use crate::ops::batch::Sequence;
+use crate::ops::composed::Composed;
+use crate::ops::textbook;
+use crate::ops::tiny::INFINITE_TOKEN;
+use crate::ops::tiny::KINDS;
+use crate::ops::tiny::NAN_TOKEN;
+use crate::ops::tiny::Tiny;
+use crate::ops::tiny::bits;
+use crate::ops::tiny::bits_of;
+
+const FORMATS: [Format; 3] = [Format::F32, Format::Bf16, Format::F16];
+
+/// A card to play on; none without a C++ compiler.
+fn card() -> Option<Arc<Played>> {
+    play::compiler()?;
+    Some(Played::new(Play::new(Arc::new(play::Compiled))))
+}
+
+fn form(format: Format) -> Option<Cuda> {
+    Some(Cuda::new(Arc::new(Device::new(card()?)), format))
+}
+
+fn config(cases: u32) -> ProptestConfig {
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
+fn sequence(token_ids: &[u32]) -> Sequence {
+    Sequence { token_ids: token_ids.to_vec(), type_ids: vec![0; token_ids.len()] }
+}
+
+proptest! {
+    #![proptest_config(config(24))]
+
+    #[test]
+    fn packed_attention_is_the_textbooks(case in textbook::cases()) {
+        if let Some(ops) = form(Format::F32) {
+            ops.run(|| case.check(&ops, &case.expected(|x| x), 1e-5))?;
+        }
+    }
+
+    #[test]
+    fn packed_attention_in_bfloat16_is_the_textbooks(case in textbook::cases()) {
+        if let Some(ops) = form(Format::Bf16) {
+            let round = |x: f32| Format::Bf16.round(x.into()) as f32;
+            ops.run(|| case.check(&ops, &case.expected(round), 0.04))?;
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(config(6))]
+
+    #[test]
+    fn long_attention_is_the_textbooks(case in textbook::long_cases()) {
+        if let Some(ops) = form(Format::F32) {
+            ops.run(|| case.check(&ops, &case.expected(|x| x), 2e-5))?;
+        }
+    }
+}
+
+/// Another order of summation, and nothing else.
+#[test]
+fn kernels_give_what_the_composed_form_does() {
+    let Some(ops) = form(Format::F32) else { return };
+    let sequences = [sequence(&[1, 2, 3]), sequence(&[5; 70]), sequence(&[7]), sequence(&[1, 2, 3, 4, 4])];
+    let batch = PackedBatch::pack(&sequences);
+    for kind in KINDS {
+        let composed = Composed { device: candle_core::Device::Cpu, format: Format::F32 };
+        let expected = Tiny::new(composed, kind).rewards(&batch).concat();
+        let ours = Tiny::new(ops.clone(), kind).rewards(&batch).concat();
+        for (ours, expected) in ours.iter().zip(&expected) {
+            assert!((ours - expected).abs() < 1e-4, "{kind:?}: {ours}, not {expected}");
+        }
+    }
+}
+
+/// Of each format a form, with every kind of attention.
+fn tinies() -> Vec<Tiny<Cuda>> {
+    let forms: Vec<Cuda> = FORMATS.into_iter().filter_map(form).collect();
+    forms.iter().flat_map(|ops| KINDS.map(|kind| Tiny::new(ops.clone(), kind))).collect()
+}
+
+fn alone(tiny: &Tiny<Cuda>, sequences: &[Sequence]) -> Vec<Vec<u32>> {
+    let alone = |one| bits_of(&tiny.rewards(&PackedBatch::pack([one]))).swap_remove(0);
+    sequences.iter().map(alone).collect()
+}
+
+/// Beside others, in another order, with common prefixes computed once, in batches of sizes that were seen before (which
+/// are a graph) and were not.
+#[test]
+fn neighbours_graphs_and_shared_prefixes_change_no_bit() {
+    let prefix: Vec<u32> = (0..70).map(|i| i * i % 8).collect();
+    let ends: [&[u32]; 5] = [&[1], &[2; 20], &[], &[3, 3, 3], &[4; 70]];
+    let mut sequences: Vec<Sequence> = ends.map(|end| sequence(&[&prefix, end].concat())).into();
+    sequences.push(sequence(&[1]));
+    sequences.push(sequence(&[6; 33]));
+    for tiny in tinies() {
+        let name = format!("{} {:?}", tiny.ops.name(), tiny.spec);
+        let expected = alone(&tiny, &sequences);
+        assert!(expected.iter().flatten().all(|&bits| f32::from_bits(bits).is_finite()), "{name}");
+        let packed = PackedBatch::pack(&sequences);
+        for turn in 0..4 {
+            assert_eq!(bits_of(&tiny.rewards(&packed)), expected, "{name}: beside others, turn {turn}");
+        }
+        let mut turned = bits_of(&tiny.rewards(&PackedBatch::pack(sequences.iter().rev())));
+        turned.reverse();
+        assert_eq!(turned, expected, "{name}: in another order");
+        if tiny.spec.causal {
+            for min_shared in [1, 16] {
+                let shared = PackedBatch::pack_shared(&sequences, min_shared);
+                assert_eq!(bits_of(&tiny.rewards(&shared)), expected, "{name}: sharing prefixes");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_not_finite_reaches_its_own_reward_and_no_other() {
+    let common: &[u32] = &[1, 2, 3, 4, 5, 6, 7, 1, 2, 3, 4, 5, 6, 7, 1, 2, 3];
+    for broken in [NAN_TOKEN, INFINITE_TOKEN] {
+        let ends: [&[u32]; 4] = [&[3, 3], &[4, broken, 4], &[4, 5, 6], &[broken]];
+        let sequences = ends.map(|end| sequence(&[common, end].concat()));
+        for tiny in tinies() {
+            let name = format!("{} {:?}", tiny.ops.name(), tiny.spec);
+            let alone = alone(&tiny, &sequences);
+            let mut batches = vec![PackedBatch::pack(&sequences)];
+            if tiny.spec.causal {
+                batches.push(PackedBatch::pack_shared(&sequences, 1));
+            }
+            for batch in batches {
+                for (index, (ours, alone)) in tiny.rewards(&batch).iter().zip(&alone).enumerate() {
+                    if sequences[index].token_ids.contains(&broken) {
+                        assert!(ours.iter().all(|x| !x.is_finite()), "{name}: {ours:?}");
+                    } else {
+                        assert_eq!(&bits(ours), alone, "{name}: sequence {index}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What a batch of a size that was seen before asks of a card: one copy there, one launch, one copy back, and nothing
+/// that waits before it.
+#[test]
+fn a_small_batch_is_one_launch_and_one_read() {
+    let Some(card) = card() else { return };
+    let ops = Cuda::new(Arc::new(Device::new(card.clone())), Format::Bf16);
+    let tiny = Tiny::new(ops.clone(), KINDS[0]);
+    let batch = |tokens: &[u32]| PackedBatch::pack(&[sequence(tokens), sequence(&[1, 2])]);
+    // the second and third batch have other tokens and another length, but the same size
+    ops.reserve(128, |ops| ops.run(|| tiny.forward(ops, &batch(&[1; 100]))).map(drop)).unwrap();
+    let first = tiny.rewards(&batch(&[5; 9]));
+    tiny.rewards(&batch(&[3; 8]));
+    let count = |work| card.count(work);
+    let works = [Work::Upload, Work::Launch, Work::Multiply, Work::Replay, Work::Download, Work::Synchronize];
+    let before = works.map(count);
+    assert_eq!(tiny.rewards(&batch(&[5; 9])), first);
+    let asked: Vec<usize> = works.iter().zip(before).map(|(work, before)| count(*work) - before).collect();
+    assert_eq!(asked, [1, 0, 0, 1, 1, 0], "{works:?}");
+    assert_eq!(ops.device().graphs(), 1);
+}
+
+/// Nothing is allocated by a forward of the size that was reserved for, and what a longer one takes comes back.
+#[test]
+fn a_forward_takes_its_memory_from_what_is_reserved() {
+    let Some(card) = card() else { return };
+    let ops = Cuda::new(Arc::new(Device::new(card.clone())), Format::F16);
+    let tiny = Tiny::new(ops.clone(), KINDS[6]);
+    let batch = |tokens: usize| PackedBatch::pack(&[sequence(&vec![1; tokens])]);
+    let expected = tiny.rewards(&batch(200));
+    ops.reserve(200, |ops| ops.run(|| tiny.forward(ops, &batch(200))).map(drop)).unwrap();
+    let (allocated, free) = (card.count(Work::Allocate), ops.device().free().unwrap());
+    for tokens in [200, 1, 77, 200] {
+        tiny.rewards(&batch(tokens));
+    }
+    assert_eq!((card.count(Work::Allocate), ops.device().free().unwrap()), (allocated, free));
+    assert_eq!(tiny.rewards(&batch(200)), expected);
+    tiny.rewards(&batch(1500));
+    assert!(card.count(Work::Allocate) > allocated);
+    assert_eq!(ops.device().free().unwrap(), free);
+}
