@@ -13,7 +13,6 @@
 
 pub mod algorithms;
 mod arena;
-mod arena;
 pub mod calls;
 pub mod compile;
 pub mod device;
