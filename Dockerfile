@@ -1,44 +1,26 @@
 # rewarm in a container: a Rust build in one stage, a small image with the binary and the demo family in the other.
 #
 #   docker build -t rewarm .                                       for a CPU
-#   docker build -t rewarm:cuda --build-arg FEATURES=cuda \
-#     --build-arg CUDA_COMPUTE_CAP=90 .                            for NVIDIA GPUs of that compute capability
+#   docker build -t rewarm:gpu \
+#     --build-arg RUNTIME_IMAGE=docker.io/nvidia/cuda:13.0.2-runtime-ubuntu24.04 .      the same program, with CUDA's libraries
 #
 #   docker run --rm -p 127.0.0.1:50051:50051 rewarm                serves the demo family
-#   docker run --rm -p 127.0.0.1:50051:50051 --gpus all rewarm:cuda
+#   docker run --rm -p 127.0.0.1:50051:50051 --gpus all rewarm:gpu
 #
 # `deploy/compose.yaml` runs it beside Prometheus. Needs BuildKit (the default builder since Docker 23; before that set
-# DOCKER_BUILDKIT=1): FEATURES picks the stages by name, and only BuildKit leaves the stages that nobody asked for alone.
+# DOCKER_BUILDKIT=1). A build needs neither a GPU nor CUDA: the program opens CUDA's libraries when it starts, if they are there.
 #
 # Any other base images do, as long as the build image has cargo and a C compiler, and the runtime image a C library that
-# is not older than the build image's:
+# is not older than the build image's; on a GPU also libcublasLt and libnvrtc, of CUDA 12.8 or later:
 #
 #   docker build --build-arg BUILD_IMAGE=... --build-arg RUNTIME_IMAGE=... .
 
-ARG FEATURES=""
 ARG BUILD_IMAGE=docker.io/library/rust:1.95-bookworm
 ARG RUNTIME_IMAGE=docker.io/library/debian:bookworm-slim
-ARG CUDA_BUILD_IMAGE=docker.io/nvidia/cuda:13.0.2-devel-ubuntu24.04
-ARG CUDA_RUNTIME_IMAGE=docker.io/nvidia/cuda:13.0.2-runtime-ubuntu24.04
-
-# ---- what to build with: toolchain-cpu, or toolchain-cuda when FEATURES is "cuda" ----
-
-FROM ${BUILD_IMAGE} AS toolchain-cpu
-
-FROM ${CUDA_BUILD_IMAGE} AS toolchain-cuda
-ENV RUSTUP_HOME=/usr/local/rustup CARGO_HOME=/usr/local/cargo PATH=/usr/local/cargo/bin:${PATH}
-COPY --from=toolchain-cpu /usr/local/rustup /usr/local/rustup
-COPY --from=toolchain-cpu /usr/local/cargo /usr/local/cargo
-# No GPU is there while an image is built, so the architecture must be said: 80 = A100, 89 = L4 and RTX 40, 90 = H100.
-ARG CUDA_COMPUTE_CAP=80
-ENV CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP}
-# libcudart for the kernels; the stub of libcuda.so.1, which belongs to the driver and comes with `--gpus`.
-ENV LIBRARY_PATH=/usr/local/cuda/lib64:/usr/local/cuda/lib64/stubs
 
 # ---- the build ----
 
-FROM toolchain-${FEATURES:-cpu} AS build
-ARG FEATURES
+FROM ${BUILD_IMAGE} AS build
 ENV CARGO_INCREMENTAL=0
 WORKDIR /build
 
@@ -47,27 +29,25 @@ WORKDIR /build
 # Targets of tests and benches are dropped from the manifest, because their files are not here.
 # The stub's own outputs are removed, or cargo would take them for newer than the real sources.
 COPY Cargo.toml Cargo.lock ./
+COPY src/cuda src/cuda
 COPY src/kernels src/kernels
 RUN sed -i '/^\[\[\(bench\|test\|example\)\]\]/,/^$/d' Cargo.toml \
  && mkdir proto \
  && echo '//! A stub.' > src/lib.rs \
  && printf '//! A stub.\nfn main() {}\n' | tee src/main.rs > proto/build.rs \
- && cargo build --release --locked --bin rewarm --features "${FEATURES}" \
+ && cargo build --release --locked --bin rewarm \
  && cargo clean --release --locked --package rewarm
 
 COPY proto proto
 COPY src src
-RUN cargo build --release --locked --bin rewarm --features "${FEATURES}"
+RUN cargo build --release --locked --bin rewarm
 
 # ---- what runs ----
 
-FROM ${RUNTIME_IMAGE} AS runtime-cpu
-FROM ${CUDA_RUNTIME_IMAGE} AS runtime-cuda
-
-FROM runtime-${FEATURES:-cpu}
+FROM ${RUNTIME_IMAGE}
 # The certificates, for models from a hub: the build image's bundle, which saves a package manager's layer. Your own: mount
 # them in its place.
-COPY --from=toolchain-cpu /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 ENV SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt
 # `rewarm serve` without a config looks for its demo family in deploy/demo.
 WORKDIR /opt/rewarm
@@ -76,7 +56,8 @@ COPY LICENSE* ./
 COPY --from=build /build/target/release/rewarm /usr/local/bin/rewarm
 
 # A number, not a name, so that an orchestrator can see that it is not root. It owns no file and needs to write none, but
-# where models of a hub are kept: `-v models:/models -e HF_HOME=/models`, writable for it.
+# where models of a hub are kept: `-v models:/models -e HF_HOME=/models`, writable for it. On a GPU, compiled kernels can be kept
+# too: `-v cache:/cache -e REWARM_CACHE_DIR=/cache`; else they are compiled at each start, which takes seconds.
 USER 10001:10001
 
 # gRPC; metrics, healthz and readyz. The admin port (50052) listens on the container's own loopback only.

@@ -4,9 +4,13 @@
 //! "auto" | "cpu" | "cuda" | "cuda:1" | ["cuda:0", "cuda:1"]  ── resolve, once ──▶  devices, and why these
 //! ```
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::OnceLock;
+use std::sync::PoisonError;
 
 use rewarm_cuda::device::Device as Opened;
 use rewarm_cuda::driver::Card;
@@ -38,11 +42,15 @@ impl DeviceName {
     pub fn resolve(&self, cards: &dyn Cards) -> Result<Resolved, CudaError> {
         match self {
             Self::Cpu => Ok(Resolved { devices: vec![Device::Cpu], why: "as configured".to_owned() }),
-            Self::Auto => Ok(first_card(cards)),
+            Self::Auto => first_card(cards),
             Self::Cuda(indices) => {
                 let all = cards.list()?;
-                let devices: Result<Vec<Device>, CudaError> =
-                    indices.iter().map(|&index| Ok(Device::Card(card(&all, index)?))).collect();
+                let open = |&index: &usize| {
+                    let card = card(&all, index)?;
+                    cards.open(index)?; // or what is missing
+                    Ok(Device::Card(card))
+                };
+                let devices: Result<Vec<Device>, CudaError> = indices.iter().map(open).collect();
                 Ok(Resolved { devices: devices?, why: "as configured".to_owned() })
             }
         }
@@ -238,11 +246,19 @@ pub struct Here;
 
 impl Cards for Here {
     fn list(&self) -> Result<Vec<Card>, CudaError> {
-        Err(CudaError::Missing("this build cannot drive one".to_owned()))
+        static CARDS: OnceLock<Result<Vec<Card>, CudaError>> = OnceLock::new();
+        CARDS.get_or_init(rewarm_cuda::real::cards).clone()
     }
 
     fn open(&self, index: usize) -> Result<Arc<Opened>, CudaError> {
-        Err(CudaError::Missing(format!("this build cannot drive cuda:{index}")))
+        static OPEN: Mutex<BTreeMap<usize, Arc<Opened>>> = Mutex::new(BTreeMap::new());
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(opened) = open.get(&index) {
+            return Ok(opened.clone());
+        }
+        let opened = Arc::new(Opened::new(rewarm_cuda::real::open(index)?));
+        open.insert(index, opened.clone());
+        Ok(opened)
     }
 }
 
@@ -262,26 +278,32 @@ fn is_supported(card: &Card) -> bool {
 
 const TOO_OLD: &str = "kernels need 8.0 or higher (Ampere and later)";
 
-fn first_card(cards: &dyn Cards) -> Resolved {
-    let on_cpu = |why: String| Resolved { devices: vec![Device::Cpu], why };
+/// A card that is there and does not do what it should is an error: rewards of a CPU have another fingerprint.
+fn first_card(cards: &dyn Cards) -> Result<Resolved, CudaError> {
+    let on_cpu = |why: String| Ok(Resolved { devices: vec![Device::Cpu], why });
     let all = match cards.list() {
         Ok(all) => all,
         Err(error) => return on_cpu(format!("no GPU can be used, {error}")),
     };
-    match all.iter().find(|card| is_supported(card)) {
-        Some(card) => {
-            let mut why = described(card);
-            if all.len() > 1 {
-                why += &format!(", the first that can be used of {} (name several in a list)", all.len());
-            }
-            Resolved { devices: vec![Device::Card(card.clone())], why }
+    let Some(card) = all.iter().find(|card| is_supported(card)) else {
+        if all.is_empty() {
+            return on_cpu("the driver shows no GPU".to_owned());
         }
-        None if all.is_empty() => on_cpu("the driver shows no GPU".to_owned()),
-        None => {
-            let found: Vec<String> = all.iter().map(described).collect();
-            on_cpu(format!("{}: {TOO_OLD}", found.join(", ")))
+        let found: Vec<String> = all.iter().map(described).collect();
+        return on_cpu(format!("{}: {TOO_OLD}", found.join(", ")));
+    };
+    let mut why = described(card);
+    match cards.open(card.index) {
+        Ok(_) => {}
+        Err(error @ (CudaError::Missing(_) | CudaError::Unsupported(_))) => {
+            return on_cpu(format!("{why}, and cannot be used: {error}"));
         }
+        Err(error) => return Err(error),
     }
+    if all.len() > 1 {
+        why += &format!(", the first that can be used of {} (name several in a list)", all.len());
+    }
+    Ok(Resolved { devices: vec![Device::Card(card.clone())], why })
 }
 
 fn card(all: &[Card], index: usize) -> Result<Card, CudaError> {
@@ -302,19 +324,44 @@ fn card(all: &[Card], index: usize) -> Result<Card, CudaError> {
 
 #[cfg(test)]
 mod tests {
+    use rewarm_cuda::driver::Launch;
+    use rewarm_cuda::played::Kernels;
+    use rewarm_cuda::played::Play;
+    use rewarm_cuda::played::Played;
+
     use super::*;
 
     /// A machine with these cards, or without a driver.
-    struct Played(Option<Vec<Card>>);
+    struct Machine {
+        cards: Option<Vec<Card>>,
+        /// Why none can be opened.
+        problem: Option<CudaError>,
+    }
 
-    impl Cards for Played {
+    impl Cards for Machine {
         fn list(&self) -> Result<Vec<Card>, CudaError> {
-            self.0.clone().ok_or_else(|| CudaError::Missing("libcuda.so.1 is not there".to_owned()))
+            self.cards.clone().ok_or_else(|| CudaError::Missing("libcuda.so.1 is not there".to_owned()))
         }
 
-        fn open(&self, index: usize) -> Result<Arc<Opened>, CudaError> {
-            panic!("nobody opens cuda:{index} to see what it is")
+        fn open(&self, _: usize) -> Result<Arc<Opened>, CudaError> {
+            struct Idle;
+            impl Kernels for Idle {
+                fn prepare(&self, _: &str) -> Result<(), CudaError> {
+                    Ok(())
+                }
+                fn launch(&self, _: &Launch<'_>) -> Result<(), String> {
+                    Ok(())
+                }
+            }
+            match &self.problem {
+                Some(problem) => Err(problem.clone()),
+                None => Ok(Arc::new(Opened::new(Played::new(Play::new(Arc::new(Idle)))))),
+            }
         }
+    }
+
+    fn machine(cards: Option<Vec<Card>>) -> Machine {
+        Machine { cards, problem: None }
     }
 
     fn card(index: usize, name: &str, compute_capability: (u32, u32)) -> Card {
@@ -382,16 +429,28 @@ mod tests {
             },
         ];
         for Case { cards, device, why } in cases {
-            let resolved = DeviceName::Auto.resolve(&Played(cards)).unwrap();
+            let resolved = DeviceName::Auto.resolve(&machine(cards)).unwrap();
             assert_eq!(resolved.devices, [device]);
             assert!(why.iter().all(|word| resolved.why.contains(word)), "{}", resolved.why);
         }
+
+        let with = |problem| Machine { cards: Some(vec![card(0, "H100", (9, 0))]), problem: Some(problem) };
+        let lacking = with(CudaError::Missing("libcublasLt.so.13 is not there".to_owned()));
+        let resolved = DeviceName::Auto.resolve(&lacking).unwrap();
+        assert_eq!(resolved.devices, [Device::Cpu]);
+        assert!(resolved.why.contains("H100") && resolved.why.contains("libcublasLt"), "{}", resolved.why);
+        assert!(DeviceName::Cuda(vec![0]).resolve(&lacking).is_err());
+        let fault = CudaError::Fault { card: "H100".to_owned(), problem: "error 700".to_owned() };
+        assert!(DeviceName::Auto.resolve(&with(fault)).is_err(), "never in silence");
     }
 
     #[test]
     fn a_card_that_is_not_there_or_too_old_is_an_error_that_says_what_is() {
-        let machine =
-            Played(Some(vec![card(0, "Tesla T4", (7, 5)), card(1, "A100", (8, 0)), card(2, "H100", (9, 0))]));
+        let machine = machine(Some(vec![
+            card(0, "Tesla T4", (7, 5)),
+            card(1, "A100", (8, 0)),
+            card(2, "H100", (9, 0)),
+        ]));
         let resolve = |name: &str| name.parse::<DeviceName>().unwrap().resolve(&machine);
         let names = |resolved: Resolved| resolved.devices.iter().map(Device::name).collect::<Vec<_>>();
         assert_eq!(resolve("cuda:2,cuda:1").map(names).unwrap(), ["cuda:2", "cuda:1"]);
@@ -400,7 +459,10 @@ mod tests {
         assert!(too_old.contains("cuda:0 is a Tesla T4 of compute capability 7.5"), "{too_old}");
         let absent = resolve("cuda:1,cuda:7").unwrap_err().to_string();
         assert!(absent.contains("there is no cuda:7") && absent.contains("cuda:1 (A100)"), "{absent}");
-        let missing = DeviceName::Cuda(vec![0]).resolve(&Played(None)).unwrap_err().to_string();
+        let missing = DeviceName::Cuda(vec![0])
+            .resolve(&Machine { cards: None, problem: None })
+            .unwrap_err()
+            .to_string();
         assert!(missing.contains("libcuda.so.1 is not there"), "{missing}");
     }
 }
