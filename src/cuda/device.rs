@@ -1,6 +1,5 @@
 //! A card as forwards see it: memory for weights and for activations, a list of what to do, and results.
 
-use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -88,18 +87,6 @@ impl Device {
             choices: Mutex::default(),
             algorithms: Mutex::default(),
         }
-    }
-
-    /// A card of this machine: opened when it is first asked for, and the same each time.
-    pub fn of_card(index: usize) -> Result<Arc<Self>> {
-        static OPEN: Mutex<BTreeMap<usize, Arc<Device>>> = Mutex::new(BTreeMap::new());
-        let mut open = locked(&OPEN);
-        if let Some(device) = open.get(&index) {
-            return Ok(device.clone());
-        }
-        let device = Arc::new(Self::new(crate::real::open(index)?));
-        open.insert(index, device.clone());
-        Ok(device)
     }
 
     /// One that does nothing, to see [what](Self::needs) forwards on this one would ask for.

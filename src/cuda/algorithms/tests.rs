@@ -100,7 +100,7 @@ fn a_row_has_the_same_bits_whatever_the_number_of_rows() {
 
 #[test]
 fn a_first_offer_that_nobody_agrees_with_is_not_the_reference() {
-    let odd = Way { id: 9, parts: |_, _| 3, nanoseconds: |_, _| 1, ..sound() };
+    let odd = Way { id: 9, parts: |_, _, _| 3, nanoseconds: |_, _| 1, ..sound() };
     let card = card([vec![odd], ways()].concat());
     let choice = chosen(&card, &shape(64, Number::Bf16, Number::Bf16), 64, None).unwrap();
     assert_eq!(ids(&card, &choice, &[1, 64]), [2, 2]);
@@ -109,7 +109,7 @@ fn a_first_offer_that_nobody_agrees_with_is_not_the_reference() {
 #[test]
 fn a_class_where_nobody_agrees_takes_the_algorithm_of_another() {
     let large = Way { id: 4, is_offered: |_, rows| rows > 8, ..sound() };
-    let small = Way { id: 5, is_offered: |_, rows| rows <= 8, parts: |_, _| 2, ..sound() };
+    let small = Way { id: 5, is_offered: |_, rows| rows <= 8, parts: |_, _, _| 2, ..sound() };
     let card = card(vec![large, small]);
     let choice = chosen(&card, &shape(64, Number::Bf16, Number::Bf16), 64, None).unwrap();
     assert_eq!(ids(&card, &choice, &[1, 8, 9, 64]), [4, 4, 4, 4]);
@@ -118,24 +118,40 @@ fn a_class_where_nobody_agrees_takes_the_algorithm_of_another() {
 #[test]
 fn an_algorithm_that_changes_within_a_class_is_refused() {
     let turns =
-        Way { id: 6, parts: |_, rows| if rows == 65 { 2 } else { 1 }, nanoseconds: |_, _| 1, ..sound() };
+        Way { id: 6, parts: |_, rows, _| if rows == 65 { 2 } else { 1 }, nanoseconds: |_, _| 1, ..sound() };
     let card = card([vec![turns], ways()].concat());
     let choice = chosen(&card, &shape(64, Number::Bf16, Number::Bf16), 96, None).unwrap();
     assert_eq!(ids(&card, &choice, &[64, 65, 96]), [6, 2, 2]);
 }
 
 #[test]
+fn an_algorithm_whose_last_rows_have_other_bits_is_refused() {
+    let edge = Way {
+        id: 6,
+        parts: |_, rows, row| if rows > 64 && row + 3 > rows { 2 } else { 1 },
+        nanoseconds: |_, _| 1,
+        ..sound()
+    };
+    let card = card([vec![edge], ways()].concat());
+    for accumulates in [false, true] {
+        let shape = Shape { accumulates, ..shape(64, Number::Bf16, Number::Bf16) };
+        let choice = chosen(&card, &shape, 128, None).unwrap();
+        assert_eq!(ids(&card, &choice, &[64, 65, 96, 128]), [6, 2, 2, 2]);
+    }
+}
+
+#[test]
 fn where_bits_change_with_the_row_count_one_algorithm_serves_all() {
     // As on cards of 8.9: what is offered changes its bits at 32 rows, but for two that keep to their own.
     let turns =
-        Way { id: 1, parts: |_, rows| if rows < 32 { 2 } else { 1 }, nanoseconds: |_, _| 1, ..sound() };
+        Way { id: 1, parts: |_, rows, _| if rows < 32 { 2 } else { 1 }, nanoseconds: |_, _| 1, ..sound() };
     let fits_large = |_: &Shape, rows: usize| rows >= 32;
     let card = card(vec![
         Way { runs: fits_large, ..turns },
         turns,
         Way { id: 2, nanoseconds: |_, _| 2, ..turns },
-        Way { id: 7, is_offered: fits_large, parts: |_, _| 4, nanoseconds: |_, _| 90, ..sound() },
-        Way { id: 8, is_offered: |_, rows| rows < 32, parts: |_, _| 5, nanoseconds: |_, _| 80, ..sound() },
+        Way { id: 7, is_offered: fits_large, parts: |_, _, _| 4, nanoseconds: |_, _| 90, ..sound() },
+        Way { id: 8, is_offered: |_, rows| rows < 32, parts: |_, _, _| 5, nanoseconds: |_, _| 80, ..sound() },
     ]);
     let choice = chosen(&card, &shape(64, Number::F16, Number::F16), 64, None).unwrap();
     assert_eq!(ids(&card, &choice, &[1, 31, 32, 64, 1000]), [8; 5]);
@@ -143,7 +159,7 @@ fn where_bits_change_with_the_row_count_one_algorithm_serves_all() {
 
 #[test]
 fn where_none_keeps_its_bits_the_shape_is_refused() {
-    let turns = Way { parts: |_, rows| if rows < 32 { 2 } else { 1 }, ..sound() };
+    let turns = Way { parts: |_, rows, _| if rows < 32 { 2 } else { 1 }, ..sound() };
     let shape = shape(64, Number::Bf16, Number::Bf16);
     for ways in [vec![turns], vec![Way { runs: |_, _| false, ..sound() }], vec![]] {
         let error = chosen(&card(ways), &shape, 64, None).unwrap_err();
@@ -182,7 +198,7 @@ fn a_choice_is_kept_and_checked_before_it_is_trusted() {
     assert_eq!(choose_by(&card(ways())), (first.clone(), tried), "a damaged file");
 
     // The library says it is the same, but what was chosen sums in another order now.
-    let turned = [vec![Way { id: 2, parts: |_, _| 2, nanoseconds: |_, _| 1, ..sound() }], ways()].concat();
+    let turned = [vec![Way { id: 2, parts: |_, _, _| 2, nanoseconds: |_, _| 1, ..sound() }], ways()].concat();
     let turned: Vec<Way> = turned
         .into_iter()
         .enumerate()

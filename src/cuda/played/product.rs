@@ -21,8 +21,8 @@ pub struct Way {
     pub is_offered: fn(&Shape, usize) -> bool,
     /// Whether it works.
     pub runs: fn(&Shape, usize) -> bool,
-    /// Into how many parts a sum is split: more than one gives other bits.
-    pub parts: fn(&Shape, usize) -> usize,
+    /// Into how many parts a sum is split, of so many rows that one: more than one gives other bits.
+    pub parts: fn(&Shape, usize, usize) -> usize,
     /// How long it takes.
     pub nanoseconds: fn(&Shape, usize) -> u64,
 }
@@ -41,7 +41,7 @@ pub fn ways() -> Vec<Way> {
         id: 1,
         is_offered: |_, _| true,
         runs: |_, _| true,
-        parts: |_, _| 1,
+        parts: |_, _, _| 1,
         nanoseconds: |_, rows| 9_000 + 10 * rows as u64,
     };
     vec![
@@ -56,7 +56,7 @@ pub fn ways() -> Vec<Way> {
         Way {
             id: 13,
             is_offered: |_, rows| rows <= 64,
-            parts: |shape, rows| if rows <= 8 && shape.inputs >= 32 { 4 } else { 1 },
+            parts: |shape, rows, _| if rows <= 8 && shape.inputs >= 32 { 4 } else { 1 },
             nanoseconds: |_, rows| 500 + 100 * rows as u64,
             ..sound
         },
@@ -84,7 +84,6 @@ impl Planned {
     /// Makes it, and says how long that took.
     pub(super) fn run(&self, memory: &Memory) -> Result<Duration, String> {
         let Shape { outputs, inputs, number, output, .. } = self.shape;
-        let parts = (self.way.parts)(&self.shape, self.rows).max(1);
         let row = |from: Address, row: usize, stride: usize, width: usize, of: Number| {
             let bytes = memory.read(from.after(row * stride * of.bytes()), width * of.bytes())?;
             Ok::<_, String>(numbers(bytes, of))
@@ -102,6 +101,7 @@ impl Planned {
                 true => row(self.y, at, self.shape.y_stride, outputs, output)?,
                 false => vec![0.; outputs],
             };
+            let parts = (self.way.parts)(&self.shape, self.rows, at).max(1);
             let mut y = Vec::with_capacity(outputs * output.bytes());
             for (column, weight) in weight.iter().enumerate() {
                 // One rounding at the end, whatever is added.
