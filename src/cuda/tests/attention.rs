@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::ops::Range;
+
 use rewarm_cuda::driver::Number;
 use rewarm_cuda::play::Order;
 use support::*;
@@ -104,6 +106,19 @@ fn attend(
     tiles: &[(usize, usize, usize)],
     order: Order,
 ) -> Matrix {
+    attend_heads(kernel, spec, data, paths, tiles, order, 0..spec.heads)
+}
+
+/// The same of some heads.
+fn attend_heads(
+    kernel: &str,
+    spec: &Spec,
+    data: &Data,
+    paths: &[Path],
+    tiles: &[(usize, usize, usize)],
+    order: Order,
+    heads: Range<usize>,
+) -> Matrix {
     let (mut runs, mut first_run) = (Vec::new(), Vec::new());
     for path in paths {
         first_run.push(runs.len() / 2);
@@ -137,7 +152,7 @@ fn attend(
         u(spec.causal.into()),
         u(spec.window),
         f(spec.softcap),
-        u(0),
+        u(heads.start),
         u(spec.distance),
         floats(&data.slopes),
         list(&data.of_distance),
@@ -147,7 +162,7 @@ fn attend(
         floats(&data.of_queries),
         floats(&data.of_keys),
     ];
-    launched_in(kernel, [tiles.len(), spec.heads, 1], &arguments, order);
+    launched_in(kernel, [tiles.len(), heads.len(), 1], &arguments, order);
     out
 }
 
@@ -347,6 +362,21 @@ fn bits_depend_on_the_sequence_alone() {
                         "{kernel}, {order:?}, tiles of {step}: {row}"
                     );
                 }
+            }
+        }
+        // A head at a time.
+        for head in 0..spec.heads {
+            let tiles = cut(0, 0, count, 64);
+            let order = Order::default();
+            let paths = std::slice::from_ref(&whole);
+            let out = attend_heads(&kernel, &spec, &data, paths, &tiles, order, head..head + 1);
+            for (row, column) in [(0, 0), (70, 1), (134, spec.head_dim - 1)] {
+                let column = head * spec.head_dim + column;
+                assert_eq!(
+                    out.bits(row, column),
+                    reference.bits(row, column),
+                    "{kernel}, head {head}: {row}"
+                );
             }
         }
         // The same sequence, whose first 50 and next 40 rows stand elsewhere.
