@@ -1,5 +1,6 @@
 //! A card as forwards see it: memory for weights and for activations, a list of what to do, and results.
 
+use std::collections::BTreeSet;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -54,6 +55,8 @@ pub struct Device {
     /// Small tables, by what they hold.
     constants: Mutex<HashMap<Vec<u8>, Matrix>>,
     shapes: Mutex<HashMap<Shape, Arc<Shape>>>,
+    /// That were launched, if this is a rehearsal.
+    kernels: Mutex<Option<BTreeSet<&'static str>>>,
     choices: Mutex<HashMap<Shape, Choice>>,
     /// Of these choices, for numbers of rows that came by.
     algorithms: Mutex<HashMap<(Shape, usize), Arc<Algorithm>>>,
@@ -66,6 +69,8 @@ pub struct Needs {
     pub bytes: usize,
     /// Its products.
     pub shapes: Vec<Shape>,
+    /// Its kernels.
+    pub kernels: Vec<&'static str>,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -84,6 +89,7 @@ impl Device {
             forwards: Mutex::default(),
             constants: Mutex::default(),
             shapes: Mutex::default(),
+            kernels: Mutex::default(),
             choices: Mutex::default(),
             algorithms: Mutex::default(),
         }
@@ -94,13 +100,15 @@ impl Device {
         let device = Self::new(Arc::new(Nothing(self.card().clone())));
         locked(&device.arenas).push(Arc::new(Arena::endless()));
         device.is_reserved.store(true, Ordering::Relaxed);
+        *locked(&device.kernels) = Some(BTreeSet::new());
         device
     }
 
     /// What the forwards of a [rehearsal](Self::rehearsal) asked for.
     pub fn needs(&self) -> Needs {
         let bytes = locked(&self.arenas).first().map_or(0, |arena| arena.peak());
-        Needs { bytes, shapes: locked(&self.shapes).keys().copied().collect() }
+        let kernels = locked(&self.kernels).iter().flatten().copied().collect();
+        Needs { bytes, shapes: locked(&self.shapes).keys().copied().collect(), kernels }
     }
 
     /// What it is.
@@ -119,7 +127,7 @@ impl Device {
         locked(&self.arenas).first().filter(|_| is_reserved).map_or(0, |arena| arena.capacity())
     }
 
-    /// Makes sure of the memory that forwards of such needs take, and of the best way to make their products for up to
+    /// Makes sure of the memory that forwards of such needs take, of their kernels, and of the best way to make their products for up to
     /// `rows` rows. Fails if there is not so much memory left.
     pub fn reserve(&self, needs: &Needs, rows: usize) -> Result<()> {
         let _alone = locked(&self.forwards);
@@ -130,6 +138,8 @@ impl Device {
             arenas.push(Arc::new(Arena::of(&self.driver, needs.bytes, "memory for activations")?));
             self.is_reserved.store(true, Ordering::Relaxed);
         }
+        // Now, and side by side, instead of one after the other in the first batches.
+        self.driver.prepare_all(&needs.kernels)?;
         self.choose(&needs.shapes, rows)
     }
 
@@ -285,6 +295,9 @@ impl Device {
         if grid.contains(&0) {
             return Ok(());
         }
+        if let Some(kernels) = &mut *locked(&self.kernels) {
+            kernels.insert(kernel);
+        }
         let shared = crate::modules::shared_bytes(kernel);
         let grid = grid.map(|blocks| u32::try_from(blocks).expect("a grid of less than 2^32 blocks"));
         let command = Command::Launch { kernel, grid, threads, shared, arguments: arguments.to_vec() };
@@ -386,7 +399,7 @@ mod tests {
             has_bias: true,
             accumulates: false,
         };
-        let needs = Needs { bytes: 1 << 16, shapes: vec![shape] };
+        let needs = Needs { bytes: 1 << 16, shapes: vec![shape], kernels: vec!["add_f"] };
         device.reserve(&needs, 32).unwrap();
         let (used, tried) = (card.used(), card.count(Work::Multiply));
         assert!(used < 128 << 10, "{used}: what was tried on is given back");
@@ -394,11 +407,23 @@ mod tests {
             |device: &Device| [1, 8, 32, 64, 5000].map(|rows| device.algorithm(&shape, rows).unwrap().0[0]);
         // 13, which is fast at few rows and has other bits there, is not among them.
         assert_eq!(ids(&device), [2, 2, 13, 13, 13]);
+        assert_eq!(card.count(Work::Prepare), 1, "the kernel that a rehearsal launched");
         device.reserve(&needs, 32).unwrap();
         assert_eq!((card.used(), card.count(Work::Multiply)), (used, tried), "it is known already");
         device.reserve(&needs, 64).unwrap();
         assert!(card.count(Work::Multiply) > tried, "more rows");
         assert_eq!(ids(&device), [2, 2, 13, 2, 2]);
+    }
+
+    #[test]
+    fn a_rehearsal_tells_kernels_and_products() {
+        let device = Device::new(Played::new(Play::new(Arc::new(NoKernels))));
+        let rehearsal = device.rehearsal();
+        for _ in 0..2 {
+            rehearsal.launch("add_f", [1, 1, 1], 32, &[]).unwrap();
+        }
+        assert_eq!((rehearsal.needs().kernels, rehearsal.needs().shapes.len()), (vec!["add_f"], 0));
+        assert!(device.needs().kernels.is_empty());
     }
 
     #[test]
@@ -418,10 +443,10 @@ mod tests {
             has_bias: false,
             accumulates: false,
         };
-        device.reserve(&Needs { bytes: 60 << 10, shapes: vec![shape] }, 128).unwrap();
+        device.reserve(&Needs { bytes: 60 << 10, shapes: vec![shape], kernels: vec!["add_f"] }, 128).unwrap();
         assert_eq!(device.algorithm(&shape, 1).unwrap().0[0], 2);
         let short = Device::new(card);
-        let error = short.reserve(&Needs { bytes: 60 << 10, shapes: vec![] }, 1).unwrap_err();
+        let error = short.reserve(&Needs { bytes: 60 << 10, ..Needs::default() }, 1).unwrap_err();
         assert_eq!(
             error.to_string(),
             "memory for activations takes 61440 bytes on a played card, which has 4096 left"
