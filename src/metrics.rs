@@ -66,6 +66,8 @@ const REWARD_NEGATIVE_SUM: &str = "rewarm_reward_negative_sum_total";
 const TRUNCATED_SAMPLES: &str = "rewarm_truncated_samples_total";
 const DOUBLE_BOS: &str = "rewarm_double_bos_total";
 const NON_FINITE: &str = "rewarm_non_finite_total";
+const DEVICE_MEMORY: &str = "rewarm_device_memory_bytes";
+const DEVICE_MEMORY_LEFT: &str = "rewarm_device_memory_left_bytes";
 const MODEL_INFO: &str = "rewarm_model_info";
 const ROUTE_WEIGHT: &str = "rewarm_route_weight";
 const RELOADS: &str = "rewarm_reloads_total";
@@ -144,6 +146,9 @@ const METRICS: &[Metric] = &[
     metric(DOUBLE_BOS, Kind::Counter, Unit::Count,
         "Samples that start with two beginning-of-sequence tokens: usually a template applied twice."),
     metric(NON_FINITE, Kind::Counter, Unit::Count, "Samples whose reward was NaN or infinite."),
+    metric(DEVICE_MEMORY, Kind::Gauge, Unit::Bytes, "Memory of a GPU."),
+    metric(DEVICE_MEMORY_LEFT, Kind::Gauge, Unit::Bytes,
+        "Memory that was left when the models had been loaded, of a GPU or of the machine or container."),
     metric(MODEL_INFO, Kind::Gauge, Unit::Count, "1 for the model that serves a variant, 0 for what it replaced."),
     metric(ROUTE_WEIGHT, Kind::Gauge, Unit::Count,
         "Share of the requests that name no variant; the shares sum to 1."),
@@ -506,6 +511,29 @@ pub struct ModelInfo {
     pub fingerprint: String,
     /// For example "LlamaForSequenceClassification".
     pub architecture: String,
+}
+
+/// What is known of a device's memory, in bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// "cpu" or "cuda:N".
+    pub device: String,
+    /// All of it.
+    pub total: Option<u64>,
+    /// What is left.
+    pub left: Option<u64>,
+}
+
+/// The devices that serve, once all models are there.
+pub fn device_memory(devices: &[DeviceMemory]) {
+    for DeviceMemory { device, total, left } in devices {
+        if let Some(total) = total {
+            gauge!(DEVICE_MEMORY, "device" => device.clone()).set(*total as f64);
+        }
+        if let Some(left) = left {
+            gauge!(DEVICE_MEMORY_LEFT, "device" => device.clone()).set(*left as f64);
+        }
+    }
 }
 
 /// These variants, and no others, serve from now on.

@@ -126,6 +126,7 @@ fn a_variant_that_fits_has_a_copy_on_each_card_and_one_that_does_not_its_members
     let ens =
         load(&mut loader(&[4 * one + ROOM, 4 * one + ROOM]), &on("cuda:1,cuda:0", Mode::Ens, 2)).unwrap();
     assert_eq!(placed(&ens), ("cuda:1,cuda:0".to_owned(), Parts::Copies, 2));
+    assert_eq!(ens.info.placement.devices[0].card().map(|card| card.name.as_str()), Some("played 1"));
     assert!(ens.info.placement.left.iter().all(|left| left.is_some_and(|left| left < 4 * one + ROOM)));
     let auto = load(&mut loader(&[4 * one + ROOM, 4 * one + ROOM]), &on("auto", Mode::Warm, 1)).unwrap();
     assert_eq!(placed(&auto), ("cuda:0".to_owned(), Parts::Copies, 1));

@@ -83,6 +83,8 @@ fn metrics_are_shown_at_zero_from_the_start() {
     metrics::register_variant("ens", 2);
     let model = metrics::ModelInfo { variant: "ens".into(), fingerprint: "old".into(), ..Default::default() };
     metrics::models_served(std::slice::from_ref(&model));
+    let memory = metrics::DeviceMemory { device: "cuda:0".into(), total: Some(2), left: Some(1) };
+    metrics::device_memory(&[memory]);
     assert_golden("metrics.txt", &describe_metrics(&exporter.render()));
 
     // one test function, since one process has one recorder: what is recorded comes after the golden file

@@ -159,6 +159,14 @@ impl Device {
         }
     }
 
+    /// If it is one.
+    pub fn card(&self) -> Option<&Card> {
+        match self {
+            Self::Cpu => None,
+            Self::Card(card) => Some(card),
+        }
+    }
+
     /// What its rewards are computed by, wherever that is: "cpu" or "cuda".
     pub fn arithmetic(&self) -> &'static str {
         match self {

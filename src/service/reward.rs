@@ -25,6 +25,7 @@ use tracing::Instrument;
 
 use crate::metrics;
 use crate::metrics::Method;
+use crate::model::device::Device;
 use crate::model::variant::MemberInfo;
 use crate::model::variant::VariantInfo;
 use crate::proto;
@@ -154,6 +155,16 @@ fn variant(info: &VariantInfo) -> proto::VariantInfo {
         pooling: info.pooling.name().to_owned(),
         text_rule: TextRule::name_of(info.text_rule).to_owned(),
         notes: info.notes.clone(),
+        devices: info.placement.devices.iter().zip(&info.placement.left).map(device).collect(),
+    }
+}
+
+fn device((device, left): (&Device, &Option<u64>)) -> proto::Device {
+    proto::Device {
+        name: device.name(),
+        model: device.card().map(|card| card.name.clone()).unwrap_or_default(),
+        memory_bytes: device.card().map_or(0, |card| card.memory),
+        memory_left_bytes: left.unwrap_or(0),
     }
 }
 

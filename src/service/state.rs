@@ -17,6 +17,7 @@ use tracing::Instrument;
 
 use crate::engine::Engine;
 use crate::metrics;
+use crate::metrics::DeviceMemory;
 use crate::metrics::ModelInfo;
 use crate::model::chain;
 use crate::model::variant::VariantInfo;
@@ -293,6 +294,7 @@ impl State {
         }
         serving.variants.values().for_each(|served| served.lane.show());
         metrics::models_served(&models);
+        metrics::device_memory(&memory_of(serving.infos()));
         metrics::routing_changed(serving.routing.weights());
         let serving = Arc::new(serving);
         self.serving.store(Some(serving.clone()));
@@ -318,6 +320,19 @@ fn told(result: Result<Arc<Serving>, ServiceError>) -> Result<Arc<Serving>, Serv
         }
     }
     result
+}
+
+/// Of each device what was left last.
+fn memory_of<'a>(infos: impl Iterator<Item = &'a VariantInfo>) -> Vec<DeviceMemory> {
+    let mut memory: BTreeMap<String, DeviceMemory> = BTreeMap::new();
+    let placed = infos.flat_map(|info| info.placement.devices.iter().zip(&info.placement.left));
+    for (device, &left) in placed {
+        let total = device.card().map(|card| card.memory);
+        let known =
+            memory.entry(device.name()).or_insert(DeviceMemory { device: device.name(), total, left });
+        known.left = [known.left, left].into_iter().flatten().min();
+    }
+    memory.into_values().collect()
 }
 
 fn model_info(info: &VariantInfo) -> ModelInfo {

@@ -177,7 +177,7 @@ class GetServerInfoResponse(_message.Message):
     def __init__(self, version: _Optional[str] = ..., variants: _Optional[_Iterable[_Union[VariantInfo, _Mapping]]] = ..., routing: _Optional[_Union[Routing, _Mapping]] = ..., max_samples_per_request: _Optional[int] = ...) -> None: ...
 
 class VariantInfo(_message.Message):
-    __slots__ = ("name", "mode", "members", "reduction", "dtype", "device", "max_tokens", "fingerprint", "architecture", "pooling", "text_rule", "notes")
+    __slots__ = ("name", "mode", "members", "reduction", "dtype", "device", "max_tokens", "fingerprint", "architecture", "pooling", "text_rule", "notes", "devices")
     NAME_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
@@ -190,6 +190,7 @@ class VariantInfo(_message.Message):
     POOLING_FIELD_NUMBER: _ClassVar[int]
     TEXT_RULE_FIELD_NUMBER: _ClassVar[int]
     NOTES_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
     name: str
     mode: str
     members: _containers.RepeatedCompositeFieldContainer[MemberInfo]
@@ -202,7 +203,20 @@ class VariantInfo(_message.Message):
     pooling: str
     text_rule: str
     notes: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., mode: _Optional[str] = ..., members: _Optional[_Iterable[_Union[MemberInfo, _Mapping]]] = ..., reduction: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., max_tokens: _Optional[int] = ..., fingerprint: _Optional[str] = ..., architecture: _Optional[str] = ..., pooling: _Optional[str] = ..., text_rule: _Optional[str] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
+    devices: _containers.RepeatedCompositeFieldContainer[Device]
+    def __init__(self, name: _Optional[str] = ..., mode: _Optional[str] = ..., members: _Optional[_Iterable[_Union[MemberInfo, _Mapping]]] = ..., reduction: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., max_tokens: _Optional[int] = ..., fingerprint: _Optional[str] = ..., architecture: _Optional[str] = ..., pooling: _Optional[str] = ..., text_rule: _Optional[str] = ..., notes: _Optional[_Iterable[str]] = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ...) -> None: ...
+
+class Device(_message.Message):
+    __slots__ = ("name", "model", "memory_bytes", "memory_left_bytes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_LEFT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    model: str
+    memory_bytes: int
+    memory_left_bytes: int
+    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., memory_left_bytes: _Optional[int] = ...) -> None: ...
 
 class MemberInfo(_message.Message):
     __slots__ = ("path", "coefficient", "digest", "calibration", "source")
