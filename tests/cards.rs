@@ -133,7 +133,7 @@ fn a_variant_that_fits_has_a_copy_on_each_card_and_one_that_does_not_its_members
 
     // smaller and smaller cards, until they do not have room for both members and a forward
     let tight = |step: u64| {
-        let memory = 4 * one + ROOM / 32 - step * (one / 8);
+        let memory = 5 * one - step * (one / 3);
         load(&mut loader(&[memory, memory]), &on("cuda:0,cuda:1", Mode::Ens, 2)).unwrap()
     };
     let spread = (0..).map(tight).find(|variant| variant.info.placement.parts == Parts::Members).unwrap();
