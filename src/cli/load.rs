@@ -1,6 +1,8 @@
 //! Loads variants, fetched from a hub if need be and tried in another process before, and shows how far it is: a bar on a
 //! terminal, lines in the log.
 
+use std::io;
+use std::io::Write;
 use std::path::PathBuf;
 
 use crate::cli::fetch::Fetcher;
@@ -11,6 +13,7 @@ use crate::cli::trial::Refused;
 use crate::config::ConfigError;
 use crate::hub::HubId;
 use crate::model::ModelError;
+use crate::model::device::Device;
 use crate::model::trial::Subject;
 use crate::model::variant::Checked;
 use crate::model::variant::Loader;
@@ -19,11 +22,19 @@ use crate::model::variant::VariantConfig;
 use crate::service::LoadError;
 use crate::service::Loaded;
 
-/// Loads one variant, with a bar when standard error is a terminal.
+/// Loads one variant, with a bar when standard error is a terminal, and says there which card it is on, if it is one.
 pub(super) fn load(loader: &mut Loader, config: &VariantConfig) -> Result<Variant, ModelError> {
     let load = |loader: &mut Loader, configs: &[VariantConfig]| load_tried(loader, &configs[0]);
-    tried(loader, std::slice::from_ref(config), false, load)
-        .unwrap_or_else(|problems| Err(problems.into_iter().map(|(_, problem)| problem).collect()))
+    let loaded = tried(loader, std::slice::from_ref(config), false, load)
+        .unwrap_or_else(|problems| Err(problems.into_iter().map(|(_, problem)| problem).collect()));
+    if let Ok(Variant { info, .. }) = &loaded
+        && info.placement.devices[0].card().is_some()
+    {
+        let devices: Vec<String> = info.placement.devices.iter().map(Device::to_string).collect();
+        // whoever has closed standard error does not want to know
+        let _ = writeln!(io::stderr(), "{}: {} on {}", info.name, info.dtype.name(), devices.join(", "));
+    }
+    loaded
 }
 
 /// Loads what a server serves, tried all at once.

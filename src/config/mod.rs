@@ -364,6 +364,35 @@ mod tests {
     }
 
     #[test]
+    fn a_device_is_a_name_or_a_list_and_a_flag_is_in_place_of_every_variants() {
+        let device = |value: &str, flag: Option<&str>| {
+            let overrides =
+                Overrides { device: flag.map(|name| name.parse().unwrap()), ..Overrides::default() };
+            let text = format!("{ONE}device = {value}");
+            load_text(&text, overrides).map(|config| config.service.models.variants[0].device.to_string())
+        };
+        let default = load_text(ONE, Overrides::default()).unwrap().service;
+        assert_eq!(default.models.variants[0].device, DeviceName::Auto);
+        assert_eq!(default.reload, service::Reload::Beside);
+        assert_eq!(device("'cuda'", None).unwrap(), "cuda:0");
+        assert_eq!(device("['cuda:0', 'cuda:2']", None).unwrap(), "cuda:0,cuda:2");
+        assert_eq!(device("'cuda'", Some("cpu")).unwrap(), "cpu");
+        for (bad, says) in [
+            ("'gpu'", "`gpu` is not auto, cpu, cuda or cuda:N"),
+            ("['cpu', 'cuda']", "does not go with"),
+            ("1", "device"),
+        ] {
+            let problems = device(bad, None).unwrap_err().to_string();
+            assert!(
+                problems.contains("rewarm.toml:4: variants.one.device") && problems.contains(says),
+                "{problems}"
+            );
+        }
+        let replace = load_text(&format!("{ONE}[server]\nreload = 'replace'"), Overrides::default()).unwrap();
+        assert_eq!(replace.service.reload, service::Reload::Replace);
+    }
+
+    #[test]
     fn prefixes_are_computed_again_for_whoever_says_so() {
         let text = format!("{ONE}[batching]\nshare_prefixes = false");
         assert!(!load_text(&text, Overrides::default()).unwrap().service.engine.share_prefixes);
