@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use anyhow::Context;
+use rayon::prelude::*;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde::Serialize;
@@ -43,6 +44,10 @@ pub enum Shape {
     #[value(name = "qwen3-600m")]
     #[serde(rename = "qwen3-600m")]
     Qwen3,
+    /// A decoder, 36 layers x 4096, 8.2B parameters: Qwen3-8B's.
+    #[value(name = "qwen3-8b")]
+    #[serde(rename = "qwen3-8b")]
+    Qwen3Large,
 }
 
 impl Shape {
@@ -56,6 +61,7 @@ impl Shape {
             Self::Smollm2 => "smollm2-135m",
             Self::Llama512 => "llama-512x8",
             Self::Qwen3 => "qwen3-600m",
+            Self::Qwen3Large => "qwen3-8b",
         }
     }
 
@@ -86,15 +92,21 @@ impl Shape {
                 "type_vocab_size": 0, "layer_norm_eps": 1e-7, "hidden_act": "gelu", "pooler_hidden_size": 768,
                 "pooler_hidden_act": "gelu", "pad_token_id": 0,
             }),
-            Self::Qwen3 => json!({
-                "architectures": ["Qwen3ForSequenceClassification"], "model_type": "qwen3",
-                "vocab_size": 151_936, "hidden_size": 1024, "intermediate_size": 3072,
-                "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8,
-                "head_dim": 128, "max_position_embeddings": 40_960, "rms_norm_eps": 1e-6,
-                "rope_theta": 1_000_000.0, "hidden_act": "silu", "pad_token_id": 0,
-            }),
+            Self::Qwen3 => qwen3([1024, 3072, 28, 16]),
+            Self::Qwen3Large => qwen3([4096, 12_288, 36, 32]),
         }
     }
+}
+
+/// Of hidden size, size inside the MLP, layers and heads.
+fn qwen3([hidden, intermediate, layers, heads]: [usize; 4]) -> Value {
+    json!({
+        "architectures": ["Qwen3ForSequenceClassification"], "model_type": "qwen3", "vocab_size": 151_936,
+        "hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": 8, "head_dim": 128,
+        "max_position_embeddings": 40_960, "rms_norm_eps": 1e-6, "rope_theta": 1_000_000.0,
+        "hidden_act": "silu", "pad_token_id": 0,
+    })
 }
 
 /// Whose tensors a checkpoint has.
@@ -179,8 +191,9 @@ pub fn write(config: &Value, dir: &Path, member: u64) -> anyhow::Result<()> {
         let path = dir.join(name);
         std::fs::write(&path, value.to_string()).with_context(|| format!("write {}", path.display()))?;
     }
-    let (mut base, mut own) = (Noise::new(0), Noise::new(member + 1));
-    let draw_all = |TensorPlan { name, shape, role, .. }: TensorPlan| {
+    let draw_all = |(index, TensorPlan { name, shape, role, .. }): (usize, TensorPlan)| {
+        let seed = |of: u64| Noise::new(of << 32 | index as u64);
+        let (mut base, mut own) = (seed(0), seed(member + 1));
         // Norms keep the size of what passes; the others are as small as a trained model's.
         let mean = if role == Role::NormWeight { 1.0 } else { 0.0 };
         let mut draw = || mean + 0.1 * (base.unit() - 0.5 + (own.unit() - 0.5) / 16.0);
@@ -188,7 +201,8 @@ pub fn write(config: &Value, dir: &Path, member: u64) -> anyhow::Result<()> {
         let bytes = (0..count).flat_map(|_| half::f16::from_f64(draw()).to_le_bytes()).collect();
         (name, shape, bytes)
     };
-    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = tensors(config).into_iter().map(draw_all).collect();
+    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> =
+        tensors(config).into_par_iter().enumerate().map(draw_all).collect();
     let views = tensors
         .iter()
         .map(|(name, shape, bytes)| Ok((name, TensorView::new(Dtype::F16, shape.clone(), bytes)?)))
@@ -227,6 +241,7 @@ mod tests {
                 ("smollm2-135m", 134),
                 ("llama-512x8", 41),
                 ("qwen3-600m", 596),
+                ("qwen3-8b", 7568),
             ]
         );
     }
