@@ -50,6 +50,7 @@ pub struct Device {
     arenas: Mutex<Vec<Arc<Arena>>>,
     is_reserved: AtomicBool,
     retired: Arc<Retired>,
+    loading: Loading,
     queue: Mutex<Queue>,
     forwards: Mutex<()>,
     /// Small tables, by what they hold.
@@ -60,6 +61,14 @@ pub struct Device {
     choices: Mutex<HashMap<Shape, Choice>>,
     /// Of these choices, for numbers of rows that came by.
     algorithms: Mutex<HashMap<(Shape, usize), Arc<Algorithm>>>,
+}
+
+/// The way of weights to the card.
+#[derive(Debug, Default)]
+struct Loading {
+    stream: Mutex<Option<Stream>>,
+    /// Whether something was copied that no forward has waited for.
+    is_behind: AtomicBool,
 }
 
 /// What a forward would ask for.
@@ -85,6 +94,7 @@ impl Device {
             driver,
             arenas: Mutex::default(),
             is_reserved: AtomicBool::new(false),
+            loading: Loading::default(),
             queue: Mutex::default(),
             forwards: Mutex::default(),
             constants: Mutex::default(),
@@ -234,8 +244,30 @@ impl Device {
             "{rows} rows of {width}, with what is between them"
         );
         let memory = self.lasting(bytes, "weights")?;
-        self.driver.upload(STREAM, values, memory.at)?;
+        self.load(values, memory.at)?;
         Ok(Matrix::new(memory, rows, width, stride, number))
+    }
+
+    /// Copies what stays, while forwards of other models may be recorded on their own stream.
+    fn load(&self, values: &[u8], to: Address) -> Result<Stream> {
+        let mut stream = locked(&self.loading.stream);
+        let stream = match *stream {
+            Some(stream) => stream,
+            None => *stream.insert(self.driver.stream()?),
+        };
+        self.driver.upload(stream, values, to)?;
+        self.loading.is_behind.store(true, Ordering::Release);
+        Ok(stream)
+    }
+
+    /// What is asked for from now on waits for what was loaded.
+    fn await_loaded(&self) -> Result<()> {
+        if self.loading.is_behind.swap(false, Ordering::Acquire)
+            && let Some(stream) = *locked(&self.loading.stream)
+        {
+            self.driver.wait(STREAM, &self.driver.record(stream)?)?;
+        }
+        Ok(())
     }
 
     /// A copy that stays, made at once: it may outlive what was listed.
@@ -255,7 +287,8 @@ impl Device {
             return Ok(known.clone());
         }
         let memory = self.lasting(values.len(), "a table")?;
-        self.driver.upload(STREAM, values, memory.at)?;
+        let stream = self.load(values, memory.at)?;
+        self.driver.synchronize(stream)?;
         let table = Matrix::new(memory, 1, values.len() / 4, values.len() / 4, Number::F32);
         locked(&self.constants).insert(values.to_vec(), table.clone());
         Ok(table)
@@ -298,6 +331,7 @@ impl Device {
         if let Some(kernels) = &mut *locked(&self.kernels) {
             kernels.insert(kernel);
         }
+        self.await_loaded()?;
         let shared = crate::modules::shared_bytes(kernel);
         let grid = grid.map(|blocks| u32::try_from(blocks).expect("a grid of less than 2^32 blocks"));
         let command = Command::Launch { kernel, grid, threads, shared, arguments: arguments.to_vec() };
