@@ -216,6 +216,7 @@ impl Device {
 
     /// Memory that is not the arena's.
     fn lasting(&self, bytes: usize, what: &str) -> Result<Arc<Memory>> {
+        let _nobody_records = self.retired.recording.read().unwrap_or_else(PoisonError::into_inner);
         let at = self.driver.allocate(bytes, what)?;
         Ok(Arc::new(Memory::of_weights(at, bytes, self.retired.clone())))
     }
@@ -255,6 +256,7 @@ impl Device {
             Some(stream) => stream,
             None => *stream.insert(self.driver.stream()?),
         };
+        let _nobody_records = self.retired.recording.read().unwrap_or_else(PoisonError::into_inner);
         self.driver.upload(stream, values, to)?;
         self.loading.is_behind.store(true, Ordering::Release);
         Ok(stream)
@@ -389,7 +391,7 @@ impl Device {
         }
         let mut values = vec![0f32; total];
         let mut queue = locked(&self.queue);
-        queue.flush(&*self.driver)?;
+        queue.flush(&*self.driver, &self.retired.recording)?;
         self.driver.download(STREAM, packed.at(), bytemuck::cast_slice_mut(&mut values))?;
         queue.done(&*self.driver)?;
         Ok(places.iter().zip(counts).map(|(&place, count)| values[place..place + count].to_vec()).collect())

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::sync::RwLock;
 
 use crate::arena::Arena;
 use crate::driver::Address;
@@ -28,13 +29,15 @@ enum Owner {
 #[derive(Debug)]
 pub(crate) struct Retired {
     driver: Arc<dyn Driver>,
+    /// Held while launches are recorded: meanwhile no memory is taken or given back.
+    pub(crate) recording: RwLock<()>,
     /// While a forward is under way.
     waiting: Mutex<Option<Vec<Address>>>,
 }
 
 impl Retired {
     pub(crate) fn new(driver: Arc<dyn Driver>) -> Self {
-        Self { driver, waiting: Mutex::new(None) }
+        Self { driver, recording: RwLock::new(()), waiting: Mutex::new(None) }
     }
 
     fn waiting(&self) -> MutexGuard<'_, Option<Vec<Address>>> {
@@ -56,7 +59,10 @@ impl Retired {
     fn take(&self, address: Address) {
         match &mut *self.waiting() {
             Some(waiting) => waiting.push(address),
-            None => self.driver.release(address),
+            None => {
+                let _nobody_records = self.recording.read().unwrap_or_else(PoisonError::into_inner);
+                self.driver.release(address);
+            }
         }
     }
 }

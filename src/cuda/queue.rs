@@ -11,6 +11,8 @@ use std::hash::Hash;
 use std::hash::Hasher;
 use std::sync::Arc;
 use std::sync::OnceLock;
+use std::sync::PoisonError;
+use std::sync::RwLock;
 use std::time::Duration;
 
 use crate::driver::Address;
@@ -158,7 +160,9 @@ impl Queue {
     }
 
     /// Asks for all that is listed.
-    pub(crate) fn flush(&mut self, driver: &dyn Driver) -> Result<()> {
+    ///
+    /// `recording` is held while a graph is made.
+    pub(crate) fn flush(&mut self, driver: &dyn Driver, recording: &RwLock<()>) -> Result<()> {
         if !self.is_small {
             return self.ask(driver);
         }
@@ -174,6 +178,7 @@ impl Queue {
                 let graph = match &known.graph {
                     Some(graph) => graph.clone(),
                     None => {
+                        let _alone = recording.write().unwrap_or_else(PoisonError::into_inner);
                         let graph = capture(driver, &known.commands)?;
                         known.graph = Some(graph.clone());
                         graph
