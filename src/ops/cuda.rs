@@ -355,7 +355,7 @@ impl Cuda {
         let (device, buckets) = (&self.device, table.rows());
         let y = device.dense(x.rows(), heads.len() * buckets)?;
         // a product reads runs of 16 bytes
-        let is_aligned = head_dim * x.number().bytes() % 16 == 0;
+        let is_aligned = (head_dim * x.number().bytes()).is_multiple_of(16);
         for (place, head) in heads.clone().enumerate() {
             let [of_x, of_table] = of(head);
             let part = |matrix: &Matrix, head: usize| matrix.columns(head * head_dim..(head + 1) * head_dim);
