@@ -241,8 +241,10 @@ fn shared_prefixes_change_no_reward() {
         let sequences: Vec<Sequence> = samples.flat_map(endings).collect();
         let longest = sequences.iter().map(|sequence| sequence.token_ids.len()).max().unwrap();
         let cases = [(None, 1), (None, MIN_SHARED_PREFIX), (Some(Pooling::Mean), 1)];
+        // a card that is played is slow
+        let is_tried = |&(form, case): &(Form, _)| !matches!(form, Form::Cuda) || case == cases[0];
         for (form, (pooling, min_shared)) in
-            forms().into_iter().flat_map(|form| cases.map(|case| (form, case)))
+            forms().into_iter().flat_map(|form| cases.map(|case| (form, case))).filter(is_tried)
         {
             let model = form.load(&dir, "config.json", Format::F32, pooling);
             if !model.forward.shares_prefixes(longest) {

@@ -64,7 +64,7 @@ fn a_decoder_without_template_and_rule_refuses_text_with_the_ways_out() {
     let path = model.path().to_str().unwrap();
     let config = config_file(model.path());
     let check = || text(&run(&["serve", "--check", "--config", config.to_str().unwrap()]).stdout).to_owned();
-    assert!(check().ends_with("it serves tiny (text_rule: none)\n"), "{}", check());
+    assert!(check().contains("it serves tiny (text_rule: none)\n"), "{}", check());
 
     let lines = "{\"prompt\":\"Hi\",\"response\":\"Hello\"}\n{\"formatted\":\"HiHello\"}\n";
     let refused = score_with(model.path(), lines);
@@ -95,7 +95,7 @@ fn a_decoder_without_template_and_rule_refuses_text_with_the_ways_out() {
     drop(server);
 
     std::fs::write(model.path().join("rewarm.json"), r#"{"text_rule": "concatenation"}"#).unwrap();
-    assert!(check().ends_with("it serves tiny (text_rule: concatenation)\n"), "{}", check());
+    assert!(check().contains("it serves tiny (text_rule: concatenation)\n"), "{}", check());
     let scored = score_with(model.path(), lines);
     // the tokenizer's own special tokens: it begins with a BOS, which formatted text has not
     let tokens = |line: &Value| line["tokens"].as_u64().unwrap();
