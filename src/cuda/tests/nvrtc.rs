@@ -13,8 +13,8 @@ use rewarm_cuda::modules::Module;
 
 /// Of each generation one: A100, Ada, Hopper, and both Blackwells.
 const ARCHITECTURES: [&str; 5] = ["sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120a"];
-/// These compile all sizes of heads; the rest and f16, which differs from bf16 in one instruction, the commonest: it takes
-/// two minutes of two cores so.
+/// These compile all sizes of heads in bf16, Hopper in f16 as well; the others the commonest: it takes a minute of two cores
+/// so.
 const WHOLE: [&str; 2] = ["sm_80", "sm_90a"];
 const COMMON: [&str; 4] = ["attend_b_64", "attend_b_128", "attend_b_128x", "attend_h_128"];
 /// What a block has on Ada and on the smaller Blackwell.
@@ -43,7 +43,8 @@ fn every_module_compiles_within_bounds() {
         .flat_map(|architecture| modules.iter().map(move |module| (*architecture, module)))
         .filter(|(architecture, module)| {
             let name = module.name.as_str();
-            let is_wanted = !name.starts_with("attend_h_") && WHOLE.contains(architecture);
+            let is_wanted =
+                WHOLE.contains(architecture) && (!name.starts_with("attend_h_") || *architecture == "sm_90a");
             is_wanted || !name.starts_with("attend_") || COMMON.contains(&name)
         })
         .collect();
