@@ -28,7 +28,6 @@ pub(crate) struct Arena {
 struct State {
     /// Offset → bytes, of what is free: no two of them touch.
     free: BTreeMap<usize, usize>,
-    taken: usize,
     /// Bytes from the beginning to the end of the last piece that was ever taken.
     peak: usize,
 }
@@ -66,7 +65,6 @@ impl Arena {
         if length > bytes {
             state.free.insert(at + bytes, length - bytes);
         }
-        state.taken += bytes;
         state.peak = state.peak.max(at + bytes);
         Some(self.base.after(at))
     }
@@ -76,7 +74,6 @@ impl Arena {
         let mut bytes = rounded(bytes);
         let mut state = self.state();
         let mut at = (address.0 - self.base.0) as usize;
-        state.taken -= bytes;
         if let Some((&before, &length)) = state.free.range(..at).next_back()
             && before + length == at
         {
@@ -95,7 +92,7 @@ impl Arena {
 
     #[cfg(test)]
     pub(crate) fn taken(&self) -> usize {
-        self.state().taken
+        self.capacity - self.state().free.values().sum::<usize>()
     }
 
     /// How large it must be for all that was ever taken.

@@ -235,9 +235,7 @@ impl Device {
         let to = |number: Number| self.matrix(rows, width, number);
         let wide = wide.then(|| to(Number::F32)).transpose()?;
         let rounded = rounded.map(to).transpose()?;
-        let out = rounded
-            .as_ref()
-            .map_or(if x.number() == Number::F32 { Number::F32 } else { x.number() }, |out| out.number());
+        let out = rounded.as_ref().map_or(x.number(), Matrix::number);
         let mut arguments = vec![at(Some(x)), number(x.stride()), number(rows), number(runs), number(run)];
         let (kernel, weights) = match norm {
             NormOf::Rms { weight } => (named_from!("rms_norm", x.number(), out), vec![at(Some(weight))]),

@@ -32,9 +32,8 @@ use crate::matrix::stride_of;
 use crate::queue::Command;
 use crate::queue::Moment;
 use crate::queue::Queue;
+use crate::queue::STREAM;
 use crate::rehearsal::Nothing;
-
-const STREAM: Stream = Stream(0);
 
 /// Rows of a batch up to which launches weigh more than what they do.
 pub const SMALL_BATCH: usize = 1024;
@@ -216,7 +215,7 @@ impl Device {
 
     /// Memory that is not the arena's.
     fn lasting(&self, bytes: usize, what: &str) -> Result<Arc<Memory>> {
-        let _nobody_records = self.retired.recording.read().unwrap_or_else(PoisonError::into_inner);
+        let _nobody_records = self.retired.nobody_records();
         let at = self.driver.allocate(bytes, what)?;
         Ok(Arc::new(Memory::of_weights(at, bytes, self.retired.clone())))
     }
@@ -256,7 +255,7 @@ impl Device {
             Some(stream) => stream,
             None => *stream.insert(self.driver.stream()?),
         };
-        let _nobody_records = self.retired.recording.read().unwrap_or_else(PoisonError::into_inner);
+        let _nobody_records = self.retired.nobody_records();
         self.driver.upload(stream, values, to)?;
         self.loading.is_behind.store(true, Ordering::Release);
         Ok(stream)
@@ -312,7 +311,7 @@ impl Device {
         let memory = self.memory(blob.len())?;
         self.driver.upload(STREAM, &blob, memory.at)?;
         let of_section = |(section, start): (&Vec<u8>, usize)| Integers {
-            memory: memory.clone(),
+            _memory: memory.clone(),
             at: memory.at.after(start),
             count: section.len() / 4,
         };

@@ -7,6 +7,7 @@ use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::sync::RwLock;
+use std::sync::RwLockReadGuard;
 
 use crate::arena::Arena;
 use crate::driver::Address;
@@ -44,6 +45,11 @@ impl Retired {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Waits until no launches are recorded, and keeps others from it.
+    pub(crate) fn nobody_records(&self) -> RwLockReadGuard<'_, ()> {
+        self.recording.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A forward begins.
     pub(crate) fn hold(&self) {
         self.waiting().get_or_insert_default();
@@ -60,7 +66,7 @@ impl Retired {
         match &mut *self.waiting() {
             Some(waiting) => waiting.push(address),
             None => {
-                let _nobody_records = self.recording.read().unwrap_or_else(PoisonError::into_inner);
+                let _nobody_records = self.nobody_records();
                 self.driver.release(address);
             }
         }
@@ -101,9 +107,10 @@ pub fn stride_of(width: usize) -> usize {
 #[derive(Clone, Debug)]
 pub struct Matrix(Arc<View>);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct View {
-    memory: Arc<Memory>,
+    /// Goes back when nobody reads it.
+    _memory: Arc<Memory>,
     at: Address,
     rows: usize,
     width: usize,
@@ -114,7 +121,7 @@ struct View {
 impl Matrix {
     pub(crate) fn new(memory: Arc<Memory>, rows: usize, width: usize, stride: usize, number: Number) -> Self {
         let at = memory.at;
-        Self(Arc::new(View { memory, at, rows, width, stride, number }))
+        Self(Arc::new(View { _memory: memory, at, rows, width, stride, number }))
     }
 
     /// Rows.
@@ -149,26 +156,23 @@ impl Matrix {
     /// Some of its columns: nobody else may read these while they are changed.
     pub fn columns(&self, columns: Range<usize>) -> Self {
         assert!(columns.end <= self.width(), "columns {columns:?} of {}", self.width());
-        let View { memory, at, rows, stride, number, .. } = &*self.0;
-        let at = at.after(columns.start * number.bytes());
-        let (rows, stride, number) = (*rows, *stride, *number);
-        Self(Arc::new(View { memory: memory.clone(), at, rows, width: columns.len(), stride, number }))
+        let at = self.at().after(columns.start * self.number().bytes());
+        Self(Arc::new(View { at, width: columns.len(), ..(*self.0).clone() }))
     }
 
     /// Some of its rows.
     pub fn some_rows(&self, rows: Range<usize>) -> Self {
         assert!(rows.end <= self.rows(), "rows {rows:?} of {}", self.rows());
-        let View { memory, at, width, stride, number, .. } = &*self.0;
-        let at = at.after(rows.start * stride * number.bytes());
-        let (width, stride, number) = (*width, *stride, *number);
-        Self(Arc::new(View { memory: memory.clone(), at, rows: rows.len(), width, stride, number }))
+        let at = self.at().after(rows.start * self.stride() * self.number().bytes());
+        Self(Arc::new(View { at, rows: rows.len(), ..(*self.0).clone() }))
     }
 }
 
 /// Integers in a card's memory.
 #[derive(Clone, Debug)]
 pub struct Integers {
-    pub(crate) memory: Arc<Memory>,
+    /// Goes back when nobody reads it.
+    pub(crate) _memory: Arc<Memory>,
     pub(crate) at: Address,
     pub(crate) count: usize,
 }
@@ -182,11 +186,5 @@ impl Integers {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.count == 0
-    }
-
-    /// Those from a place on.
-    pub fn from(&self, place: usize) -> Self {
-        assert!(place <= self.count);
-        Self { memory: self.memory.clone(), at: self.at.after(4 * place), count: self.count - place }
     }
 }

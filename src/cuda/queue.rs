@@ -28,7 +28,7 @@ use crate::driver::Shape;
 use crate::driver::Stream;
 
 /// Where all of a device's forwards are asked for.
-const STREAM: Stream = Stream(0);
+pub(crate) const STREAM: Stream = Stream(0);
 /// Graphs that are kept: of the sizes that batches have.
 const MAX_GRAPHS: usize = 64;
 /// A list that is longer than this is asked for while it is made, if nobody wants it as a graph.

@@ -143,12 +143,6 @@ fn write_weights(source: Source<'_>, output: usize, input: usize, inputs: Range<
     }
 }
 
-fn read_bias(source: Source<'_>, outputs: usize) -> Vec<f32> {
-    let mut all = vec![0.0; source.rows.of];
-    source.values.to_f32s(0..source.rows.of, &mut all);
-    (0..outputs).map(|output| all[source.rows.row(output)]).collect()
-}
-
 impl Ops for Cpu {
     type Rows = Rows;
     type Linear = Linear;
@@ -174,7 +168,7 @@ impl Ops for Cpu {
 
     fn load_linear(&self, source: LinearSource<'_>, precision: Precision) -> Result<Linear> {
         let LinearSource { weight, bias, output, input } = source;
-        let bias = bias.map(|bias| read_bias(bias, output));
+        let bias = bias.map(|bias| bias.numbers(output));
         let read = |output: usize, inputs: Range<usize>, to: Weights<'_>| {
             write_weights(weight, output, input, inputs, to);
         };
@@ -185,7 +179,7 @@ impl Ops for Cpu {
     fn load_gated(&self, gate: LinearSource<'_>, up: LinearSource<'_>) -> Result<Linear> {
         let LinearSource { output, input, .. } = gate;
         let bias = match (gate.bias, up.bias) {
-            (Some(gate), Some(up)) => Some([gate, up].map(|bias| read_bias(bias, output)).concat()),
+            (Some(gate), Some(up)) => Some([gate, up].map(|bias| bias.numbers(output)).concat()),
             _ => None,
         };
         let read = |column: usize, inputs: Range<usize>, to: Weights<'_>| {

@@ -22,12 +22,12 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::OnceLock;
 use std::sync::PoisonError;
 use std::time::Duration;
 
 use half::bf16;
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 use rewarm_cuda::Moment;
 use rewarm_cuda::calls;
 use rewarm_cuda::calls::Distances;
@@ -51,6 +51,7 @@ use super::Convolution;
 use super::Distance;
 use super::Ops;
 use super::Precision;
+use super::whole;
 use crate::ops::batch::PackedBatch;
 use crate::ops::error::OpsError;
 use crate::ops::error::Result;
@@ -59,6 +60,7 @@ use crate::ops::inputs::Inputs;
 use crate::ops::inputs::Which;
 use crate::ops::source::LinearSource;
 use crate::ops::source::Source;
+use crate::values::CHUNK;
 use crate::values::Format;
 use crate::values::Values;
 
@@ -284,18 +286,18 @@ impl Cuda {
                 }
             }
             match bias {
-                Some(Source { values, rows, .. }) => {
-                    let mut all = vec![0.0; rows.of];
-                    values.to_f32s(0..rows.of, &mut all);
-                    biases.extend((0..*output).map(|output| all[rows.row(output)]));
-                }
+                Some(bias) => biases.extend(bias.numbers(*output)),
                 None => biases.resize(biases.len() + output, 0.0),
             }
         }
         let weight = self.device.upload(&bytes, outputs, input, number)?;
-        let bias = match has_bias {
-            true => Some([self.vector(biases.clone(), Number::F32)?, self.vector(biases, number)?]),
-            false => None,
+        let bias = match (has_bias, number) {
+            (false, _) => None,
+            (true, Number::F32) => {
+                let bias = self.vector(biases, number)?;
+                Some([bias.clone(), bias])
+            }
+            (true, _) => Some([self.vector(biases.clone(), Number::F32)?, self.vector(biases, number)?]),
         };
         Ok(Linear { weight, bias, precision })
     }
@@ -413,10 +415,13 @@ fn copy(values: &Values, from: Range<usize>, number: Number, to: &mut [u8]) {
         Number::F32 => values.to_f32s(from, bytemuck::cast_slice_mut(to)),
         Number::Bf16 => values.to_bf16s(from, bytemuck::cast_slice_mut::<u8, bf16>(to)),
         Number::F16 => {
-            let mut wide = vec![0.0; from.len()];
-            values.to_f32s(from, &mut wide);
             let to: &mut [f16] = bytemuck::cast_slice_mut(to);
-            to.iter_mut().zip(wide).for_each(|(to, x)| *to = f16::from_f32(x));
+            let mut wide = [0.0; CHUNK];
+            for (start, to) in from.step_by(CHUNK).zip(to.chunks_mut(CHUNK)) {
+                let wide = &mut wide[..to.len()];
+                values.to_f32s(start..start + wide.len(), wide);
+                to.convert_from_f32_slice(wide);
+            }
         }
     }
 }
@@ -779,15 +784,8 @@ impl Ops for Cuda {
         Ok(self.here(turned, len))
     }
 
-    fn of_weights<T>(&self, kept: &OnceLock<Arc<T>>, make: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
-        match kept.get() {
-            Some(made) => Ok(made.clone()),
-            None if self.rehearses => Ok(Arc::new(make()?)),
-            None => {
-                let made = Arc::new(make()?);
-                Ok(kept.get_or_init(|| made).clone())
-            }
-        }
+    fn weights_stay(&self) -> bool {
+        !self.rehearses
     }
 
     fn products_by_distance(
@@ -900,14 +898,6 @@ impl Ops for Cuda {
         let results = results.iter().map(read).collect::<Result<Vec<_>>>()?;
         let results: Vec<(&Matrix, usize)> = results.iter().map(|(matrix, rows)| (matrix, *rows)).collect();
         Ok(self.device.read(&results)?)
-    }
-}
-
-/// The one block that all rows are in.
-fn whole(blocks: &[Rows]) -> Result<&Rows> {
-    match blocks {
-        [whole] => Ok(whole),
-        _ => Err(OpsError::Unsupported("several blocks, of which this form has one")),
     }
 }
 

@@ -45,6 +45,7 @@ pub use rewarm_kernels::Buckets;
 pub use rewarm_kernels::Distance;
 pub use rewarm_kernels::rounded_slope;
 
+use crate::ops::error::OpsError;
 use crate::ops::error::Result;
 use crate::ops::inputs::Inputs;
 use crate::ops::inputs::Which;
@@ -200,10 +201,15 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
         batch: &Self::Batch<'_>,
         which: &Which,
     ) -> Result<Self::Rows>;
-    /// What depends on weights alone: made once, and kept where the weights stay as they are.
+    /// Whether weights stay as they are, and what is made of them alone can be kept.
+    fn weights_stay(&self) -> bool {
+        true
+    }
+    /// What depends on weights alone: made once, and kept where the [weights stay](Self::weights_stay) as they are.
     fn of_weights<T>(&self, kept: &OnceLock<Arc<T>>, make: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
         match kept.get() {
             Some(made) => Ok(made.clone()),
+            None if !self.weights_stay() => Ok(Arc::new(make()?)),
             None => {
                 let made = Arc::new(make()?);
                 Ok(kept.get_or_init(|| made).clone())
@@ -251,4 +257,12 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
     /// All values of several results, each row-major, in one go: where they are computed elsewhere, the one time that
     /// this machine waits for them.
     fn read(&self, results: &[Vec<Self::Rows>]) -> Result<Vec<Vec<f32>>>;
+}
+
+/// The one block that all rows are in, of forms that do not cut.
+fn whole<R>(blocks: &[R]) -> Result<&R> {
+    match blocks {
+        [whole] => Ok(whole),
+        _ => Err(OpsError::Unsupported("several blocks, of which this form has one")),
+    }
 }

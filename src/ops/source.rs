@@ -97,6 +97,15 @@ pub struct Source<'a> {
     pub rows: RowMap,
 }
 
+impl Source<'_> {
+    /// Of a bias, the numbers of so many outputs.
+    pub fn numbers(&self, outputs: usize) -> Vec<f32> {
+        let mut all = vec![0.0; self.rows.of];
+        self.values.to_f32s(0..self.rows.of, &mut all);
+        (0..outputs).map(|output| all[self.rows.row(output)]).collect()
+    }
+}
+
 /// Weights of a linear layer as they come from a checkpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct LinearSource<'a> {

@@ -11,6 +11,7 @@ use super::textbook;
 use super::textbook::Kind;
 use super::textbook::numbers;
 use crate::ops::batch::PackedBatch;
+use crate::ops::batch::Sequence;
 use crate::ops::error::Result;
 use crate::ops::inputs::Angles;
 use crate::ops::inputs::Inputs;
@@ -50,9 +51,9 @@ const WIDTH: usize = 40;
 const HEAD_DIM: usize = 12;
 const VOCAB: u32 = 10;
 /// Embedded as NaN.
-pub(super) const NAN_TOKEN: u32 = 8;
+const NAN_TOKEN: u32 = 8;
 /// Embedded as minus infinity.
-pub(super) const INFINITE_TOKEN: u32 = 9;
+const INFINITE_TOKEN: u32 = 9;
 /// Whether attention is causal, its window, and what distances do.
 pub(super) const KINDS: [Attention; 9] = [
     (true, None, Kind::Ignored),
@@ -122,6 +123,37 @@ impl<O: Ops> Tiny<O> {
             down: linear(50, WIDTH, true, 12),
             dense: Layer::new(WIDTH, 3, true, 13).with_source(Format::F32, head),
             ops,
+        }
+    }
+
+    /// The bits of each sequence's rewards, in batches of their own.
+    pub(super) fn alone(&self, sequences: &[Sequence]) -> Vec<Vec<u32>> {
+        let alone = |one| bits_of(&self.rewards(&PackedBatch::pack([one]))).swap_remove(0);
+        sequences.iter().map(alone).collect()
+    }
+
+    /// Whether NaN and infinity reach the rewards of the sequences that they are in, and change no bit of the others'.
+    pub(super) fn check_what_is_not_finite(&self) {
+        let common: &[u32] = &[1, 2, 3, 4, 5, 6, 7, 1, 2, 3, 4, 5, 6, 7, 1, 2, 3];
+        let name = format!("{} {:?}", self.ops.name(), self.spec);
+        for broken in [NAN_TOKEN, INFINITE_TOKEN] {
+            let ends: [&[u32]; 4] = [&[3, 3], &[4, broken, 4], &[4, 5, 6], &[broken]];
+            let sequences = ends.map(|end| sequence(&[common, end].concat()));
+            let alone = self.alone(&sequences);
+            let mut batches = vec![PackedBatch::pack(&sequences)];
+            if self.spec.causal {
+                batches.push(PackedBatch::pack_shared(&sequences, 1));
+            }
+            for batch in batches {
+                for (index, (ours, alone)) in self.rewards(&batch).iter().zip(&alone).enumerate() {
+                    if sequences[index].token_ids.contains(&broken) {
+                        assert!(ours.iter().all(|x| !x.is_finite()), "{name}: {ours:?}");
+                    } else {
+                        assert!(ours.iter().all(|x| x.is_finite()), "{name}: {ours:?}");
+                        assert_eq!(&bits(ours), alone, "{name}: sequence {index}");
+                    }
+                }
+            }
         }
     }
 
@@ -196,4 +228,8 @@ pub(super) fn bits(values: &[f32]) -> Vec<u32> {
 /// The bits of each sequence's rewards.
 pub(super) fn bits_of(rewards: &[Vec<f32>]) -> Vec<Vec<u32>> {
     rewards.iter().map(|rewards| bits(rewards)).collect()
+}
+
+pub(super) fn sequence(token_ids: &[u32]) -> Sequence {
+    Sequence { token_ids: token_ids.to_vec(), type_ids: vec![0; token_ids.len()] }
 }

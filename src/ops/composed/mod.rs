@@ -23,6 +23,7 @@ use super::AttentionSpec;
 use super::Convolution;
 use super::Ops;
 use super::Precision;
+use super::whole;
 use crate::ops::error::OpsError;
 use crate::ops::error::Result;
 use crate::ops::inputs::Inputs;
@@ -380,14 +381,6 @@ impl Ops for Composed {
 /// `[rows, heads, head_dim]`
 fn by_head(x: &Tensor, spec: &AttentionSpec) -> candle_core::Result<Tensor> {
     x.reshape((x.dim(0)?, (), spec.head_dim))
-}
-
-/// The one block that all rows are in.
-fn whole(blocks: &[Tensor]) -> Result<&Tensor> {
-    match blocks {
-        [whole] => Ok(whole),
-        _ => Err(OpsError::Unsupported("several blocks, of which the composed form has one")),
-    }
 }
 
 /// Of each row that `which` says the columns at `kernel` positions around it: `[rows, columns, kernel]`.

@@ -15,6 +15,7 @@ use crate::ops::textbook;
 use crate::ops::textbook::numbers;
 use crate::ops::tiny::Layer;
 use crate::ops::tiny::bits;
+use crate::ops::tiny::sequence;
 
 /// What a property test checks.
 type Checked = std::result::Result<(), TestCaseError>;
@@ -453,10 +454,6 @@ proptest! {
     fn attention_over_several_blocks_is_the_textbooks(case in textbook::long_cases()) {
         check_attention(&case)?;
     }
-}
-
-fn sequence(token_ids: &[u32]) -> Sequence {
-    Sequence { token_ids: token_ids.to_vec(), type_ids: vec![0; token_ids.len()] }
 }
 
 impl Cpu {

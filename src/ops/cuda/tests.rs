@@ -15,12 +15,10 @@ use super::*;
 use crate::ops::batch::Sequence;
 use crate::ops::composed::Composed;
 use crate::ops::textbook;
-use crate::ops::tiny::INFINITE_TOKEN;
 use crate::ops::tiny::KINDS;
-use crate::ops::tiny::NAN_TOKEN;
 use crate::ops::tiny::Tiny;
-use crate::ops::tiny::bits;
 use crate::ops::tiny::bits_of;
+use crate::ops::tiny::sequence;
 
 const FORMATS: [Format; 3] = [Format::F32, Format::Bf16, Format::F16];
 
@@ -36,10 +34,6 @@ fn form(format: Format) -> Option<Cuda> {
 
 fn config(cases: u32) -> ProptestConfig {
     ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
-}
-
-fn sequence(token_ids: &[u32]) -> Sequence {
-    Sequence { token_ids: token_ids.to_vec(), type_ids: vec![0; token_ids.len()] }
 }
 
 proptest! {
@@ -99,11 +93,6 @@ fn tinies() -> Vec<Tiny<Cuda>> {
     forms.iter().enumerate().flat_map(tiny).collect()
 }
 
-fn alone(tiny: &Tiny<Cuda>, sequences: &[Sequence]) -> Vec<Vec<u32>> {
-    let alone = |one| bits_of(&tiny.rewards(&PackedBatch::pack([one]))).swap_remove(0);
-    sequences.iter().map(alone).collect()
-}
-
 /// Beside others, in another order, with common prefixes computed once, in batches of sizes that were seen before (which
 /// are a graph) and were not.
 #[test]
@@ -115,7 +104,7 @@ fn neighbours_graphs_and_shared_prefixes_change_no_bit() {
     sequences.push(sequence(&[6; 33]));
     for tiny in tinies() {
         let name = format!("{} {:?}", tiny.ops.name(), tiny.spec);
-        let expected = alone(&tiny, &sequences);
+        let expected = tiny.alone(&sequences);
         assert!(expected.iter().flatten().all(|&bits| f32::from_bits(bits).is_finite()), "{name}");
         let packed = PackedBatch::pack(&sequences);
         for turn in 0..4 {
@@ -135,28 +124,7 @@ fn neighbours_graphs_and_shared_prefixes_change_no_bit() {
 
 #[test]
 fn what_is_not_finite_reaches_its_own_reward_and_no_other() {
-    let common: &[u32] = &[1, 2, 3, 4, 5, 6, 7, 1, 2, 3, 4, 5, 6, 7, 1, 2, 3];
-    for broken in [NAN_TOKEN, INFINITE_TOKEN] {
-        let ends: [&[u32]; 4] = [&[3, 3], &[4, broken, 4], &[4, 5, 6], &[broken]];
-        let sequences = ends.map(|end| sequence(&[common, end].concat()));
-        for tiny in tinies() {
-            let name = format!("{} {:?}", tiny.ops.name(), tiny.spec);
-            let alone = alone(&tiny, &sequences);
-            let mut batches = vec![PackedBatch::pack(&sequences)];
-            if tiny.spec.causal {
-                batches.push(PackedBatch::pack_shared(&sequences, 1));
-            }
-            for batch in batches {
-                for (index, (ours, alone)) in tiny.rewards(&batch).iter().zip(&alone).enumerate() {
-                    if sequences[index].token_ids.contains(&broken) {
-                        assert!(ours.iter().all(|x| !x.is_finite()), "{name}: {ours:?}");
-                    } else {
-                        assert_eq!(&bits(ours), alone, "{name}: sequence {index}");
-                    }
-                }
-            }
-        }
-    }
+    tinies().iter().for_each(Tiny::check_what_is_not_finite);
 }
 
 /// What a batch of a size that was seen before asks of a card: one copy there, one launch, one copy back, and nothing

@@ -24,7 +24,6 @@ use std::mem;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::OnceLock;
 use std::sync::PoisonError;
 use std::time::Duration;
 use std::time::Instant;
@@ -361,8 +360,8 @@ impl Ops for Training {
     }
 
     /// Each forward makes it anew, of its own parameters.
-    fn of_weights<T>(&self, _: &OnceLock<Arc<T>>, make: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
-        Ok(Arc::new(make()?))
+    fn weights_stay(&self) -> bool {
+        false
     }
 
     fn products_by_distance(

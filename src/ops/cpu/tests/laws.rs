@@ -3,16 +3,9 @@
 use super::*;
 use crate::ops::Distance;
 use crate::ops::composed::Composed;
-use crate::ops::tiny::INFINITE_TOKEN;
 use crate::ops::tiny::KINDS;
-use crate::ops::tiny::NAN_TOKEN;
 use crate::ops::tiny::Tiny;
 use crate::ops::tiny::bits_of;
-
-fn alone(tiny: &Tiny<Cpu>, sequences: &[Sequence]) -> Vec<Vec<u32>> {
-    let alone = |one| bits_of(&tiny.rewards(&PackedBatch::pack([one]))).swap_remove(0);
-    sequences.iter().map(alone).collect()
-}
 
 /// Every form with every kind of attention.
 fn tinies() -> impl Iterator<Item = Tiny<Cpu>> {
@@ -33,7 +26,7 @@ fn check_neighbours(
 ) -> Checked {
     for mut tiny in tinies {
         poison();
-        let expected = alone(&tiny, sequences);
+        let expected = tiny.alone(sequences);
         prop_assert!(expected.iter().flatten().all(|&bits| f32::from_bits(bits).is_finite()));
         let name = format!("{} {:?}", tiny.ops.name(), tiny.spec);
         let turned: Vec<Sequence> = sequences.iter().rev().cloned().collect();
@@ -97,30 +90,7 @@ fn our_kernels_give_what_the_composed_form_does() {
 
 #[test]
 fn what_is_not_finite_reaches_its_own_reward_and_no_other() {
-    let common: &[u32] = &[1, 2, 3, 4, 5, 6, 7, 1, 2, 3, 4, 5, 6, 7, 1, 2, 3];
-    for broken in [NAN_TOKEN, INFINITE_TOKEN] {
-        let ends: [&[u32]; 4] = [&[3, 3], &[4, broken, 4], &[4, 5, 6], &[broken]];
-        let sequences = ends.map(|end| sequence(&[common, end].concat()));
-        for tiny in tinies() {
-            let name = format!("{} {:?}", tiny.ops.name(), tiny.spec);
-            let alone = alone(&tiny, &sequences);
-            let mut batches = vec![PackedBatch::pack(&sequences)];
-            if tiny.spec.causal {
-                batches.push(PackedBatch::pack_shared(&sequences, 1));
-            }
-            for batch in batches {
-                let rewards = tiny.rewards(&batch);
-                for (index, (ours, alone)) in rewards.iter().zip(&alone).enumerate() {
-                    if sequences[index].token_ids.contains(&broken) {
-                        assert!(ours.iter().all(|x| !x.is_finite()), "{name}: {ours:?}");
-                    } else {
-                        assert!(ours.iter().all(|x| x.is_finite()), "{name}: {ours:?}");
-                        assert_eq!(&bits(ours), alone, "{name}: sequence {index}");
-                    }
-                }
-            }
-        }
-    }
+    tinies().for_each(|tiny| tiny.check_what_is_not_finite());
 }
 
 #[test]
