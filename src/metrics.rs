@@ -188,7 +188,7 @@ const CODES: [&str; 17] = [
 macro_rules! label {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $value:literal,)+ }) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         pub enum $name {
             $($(#[$variant_doc])* $variant,)+
         }
@@ -264,8 +264,10 @@ label! {
 label! {
     /// What a port is for.
     Port {
-        /// The reward service.
+        /// The reward service, over gRPC.
         Reward = "reward",
+        /// The same over HTTP.
+        Http = "http",
         /// The admin service.
         Admin = "admin",
         /// Metrics and health over HTTP.
@@ -280,7 +282,7 @@ label! {
         ByPeer = "peer",
         /// It did not begin in time.
         Silent = "silent",
-        /// No byte moved for too long, on the metrics port.
+        /// No byte moved for too long, on a port of HTTP/1.
         Idle = "idle",
         /// It did not answer when it was asked whether it lives, or read nothing of what it was sent.
         KeepAlive = "keepalive",

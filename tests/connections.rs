@@ -31,6 +31,7 @@ use frames::headers;
 use rewarm::proto;
 use rewarm::proto::reward_service_client::RewardServiceClient;
 use rewarm::service::Connections;
+use rewarm::service::Port;
 use support::Fake;
 use support::SOON;
 use support::TestServer;
@@ -64,9 +65,8 @@ async fn start(model: &Arc<Fake>, connections: Connections) -> TestServer {
 }
 
 impl TestServer {
-    fn ports(&self) -> [(&'static str, SocketAddr); 3] {
-        let addresses = self.running.addresses;
-        [("reward", addresses.listen), ("admin", addresses.admin), ("metrics", addresses.metrics)]
+    fn ports(&self) -> Vec<(&'static str, SocketAddr)> {
+        self.running.ports.iter().map(|(port, address)| (port.as_str(), address)).collect()
     }
 
     /// The process counts for all servers of this file: what a test adds is found by waiting.
@@ -101,7 +101,11 @@ async fn who_does_not_begin_is_closed_on_every_port() {
     let server = start(&Fake::new(1.0), Connections { first_bytes: SHORT, ..Connections::default() }).await;
     for (port, address) in server.ports() {
         let before = server.closed(port, "silent").await;
-        let begun: &[u8] = if port == "metrics" { b"GET /metrics HTTP/1.1\r\nHost:" } else { &PREFACE[..20] };
+        let begun: &[u8] = if ["metrics", "http"].contains(&port) {
+            b"GET /metrics HTTP/1.1\r\nHost:"
+        } else {
+            &PREFACE[..20]
+        };
         for bytes in [b"", begun] {
             assert_eq!(rest(&mut connect(address, bytes).await).await, "", "{port}");
         }
@@ -115,7 +119,7 @@ async fn who_answers_pings_stays_and_who_does_not_is_closed() {
     let connections =
         Connections { keepalive: SHORT, keepalive_timeout: SHORT, first_bytes: SHORT, ..Default::default() };
     let server = start(&Fake::new(1.0), connections).await;
-    let address = server.running.addresses.listen;
+    let address = server.address(Port::Reward);
     let before = server.closed("reward", "keepalive").await;
     let mut deaf = Peer::connect(address).await;
     let mut waits = Peer::connect(address).await;
@@ -140,7 +144,7 @@ async fn who_answers_pings_stays_and_who_does_not_is_closed() {
 #[tokio::test]
 async fn an_idle_page_reader_is_closed_and_may_ask_again_before() {
     let server = start(&Fake::new(1.0), Connections { idle: SHORT, ..Default::default() }).await;
-    let address = server.running.addresses.metrics;
+    let address = server.address(Port::Metrics);
     let before = server.closed("metrics", "idle").await;
     let ask = b"GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n";
     let mut stream = connect(address, ask).await;
@@ -157,7 +161,7 @@ async fn an_idle_page_reader_is_closed_and_may_ask_again_before() {
 async fn who_does_not_read_is_not_read_either_and_then_closed() {
     let connections = Connections { keepalive: SHORT, keepalive_timeout: SHORT, ..Default::default() };
     let server = start(&Fake::new(1.0), connections).await;
-    let mut peer = Peer::connect(server.running.addresses.listen).await;
+    let mut peer = Peer::connect(server.address(Port::Reward)).await;
     let pings = frame(PING, 0, 0, &[0; 8]).repeat(4096);
     let mut sent = 0;
     let flood = async {
@@ -175,7 +179,7 @@ async fn who_does_not_read_is_not_read_either_and_then_closed() {
 #[tokio::test]
 async fn the_silent_make_room_and_callers_keep_theirs() {
     let server = start(&Fake::new(1.0), Connections { max: 4, ..Default::default() }).await;
-    let address = server.running.addresses.listen;
+    let address = server.address(Port::Reward);
     let [displaced, full] =
         [server.closed("reward", "displaced").await, server.closed("reward", "full").await];
     let mut silent = Vec::new();
@@ -221,7 +225,7 @@ async fn page_readers_who_stay_keep_nobody_out() {
     let before = server.closed("metrics", "displaced").await;
     let mut readers = Vec::new();
     for _ in 0..80 {
-        let address = server.running.addresses.metrics;
+        let address = server.address(Port::Metrics);
         let mut reader = connect(address, b"GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n").await;
         let mut page = [0; 512];
         let count = timeout(SOON, reader.read(&mut page)).await.unwrap().unwrap();
@@ -236,7 +240,7 @@ async fn page_readers_who_stay_keep_nobody_out() {
 #[tokio::test]
 async fn a_peer_has_a_bound_when_it_is_given_one() {
     let server = start(&Fake::new(1.0), Connections { max_per_peer: Some(3), ..Default::default() }).await;
-    let address = server.running.addresses.listen;
+    let address = server.address(Port::Reward);
     // The client that waited for the server may still be there.
     let before = server.closed("reward", "peer_full").await;
     let mut peers = Vec::new();
@@ -258,14 +262,15 @@ async fn a_peer_has_a_bound_when_it_is_given_one() {
 #[tokio::test]
 async fn http1_on_a_grpc_port_is_told_what_this_is() {
     let server = start(&Fake::new(1.0), Connections::default()).await;
-    let metrics = server.running.addresses.metrics;
+    let metrics = server.address(Port::Metrics);
     let post =
         format!("POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 50000\r\n\r\n{}", "x".repeat(50_000));
-    for (port, address) in &server.ports()[..2] {
+    for port in [Port::Reward, Port::Admin] {
+        let address = server.address(port);
         for ask in ["GET / HTTP/1.1\r\nHost: x\r\n\r\n", "PRI * HTTP/2.0\r\n\r\nXX\r\n", &post] {
-            let answer = rest(&mut connect(*address, ask.as_bytes()).await).await;
+            let answer = rest(&mut connect(address, ask.as_bytes()).await).await;
             let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-            assert!(head.starts_with("HTTP/1.1 505 "), "{port}: {head}");
+            assert!(head.starts_with("HTTP/1.1 505 "), "{port:?}: {head}");
             assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())), "{head}");
             assert!(body.contains("gRPC port of rewarm") && body.contains(&metrics.to_string()), "{body}");
         }
@@ -284,12 +289,12 @@ async fn tls_and_garbage_are_closed_at_once() {
     let client_hello = [&[22, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3][..], &[7; 500]].concat();
     let garbage: [&[u8]; 4] = [&client_hello, b"\0\0\0\0\0\0", b"hello\n", &[b'A'; 100]];
     for bytes in garbage {
-        for (port, address) in &server.ports()[..2] {
-            assert_eq!(rest(&mut connect(*address, bytes).await).await, "", "{port}");
+        for port in [Port::Reward, Port::Admin] {
+            assert_eq!(rest(&mut connect(server.address(port), bytes).await).await, "", "{port:?}");
         }
     }
     // An HTTP/1 server says that it did not understand.
-    let told = rest(&mut connect(server.running.addresses.metrics, &client_hello).await).await;
+    let told = rest(&mut connect(server.address(Port::Metrics), &client_hello).await).await;
     assert!(told.is_empty() || told.starts_with("HTTP/1.1 400 "), "{told}");
     eventually("they are counted", async || {
         count("other_protocol").await >= before + 3.0
@@ -306,7 +311,7 @@ async fn tls_and_garbage_are_closed_at_once() {
 async fn calls_that_are_reset_end_nobody_elses() {
     let model = Fake::new(1.0);
     let server = start(&model, Connections::default()).await;
-    let mut peer = Peer::connect(server.running.addresses.listen).await;
+    let mut peer = Peer::connect(server.address(Port::Reward)).await;
     model.close();
     let forwards = model.forwards.load(Ordering::SeqCst);
     peer.send(&frames::call(1, SCORE, &request(&["5"]))).await;
@@ -336,7 +341,7 @@ async fn calls_that_are_reset_end_nobody_elses() {
 #[tokio::test]
 async fn frames_that_come_too_late_end_nobody_elses_call() {
     let server = start(&Fake::new(1.0), Connections::default()).await;
-    let mut peer = Peer::connect(server.running.addresses.listen).await;
+    let mut peer = Peer::connect(server.address(Port::Reward)).await;
     peer.send(&frames::call(1, SCORE, &request(&["5"]))).await;
     assert!(peer.until(|frame| frame.kind == HEADERS && frame.flags & END_STREAM != 0).await.is_some());
     // 1024 of these in the life of a connection used to end it.
@@ -351,7 +356,7 @@ async fn frames_that_come_too_late_end_nobody_elses_call() {
 async fn who_breaks_the_protocol_is_closed_and_counted() {
     let server = start(&Fake::new(1.0), Connections::default()).await;
     let before = server.closed("reward", "protocol_error").await;
-    let mut peer = Peer::connect(server.running.addresses.listen).await;
+    let mut peer = Peer::connect(server.address(Port::Reward)).await;
     // A frame that opens a call may not have an even number.
     peer.send(&frame(HEADERS, END_HEADERS, 2, &headers(SCORE, &[]))).await;
     assert!(peer.until(|frame| frame.kind == GOAWAY).await.is_some());
@@ -367,7 +372,7 @@ async fn status_of(
     timeout_value: &str,
     body: Option<&proto::ScoreRequest>,
 ) -> (i32, String) {
-    let stream = TcpStream::connect(server.running.addresses.listen).await.unwrap();
+    let stream = TcpStream::connect(server.address(Port::Reward)).await.unwrap();
     let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
     let connection = tokio::spawn(connection);
     let call = hyper::Request::post(format!("{}{SCORE}", server.url()))
@@ -429,18 +434,18 @@ async fn a_deadline_that_passes_in_the_server_has_one_status() {
 async fn a_drain_ends_when_the_work_has_whoever_stays_connected() {
     let model = Fake::new(1.0);
     let mut server = start(&model, Connections::default()).await;
-    let addresses = server.running.addresses;
+    let reward = server.address(Port::Reward);
     let drained = server.closed("reward", "drained").await;
     let mut stay = Vec::new();
     for (_, address) in server.ports() {
         stay.push(connect(address, b"").await);
         stay.push(connect(address, b"P").await);
     }
-    let mut ignores_goaway = Peer::connect(addresses.listen).await;
+    let mut ignores_goaway = Peer::connect(reward).await;
     ignores_goaway.send(&frames::call(1, SCORE, &request(&["1"]))).await;
     let _: proto::ScoreResponse = ignores_goaway.answer(1).await.unwrap();
     // Its answer is larger than the window that it gives, and stays so.
-    let mut never_reads = Peer::connect(addresses.listen).await;
+    let mut never_reads = Peer::connect(reward).await;
     never_reads.send(&frame(frames::SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0])).await;
     never_reads.send(&frames::call(1, SCORE, &request(&["1"]))).await;
     assert!(never_reads.until(|frame| frame.kind == HEADERS).await.is_some());
@@ -601,7 +606,7 @@ fn commands_give_up_on_a_server_that_says_nothing() {
 #[tokio::test]
 async fn a_command_that_asks_the_wrong_port_is_told_so() {
     let server = start(&Fake::new(1.0), Connections::default()).await;
-    let url = format!("http://{}", server.running.addresses.metrics);
+    let url = format!("http://{}", server.address(Port::Metrics));
     let output = tokio::task::spawn_blocking(move || program::score(&["--server", &url], "")).await.unwrap();
     let message = program::text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{message}");

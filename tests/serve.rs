@@ -19,6 +19,8 @@ use rewarm::model::variant::VariantConfig;
 use rewarm::proto;
 use rewarm::proto::ScoreRequest;
 use rewarm::proto::sample::Input;
+use rewarm::service::Port;
+use rewarm::service::Ports;
 use support::Fake;
 use support::SOON;
 use support::TestServer;
@@ -629,7 +631,7 @@ async fn a_model_whose_first_reward_is_nan_never_serves() {
 async fn a_port_in_use_is_named_before_anything_is_loaded() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let mut config = config(models(&[("warm", 1.0)]));
-    config.admin = taken.local_addr().unwrap();
+    config.ports = Ports::new([(Port::Admin, taken.local_addr().ok())]);
     let source = NeverLoads;
     let error = rewarm::service::start(config, source).await.err().unwrap();
     assert!(error.to_string().ends_with("for the admin service"), "{error}");
@@ -927,10 +929,10 @@ async fn reflection_lists_the_services_of_each_port() {
             other => panic!("{other:?}"),
         }
     };
-    let main = list(server.running.addresses.listen).await;
+    let main = list(server.address(Port::Reward)).await;
     assert!(main.contains("rewarm.v1.RewardService") && main.contains("grpc.health.v1.Health"), "{main:?}");
     assert!(!main.contains("rewarm.v1.AdminService"), "{main:?}");
-    let admin = list(server.running.addresses.admin).await;
+    let admin = list(server.address(Port::Admin)).await;
     assert!(admin.contains("rewarm.v1.AdminService"), "{admin:?}");
 }
 

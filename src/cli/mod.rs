@@ -37,6 +37,8 @@ use crate::model::dtype::Dtype;
 use crate::model::scorer::Reduction;
 use crate::model::variant::Mode;
 use crate::service::LoadError;
+use crate::service::Port;
+use crate::service::Ports;
 use crate::telemetry;
 use crate::text;
 
@@ -116,6 +118,9 @@ struct ServeArgs {
     /// Where gRPC listens [default: 0.0.0.0:50051].
     #[arg(long, value_name = "ADDRESS", env = "REWARM_LISTEN")]
     listen: Option<SocketAddr>,
+    /// Where HTTP listens, for trainers that speak JSON [default: nowhere].
+    #[arg(long, value_name = "ADDRESS", env = "REWARM_HTTP")]
+    http: Option<SocketAddr>,
     /// Where the admin service (reload, routing, drain) listens [default: 127.0.0.1:50052].
     #[arg(long, value_name = "ADDRESS", env = "REWARM_ADMIN")]
     admin: Option<SocketAddr>,
@@ -138,15 +143,16 @@ The configuration, with its defaults (unknown keys are errors; paths are relativ
 
   [server]
   listen  = \"0.0.0.0:50051\"
+  http    = \"0.0.0.0:8080\"            # not there unless it is set
   admin   = \"127.0.0.1:50052\"
   metrics = \"0.0.0.0:9090\"
   max_message_bytes = 33554432        # a larger request is refused
   message_seconds = 60                # for a message to arrive, from its first byte to its last
   max_in_flight_bytes = 536870912     # of all requests together, from first byte to answer; more are refused
-  max_connections = 8192              # to the reward port; fewer where ulimit -n allows no more
+  max_connections = 8192              # to listen, and to http; fewer where ulimit -n allows no more
   max_connections_per_peer = 0        # from one address to one port; 0: no bound of its own
   first_bytes_seconds = 10            # a connection that has not begun to speak by then is closed
-  idle_seconds = 75                   # and so is one to the metrics port on which nothing moves
+  idle_seconds = 75                   # and so is one of HTTP/1 on which nothing moves
   keepalive_seconds = 30              # a silent gRPC connection is asked whether it lives
   keepalive_timeout_seconds = 20      # and closed if it does not answer by then; else it stays
   reload = \"beside\"                   # the old models serve while others are loaded; or \"replace\", where memory
@@ -320,9 +326,12 @@ impl ServeArgs {
     fn overrides(&self) -> Overrides {
         Overrides {
             config: self.config.clone(),
-            listen: self.listen,
-            admin: self.admin,
-            metrics: self.metrics,
+            ports: Ports::new([
+                (Port::Reward, self.listen),
+                (Port::Http, self.http),
+                (Port::Admin, self.admin),
+                (Port::Metrics, self.metrics),
+            ]),
             device: self.device.clone(),
             log_format: self.log_format,
             log_level: self.log_level.clone(),

@@ -22,6 +22,7 @@ use crate::service;
 use crate::service::LoadError;
 use crate::service::Loaded;
 use crate::service::Models;
+use crate::service::Port;
 use crate::service::Source;
 use crate::telemetry;
 use crate::text::TextRule;
@@ -54,10 +55,12 @@ pub(super) fn run(args: &ServeArgs) -> anyhow::Result<()> {
 fn tell(config: &ServeConfig) {
     let service::Config { limits, engine, connections, drain_grace, drain_limit, models, .. } =
         &config.service;
+    let told = |port| config.service.ports.get(port).map(tracing::field::display);
     tracing::info!(
-        listen = %config.service.listen,
-        admin = %config.service.admin,
-        metrics = %config.service.metrics,
+        listen = told(Port::Reward),
+        http = told(Port::Http),
+        admin = told(Port::Admin),
+        metrics = told(Port::Metrics),
         max_message_bytes = limits.max_message_bytes,
         message_seconds = limits.message_time.as_secs_f64(),
         max_in_flight_bytes = limits.max_in_flight_bytes,

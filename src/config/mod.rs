@@ -24,6 +24,8 @@ use crate::model::device::DeviceName;
 use crate::model::manifest::MAX_COUNT;
 use crate::model::variant::VariantConfig;
 use crate::service;
+use crate::service::Port;
+use crate::service::Ports;
 use crate::telemetry;
 
 /// What flags and variables say; they win over the file.
@@ -31,12 +33,8 @@ use crate::telemetry;
 pub struct Overrides {
     /// The file.
     pub config: Option<PathBuf>,
-    /// `server.listen`.
-    pub listen: Option<SocketAddr>,
-    /// `server.admin`.
-    pub admin: Option<SocketAddr>,
-    /// `server.metrics`.
-    pub metrics: Option<SocketAddr>,
+    /// `server.listen`, `server.http`, `server.admin`, `server.metrics`.
+    pub ports: Ports,
     /// In place of every variant's.
     pub device: Option<DeviceName>,
     /// `log.format`.
@@ -143,9 +141,10 @@ fn assemble(name: &str, text: &str, base: &Path, overrides: &Overrides) -> Resul
     }
     let (limits, engine) = (service::Limits::default(), engine::Config::default());
     let service = service::Config {
-        listen: server.address("listen", overrides.listen, ([0, 0, 0, 0], 50051), &mut problems),
-        admin: server.address("admin", overrides.admin, ([127, 0, 0, 1], 50052), &mut problems),
-        metrics: server.address("metrics", overrides.metrics, ([0, 0, 0, 0], 9090), &mut problems),
+        ports: Ports::new(Port::ALL.iter().map(|port| {
+            let in_file = server.address(port.key(), &mut problems);
+            (*port, overrides.ports.get(*port).or(in_file).or(port.default_address()))
+        })),
         limits: service::Limits {
             max_message_bytes: server.positive("max_message_bytes", limits.max_message_bytes, &mut problems),
             message_time: server.seconds("message_seconds", limits.message_time.as_secs_f64(), &mut problems),
@@ -230,20 +229,11 @@ fn connections(server: &mut Section<'_>, problems: &mut Problems) -> service::Co
 }
 
 impl Section<'_> {
-    fn address(
-        &mut self,
-        key: &str,
-        given: Option<SocketAddr>,
-        default: ([u8; 4], u16),
-        problems: &mut Problems,
-    ) -> SocketAddr {
+    fn address(&mut self, key: &str, problems: &mut Problems) -> Option<SocketAddr> {
         let place = self.place_of(key);
-        let in_file = self.take::<String>(key, problems).and_then(|text| {
-            let problem =
-                format!("{place}: {key}: `{text}` is not an IP address and a port, such as [::]:50051");
-            text.parse().map_err(|_| problems.add(problem)).ok()
-        });
-        given.or(in_file).unwrap_or_else(|| default.into())
+        let text = self.take::<String>(key, problems)?;
+        let problem = format!("{place}: {key}: `{text}` is not an IP address and a port, such as [::]:50051");
+        text.parse().map_err(|_| problems.add(problem)).ok()
     }
 
     fn positive(&mut self, key: &str, default: usize, problems: &mut Problems) -> usize {
@@ -286,7 +276,7 @@ fn check_limits(config: &service::Config, problems: &mut Problems) {
 }
 
 fn check_listeners(config: &service::Config, problems: &mut Problems) {
-    let listeners = [("listen", config.listen), ("admin", config.admin), ("metrics", config.metrics)];
+    let listeners: Vec<_> = config.ports.iter().map(|(port, address)| (port.key(), address)).collect();
     for (index, (name, address)) in listeners.iter().enumerate() {
         for (other_name, other) in &listeners[..index] {
             let share_a_host =
@@ -342,9 +332,10 @@ mod tests {
     #[test]
     fn defaults_are_those_of_the_manual() {
         let config = load_text(ONE, Overrides::default()).unwrap().service;
-        assert_eq!(config.listen, ([0, 0, 0, 0], 50051).into());
-        assert_eq!(config.admin, ([127, 0, 0, 1], 50052).into());
-        assert_eq!(config.metrics, ([0, 0, 0, 0], 9090).into());
+        assert_eq!(config.ports.get(Port::Reward), Some(([0, 0, 0, 0], 50051).into()));
+        assert_eq!(config.ports.get(Port::Http), None);
+        assert_eq!(config.ports.get(Port::Admin), Some(([127, 0, 0, 1], 50052).into()));
+        assert_eq!(config.ports.get(Port::Metrics), Some(([0, 0, 0, 0], 9090).into()));
         assert_eq!(config.limits.max_message_bytes, 32 << 20);
         assert_eq!((config.connections.max, config.connections.max_per_peer), (8192, None));
         assert_eq!(config.engine.max_batch_tokens, 16_384);
@@ -403,13 +394,13 @@ mod tests {
         let text =
             format!("{ONE}[server]\nlisten = '127.0.0.1:1'\nadmin = '127.0.0.1:2'\n[log]\nlevel = 'debug'");
         let overrides = Overrides {
-            listen: Some(([127, 0, 0, 1], 3).into()),
+            ports: Ports::new([(Port::Reward, Some(([127, 0, 0, 1], 3).into()))]),
             log_format: Some(telemetry::Format::Json),
             ..Overrides::default()
         };
         let config = load_text(&text, overrides).unwrap();
-        assert_eq!(config.service.listen.port(), 3);
-        assert_eq!(config.service.admin.port(), 2);
+        assert_eq!(config.service.ports.get(Port::Reward).unwrap().port(), 3);
+        assert_eq!(config.service.ports.get(Port::Admin).unwrap().port(), 2);
         assert_eq!(
             config.log,
             telemetry::Config { format: telemetry::Format::Json, level: "debug".parse().unwrap() }
@@ -499,6 +490,10 @@ shadow = { variant = 'e', fraction = 0.1 }
             Case {
                 text: "[server]\nadmin = '127.0.0.1:50051'",
                 problem: "listen and admin both listen on port 50051",
+            },
+            Case {
+                text: "[server]\nhttp = '127.0.0.1:9090'",
+                problem: "http and metrics both listen on port 9090",
             },
             Case { text: "[server]\nlisten = 'localhost:1'", problem: "`localhost:1` is not an IP address" },
             Case {

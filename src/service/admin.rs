@@ -8,8 +8,8 @@ use tonic::Status;
 
 use crate::proto;
 use crate::proto::admin_service_server::AdminService;
-use crate::service::reward::routing;
-use crate::service::reward::variants;
+use crate::service::grpc::info::routing;
+use crate::service::grpc::info::variants;
 use crate::service::state::State;
 use crate::service::status::ServiceError;
 

@@ -26,7 +26,7 @@ use tonic_health::pb::health_server::Health;
 use tonic_health::pb::health_server::HealthServer;
 
 use crate::metrics;
-use crate::service::reward::Reward;
+use crate::service::grpc::reward::Reward;
 use crate::service::state::State;
 
 const REWARD_SERVICE: &str = <Reward as NamedService>::NAME;

@@ -1,12 +1,18 @@
-//! gRPC in, gRPC out, nothing else.
+//! The doors, and what is below all of them.
 //!
 //! ```text
-//! listen    RewardService (reward.rs: inbound.rs, score.rs, stream.rs, outbound.rs), health, reflection
-//! admin     AdminService (admin.rs)                                │
-//! metrics   /metrics, /healthz, /readyz (http.rs)                  ▼
-//!    ▲                 State (state.rs): the phase, the limits, and what serves now (models.rs)
-//!    └─ listener/: the connections of all three
+//! listen    RewardService (grpc/), health, reflection ─┐
+//! http      the same for trainers that speak JSON     ─┤ a request (request.rs)
+//!           (http/)                                    ▼
+//! admin     AdminService (admin.rs)                  score.rs: route, tokenize, queue, forward
+//! metrics   /metrics, /healthz, /readyz (pages.rs)     │
+//!    ▲                                                 ▼
+//!    │                 State (state.rs): the phase, the limits, and what serves now (models.rs)
+//!    └─ listener/: the connections of all ports (ports.rs)
 //! ```
+//!
+//! A door reads its dialect within bounds, makes a request of it, and writes the outcome in its dialect; it has no rule
+//! of its own about queues, deadlines and drains.
 //!
 //! The life of a server:
 //!
@@ -23,21 +29,19 @@
 mod admin;
 mod budget;
 mod call;
+mod grpc;
 mod health;
 mod http;
-mod inbound;
 mod listener;
 mod models;
-mod outbound;
+mod pages;
+mod ports;
 mod request;
-mod reward;
 mod routing;
-mod scan;
 mod score;
 mod self_test;
 mod state;
 mod status;
-mod stream;
 mod tokenize;
 
 use std::io;
@@ -52,15 +56,20 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::server::NamedService;
 use tonic::service::Routes;
+use tonic_health::pb::health_server::Health;
+use tonic_health::pb::health_server::HealthServer;
 
 use crate::engine;
 use crate::engine::Engine;
 use crate::metrics;
 use crate::metrics::Exporter;
-use crate::metrics::Port;
+pub use crate::metrics::Port;
 use crate::proto;
+use crate::proto::admin_service_server;
 use crate::proto::admin_service_server::AdminServiceServer;
+use crate::proto::reward_service_server::SERVICE_NAME;
 use crate::service::admin::Admin;
+use crate::service::grpc::reward::Reward;
 use crate::service::listener::Bounds;
 pub use crate::service::listener::Connections;
 use crate::service::listener::Ending;
@@ -71,7 +80,7 @@ pub use crate::service::models::LoadError;
 pub use crate::service::models::Loaded;
 pub use crate::service::models::Models;
 pub use crate::service::models::Source;
-use crate::service::reward::Reward;
+pub use crate::service::ports::Ports;
 pub use crate::service::routing::weight_problems;
 pub use crate::service::state::Limits;
 pub use crate::service::state::Reload;
@@ -86,12 +95,8 @@ const LOST_LIMIT: Duration = Duration::from_secs(5);
 /// What the service must know; `config.rs` has checked it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Where the reward service listens.
-    pub listen: SocketAddr,
-    /// Where the admin service listens.
-    pub admin: SocketAddr,
-    /// Where /metrics, /healthz and /readyz are.
-    pub metrics: SocketAddr,
+    /// Where it listens.
+    pub ports: Ports,
     /// Limits that hold for all callers together.
     pub limits: Limits,
     /// Limits of the engine.
@@ -106,17 +111,6 @@ pub struct Config {
     pub reload: Reload,
     /// What to serve at first.
     pub models: Models,
-}
-
-/// Where a server listens, with the ports that were found for port 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Addresses {
-    /// Of the reward service.
-    pub listen: SocketAddr,
-    /// Of the admin service.
-    pub admin: SocketAddr,
-    /// Of /metrics, /healthz and /readyz.
-    pub metrics: SocketAddr,
 }
 
 /// Why a server does not start.
@@ -143,8 +137,8 @@ pub enum StartError {
 
 /// A server that was started. It stops when this is dropped, at once; [`Running::drain`] is the orderly way.
 pub struct Running {
-    /// Where it listens.
-    pub addresses: Addresses,
+    /// Where it listens, with the numbers that were found for port 0.
+    pub ports: Ports,
     state: Arc<State>,
     life: JoinHandle<Result<(), LoadError>>,
 }
@@ -176,56 +170,56 @@ impl Drop for Running {
 
 /// Binds all ports and returns; the models are loaded while the server already answers.
 pub async fn start(config: Config, source: impl Source) -> Result<Running, StartError> {
-    let listen = bind(config.listen, "the reward service").await?;
-    let admin = bind(config.admin, "the admin service").await?;
-    let http = bind(config.metrics, "metrics and health").await?;
-    let address_of = |listener: &TcpListener, configured| listener.local_addr().unwrap_or(configured);
-    let addresses = Addresses {
-        listen: address_of(&listen, config.listen),
-        admin: address_of(&admin, config.admin),
-        metrics: address_of(&http, config.metrics),
-    };
+    let mut bound = Vec::new();
+    for (port, address) in config.ports.iter() {
+        let listener = TcpListener::bind(address).await;
+        let purpose = port.purpose();
+        bound.push((port, listener.map_err(|source| StartError::Bind { address, purpose, source })?));
+    }
+    let ports = Ports::new(bound.iter().map(|(port, listener)| (*port, listener.local_addr().ok())));
 
-    let bounds = Bounds::find(config.connections.max)?;
+    let bounds = Bounds::find(config.connections.max, &ports)?;
     let exporter = metrics::install();
     let engine = Engine::start(config.engine);
     let state = State::new(config.limits, config.reload, engine, Arc::new(source));
     let state = Arc::new(state.map_err(StartError::Threads)?);
     let (reporter, health) = health::service();
-
-    let reward = reward_service(&state);
-    let names = [name_of(&reward), name_of(&health)];
-    let routes = with_reflection(Routes::new(reward).add_service(health), &names);
-    let grpc = |names: &[&str]| Protocol::Grpc { notice: notice(names[0], addresses.metrics) };
-    let connections = &config.connections;
-    let ending = Ending { closing: state.closing.clone(), ..Ending::default() };
-    let mut servers = JoinSet::new();
-    let reward_port =
-        Listener::new(Port::Reward, grpc(&names), router(routes), connections, bounds.reward, ending.clone());
-    servers.spawn(reward_port.serve(listen));
-
-    let admin_service = AdminServiceServer::new(Admin(state.clone()));
-    let names = [name_of(&admin_service)];
-    let routes = with_reflection(Routes::new(admin_service), &names);
-    let admin_port =
-        Listener::new(Port::Admin, grpc(&names), router(routes), connections, bounds.admin, ending.clone());
-    servers.spawn(admin_port.serve(admin));
-
     let mut background = JoinSet::new();
     background.spawn(health::report(state.clone(), reporter));
     background.spawn(fold_histograms(exporter.clone()));
-    // Whoever watches the server may do so until its end: this port never closes, it is dropped.
-    let open = Ending::default();
-    let pages = http::router(state.clone(), exporter);
-    let metrics_port =
-        Listener::new(Port::Metrics, Protocol::Http1, pages, connections, bounds.metrics, open);
-    background.spawn(async move {
-        metrics_port.serve(http).await;
-    });
 
-    tracing::info!(listen = %addresses.listen, admin = %addresses.admin, metrics = %addresses.metrics, "listening");
+    let ending = Ending { closing: state.closing.clone(), ..Ending::default() };
+    let mut servers = JoinSet::new();
+    for (port, listener) in bound {
+        let grpc = |service: &str| Protocol::Grpc { notice: notice(service, &ports) };
+        let (protocol, router) = match port {
+            Port::Reward => (grpc(SERVICE_NAME), reward_routes(&state, health.clone())),
+            Port::Http => (Protocol::Http1, http::router(state.clone())),
+            Port::Admin => (grpc(admin_service_server::SERVICE_NAME), admin_routes(&state)),
+            Port::Metrics => (Protocol::Http1, pages::router(state.clone(), exporter.clone())),
+        };
+        // Whoever watches the server may do so until its end: that port never closes, it is dropped.
+        let ending = if port == Port::Metrics { Ending::default() } else { ending.clone() };
+        let server = Listener::new(port, protocol, router, &config.connections, bounds.of(port), ending);
+        if port == Port::Metrics {
+            background.spawn(async move {
+                server.serve(listener).await;
+            });
+        } else {
+            servers.spawn(server.serve(listener));
+        }
+    }
+
+    let told = |port| ports.get(port).map(tracing::field::display);
+    tracing::info!(
+        listen = told(Port::Reward),
+        http = told(Port::Http),
+        admin = told(Port::Admin),
+        metrics = told(Port::Metrics),
+        "listening"
+    );
     let life = tokio::spawn(live(config, state.clone(), servers, ending.cutting, background));
-    Ok(Running { addresses, state, life })
+    Ok(Running { ports, state, life })
 }
 
 /// From the first model to the last answer, or to the loss of a device. `background` ends with it.
@@ -312,28 +306,31 @@ async fn live_in_order(
     Ok(())
 }
 
-async fn bind(address: SocketAddr, purpose: &'static str) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).await.map_err(|source| StartError::Bind { address, purpose, source })
+fn reward_routes<H: Health>(state: &Arc<State>, health: HealthServer<H>) -> Router {
+    let names = [SERVICE_NAME, name_of(&health)];
+    let routes = Routes::new(Reward(state.clone())).add_service(health);
+    with_reflection(routes, &names).prepare().into_axum_router()
 }
 
-fn reward_service(state: &Arc<State>) -> Reward {
-    Reward(state.clone())
-}
-
-fn router(routes: Routes) -> Router {
-    routes.prepare().into_axum_router()
+fn admin_routes(state: &Arc<State>) -> Router {
+    let routes = Routes::new(AdminServiceServer::new(Admin(state.clone())));
+    with_reflection(routes, &[admin_service_server::SERVICE_NAME]).prepare().into_axum_router()
 }
 
 /// What HTTP/1 is told on a gRPC port.
-fn notice(service: &str, metrics: SocketAddr) -> String {
-    let metrics = if metrics.ip().is_unspecified() {
-        format!("port {} of this machine", metrics.port())
-    } else {
-        format!("http://{metrics}")
+fn notice(service: &str, ports: &Ports) -> String {
+    let place = |port| match ports.get(port) {
+        Some(address) if address.ip().is_unspecified() => {
+            format!("port {} of this machine", address.port())
+        }
+        Some(address) => format!("http://{address}"),
+        None => "server.http, once it is set".to_owned(),
     };
     format!(
         "this is a gRPC port of rewarm ({service}): it speaks HTTP/2 without TLS, to gRPC clients\n\
-         for HTTP/1 there are /metrics, /healthz and /readyz at {metrics}\n"
+         for HTTP/1 there are /metrics, /healthz and /readyz at {}, and rewards at {}\n",
+        place(Port::Metrics),
+        place(Port::Http)
     )
 }
 

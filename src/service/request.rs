@@ -1,5 +1,6 @@
-//! From what came over the wire to what the rooms below understand; a request that cannot be served as a
-//! whole is refused with every bad field named.
+//! One request as all doors hand it over: what is to be scored, by whom, and how.
+//!
+//! It knows no wire: a door reads its own dialect and makes one of these, or refuses with every bad field named.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -8,8 +9,6 @@ use serde_json::Value;
 use tonic_types::FieldViolation;
 
 use crate::engine::Priority;
-use crate::proto;
-use crate::service::routing::prompt_key;
 use crate::service::status::ServiceError;
 use crate::text::Conversation;
 use crate::text::Input;
@@ -17,8 +16,8 @@ use crate::text::Message;
 use crate::text::TextError;
 use crate::text::Truncation;
 
-/// The longest name that a request may give or ask for, in bytes: `request_id`, `routing_key`, `variant`,
-/// `expected_fingerprint` and `Sample.id`. They are echoed.
+/// The longest name that a request may give or ask for, in bytes: of a request, a sample, a routing key, a variant, a
+/// fingerprint. They are echoed.
 pub(super) const MAX_NAME_BYTES: usize = 256;
 /// Of `tools_json` and `chat_template_kwargs_json`, which are read anew for each sample that they hold for.
 const MAX_TEMPLATE_JSON_BYTES: usize = 256 << 10;
@@ -29,31 +28,50 @@ const MAX_VIOLATIONS: usize = 16;
 
 /// A request that can be served.
 pub(super) struct Request {
-    pub(super) request_id: String,
-    /// One per sample.
-    pub(super) sample_ids: Vec<String>,
     /// One per sample.
     pub(super) inputs: Vec<Received>,
     pub(super) target: Target,
+    pub(super) options: Options,
+}
+
+/// What holds for all samples of a request.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Options {
     pub(super) priority: Priority,
     pub(super) truncation: Truncation,
     pub(super) return_members: bool,
+    /// None: any.
     pub(super) expected_fingerprint: Option<String>,
 }
 
-/// What came over the wire as one sample.
+/// What a door has received as one sample.
 pub(super) enum Received {
     /// Without JSON in it.
     Input(Input),
     /// With JSON, which a tokenizer thread reads: the async ones shall not wait for megabytes of it.
-    Json(proto::Conversation, Arc<TemplateDefaults>),
+    Json(JsonConversation),
 }
 
-/// What a request says for all its conversations; empty where it says nothing.
+/// A conversation of which some is JSON text, empty where there is none.
+pub(super) struct JsonConversation {
+    pub(super) messages: Vec<JsonMessage>,
+    pub(super) own: TemplateArguments,
+    /// What its request says for all conversations.
+    pub(super) defaults: Arc<TemplateArguments>,
+}
+
+/// A role and a text, or the JSON of a whole message.
+pub(super) struct JsonMessage {
+    pub(super) role: String,
+    pub(super) content: String,
+    pub(super) json: String,
+}
+
+/// What templates read beside messages, as JSON text; empty where nothing is said.
 #[derive(Default)]
-pub(super) struct TemplateDefaults {
-    tools_json: String,
-    chat_template_kwargs_json: String,
+pub(super) struct TemplateArguments {
+    pub(super) tools: String,
+    pub(super) chat_template_kwargs: String,
 }
 
 /// Who shall score.
@@ -64,100 +82,30 @@ pub(super) enum Target {
     Routed(Vec<u8>),
 }
 
-/// Checks all that can be checked without a model.
-pub(super) fn check(request: proto::ScoreRequest, max_samples: usize) -> Result<Request, ServiceError> {
-    let mut violations = Violations::default();
-    violations.check_length("request_id", &request.request_id);
-    violations.check_length("routing_key", &request.routing_key);
-    violations.check_length("variant", &request.variant);
-    violations.check_length("expected_fingerprint", &request.expected_fingerprint);
-    let priority = priority(request.priority, &mut violations);
-    let truncation = truncation(request.truncation, &mut violations);
-    let count = request.samples.len();
-    if count == 0 {
-        violations.add("samples", "is empty: send at least one");
-    }
-    if count > max_samples {
-        violations.add("samples", format!("has {count} samples, the limit is {max_samples}"));
-    }
-
-    let target = match (request.variant, request.routing_key, request.samples.first()) {
-        (variant, _, _) if !variant.is_empty() => Target::Variant(variant),
-        (_, key, _) if !key.is_empty() => Target::Routed(key.into_bytes()),
-        (_, _, first) => Target::Routed(first.map(prompt_key).unwrap_or_default()),
-    };
-
-    let defaults = TemplateDefaults {
-        tools_json: request.tools_json,
-        chat_template_kwargs_json: request.chat_template_kwargs_json,
-    };
-    let defaults = Arc::new(defaults);
-    let mut sample_ids = Vec::with_capacity(count);
-    let mut inputs = Vec::with_capacity(count);
-    for (index, sample) in request.samples.into_iter().enumerate() {
-        if sample.id.len() > MAX_NAME_BYTES {
-            violations.check_length(&format!("samples[{index}].id"), &sample.id);
-        }
-        sample_ids.push(sample.id);
-        match sample.input {
-            Some(sample) => inputs.push(Received::new(sample, &defaults, index, &mut violations)),
-            None => violations.add(
-                &format!("samples[{index}].input"),
-                "is not set: send one of text, conversation, formatted, token_ids",
-            ),
+impl Target {
+    /// Of a request that names a variant, or gives a key, or does neither (both empty): then its first sample's prompt
+    /// takes the key's place, so that a group of responses to one prompt is never split.
+    pub(super) fn new(variant: String, routing_key: String, first: Option<&Received>) -> Self {
+        if !variant.is_empty() {
+            Self::Variant(variant)
+        } else if !routing_key.is_empty() {
+            Self::Routed(routing_key.into_bytes())
+        } else {
+            Self::Routed(first.map(Received::prompt_key).unwrap_or_default())
         }
     }
-    violations.none()?;
-    Ok(Request {
-        request_id: request.request_id,
-        sample_ids,
-        inputs,
-        target,
-        priority,
-        truncation,
-        return_members: request.return_members,
-        expected_fingerprint: Some(request.expected_fingerprint).filter(|expected| !expected.is_empty()),
-    })
 }
 
 impl Received {
-    fn new(
-        sample: proto::sample::Input,
-        defaults: &Arc<TemplateDefaults>,
-        index: usize,
-        violations: &mut Violations,
-    ) -> Self {
-        use proto::sample::Input as Wire;
-        let mut only_for_conversations = || {
-            for (field, _) in defaults.fields().into_iter().filter(|(_, json)| !json.is_empty()) {
-                violations.add(field, format!("goes with conversations, and samples[{index}] is none"));
-            }
-        };
-        Self::Input(match sample {
-            Wire::Conversation(conversation) => return Self::conversation(conversation, defaults),
-            Wire::Text(proto::Text { prompt, response }) => {
-                only_for_conversations();
-                Input::Text { prompt, response }
-            }
-            Wire::Formatted(text) => {
-                only_for_conversations();
-                Input::Formatted(text)
-            }
-            Wire::TokenIds(tokens) => {
-                only_for_conversations();
-                Input::TokenIds(tokens.ids)
-            }
-        })
-    }
-
-    fn conversation(conversation: proto::Conversation, defaults: &Arc<TemplateDefaults>) -> Self {
-        let of_template = [&conversation.tools_json, &conversation.chat_template_kwargs_json];
-        let of_messages = conversation.messages.iter().map(|message| &message.json);
-        let of_request = defaults.fields().map(|(_, json)| json);
-        if of_messages.chain(of_template).chain(of_request).any(|json| !json.is_empty()) {
-            return Self::Json(conversation, defaults.clone());
+    /// A conversation; without JSON it is read at once.
+    pub(super) fn conversation(conversation: JsonConversation) -> Self {
+        let has_json = conversation.messages.iter().any(|message| !message.json.is_empty())
+            || !conversation.own.are_empty()
+            || !conversation.defaults.are_empty();
+        if has_json {
+            return Self::Json(conversation);
         }
-        let plain = |proto::Message { role, content, json: _ }| Message::new(role, content);
+        let plain = |JsonMessage { role, content, json: _ }| Message::new(role, content);
         let messages: Vec<Message> = conversation.messages.into_iter().map(plain).collect();
         Self::Input(Input::Conversation(messages.into()))
     }
@@ -166,49 +114,125 @@ impl Received {
     pub(super) fn read(&self) -> Result<Cow<'_, Input>, TextError> {
         match self {
             Self::Input(input) => Ok(Cow::Borrowed(input)),
-            Self::Json(conversation, defaults) => match read_conversation(conversation, defaults) {
+            Self::Json(conversation) => match conversation.read() {
                 Ok(conversation) => Ok(Cow::Owned(Input::Conversation(conversation))),
                 Err(problem) => Err(TextError::BadConversation { problem }),
             },
         }
     }
-}
 
-impl TemplateDefaults {
-    fn fields(&self) -> [(&'static str, &String); 2] {
-        [("tools_json", &self.tools_json), ("chat_template_kwargs_json", &self.chat_template_kwargs_json)]
+    /// What stands for a request without a routing key: of a text the prompt, of a conversation the messages that the
+    /// response answers, and all else as a whole.
+    fn prompt_key(&self) -> Vec<u8> {
+        match self {
+            Self::Input(Input::Text { prompt, .. }) => prompt.clone().into_bytes(),
+            Self::Input(Input::Conversation(conversation)) => {
+                conversation_key(conversation.messages.iter().map(Turn::of))
+            }
+            Self::Input(Input::Formatted(text)) => text.clone().into_bytes(),
+            Self::Input(Input::TokenIds(ids)) => ids.iter().flat_map(|id| id.to_le_bytes()).collect(),
+            Self::Json(conversation) => conversation_key(conversation.messages.iter().map(JsonMessage::turn)),
+        }
     }
 }
 
-fn read_conversation(
-    conversation: &proto::Conversation,
-    defaults: &TemplateDefaults,
-) -> Result<Conversation, String> {
-    let message = |(index, message): (usize, &proto::Message)| {
-        let name = format!("messages[{index}]");
-        match message {
-            proto::Message { role, content, json } if json.is_empty() => Ok(Message::new(role, content)),
-            proto::Message { role, content, json } if role.is_empty() && content.is_empty() => {
-                Message::read(parse(json, &format!("{name}.json"))?, &name)
+/// What of a message counts for the key of its conversation.
+struct Turn<'a> {
+    role: Cow<'a, str>,
+    /// Role, text, and JSON in their place.
+    said: [&'a str; 3],
+}
+
+impl<'a> Turn<'a> {
+    /// Of a message that came without JSON.
+    fn of(message: &'a Message) -> Self {
+        let (role, content) = message.plain().unwrap_or_default();
+        Self { role: Cow::Borrowed(role), said: [role, content, ""] }
+    }
+}
+
+/// The messages that the response answers: up to the user's last, so that a response of several messages (a tool
+/// call, its result, an answer) does not count; where nothing follows that, or there is none, all but the last.
+fn conversation_key<'a>(turns: impl Iterator<Item = Turn<'a>>) -> Vec<u8> {
+    let turns: Vec<Turn<'_>> = turns.collect();
+    let before_last = turns.len().saturating_sub(1);
+    let users_last = turns[..before_last].iter().rposition(|turn| turn.role == "user");
+    let prompt = &turns[..users_last.map_or(before_last, |index| index + 1)];
+    // Roles and contents may hold any character: lengths keep them apart.
+    let mut key = Vec::new();
+    let mut add = |text: &str| {
+        key.extend((text.len() as u64).to_le_bytes());
+        key.extend(text.as_bytes());
+    };
+    for Turn { said: [role, content, json], .. } in prompt {
+        add(role);
+        add(content);
+        if !json.is_empty() {
+            add(json);
+        }
+    }
+    key
+}
+
+impl JsonMessage {
+    fn turn(&self) -> Turn<'_> {
+        Turn { role: self.role(), said: [&self.role, &self.content, &self.json] }
+    }
+
+    /// Without reading all of its JSON into memory.
+    fn role(&self) -> Cow<'_, str> {
+        #[derive(serde::Deserialize)]
+        struct Role<'a> {
+            #[serde(borrow)]
+            role: Cow<'a, str>,
+        }
+        match self.json.as_str() {
+            "" => Cow::Borrowed(&self.role),
+            json => serde_json::from_str(json).map_or(Cow::Borrowed(""), |Role { role }| role),
+        }
+    }
+}
+
+impl TemplateArguments {
+    fn are_empty(&self) -> bool {
+        self.given().next().is_none()
+    }
+
+    /// The fields that say something.
+    pub(super) fn given(&self) -> impl Iterator<Item = &'static str> {
+        let fields = [("tools_json", &self.tools), ("chat_template_kwargs_json", &self.chat_template_kwargs)];
+        fields.into_iter().filter(|(_, json)| !json.is_empty()).map(|(field, _)| field)
+    }
+}
+
+impl JsonConversation {
+    fn read(&self) -> Result<Conversation, String> {
+        let message = |(index, message): (usize, &JsonMessage)| {
+            let name = format!("messages[{index}]");
+            match message {
+                JsonMessage { role, content, json } if json.is_empty() => Ok(Message::new(role, content)),
+                JsonMessage { role, content, json } if role.is_empty() && content.is_empty() => {
+                    Message::read(parse(json, &format!("{name}.json"))?, &name)
+                }
+                _ => Err(format!("{name} has `json`, and beside it a role or a content: leave those empty")),
             }
-            _ => Err(format!("{name} has `json`, and beside it a role or a content: leave those empty")),
-        }
-    };
-    let messages = conversation.messages.iter().enumerate().map(message).collect::<Result<_, _>>()?;
-    let given = |own: &String, default: &String, name| {
-        let json = if own.is_empty() { default } else { own };
-        if json.len() > MAX_TEMPLATE_JSON_BYTES {
-            return Err(format!("{name} has {} bytes, the limit is {MAX_TEMPLATE_JSON_BYTES}", json.len()));
-        }
-        if json.is_empty() { Ok(None) } else { parse(json, name).map(Some) }
-    };
-    let tools = given(&conversation.tools_json, &defaults.tools_json, "tools_json")?;
-    let arguments = given(
-        &conversation.chat_template_kwargs_json,
-        &defaults.chat_template_kwargs_json,
-        "chat_template_kwargs_json",
-    )?;
-    Conversation::new(messages, tools, arguments)
+        };
+        let messages = self.messages.iter().enumerate().map(message).collect::<Result<_, _>>()?;
+        let Self { own, defaults, .. } = self;
+        let tools = given(&own.tools, &defaults.tools, "tools_json")?;
+        let arguments =
+            given(&own.chat_template_kwargs, &defaults.chat_template_kwargs, "chat_template_kwargs_json")?;
+        Conversation::new(messages, tools, arguments)
+    }
+}
+
+/// A conversation's own, or its request's.
+fn given(own: &str, default: &str, name: &str) -> Result<Option<Value>, String> {
+    let json = if own.is_empty() { default } else { own };
+    if json.len() > MAX_TEMPLATE_JSON_BYTES {
+        return Err(format!("{name} has {} bytes, the limit is {MAX_TEMPLATE_JSON_BYTES}", json.len()));
+    }
+    if json.is_empty() { Ok(None) } else { parse(json, name).map(Some) }
 }
 
 fn parse(json: &str, name: &str) -> Result<Value, String> {
@@ -234,47 +258,26 @@ fn json_values(json: &str) -> usize {
     values
 }
 
-fn priority(value: i32, violations: &mut Violations) -> Priority {
-    match proto::Priority::try_from(value) {
-        Ok(proto::Priority::Unspecified | proto::Priority::Normal) => Priority::Normal,
-        Ok(proto::Priority::Interactive) => Priority::Interactive,
-        Ok(proto::Priority::Background) => Priority::Background,
-        Err(_) => {
-            violations.add("priority", format!("{value} is not a Priority"));
-            Priority::Normal
-        }
-    }
-}
-
-fn truncation(value: i32, violations: &mut Violations) -> Truncation {
-    match proto::Truncation::try_from(value) {
-        Ok(proto::Truncation::Unspecified | proto::Truncation::Reject) => Truncation::Reject,
-        Ok(proto::Truncation::Left) => Truncation::Left,
-        Ok(proto::Truncation::Right) => Truncation::Right,
-        Err(_) => {
-            violations.add("truncation", format!("{value} is not a Truncation"));
-            Truncation::Reject
-        }
-    }
-}
-
+/// The bad fields of a request, as its door calls them.
 #[derive(Default)]
-struct Violations(Vec<FieldViolation>);
+pub(super) struct Violations(Vec<FieldViolation>);
 
 impl Violations {
-    fn add(&mut self, field: &str, problem: impl Into<String>) {
+    pub(super) fn add(&mut self, field: &str, problem: impl Into<String>) {
         if self.0.len() < MAX_VIOLATIONS {
             self.0.push(FieldViolation::new(field, problem));
         }
     }
 
-    fn check_length(&mut self, field: &str, value: &str) {
+    /// Of a name.
+    pub(super) fn check_length(&mut self, field: &str, value: &str) {
         if value.len() > MAX_NAME_BYTES {
             self.add(field, format!("has {} bytes, the limit is {MAX_NAME_BYTES}", value.len()));
         }
     }
 
-    fn none(self) -> Result<(), ServiceError> {
+    /// Refuses the request if there are any.
+    pub(super) fn none(self) -> Result<(), ServiceError> {
         if self.0.is_empty() { Ok(()) } else { Err(ServiceError::BadRequest(self.0)) }
     }
 }
@@ -292,8 +295,64 @@ mod tests {
         assert!(parse(&format!("[\"{}\"]", "a, [".repeat(MAX_JSON_VALUES)), "x").is_ok(), "text is no value");
 
         let large = format!("[\"{}\"]", "x".repeat(MAX_TEMPLATE_JSON_BYTES));
-        let defaults = TemplateDefaults { tools_json: large, ..Default::default() };
-        let error = read_conversation(&proto::Conversation::default(), &defaults).unwrap_err();
+        let error = given("", &large, "tools_json").unwrap_err();
         assert_eq!(error, "tools_json has 262148 bytes, the limit is 262144");
+    }
+
+    #[test]
+    fn the_messages_before_the_last_are_a_conversations_prompt() {
+        let key = |contents: &[&str]| {
+            let messages = contents.iter().map(|content| Message::new("user", *content)).collect::<Vec<_>>();
+            Received::Input(Input::Conversation(messages.into())).prompt_key()
+        };
+        assert_eq!(key(&["q", "one"]), key(&["q", "two"]));
+        assert_ne!(key(&["q", "one"]), key(&["p", "one"]));
+        assert_eq!(key(&[]), b"");
+    }
+
+    #[test]
+    fn a_response_of_several_messages_is_not_part_of_its_prompt() {
+        const SYSTEM: [&str; 3] = ["system", "s", ""];
+        const ASK: [&str; 3] = ["user", "q", ""];
+        const SAY: [&str; 3] = ["assistant", "a", ""];
+        const CALL: [&str; 3] =
+            ["", "", r#"{"content": null, "tool_calls": [{"id": 1}], "role": "assistant"}"#];
+        const RESULT: [&str; 3] = ["", "", r#"{"role": "tool", "content": "user"}"#];
+        let key = |messages: &[[&str; 3]]| {
+            let message = |[role, content, json]: [&str; 3]| JsonMessage {
+                role: role.to_owned(),
+                content: content.to_owned(),
+                json: json.to_owned(),
+            };
+            let messages: Vec<JsonMessage> = messages.iter().copied().map(message).collect();
+            conversation_key(messages.iter().map(JsonMessage::turn))
+        };
+        let prompt = key(&[SYSTEM, ASK, SAY]);
+        for response in [&[["assistant", "b", ""]][..], &[CALL, RESULT, SAY], &[CALL]] {
+            assert_eq!(key(&[&[SYSTEM, ASK], response].concat()), prompt);
+        }
+        assert_ne!(key(&[ASK, SAY]), prompt);
+        assert_ne!(key(&[SYSTEM, ["", "", r#"{"role": "user", "content": "q"}"#], SAY]), prompt);
+        // no user before the last: all but the last
+        assert_eq!(key(&[SYSTEM, SAY, ASK]), key(&[SYSTEM, SAY, SAY]));
+    }
+
+    #[test]
+    fn a_conversation_has_one_key_whether_it_came_with_json_or_not() {
+        let conversation = |tools: &str| {
+            let message = |role: &str| JsonMessage {
+                role: role.to_owned(),
+                content: "x".to_owned(),
+                json: String::new(),
+            };
+            Received::conversation(JsonConversation {
+                messages: ["user", "assistant"].map(message).into(),
+                own: TemplateArguments { tools: tools.to_owned(), ..Default::default() },
+                defaults: Arc::default(),
+            })
+        };
+        let (plain, json) = (conversation(""), conversation("[]"));
+        assert!(matches!((&plain, &json), (Received::Input(_), Received::Json(_))));
+        assert_eq!(plain.prompt_key(), json.prompt_key());
     }
 }

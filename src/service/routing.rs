@@ -6,10 +6,7 @@
 //!
 //! Source: Schindelhauer & Schomaker 2005, "Weighted distributed hash tables", the logarithmic method.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
-
-use crate::proto;
 
 /// Shares of the requests by variant; they sum to 1.
 #[derive(Clone, Debug, PartialEq)]
@@ -79,54 +76,6 @@ fn uniform(name: &str, key: &[u8]) -> f64 {
     ((bits >> 11) as f64 + 0.5) / (1u64 << 53) as f64
 }
 
-/// What stands for a request without a routing key: its first sample's prompt.
-pub(super) fn prompt_key(sample: &proto::Sample) -> Vec<u8> {
-    use proto::sample::Input;
-    match &sample.input {
-        Some(Input::Text(text)) => text.prompt.clone().into_bytes(),
-        Some(Input::Conversation(conversation)) => conversation_key(conversation),
-        Some(Input::Formatted(text)) => text.clone().into_bytes(),
-        Some(Input::TokenIds(tokens)) => tokens.ids.iter().flat_map(|id| id.to_le_bytes()).collect(),
-        None => Vec::new(),
-    }
-}
-
-/// The messages that the response answers: up to the user's last, so that a response of several messages (a tool
-/// call, its result, an answer) does not count; where nothing follows that, or there is none, all but the last.
-fn conversation_key(conversation: &proto::Conversation) -> Vec<u8> {
-    let messages = &conversation.messages;
-    let before_last = messages.len().saturating_sub(1);
-    let users_last = messages[..before_last].iter().rposition(|message| role(message) == "user");
-    let prompt = &messages[..users_last.map_or(before_last, |index| index + 1)];
-    // Roles and contents may hold any character: lengths keep them apart.
-    let mut key = Vec::new();
-    let mut add = |text: &str| {
-        key.extend((text.len() as u64).to_le_bytes());
-        key.extend(text.as_bytes());
-    };
-    for message in prompt {
-        add(&message.role);
-        add(&message.content);
-        if !message.json.is_empty() {
-            add(&message.json);
-        }
-    }
-    key
-}
-
-/// A message's role, without reading all of its JSON into memory.
-fn role(message: &proto::Message) -> Cow<'_, str> {
-    #[derive(serde::Deserialize)]
-    struct Role<'a> {
-        #[serde(borrow)]
-        role: Cow<'a, str>,
-    }
-    match message.json.as_str() {
-        "" => Cow::Borrowed(&message.role),
-        json => serde_json::from_str(json).map_or(Cow::Borrowed(""), |Role { role }| role),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,49 +121,4 @@ mod tests {
 
     /// Noted when the hash was chosen: a change here splits the groups of every run under way.
     const GOLDEN_CHOICES: [&str; 6] = ["ens", "warm", "ens", "ens", "ens", "warm"];
-
-    #[test]
-    fn the_messages_before_the_last_are_a_conversations_prompt() {
-        let conversation = |contents: &[&str]| proto::Sample {
-            id: String::new(),
-            input: Some(proto::sample::Input::Conversation(proto::Conversation {
-                messages: contents
-                    .iter()
-                    .map(|content| proto::Message {
-                        role: "user".into(),
-                        content: (*content).into(),
-                        ..Default::default()
-                    })
-                    .collect(),
-                ..Default::default()
-            })),
-        };
-        assert_eq!(prompt_key(&conversation(&["q", "one"])), prompt_key(&conversation(&["q", "two"])));
-        assert_ne!(prompt_key(&conversation(&["q", "one"])), prompt_key(&conversation(&["p", "one"])));
-        assert_eq!(prompt_key(&conversation(&[])), b"");
-    }
-
-    #[test]
-    fn a_response_of_several_messages_is_not_part_of_its_prompt() {
-        let plain = |role: &str, content: &str| proto::Message {
-            role: role.into(),
-            content: content.into(),
-            ..Default::default()
-        };
-        let json = |json: &str| proto::Message { json: json.into(), ..Default::default() };
-        let key = |messages: &[proto::Message]| {
-            conversation_key(&proto::Conversation { messages: messages.to_vec(), ..Default::default() })
-        };
-        let (system, ask, say) = (plain("system", "s"), plain("user", "q"), plain("assistant", "a"));
-        let call = json(r#"{"content": null, "tool_calls": [{"id": 1}], "role": "assistant"}"#);
-        let result = json(r#"{"role": "tool", "content": "user"}"#);
-        let prompt = key(&[system.clone(), ask.clone(), say.clone()]);
-        for response in [vec![plain("assistant", "b")], vec![call.clone(), result, say.clone()], vec![call]] {
-            assert_eq!(key(&[vec![system.clone(), ask.clone()], response].concat()), prompt);
-        }
-        assert_ne!(key(&[ask.clone(), say.clone()]), prompt);
-        assert_ne!(key(&[system.clone(), json(r#"{"role": "user", "content": "q"}"#), say.clone()]), prompt);
-        // no user before the last: all but the last
-        assert_eq!(key(&[system.clone(), say.clone(), ask]), key(&[system, say.clone(), say]));
-    }
 }

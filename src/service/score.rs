@@ -1,13 +1,13 @@
-//! One request, from the wire and back: `Score`, and what `ScoreStream` shares with it.
+//! One request, whichever door it came through.
 //!
 //! ```text
-//! proto → check → route → tokenize → queue, batch, forward → results in the order of the samples
+//! request → route → tokenize → queue, batch, forward → results in the order of the samples
 //! ```
 
 use std::sync::Arc;
+use std::time::Duration;
 use std::time::Instant as Clock;
 
-use prost::Message;
 use tokio::time::Instant;
 use tokio::time::timeout_at;
 use tonic::Code;
@@ -20,11 +20,8 @@ use crate::metrics::Method;
 use crate::metrics::Rejection;
 use crate::model::scorer::Reward;
 use crate::ops::batch::Sequence;
-use crate::proto;
 use crate::service::budget::Room;
-use crate::service::inbound;
 use crate::service::models::ServedVariant;
-use crate::service::request;
 use crate::service::request::Request;
 use crate::service::request::Target;
 use crate::service::state::State;
@@ -32,24 +29,61 @@ use crate::service::status::ServiceError;
 use crate::service::status::brief;
 use crate::service::tokenize::TokenizeError;
 
+/// What became of a request that was served.
+pub(super) struct Scored {
+    /// Who scored.
+    pub(super) served: Arc<ServedVariant>,
+    /// One per sample, in their order.
+    pub(super) results: Vec<Result<Score, SampleFailure>>,
+    pub(super) timing: Timing,
+}
+
+/// A reward, and what it was computed from.
+pub(super) struct Score {
+    /// Finite.
+    pub(super) reward: f32,
+    /// Empty unless asked for.
+    pub(super) member_rewards: Vec<f32>,
+    /// Of an ensemble.
+    pub(super) reward_std: Option<f32>,
+    pub(super) tokens: usize,
+    pub(super) truncated_tokens: usize,
+}
+
+/// Why one sample has no score; its neighbours have theirs.
+#[derive(Debug)]
+pub(super) struct SampleFailure {
+    /// INVALID_ARGUMENT where the sample is to blame, INTERNAL where the model is.
+    pub(super) code: Code,
+    pub(super) message: String,
+}
+
+/// Where the time of a request went.
+pub(super) struct Timing {
+    /// Rendering and tokenizing all samples.
+    pub(super) tokenize: Duration,
+    /// Until the last sample's batch started, and while it stood still for others.
+    pub(super) queue: Duration,
+    /// The batches that the samples were in.
+    pub(super) compute: Duration,
+}
+
 /// Answers one request that was read, or could not be: the whole way, counted and logged once, whatever
-/// happens. Dropping the future withdraws what the model has not begun. The answer has the room that it needs.
+/// happens. Dropping the future withdraws what the model has not begun. The answer keeps the request's room until its
+/// door says what it needs.
 pub(super) async fn answer(
     state: &State,
     method: Method,
-    read: Result<inbound::Admitted, ServiceError>,
+    read: Result<(Request, Room), ServiceError>,
     deadline: Option<Instant>,
-) -> Result<(proto::ScoreResponse, Room), ServiceError> {
+) -> Result<(Scored, Room), ServiceError> {
     let mut record =
         Record { method, variant: String::new(), started: Clock::now(), deadline, code: Code::Cancelled };
-    let result = match read.and_then(|(request, room)| Ok((admit(state, request)?, room))) {
-        Ok((admitted, mut room)) => {
-            record.variant.clone_from(&admitted.served.info.name);
-            let scored = before(deadline, score(state, admitted, deadline)).await;
-            scored.map(|response| {
-                room.shrink_to(response.encoded_len());
-                (response, room)
-            })
+    let result = match read.and_then(|(request, room)| Ok((find(state, &request)?, request, room))) {
+        Ok((served, request, room)) => {
+            record.variant.clone_from(&served.info.name);
+            let scored = before(deadline, score(state, served, request, deadline)).await;
+            scored.map(|scored| (scored, room))
         }
         Err(error) => Err(error),
     };
@@ -66,15 +100,9 @@ pub(super) async fn answer(
     result
 }
 
-/// A request that found its variant.
-struct Admitted {
-    request: Request,
-    served: Arc<ServedVariant>,
-}
-
-fn admit(state: &State, request: proto::ScoreRequest) -> Result<Admitted, ServiceError> {
+/// The variant that shall score.
+fn find(state: &State, request: &Request) -> Result<Arc<ServedVariant>, ServiceError> {
     let serving = state.serving()?;
-    let request = request::check(request, state.limits.max_samples_per_request)?;
     let name = match &request.target {
         Target::Variant(name) => name,
         Target::Routed(key) => serving.routing.choose(key),
@@ -83,7 +111,7 @@ fn admit(state: &State, request: proto::ScoreRequest) -> Result<Admitted, Servic
         let names: Vec<&str> = serving.variants.keys().map(String::as_str).collect();
         return Err(ServiceError::UnknownVariant { known: names.join(", ") });
     };
-    if let Some(expected) = &request.expected_fingerprint
+    if let Some(expected) = &request.options.expected_fingerprint
         && *expected != served.info.fingerprint
     {
         return Err(ServiceError::WrongFingerprint {
@@ -93,20 +121,20 @@ fn admit(state: &State, request: proto::ScoreRequest) -> Result<Admitted, Servic
         });
     }
     metrics::request_received(&served.info.name, request.inputs.len());
-    Ok(Admitted { request, served })
+    Ok(served)
 }
 
 async fn score(
     state: &State,
-    admitted: Admitted,
+    served: Arc<ServedVariant>,
+    request: Request,
     deadline: Option<Instant>,
-) -> Result<proto::ScoreResponse, ServiceError> {
-    let Admitted { request, served } = admitted;
+) -> Result<Scored, ServiceError> {
+    let Request { inputs, options, .. } = request;
     let variant = &served.info.name;
 
     let started = Clock::now();
-    let tokenized =
-        state.tokenizers.tokenize(served.tokenizer.clone(), request.inputs, request.truncation).await;
+    let tokenized = state.tokenizers.tokenize(served.tokenizer.clone(), inputs, options.truncation).await;
     let tokenize = started.elapsed();
     metrics::request_tokenized(variant, tokenize);
 
@@ -133,37 +161,24 @@ async fn score(
     metrics::double_bos_seen(variant, double_bos);
 
     // No sequences, no wait: the call is still OK.
-    let scored = served.lane.score(sequences, Call { priority: request.priority, deadline }).await?;
+    let call = Call { priority: options.priority, deadline };
+    let scored = served.lane.score(sequences, call).await?;
 
     let mut outcomes = scored.outcomes.into_iter();
-    let results = request.sample_ids.into_iter().zip(samples).map(|(id, sample)| {
-        let outcome = match sample {
-            Ok(tokens) => match outcomes.next() {
-                Some(Ok(reward)) => Ok(score_of(reward, tokens, request.return_members)),
-                Some(Err(error)) => Err(sample_error(Code::Internal, &error)),
-                // The engine owes an outcome for each sequence; a missing reward must not shift the others.
-                None => Err(sample_error(Code::Internal, &SampleError::ForwardFailed)),
-            },
-            Err(error @ TokenizeError::Text(_)) => Err(sample_error(Code::InvalidArgument, &error)),
-            Err(error @ TokenizeError::Panicked) => Err(sample_error(Code::Internal, &error)),
-        };
-        let outcome = match outcome {
-            Ok(score) => proto::sample_result::Outcome::Score(score),
-            Err(error) => proto::sample_result::Outcome::Error(error),
-        };
-        proto::SampleResult { id, outcome: Some(outcome) }
+    let results = samples.into_iter().map(|sample| match sample {
+        Ok(tokens) => match outcomes.next() {
+            Some(Ok(reward)) => Ok(score_of(reward, tokens, options.return_members)),
+            Some(Err(error)) => Err(failure(Code::Internal, &error)),
+            // The engine owes an outcome for each sequence; a missing reward must not shift the others.
+            None => Err(failure(Code::Internal, &SampleError::ForwardFailed)),
+        },
+        Err(error @ TokenizeError::Text(_)) => Err(failure(Code::InvalidArgument, &error)),
+        Err(error @ TokenizeError::Panicked) => Err(failure(Code::Internal, &error)),
     });
-    Ok(proto::ScoreResponse {
-        request_id: request.request_id,
+    Ok(Scored {
         results: results.collect(),
-        variant: variant.clone(),
-        fingerprint: served.info.fingerprint.clone(),
-        timing: Some(proto::Timing {
-            tokenize_seconds: tokenize.as_secs_f64(),
-            queue_seconds: scored.queue.as_secs_f64(),
-            compute_seconds: scored.compute.as_secs_f64(),
-        }),
-        error: None,
+        timing: Timing { tokenize, queue: scored.queue, compute: scored.compute },
+        served,
     })
 }
 
@@ -173,22 +188,18 @@ struct SampleTokens {
     truncated: usize,
 }
 
-fn score_of(reward: Reward, tokens: SampleTokens, return_members: bool) -> proto::Score {
-    proto::Score {
+fn score_of(reward: Reward, tokens: SampleTokens, return_members: bool) -> Score {
+    Score {
         reward: reward.reward,
         member_rewards: if return_members { reward.member_rewards } else { Vec::new() },
         reward_std: reward.reward_std,
-        tokens: proto::count(tokens.tokens),
-        truncated_tokens: proto::count(tokens.truncated),
+        tokens: tokens.tokens,
+        truncated_tokens: tokens.truncated,
     }
 }
 
-fn sample_error(code: Code, error: &dyn std::error::Error) -> proto::Error {
-    proto::Error {
-        code: code as i32,
-        message: brief(&error.to_string()).into_owned(),
-        retry_after_seconds: None,
-    }
+fn failure(code: Code, error: &dyn std::error::Error) -> SampleFailure {
+    SampleFailure { code, message: brief(&error.to_string()).into_owned() }
 }
 
 /// Ends with [`ServiceError::DeadlineExceeded`] at the deadline, wherever the work is then.

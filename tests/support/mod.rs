@@ -1,6 +1,7 @@
 //! A real server on free ports, with models that do what a test asks of them.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Condvar;
@@ -31,6 +32,8 @@ use rewarm::service;
 use rewarm::service::LoadError;
 use rewarm::service::Loaded;
 use rewarm::service::Models;
+use rewarm::service::Port;
+use rewarm::service::Ports;
 use rewarm::service::Running;
 use rewarm::service::Source;
 use rewarm::text::SampleTokenizer;
@@ -233,11 +236,9 @@ pub(crate) fn models(weights: &[(&str, f64)]) -> Models {
 
 /// Free ports on loopback, small limits, no grace.
 pub(crate) fn config(models: Models) -> service::Config {
-    let any_port = ([127, 0, 0, 1], 0).into();
+    let any_port = |port: &Port| (*port, Some(([127, 0, 0, 1], 0).into()));
     service::Config {
-        listen: any_port,
-        admin: any_port,
-        metrics: any_port,
+        ports: Ports::new(Port::ALL.iter().map(any_port)),
         limits: service::Limits { max_in_flight_bytes: 64 << 20, ..Default::default() },
         engine: engine::Config { max_batch_tokens: 1024, max_queue_tokens: 8192, ..Default::default() },
         connections: service::Connections { max: 256, ..Default::default() },
@@ -267,8 +268,13 @@ pub(crate) async fn start(model: &Arc<Fake>) -> TestServer {
 }
 
 impl TestServer {
+    /// Of the reward service.
     pub(crate) fn url(&self) -> String {
-        format!("http://{}", self.running.addresses.listen)
+        format!("http://{}", self.address(Port::Reward))
+    }
+
+    pub(crate) fn address(&self, port: Port) -> SocketAddr {
+        self.running.ports.get(port).unwrap()
     }
 
     pub(crate) async fn channel(&self) -> Channel {
@@ -280,7 +286,7 @@ impl TestServer {
     }
 
     pub(crate) async fn admin(&self) -> AdminServiceClient<Channel> {
-        let url = format!("http://{}", self.running.addresses.admin);
+        let url = format!("http://{}", self.address(Port::Admin));
         AdminServiceClient::new(Channel::from_shared(url).unwrap().connect().await.unwrap())
     }
 
@@ -306,7 +312,7 @@ impl TestServer {
 
     /// Status and body of a page on the metrics listener.
     pub(crate) async fn page(&self, path: &str) -> (u16, String) {
-        http_get(self.running.addresses.metrics, path).await
+        http_get(self.address(Port::Metrics), path).await
     }
 
     /// The value of one series in /metrics, 0 when it is absent.
@@ -328,7 +334,7 @@ pub(crate) async fn eventually(what: &str, claim: impl AsyncFn() -> bool) {
     tokio::time::timeout(SOON, wait).await.unwrap_or_else(|_| panic!("waited in vain until {what}"));
 }
 
-async fn http_get(address: std::net::SocketAddr, path: &str) -> (u16, String) {
+async fn http_get(address: SocketAddr, path: &str) -> (u16, String) {
     use tokio::io::AsyncReadExt;
     use tokio::io::AsyncWriteExt;
     let mut connection = tokio::net::TcpStream::connect(address).await.unwrap();

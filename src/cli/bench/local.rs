@@ -18,6 +18,7 @@ use crate::service;
 use crate::service::LoadError;
 use crate::service::Loaded;
 use crate::service::Models;
+use crate::service::Port;
 use crate::service::Running;
 use crate::service::Source;
 
@@ -61,7 +62,8 @@ impl LocalServer {
 }
 
 fn url(running: &Running) -> String {
-    format!("http://{}", running.addresses.listen)
+    let address = running.ports.get(Port::Reward).expect("every server has it");
+    format!("http://{address}")
 }
 
 impl Drop for LocalServer {

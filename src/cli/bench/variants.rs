@@ -1,8 +1,6 @@
 //! Which models `rewarm bench` measures: from flags to checked variants.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -29,6 +27,7 @@ use crate::model::variant::Mode;
 use crate::model::variant::Variant;
 use crate::model::variant::VariantConfig;
 use crate::service;
+use crate::service::Ports;
 
 /// More members than this of a random shape only fill the disk.
 const MAX_MEMBERS: usize = 64;
@@ -89,8 +88,7 @@ impl VariantArgs {
             }
             (None, None, None) => self.configured()?,
         };
-        let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        (service.listen, service.admin, service.metrics) = (any_port, any_port, any_port);
+        service.ports = Ports::any();
         (service.drain_grace, service.drain_limit) = (Duration::ZERO, Duration::ZERO);
         keep(&mut service.models.variants, &self.variant)?;
         let mut fetcher = Fetcher::default();
@@ -233,11 +231,8 @@ fn unique(name: String, taken: &mut BTreeSet<String>) -> String {
 
 /// The defaults of a configuration file, around these variants.
 fn service_of(variants: Vec<VariantConfig>) -> service::Config {
-    let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     service::Config {
-        listen: any_port,
-        admin: any_port,
-        metrics: any_port,
+        ports: Ports::any(),
         limits: service::Limits::default(),
         engine: engine::Config::default(),
         connections: service::Connections::default(),

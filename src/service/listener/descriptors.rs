@@ -8,7 +8,10 @@ use rustix::process::Rlimit;
 use rustix::process::getrlimit;
 use rustix::process::setrlimit;
 
-/// Connections of the admin and of the metrics port; more have no use.
+use crate::metrics::Port;
+use crate::service::ports::Ports;
+
+/// Connections of the admin and of the metrics port; more have no use. The others share what is left.
 const MOST_ADMIN: usize = 32;
 const MOST_METRICS: usize = 64;
 /// For files, where there is plenty.
@@ -19,9 +22,10 @@ const USUALLY_OPEN: usize = 16;
 /// How many connections each port may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Bounds {
-    pub(crate) reward: usize,
-    pub(crate) admin: usize,
-    pub(crate) metrics: usize,
+    /// Of each port that callers use.
+    reward: usize,
+    admin: usize,
+    metrics: usize,
 }
 
 /// The process may open too few files to serve anybody.
@@ -36,12 +40,13 @@ pub struct TooFew {
 }
 
 impl Bounds {
-    /// Raises the soft limit of this process to its hard limit, and shares it out. `wanted` connections on the
-    /// reward port need no more than they get.
-    pub(crate) fn find(wanted: usize) -> Result<Self, TooFew> {
+    /// Raises the soft limit of this process to its hard limit, and shares it out. `wanted` connections on each port that
+    /// callers use need no more than they get.
+    pub(crate) fn find(wanted: usize, ports: &Ports) -> Result<Self, TooFew> {
         let limit = raise();
         let open = std::fs::read_dir("/proc/self/fd").map_or(USUALLY_OPEN, Iterator::count);
-        let bounds = Self::share(limit, open, wanted)?;
+        let doors = [Port::Reward, Port::Http].iter().filter(|port| ports.get(**port).is_some()).count();
+        let bounds = Self::share(limit, open, doors.max(1), wanted)?;
         let Self { reward, admin, metrics } = bounds;
         if reward < wanted {
             tracing::warn!(
@@ -55,12 +60,21 @@ impl Bounds {
         Ok(bounds)
     }
 
-    fn share(limit: usize, open: usize, wanted: usize) -> Result<Self, TooFew> {
+    /// How many connections `port` may have.
+    pub(crate) fn of(&self, port: Port) -> usize {
+        match port {
+            Port::Reward | Port::Http => self.reward,
+            Port::Admin => self.admin,
+            Port::Metrics => self.metrics,
+        }
+    }
+
+    fn share(limit: usize, open: usize, doors: usize, wanted: usize) -> Result<Self, TooFew> {
         let left = limit.saturating_sub(open);
         let files = (left / 4).clamp(8, MOST_FILES);
         let metrics = (left / 8).clamp(2, MOST_METRICS);
         let admin = (left / 16).clamp(1, MOST_ADMIN);
-        let reward = left.saturating_sub(files + metrics + admin).min(wanted);
+        let reward = (left.saturating_sub(files + metrics + admin) / doors).min(wanted);
         if reward == 0 {
             return Err(TooFew { limit, open, needed: open + 64 });
         }
@@ -85,13 +99,14 @@ mod tests {
     #[test]
     fn files_metrics_and_admin_have_their_share_first() {
         let bounds = |reward, admin, metrics| Ok(Bounds { reward, admin, metrics });
-        assert_eq!(Bounds::share(64, 16, 8192), bounds(27, 3, 6));
-        assert_eq!(Bounds::share(1024, 20, 8192), bounds(1004 - 64 - 64 - 32, 32, 64));
-        assert_eq!(Bounds::share(1 << 20, 20, 8192), bounds(8192, 32, 64));
-        assert_eq!(Bounds::share(usize::MAX, 20, 8192), bounds(8192, 32, 64));
-        assert_eq!(Bounds::share(24, 12, 8192), bounds(1, 1, 2));
-        assert_eq!(Bounds::share(20, 16, 8192), Err(TooFew { limit: 20, open: 16, needed: 80 }));
-        assert_eq!(Bounds::share(8, 16, 8192), Err(TooFew { limit: 8, open: 16, needed: 80 }));
+        assert_eq!(Bounds::share(64, 16, 1, 8192), bounds(27, 3, 6));
+        assert_eq!(Bounds::share(1024, 20, 1, 8192), bounds(1004 - 64 - 64 - 32, 32, 64));
+        assert_eq!(Bounds::share(1 << 20, 20, 1, 8192), bounds(8192, 32, 64));
+        assert_eq!(Bounds::share(usize::MAX, 20, 1, 8192), bounds(8192, 32, 64));
+        assert_eq!(Bounds::share(1024, 20, 2, 8192), bounds((1004 - 64 - 64 - 32) / 2, 32, 64));
+        assert_eq!(Bounds::share(24, 12, 1, 8192), bounds(1, 1, 2));
+        assert_eq!(Bounds::share(20, 16, 1, 8192), Err(TooFew { limit: 20, open: 16, needed: 80 }));
+        assert_eq!(Bounds::share(8, 16, 1, 8192), Err(TooFew { limit: 8, open: 16, needed: 80 }));
     }
 
     #[test]

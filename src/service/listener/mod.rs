@@ -47,13 +47,13 @@ const LOG_PAUSE: Duration = Duration::from_secs(10);
 /// How connections are bounded, watched and ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Connections {
-    /// On the reward port at a time; fewer where file descriptors do not suffice.
+    /// On each port that callers use, at a time; fewer where file descriptors do not suffice.
     pub max: usize,
     /// From one address on one port at a time.
     pub max_per_peer: Option<usize>,
-    /// A connection has so long to begin: with HTTP/2's preface, or with a whole HTTP/1 request on the metrics port.
+    /// A connection has so long to begin: with HTTP/2's preface, or with a whole HTTP/1 request.
     pub first_bytes: Duration,
-    /// On the metrics port, a connection on which no byte moves for so long is closed.
+    /// On a port of HTTP/1, a connection on which no byte moves for so long is closed.
     pub idle: Duration,
     /// An HTTP/2 connection that is silent for so long is asked whether it lives.
     pub keepalive: Duration,

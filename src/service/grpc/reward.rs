@@ -25,24 +25,22 @@ use tracing::Instrument;
 
 use crate::metrics;
 use crate::metrics::Method;
-use crate::model::device::Device;
-use crate::model::variant::MemberInfo;
-use crate::model::variant::VariantInfo;
 use crate::proto;
 use crate::proto::reward_service_server::SERVICE_NAME;
 use crate::service::call;
-use crate::service::inbound::Inbound;
-use crate::service::inbound::Shape;
-use crate::service::models::Serving;
-use crate::service::outbound;
+use crate::service::grpc::answer;
+use crate::service::grpc::inbound::Inbound;
+use crate::service::grpc::inbound::Shape;
+use crate::service::grpc::info::routing;
+use crate::service::grpc::info::variants;
+use crate::service::grpc::outbound;
+use crate::service::grpc::stream;
 use crate::service::score;
 use crate::service::state::State;
-use crate::service::stream;
-use crate::text::TextRule;
 
 /// The handlers; all they know is in [`State`].
 #[derive(Clone)]
-pub(super) struct Reward(pub(super) Arc<State>);
+pub(in crate::service) struct Reward(pub(in crate::service) Arc<State>);
 
 impl NamedService for Reward {
     const NAME: &'static str = SERVICE_NAME;
@@ -87,7 +85,7 @@ async fn score(state: Arc<State>, request: Request<Body>) -> Response<Body> {
     };
     let read = score::before(deadline, read).await;
     let answer =
-        |state: Arc<State>| async move { score::answer(&state, Method::Score, read, deadline).await };
+        |state: Arc<State>| async move { answer::answer(&state, Method::Score, read, deadline).await };
     match state.run(answer).instrument(span).await {
         Ok((response, room)) => {
             let held: outbound::Held<()> = (Some(room), ());
@@ -128,54 +126,5 @@ impl UnaryService<proto::GetServerInfoRequest> for ServerInfo {
             max_samples_per_request: proto::count(self.0.limits.max_samples_per_request),
         });
         ready(info.map(tonic::Response::new).map_err(Status::from))
-    }
-}
-
-/// What serves, by name.
-pub(super) fn variants(serving: &Serving) -> Vec<proto::VariantInfo> {
-    serving.infos().map(variant).collect()
-}
-
-/// How requests without a variant are spread.
-pub(super) fn routing(serving: &Serving) -> proto::Routing {
-    proto::Routing { weights: serving.routing.weights().clone().into_iter().collect() }
-}
-
-fn variant(info: &VariantInfo) -> proto::VariantInfo {
-    proto::VariantInfo {
-        name: info.name.clone(),
-        mode: info.mode.name().to_owned(),
-        members: info.members.iter().map(member).collect(),
-        reduction: info.reduction_name(),
-        dtype: info.dtype.name().to_owned(),
-        device: info.placement.to_string(),
-        max_tokens: proto::count(info.max_tokens),
-        fingerprint: info.fingerprint.clone(),
-        architecture: info.architecture.clone(),
-        pooling: info.pooling.name().to_owned(),
-        text_rule: TextRule::name_of(info.text_rule).to_owned(),
-        notes: info.notes.clone(),
-        devices: info.placement.devices.iter().zip(&info.placement.left).map(device).collect(),
-    }
-}
-
-fn device((device, left): (&Device, &Option<u64>)) -> proto::Device {
-    proto::Device {
-        name: device.name(),
-        model: device.card().map(|card| card.name.clone()).unwrap_or_default(),
-        memory_bytes: device.card().map_or(0, |card| card.memory),
-        memory_left_bytes: left.unwrap_or(0),
-    }
-}
-
-fn member(info: &MemberInfo) -> proto::MemberInfo {
-    proto::MemberInfo {
-        path: info.path.clone(),
-        source: info.source.clone().unwrap_or_default(),
-        coefficient: info.coefficient,
-        digest: info.digest.clone(),
-        calibration: info
-            .calibration
-            .map(|calibration| proto::Calibration { mean: calibration.mean, std: calibration.std }),
     }
 }

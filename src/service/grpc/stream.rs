@@ -28,11 +28,11 @@ use tracing::Instrument;
 use crate::metrics::Method;
 use crate::proto;
 use crate::service::budget::Room;
-use crate::service::inbound::Admitted;
-use crate::service::inbound::Inbound;
-use crate::service::inbound::Incoming;
-use crate::service::outbound::Held;
-use crate::service::score::answer;
+use crate::service::grpc::answer::answer;
+use crate::service::grpc::inbound::Admitted;
+use crate::service::grpc::inbound::Inbound;
+use crate::service::grpc::inbound::Incoming;
+use crate::service::grpc::outbound::Held;
 use crate::service::state::State;
 use crate::service::status::ServiceError;
 

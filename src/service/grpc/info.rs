@@ -1,0 +1,57 @@
+//! What serves, as the contract says it.
+
+use crate::model::device::Device;
+use crate::model::variant::MemberInfo;
+use crate::model::variant::VariantInfo;
+use crate::proto;
+use crate::service::models::Serving;
+use crate::text::TextRule;
+
+/// What serves, by name.
+pub(in crate::service) fn variants(serving: &Serving) -> Vec<proto::VariantInfo> {
+    serving.infos().map(variant).collect()
+}
+
+/// How requests without a variant are spread.
+pub(in crate::service) fn routing(serving: &Serving) -> proto::Routing {
+    proto::Routing { weights: serving.routing.weights().clone().into_iter().collect() }
+}
+
+fn variant(info: &VariantInfo) -> proto::VariantInfo {
+    proto::VariantInfo {
+        name: info.name.clone(),
+        mode: info.mode.name().to_owned(),
+        members: info.members.iter().map(member).collect(),
+        reduction: info.reduction_name(),
+        dtype: info.dtype.name().to_owned(),
+        device: info.placement.to_string(),
+        max_tokens: proto::count(info.max_tokens),
+        fingerprint: info.fingerprint.clone(),
+        architecture: info.architecture.clone(),
+        pooling: info.pooling.name().to_owned(),
+        text_rule: TextRule::name_of(info.text_rule).to_owned(),
+        notes: info.notes.clone(),
+        devices: info.placement.devices.iter().zip(&info.placement.left).map(device).collect(),
+    }
+}
+
+fn device((device, left): (&Device, &Option<u64>)) -> proto::Device {
+    proto::Device {
+        name: device.name(),
+        model: device.card().map(|card| card.name.clone()).unwrap_or_default(),
+        memory_bytes: device.card().map_or(0, |card| card.memory),
+        memory_left_bytes: left.unwrap_or(0),
+    }
+}
+
+fn member(info: &MemberInfo) -> proto::MemberInfo {
+    proto::MemberInfo {
+        path: info.path.clone(),
+        source: info.source.clone().unwrap_or_default(),
+        coefficient: info.coefficient,
+        digest: info.digest.clone(),
+        calibration: info
+            .calibration
+            .map(|calibration| proto::Calibration { mean: calibration.mean, std: calibration.std }),
+    }
+}
