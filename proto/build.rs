@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-const PROTOS: [&str; 2] = ["rewarm/v1/reward.proto", "rewarm/v1/admin.proto"];
+const PROTOS: [&str; 3] =
+    ["rewarm/v1/reward.proto", "rewarm/v1/admin.proto", "inference/open_inference.proto"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
@@ -13,6 +14,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .file_descriptor_set();
     let out = PathBuf::from(std::env::var("OUT_DIR")?).join("rewarm_descriptor.bin");
     std::fs::write(out, prost::Message::encode_to_vec(&descriptors))?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    // what tensors hold is not copied when it is decoded
+    tonic_prost_build::configure().bytes(".inference").compile_fds(descriptors)?;
     Ok(())
 }

@@ -1,5 +1,5 @@
 //! The contract, as compiled from `proto/rewarm/v1`: what [`service`](crate::service) answers and
-//! [`client`](crate::client) asks. Documented in the `.proto` files.
+//! [`client`](crate::client) asks; and, in [`inference`], what foreign clients ask. Documented in the `.proto` files.
 
 #![expect(
     missing_docs,
@@ -10,6 +10,11 @@
 )]
 
 tonic::include_proto!("rewarm.v1");
+
+/// The Open Inference Protocol, from `proto/inference`.
+pub mod inference {
+    tonic::include_proto!("inference");
+}
 
 /// The contract as a `FileDescriptorSet`, for reflection and for clients that were not compiled against it.
 pub const DESCRIPTOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/rewarm_descriptor.bin"));

@@ -153,9 +153,19 @@ fn the_manual_is_what_it_was() {
 
 #[test]
 fn the_wire_contract_is_what_it_was() {
+    assert_golden("proto.txt", &describe_package("rewarm.v1"));
+}
+
+#[test]
+fn what_foreign_clients_speak_is_what_it_was() {
+    assert_golden("inference.txt", &describe_package("inference"));
+}
+
+/// Methods, fields and values of enums; a message within a message by its own name.
+fn describe_package(package: &str) -> String {
     let descriptors = prost_types::FileDescriptorSet::decode(rewarm::proto::DESCRIPTOR).unwrap();
     let mut lines = Vec::new();
-    for file in descriptors.file.iter().filter(|file| file.package() == "rewarm.v1") {
+    for file in descriptors.file.iter().filter(|file| file.package() == package) {
         for service in &file.service {
             for method in &service.method {
                 let stream = |is_stream| if is_stream { "stream " } else { "" };
@@ -170,7 +180,8 @@ fn the_wire_contract_is_what_it_was() {
                 ));
             }
         }
-        for message in &file.message_type {
+        let nested = file.message_type.iter().flat_map(|message| &message.nested_type);
+        for message in file.message_type.iter().chain(nested.filter(|message| !is_map_entry(message))) {
             for field in &message.field {
                 lines.push(format!(
                     "{}.{} = {} {:?} {:?} {}{}",
@@ -190,5 +201,9 @@ fn the_wire_contract_is_what_it_was() {
             }
         }
     }
-    assert_golden("proto.txt", &(lines.join("\n") + "\n"));
+    lines.join("\n") + "\n"
+}
+
+fn is_map_entry(message: &prost_types::DescriptorProto) -> bool {
+    message.options.as_ref().is_some_and(prost_types::MessageOptions::map_entry)
 }

@@ -37,9 +37,9 @@ pub(super) enum ServiceError {
         "the message has more than {limit} bytes, the limit; of a compressed one what it holds is counted"
     )]
     TooLarge { limit: usize },
-    #[error("the message is not a rewarm.v1.ScoreRequest: {0}")]
+    #[error("the message is not a request of this method: {0}")]
     Malformed(&'static str),
-    #[error("the message is not a rewarm.v1.ScoreRequest: {reason}")]
+    #[error("the message is not a request of this method: {reason}")]
     Undecodable { reason: String },
     #[error("messages are compressed with {encoding:?}, of which we know only gzip")]
     UnknownEncoding { encoding: String },

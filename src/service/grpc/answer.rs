@@ -20,7 +20,7 @@ use crate::service::status::ServiceError;
 pub(super) async fn answer(
     state: &State,
     method: Method,
-    read: Result<Admitted, ServiceError>,
+    read: Result<Admitted<proto::ScoreRequest>, ServiceError>,
     deadline: Option<Instant>,
 ) -> Result<(proto::ScoreResponse, Room), ServiceError> {
     let mut names = None;

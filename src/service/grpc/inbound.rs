@@ -16,13 +16,15 @@
 //! whatever the bytes make.
 
 use std::io::Read;
+use std::marker::PhantomData;
+use std::sync::LazyLock;
 
 use bytes::Buf;
 use bytes::Bytes;
 use flate2::bufread::GzDecoder;
 use http::HeaderMap;
 use http_body_util::BodyExt;
-use prost::Message as _;
+use prost::Message;
 use tokio::time::timeout;
 use tonic::body::Body;
 
@@ -32,6 +34,7 @@ use crate::service::budget::Room;
 use crate::service::grpc::scan::Bounds;
 use crate::service::grpc::scan::Refusal;
 use crate::service::grpc::scan::Scanner;
+use crate::service::grpc::scan::Schema;
 use crate::service::state::Limits;
 use crate::service::status::ServiceError;
 use crate::service::status::brief;
@@ -45,9 +48,28 @@ const DECODE_ASIDE_BYTES: usize = 256 << 10;
 /// Of all samples together, for each that a request may have: turns of conversations, tools and so on.
 const PARTS_PER_SAMPLE: usize = 128;
 
+/// A request of some contract.
+pub(in crate::service) trait Wire: Message + Default + 'static {
+    /// What errors call the list whose elements and parts are bounded.
+    const LIST: &'static str;
+
+    /// What is counted before it is decoded.
+    fn schema() -> &'static Schema;
+}
+
+impl Wire for proto::ScoreRequest {
+    const LIST: &'static str = "samples";
+
+    fn schema() -> &'static Schema {
+        static SCHEMA: LazyLock<Schema> =
+            LazyLock::new(|| Schema::of(".rewarm.v1.ScoreRequest", Some("samples"), "request_id"));
+        &SCHEMA
+    }
+}
+
 /// How the messages of a call come.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Shape {
+pub(in crate::service) enum Shape {
     /// One message.
     Unary,
     /// Any number.
@@ -55,7 +77,7 @@ pub(super) enum Shape {
 }
 
 /// The messages of one call.
-pub(super) struct Inbound {
+pub(in crate::service) struct Inbound<M> {
     shape: Shape,
     limits: Limits,
     budget: Budget,
@@ -63,21 +85,22 @@ pub(super) struct Inbound {
     body: Body,
     /// What is left of a frame.
     pending: Bytes,
+    message: PhantomData<fn() -> M>,
 }
 
 /// A decoded request, with the room that it holds.
-pub(super) type Admitted = (proto::ScoreRequest, Room);
+pub(in crate::service) type Admitted<M> = (M, Room);
 
 /// One message.
-pub(super) struct Incoming {
+pub(in crate::service) struct Incoming<M> {
     /// As it may be echoed: empty if there is none, cut if it is too long.
-    pub(super) request_id: String,
-    pub(super) request: Result<Admitted, ServiceError>,
+    pub(in crate::service) request_id: String,
+    pub(in crate::service) request: Result<Admitted<M>, ServiceError>,
 }
 
-impl Inbound {
+impl<M: Wire> Inbound<M> {
     /// Fails if the messages are compressed in a way we do not know.
-    pub(super) fn new(
+    pub(in crate::service) fn new(
         shape: Shape,
         headers: &HeaderMap,
         body: Body,
@@ -92,11 +115,11 @@ impl Inbound {
                 return Err(ServiceError::UnknownEncoding { encoding });
             }
         };
-        Ok(Self { shape, limits, budget, is_gzip, body, pending: Bytes::new() })
+        Ok(Self { shape, limits, budget, is_gzip, body, pending: Bytes::new(), message: PhantomData })
     }
 
     /// The one request of a unary call, once the caller has sent all there is.
-    pub(super) async fn only(mut self) -> Result<Admitted, ServiceError> {
+    pub(in crate::service) async fn only(mut self) -> Result<Admitted<M>, ServiceError> {
         let limit = self.limits.message_time;
         let only = async {
             let message = self.next().await?;
@@ -111,7 +134,7 @@ impl Inbound {
 
     /// The next message; none at the end. Between two messages a caller may take any time. An error ends the
     /// call.
-    pub(super) async fn next(&mut self) -> Result<Option<Incoming>, ServiceError> {
+    pub(in crate::service) async fn next(&mut self) -> Result<Option<Incoming<M>>, ServiceError> {
         if !self.has_more().await? {
             return Ok(None);
         }
@@ -125,9 +148,9 @@ impl Inbound {
         message.unwrap_or(Err(ServiceError::Stalled { limit })).map(Some)
     }
 
-    async fn read(&mut self, room: Room) -> Result<Incoming, ServiceError> {
+    async fn read(&mut self, room: Room) -> Result<Incoming<M>, ServiceError> {
         let (is_compressed, length) = self.header().await?;
-        let mut message = Message::new(room, self.limits);
+        let mut message = Arriving::new(room, self.limits);
         if length > self.limits.max_message_bytes {
             message.refuse(ServiceError::TooLarge { limit: self.limits.max_message_bytes });
         }
@@ -144,7 +167,7 @@ impl Inbound {
     }
 
     /// A refused message of a stream is read to its end, which is where the next one begins.
-    fn is_done_with(&self, message: &Message) -> bool {
+    fn is_done_with(&self, message: &Arriving<M>) -> bool {
         message.refused.is_some() && self.shape == Shape::Unary
     }
 
@@ -190,7 +213,7 @@ impl Inbound {
 }
 
 /// A message that is on its way.
-struct Message {
+struct Arriving<M> {
     /// In bytes.
     limit: usize,
     room: Room,
@@ -201,13 +224,14 @@ struct Message {
     refused: Option<ServiceError>,
     /// The walk is over: the rest is not the wire format.
     is_lost: bool,
+    message: PhantomData<fn() -> M>,
 }
 
-impl Message {
+impl<M: Wire> Arriving<M> {
     fn new(room: Room, limits: Limits) -> Self {
         let samples = limits.max_samples_per_request;
         let bounds = Bounds { samples, parts: samples.saturating_mul(PARTS_PER_SAMPLE) };
-        let scanner = Scanner::new(bounds);
+        let scanner = Scanner::new(M::schema(), bounds);
         Self {
             limit: limits.max_message_bytes,
             room,
@@ -216,6 +240,7 @@ impl Message {
             bytes: Vec::new(),
             refused: None,
             is_lost: false,
+            message: PhantomData,
         }
     }
 
@@ -232,7 +257,7 @@ impl Message {
             && let Err(refusal) = self.scanner.push(piece)
         {
             self.is_lost = matches!(refusal, Refusal::Malformed(_));
-            self.refuse(refused(refusal, self.bounds));
+            self.refuse(refused::<M>(refusal, self.bounds));
         }
     }
 
@@ -267,11 +292,11 @@ impl Message {
         self.refused.is_some() && (self.is_lost || self.scanner.request_id().is_some())
     }
 
-    async fn finish(mut self) -> Result<Incoming, ServiceError> {
+    async fn finish(mut self) -> Result<Incoming<M>, ServiceError> {
         if self.refused.is_none()
             && let Err(refusal) = self.scanner.finish()
         {
-            self.refuse(refused(refusal, self.bounds));
+            self.refuse(refused::<M>(refusal, self.bounds));
         }
         if self.refused.is_none()
             && let Err(error) = self.room.grow_to(self.scanner.decoded_bytes())
@@ -289,9 +314,9 @@ impl Message {
     }
 }
 
-async fn decode(bytes: Vec<u8>) -> Result<proto::ScoreRequest, ServiceError> {
+async fn decode<M: Wire>(bytes: Vec<u8>) -> Result<M, ServiceError> {
     let is_large = bytes.len() > DECODE_ASIDE_BYTES;
-    let decode = move || proto::ScoreRequest::decode(&bytes[..]);
+    let decode = move || M::decode(Bytes::from(bytes));
     let decoded = match is_large {
         true => tokio::task::spawn_blocking(decode).await.map_err(|_| ServiceError::Panicked)?,
         false => decode(),
@@ -299,13 +324,13 @@ async fn decode(bytes: Vec<u8>) -> Result<proto::ScoreRequest, ServiceError> {
     decoded.map_err(|error| ServiceError::Undecodable { reason: error.to_string() })
 }
 
-fn refused(refusal: Refusal, bounds: Bounds) -> ServiceError {
+fn refused<M: Wire>(refusal: Refusal, bounds: Bounds) -> ServiceError {
     match refusal {
         Refusal::Samples => {
-            ServiceError::field("samples", format!("has more than {}, the limit", bounds.samples))
+            ServiceError::field(M::LIST, format!("has more than {}, the limit", bounds.samples))
         }
         Refusal::Parts => ServiceError::field(
-            "samples",
+            M::LIST,
             format!("hold more than {} turns and other parts together, the limit", bounds.parts),
         ),
         Refusal::Malformed(reason) => ServiceError::Malformed(reason),

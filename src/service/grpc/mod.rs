@@ -4,12 +4,12 @@
 //! frames ─▶ inbound.rs (scan.rs) ─▶ request.rs ─▶ score.rs, below all doors ─▶ answer.rs ─▶ outbound.rs
 //! ```
 
+pub(super) mod inbound;
 pub(super) mod info;
+pub(super) mod outbound;
 pub(super) mod reward;
+pub(super) mod scan;
 
 mod answer;
-mod inbound;
-mod outbound;
 mod request;
-mod scan;
 mod stream;

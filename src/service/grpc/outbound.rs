@@ -20,14 +20,13 @@ use tokio_stream::Stream;
 use tonic::Status;
 use tonic::body::Body;
 
-use crate::proto;
 use crate::service::budget::Room;
 
 /// As HTTP/2's frames are unless both sides agree otherwise.
 const PIECE_BYTES: usize = 16 << 10;
 
 /// What an answer keeps taken until the transport has it.
-pub(super) type Held<S> = (Option<Room>, S);
+pub(in crate::service) type Held<S> = (Option<Room>, S);
 
 /// An answer that is under way.
 struct Outbound<M, S> {
@@ -39,9 +38,10 @@ struct Outbound<M, S> {
 }
 
 /// The HTTP response whose body is `messages`; an error among them is the last.
-pub(super) fn response<M, S>(messages: M) -> http::Response<Body>
+pub(in crate::service) fn response<M, T, S>(messages: M) -> http::Response<Body>
 where
-    M: Stream<Item = Result<(proto::ScoreResponse, Held<S>), Status>> + Send + Unpin + 'static,
+    M: Stream<Item = Result<(T, Held<S>), Status>> + Send + Unpin + 'static,
+    T: Message,
     S: Send + Unpin + 'static,
 {
     let body = Outbound { messages, left: Bytes::new(), held: None, is_ended: false };
@@ -50,9 +50,10 @@ where
     response
 }
 
-impl<M, S> http_body::Body for Outbound<M, S>
+impl<M, T, S> http_body::Body for Outbound<M, S>
 where
-    M: Stream<Item = Result<(proto::ScoreResponse, Held<S>), Status>> + Unpin,
+    M: Stream<Item = Result<(T, Held<S>), Status>> + Unpin,
+    T: Message,
     S: Unpin,
 {
     type Data = Bytes;
@@ -96,7 +97,7 @@ where
 }
 
 /// Source: gRPC over HTTP/2, "Length-Prefixed-Message".
-fn framed(message: &proto::ScoreResponse) -> Bytes {
+fn framed(message: &impl Message) -> Bytes {
     let length = message.encoded_len();
     let mut bytes = Vec::with_capacity(5 + length);
     bytes.put_u8(0);

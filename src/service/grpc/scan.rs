@@ -8,7 +8,6 @@
 //! request (samples, turns, ...) and every string of a list.
 
 use std::collections::HashMap;
-use std::sync::LazyLock;
 
 use prost::Message;
 use prost_types::DescriptorProto;
@@ -20,18 +19,15 @@ use prost_types::field_descriptor_proto::Type;
 use crate::proto;
 use crate::service::request::MAX_NAME_BYTES;
 
-const REQUEST: &str = ".rewarm.v1.ScoreRequest";
 /// The memory that a part takes beside its bytes: the struct, twice, since a growing list doubles.
 const PART_BYTES: usize = 256;
-/// A number of a list takes so much memory, and one byte of the wire at least.
-const NUMBER_BYTES: usize = 4;
 /// As prost's own: what is deeper is not decoded.
 const MAX_DEPTH: usize = 100;
 
 /// What a request may hold.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
-    /// Elements of `samples`.
+    /// Elements of the list of samples, if it has one.
     pub(super) samples: usize,
     /// Parts of all kinds.
     pub(super) parts: usize,
@@ -50,6 +46,7 @@ pub(super) enum Refusal {
 
 /// A walk through one message.
 pub(super) struct Scanner {
+    schema: &'static Schema,
     bounds: Bounds,
     /// The messages that the walk is inside of, with the positions where they end.
     open: Vec<(&'static Fields, u64)>,
@@ -57,7 +54,8 @@ pub(super) struct Scanner {
     state: State,
     samples: usize,
     parts: usize,
-    numbers: usize,
+    /// What the numbers of lists take in memory: each has one byte of the wire at least.
+    number_bytes: usize,
     request_id: Vec<u8>,
 }
 
@@ -91,15 +89,16 @@ impl Varint {
 }
 
 impl Scanner {
-    pub(super) fn new(bounds: Bounds) -> Self {
+    pub(super) fn new(schema: &'static Schema, bounds: Bounds) -> Self {
         Self {
+            schema,
             bounds,
-            open: vec![(SCHEMA.request(), u64::MAX)],
+            open: vec![(schema.request(), u64::MAX)],
             position: 0,
             state: State::Tag(Varint::default()),
             samples: 0,
             parts: 0,
-            numbers: 0,
+            number_bytes: 0,
             request_id: Vec::new(),
         }
     }
@@ -138,7 +137,7 @@ impl Scanner {
 
     /// About what the request takes in memory once it is decoded.
     pub(super) fn decoded_bytes(&self) -> usize {
-        self.position as usize + PART_BYTES * self.parts + NUMBER_BYTES * self.numbers
+        self.position as usize + PART_BYTES * self.parts + self.number_bytes
     }
 
     /// The request's id, or the start of one that is too long; none where it has not come.
@@ -159,7 +158,9 @@ impl Scanner {
     fn skip(&mut self, kind: Kind, bytes: &[u8]) {
         self.position += bytes.len() as u64;
         match kind {
-            Kind::Numbers => self.numbers += bytes.iter().filter(|byte| **byte < 0x80).count(),
+            Kind::Numbers(width) => {
+                self.number_bytes += width * bytes.iter().filter(|byte| **byte < 0x80).count();
+            }
             Kind::RequestId => {
                 let room = MAX_NAME_BYTES.saturating_sub(self.request_id.len());
                 self.request_id.extend_from_slice(&bytes[..bytes.len().min(room)]);
@@ -194,10 +195,11 @@ impl Scanner {
             return Err(Refusal::Malformed("a field has no valid number"));
         }
         let kind = self.fields().kind(number);
-        let is_number = matches!(kind, Kind::Numbers);
         match tag & 7 {
             0 => {
-                self.numbers += usize::from(is_number);
+                if let Kind::Numbers(width) = kind {
+                    self.number_bytes += width;
+                }
                 Ok(State::Number(Varint::default()))
             }
             1 => self.enter(Kind::Other, 8),
@@ -218,10 +220,10 @@ impl Scanner {
                 if self.open.len() > MAX_DEPTH {
                     return Err(Refusal::Malformed("its messages are too deep"));
                 }
-                self.open.push((SCHEMA.message(fields), end));
+                self.open.push((self.schema.message(fields), end));
                 Ok(State::Tag(Varint::default()))
             }
-            Kind::RequestId | Kind::Strings | Kind::Numbers | Kind::Other => Ok(State::Skip(kind, length)),
+            Kind::RequestId | Kind::Strings | Kind::Numbers(_) | Kind::Other => Ok(State::Skip(kind, length)),
         }
     }
 
@@ -253,14 +255,14 @@ impl Scanner {
 /// What a field holds; a message by its place in the schema.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
-    /// An element of the request's `samples`.
+    /// An element of the request's list of samples.
     Sample(usize),
     Message(usize),
     /// A string of a list.
     Strings,
-    /// A list of numbers, as varints.
-    Numbers,
-    /// The request's `request_id`.
+    /// A list of numbers, as varints, and what each takes in memory.
+    Numbers(usize),
+    /// The name that an answer repeats.
     RequestId,
     Other,
 }
@@ -274,12 +276,48 @@ impl Fields {
     }
 }
 
-struct Schema {
+/// The messages of a contract, seen from one of them.
+pub(in crate::service) struct Schema {
     messages: Vec<Fields>,
     request: usize,
 }
 
 impl Schema {
+    /// Of the request with this name, whose list of samples, if it has one, is `samples`, and whose own name is `id`.
+    pub(in crate::service) fn of(request: &str, samples: Option<&str>, id: &str) -> Self {
+        let files = FileDescriptorSet::decode(proto::DESCRIPTOR).expect("our own descriptor");
+        let mut messages = Vec::new();
+        for file in &files.file {
+            collect(&format!(".{}", file.package()), &file.message_type, &mut messages);
+        }
+        let places: HashMap<&str, usize> =
+            messages.iter().enumerate().map(|(index, (name, _))| (name.as_str(), index)).collect();
+        let kind = |message: &str, field: &FieldDescriptorProto| {
+            let is_list = field.label() == Label::Repeated;
+            let is_of_request = message == request;
+            match field.r#type() {
+                Type::Message if is_of_request && Some(field.name()) == samples => {
+                    Kind::Sample(places[field.type_name()])
+                }
+                Type::Message => Kind::Message(places[field.type_name()]),
+                Type::String if is_of_request && field.name() == id => Kind::RequestId,
+                Type::String | Type::Bytes if is_list => Kind::Strings,
+                Type::String | Type::Bytes => Kind::Other,
+                // as many bytes of the wire
+                Type::Double | Type::Float | Type::Fixed32 | Type::Fixed64 => Kind::Other,
+                Type::Sfixed32 | Type::Sfixed64 => Kind::Other,
+                Type::Int64 | Type::Uint64 | Type::Sint64 if is_list => Kind::Numbers(8),
+                _ if is_list => Kind::Numbers(4),
+                _ => Kind::Other,
+            }
+        };
+        let fields = |(name, message): &(String, &DescriptorProto)| {
+            let fields = message.field.iter().map(|field| (field.number() as u64, kind(name, field)));
+            Fields(fields.filter(|field| !matches!(field.1, Kind::Other)).collect())
+        };
+        Self { request: places[request], messages: messages.iter().map(fields).collect() }
+    }
+
     fn request(&self) -> &Fields {
         &self.messages[self.request]
     }
@@ -288,34 +326,6 @@ impl Schema {
         &self.messages[index]
     }
 }
-
-static SCHEMA: LazyLock<Schema> = LazyLock::new(|| {
-    let files = FileDescriptorSet::decode(proto::DESCRIPTOR).expect("our own descriptor");
-    let mut messages = Vec::new();
-    for file in &files.file {
-        collect(&format!(".{}", file.package()), &file.message_type, &mut messages);
-    }
-    let places: HashMap<&str, usize> =
-        messages.iter().enumerate().map(|(index, (name, _))| (name.as_str(), index)).collect();
-    let kind = |message: &str, field: &FieldDescriptorProto| {
-        let is_list = field.label() == Label::Repeated;
-        match (field.r#type(), field.name()) {
-            (Type::Message, "samples") if message == REQUEST => Kind::Sample(places[field.type_name()]),
-            (Type::Message, _) => Kind::Message(places[field.type_name()]),
-            (Type::String, "request_id") if message == REQUEST => Kind::RequestId,
-            (Type::String | Type::Bytes, _) if is_list => Kind::Strings,
-            (Type::Double | Type::Float | Type::Fixed32 | Type::Fixed64, _) => Kind::Other,
-            (Type::Sfixed32 | Type::Sfixed64, _) => Kind::Other,
-            _ if is_list => Kind::Numbers,
-            _ => Kind::Other,
-        }
-    };
-    let fields = |(name, message): &(String, &DescriptorProto)| {
-        let fields = message.field.iter().map(|field| (field.number() as u64, kind(name, field)));
-        Fields(fields.filter(|field| !matches!(field.1, Kind::Other)).collect())
-    };
-    Schema { request: places[REQUEST], messages: messages.iter().map(fields).collect() }
-});
 
 fn collect<'a>(scope: &str, messages: &'a [DescriptorProto], into: &mut Vec<(String, &'a DescriptorProto)>) {
     for message in messages {
@@ -327,15 +337,21 @@ fn collect<'a>(scope: &str, messages: &'a [DescriptorProto], into: &mut Vec<(Str
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use proptest::prelude::*;
 
     use super::*;
     use crate::proto::sample::Input;
+    use crate::service::grpc::inbound::Wire;
 
     const BOUNDS: Bounds = Bounds { samples: 3, parts: 20 };
 
+    fn walk(bounds: Bounds) -> Scanner {
+        Scanner::new(proto::ScoreRequest::schema(), bounds)
+    }
+
     fn scan(bytes: &[u8], bounds: Bounds) -> (Result<(), Refusal>, Scanner) {
-        let mut scanner = Scanner::new(bounds);
+        let mut scanner = walk(bounds);
         let result = scanner.push(bytes).and_then(|()| scanner.finish());
         (result, scanner)
     }
@@ -360,8 +376,37 @@ mod tests {
         let (result, scanner) = scan(&request.encode_to_vec(), BOUNDS);
         assert_eq!(result, Ok(()));
         // two samples, `token_ids`, `conversation`, four turns
-        assert_eq!((scanner.samples, scanner.parts, scanner.numbers), (2, 8, 1000));
+        assert_eq!((scanner.samples, scanner.parts, scanner.number_bytes), (2, 8, 4000));
         assert_eq!(scanner.request_id().as_deref(), Some("r"));
+    }
+
+    #[test]
+    fn numbers_count_as_what_they_become() {
+        let contents = proto::inference::InferTensorContents {
+            int_contents: vec![-1, 2, 3],
+            int64_contents: vec![-1, 1],
+            fp32_contents: vec![1.0; 5],
+            bytes_contents: vec![Bytes::new(); 7],
+            ..Default::default()
+        };
+        let input = proto::inference::model_infer_request::InferInputTensor {
+            shape: vec![1, 2],
+            contents: Some(contents),
+            ..Default::default()
+        };
+        let request = proto::inference::ModelInferRequest {
+            id: "x".to_owned(),
+            inputs: vec![input],
+            raw_input_contents: vec![Bytes::new(); 9],
+            ..Default::default()
+        };
+        let schema = Schema::of(".inference.ModelInferRequest", None, "id");
+        let mut scanner = Scanner::new(Box::leak(Box::new(schema)), BOUNDS);
+        assert_eq!(scanner.push(&request.encode_to_vec()).and_then(|()| scanner.finish()), Ok(()));
+        // the input, its contents, 7 and 9 strings; the shape too is a list of numbers
+        let expected = (0, 18, 4 * 3 + 8 * 2 + 8 * 2);
+        assert_eq!((scanner.samples, scanner.parts, scanner.number_bytes), expected);
+        assert_eq!(scanner.request_id().as_deref(), Some("x"));
     }
 
     #[test]
@@ -382,7 +427,7 @@ mod tests {
             proto::ScoreRequest { samples: vec![ids(1); 9], ..Default::default() }.encode_to_vec();
         let id = "é".repeat(200);
         bytes.extend(proto::ScoreRequest { request_id: id, ..Default::default() }.encode_to_vec());
-        let mut scanner = Scanner::new(BOUNDS);
+        let mut scanner = walk(BOUNDS);
         let samples = bytes.chunks(5).map(|piece| scanner.push(piece)).filter(Result::is_err).count();
         assert_eq!(samples, 1, "one objection");
         assert_eq!(scanner.request_id(), Some("é".repeat(128)));
@@ -411,7 +456,7 @@ mod tests {
         fn the_walk_agrees_with_prost(bytes in proptest::collection::vec(0_u8..0x30, 0..60), cut in 0_usize..60) {
             let wide = Bounds { samples: usize::MAX, parts: usize::MAX };
             let (result, scanner) = scan(&bytes, wide);
-            let mut pieces = Scanner::new(wide);
+            let mut pieces = walk(wide);
             let (head, tail) = bytes.split_at(cut.min(bytes.len()));
             let in_pieces = pieces.push(head).and_then(|()| pieces.push(tail)).and_then(|()| pieces.finish());
             prop_assert_eq!(result, in_pieces);

@@ -56,7 +56,11 @@ impl Stream for Outbox {
 }
 
 /// Serves one stream on a task of its own, which ends with the stream, or when the caller has gone.
-pub(super) fn serve(state: Arc<State>, inbound: Inbound, deadline: Option<Instant>) -> Outbox {
+pub(super) fn serve(
+    state: Arc<State>,
+    inbound: Inbound<proto::ScoreRequest>,
+    deadline: Option<Instant>,
+) -> Outbox {
     // Unbounded, and yet never more than one response for each slot.
     let (outbox, responses) = mpsc::unbounded_channel();
     let calls = state.calls.clone();
@@ -86,7 +90,7 @@ pub(super) fn serve(state: Arc<State>, inbound: Inbound, deadline: Option<Instan
 /// once all that was read is answered.
 async fn read(
     state: &Arc<State>,
-    mut inbound: Inbound,
+    mut inbound: Inbound<proto::ScoreRequest>,
     deadline: Option<Instant>,
     requests: &mut JoinSet<()>,
     outbox: &mpsc::UnboundedSender<Response>,
@@ -135,7 +139,7 @@ async fn read(
 async fn guarded(
     state: Arc<State>,
     is_named: bool,
-    request: Result<Admitted, ServiceError>,
+    request: Result<Admitted<proto::ScoreRequest>, ServiceError>,
     deadline: Option<Instant>,
 ) -> Result<(proto::ScoreResponse, Room), ServiceError> {
     let request = match is_named {
