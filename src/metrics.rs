@@ -442,10 +442,13 @@ pub fn register_variant(variant: &str, num_members: usize) {
 /// A request was answered, with the gRPC status `code`. `variant` is empty when none was chosen; what a caller
 /// sent never becomes a label.
 pub fn request_finished(method: Method, code: i32, variant: &str, elapsed: Duration) {
-    let unknown = CODES[2];
-    let code = usize::try_from(code).ok().and_then(|code| CODES.get(code)).unwrap_or(&unknown);
-    requests(method, code, variant).increment(1);
+    requests(method, code_name(code), variant).increment(1);
     request_duration(method, variant).record(elapsed);
+}
+
+/// The name of a gRPC status.
+pub fn code_name(code: i32) -> &'static str {
+    usize::try_from(code).ok().and_then(|code| CODES.get(code)).copied().unwrap_or(CODES[2])
 }
 
 /// A request for `variant` came with so many samples.

@@ -62,7 +62,12 @@ fn deadline(headers: &HeaderMap) -> Result<Option<Instant>, ServiceError> {
             format!("{:?} is not up to 8 digits and one of H M S m u n", quoted(value)),
         )
     })?;
-    Ok(Instant::now().checked_add(timeout - EARLIER.min(timeout / 10)))
+    Ok(deadline_in(timeout))
+}
+
+/// Of a caller that waits so long from now on.
+pub(super) fn deadline_in(timeout: Duration) -> Option<Instant> {
+    Instant::now().checked_add(timeout - EARLIER.min(timeout / 10))
 }
 
 /// The start of a header's value, to be quoted.

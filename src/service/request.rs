@@ -13,6 +13,8 @@ use crate::service::status::ServiceError;
 use crate::text::Conversation;
 use crate::text::Input;
 use crate::text::Message;
+use crate::text::Progress;
+use crate::text::SampleTokenizer;
 use crate::text::TextError;
 use crate::text::Truncation;
 
@@ -42,12 +44,22 @@ pub(super) struct Options {
     pub(super) return_members: bool,
     /// None: any.
     pub(super) expected_fingerprint: Option<String>,
+    /// Where the answer has no place for the error of a sample: what the door calls the list of them. One sample that has
+    /// no score fails the request then.
+    pub(super) all_or_none: Option<&'static str>,
 }
 
 /// What a door has received as one sample.
 pub(super) enum Received {
     /// Without JSON in it.
     Input(Input),
+    /// A text that the tokenizer adds its own special tokens to, those that stand in it already kept.
+    #[expect(dead_code, reason = "the dialects of HTTP come next")]
+    Plain(String),
+    /// A prompt, and the response that follows it, of which the caller does not say whether they are rendered: they are if
+    /// a special token of the model stands in the prompt, and are then scored as they are.
+    #[expect(dead_code, reason = "the dialects of HTTP come next")]
+    MaybeRendered { prompt: String, response: String },
     /// With JSON, which a tokenizer thread reads: the async ones shall not wait for megabytes of it.
     Json(JsonConversation),
 }
@@ -110,12 +122,24 @@ impl Received {
         Self::Input(Input::Conversation(messages.into()))
     }
 
-    /// Fails where JSON is not what it should be, naming the field.
-    pub(super) fn read(&self) -> Result<Cow<'_, Input>, TextError> {
+    /// Renders the sample, to be tokenized. Fails where JSON is not what it should be, naming the field.
+    pub(super) fn begin(
+        &self,
+        tokenizer: &SampleTokenizer,
+        truncation: Truncation,
+    ) -> Result<Progress, TextError> {
         match self {
-            Self::Input(input) => Ok(Cow::Borrowed(input)),
+            Self::Input(input) => tokenizer.begin(input, truncation),
+            Self::Plain(text) => tokenizer.begin_plain(text, truncation),
+            Self::MaybeRendered { prompt, response } if tokenizer.has_special_tokens(prompt) => {
+                tokenizer.begin(&Input::Formatted(format!("{prompt}{response}")), truncation)
+            }
+            Self::MaybeRendered { prompt, response } => {
+                let (prompt, response) = (prompt.clone(), response.clone());
+                tokenizer.begin(&Input::Text { prompt, response }, truncation)
+            }
             Self::Json(conversation) => match conversation.read() {
-                Ok(conversation) => Ok(Cow::Owned(Input::Conversation(conversation))),
+                Ok(conversation) => tokenizer.begin(&Input::Conversation(conversation), truncation),
                 Err(problem) => Err(TextError::BadConversation { problem }),
             },
         }
@@ -125,11 +149,13 @@ impl Received {
     /// response answers, and all else as a whole.
     fn prompt_key(&self) -> Vec<u8> {
         match self {
-            Self::Input(Input::Text { prompt, .. }) => prompt.clone().into_bytes(),
+            Self::Input(Input::Text { prompt, .. }) | Self::MaybeRendered { prompt, .. } => {
+                prompt.clone().into_bytes()
+            }
             Self::Input(Input::Conversation(conversation)) => {
                 conversation_key(conversation.messages.iter().map(Turn::of))
             }
-            Self::Input(Input::Formatted(text)) => text.clone().into_bytes(),
+            Self::Input(Input::Formatted(text)) | Self::Plain(text) => text.clone().into_bytes(),
             Self::Input(Input::TokenIds(ids)) => ids.iter().flat_map(|id| id.to_le_bytes()).collect(),
             Self::Json(conversation) => conversation_key(conversation.messages.iter().map(JsonMessage::turn)),
         }

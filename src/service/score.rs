@@ -25,6 +25,7 @@ use crate::service::models::ServedVariant;
 use crate::service::request::Request;
 use crate::service::request::Target;
 use crate::service::state::State;
+use crate::service::status::FailedSample;
 use crate::service::status::ServiceError;
 use crate::service::status::brief;
 use crate::service::tokenize::TokenizeError;
@@ -36,6 +37,22 @@ pub(super) struct Scored {
     /// One per sample, in their order.
     pub(super) results: Vec<Result<Score, SampleFailure>>,
     pub(super) timing: Timing,
+}
+
+impl Scored {
+    /// Fails if a sample has no score; `field` is what the door calls their list.
+    fn all(&self, field: &str) -> Result<(), ServiceError> {
+        let failed = self.results.iter().enumerate().filter_map(|(index, result)| {
+            let SampleFailure { code, message } = result.as_ref().err()?;
+            let name = match self.results.len() {
+                1 => field.to_owned(),
+                _ => format!("{field}[{index}]"),
+            };
+            Some(FailedSample { name, index, code: *code, problem: message.clone() })
+        });
+        let failed: Vec<FailedSample> = failed.collect();
+        if failed.is_empty() { Ok(()) } else { Err(ServiceError::SamplesFailed(failed)) }
+    }
 }
 
 /// A reward, and what it was computed from.
@@ -82,8 +99,9 @@ pub(super) async fn answer(
     let result = match read.and_then(|(request, room)| Ok((find(state, &request)?, request, room))) {
         Ok((served, request, room)) => {
             record.variant.clone_from(&served.info.name);
+            let whole = request.options.all_or_none;
             let scored = before(deadline, score(state, served, request, deadline)).await;
-            scored.map(|scored| (scored, room))
+            scored.and_then(|scored| whole.map_or(Ok(()), |field| scored.all(field)).map(|()| (scored, room)))
         }
         Err(error) => Err(error),
     };
@@ -244,6 +262,7 @@ impl Drop for Record {
 fn rejection(error: &ServiceError) -> Option<Rejection> {
     match error {
         ServiceError::BadRequest(_)
+        | ServiceError::UnknownContentType { .. }
         | ServiceError::TooLarge { .. }
         | ServiceError::Malformed(_)
         | ServiceError::Undecodable { .. }
@@ -264,6 +283,7 @@ fn rejection(error: &ServiceError) -> Option<Rejection> {
         | ServiceError::DeadlineExceeded
         | ServiceError::Stalled { .. }
         | ServiceError::CallerLeft
+        | ServiceError::SamplesFailed(_)
         | ServiceError::ReloadUnderWay
         | ServiceError::ReloadFailed(_)
         | ServiceError::NothingServes(_)

@@ -1,4 +1,4 @@
-//! Every error of the service, and the one mapping from errors to gRPC statuses.
+//! Every error of the service, and the one mapping from errors to statuses of gRPC and of HTTP.
 //!
 //! The code tells the client what to do. What may help it is in the details: a `google.rpc.BadRequest` that
 //! names every bad field, or a `google.rpc.RetryInfo` with the same delay in `grpc-retry-pushback-ms`, which
@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use http::StatusCode;
 use tonic::Code;
 use tonic::Status;
 use tonic::metadata::MetadataValue;
@@ -43,6 +44,8 @@ pub(super) enum ServiceError {
     Undecodable { reason: String },
     #[error("messages are compressed with {encoding:?}, of which we know only gzip")]
     UnknownEncoding { encoding: String },
+    #[error("Content-Type is {content_type:?}: send {expected}, or no Content-Type")]
+    UnknownContentType { content_type: String, expected: &'static str },
     #[error("the message was not whole {limit:?} after its first byte, the limit")]
     Stalled { limit: Duration },
     #[error("the caller has gone")]
@@ -61,6 +64,9 @@ pub(super) enum ServiceError {
     DeadlineExceeded,
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// Some samples have no reward, and the answer has no place to say so beside the others.
+    #[error("{}", failed(.0))]
+    SamplesFailed(Vec<FailedSample>),
     #[error("a reload is already under way")]
     ReloadUnderWay,
     #[error("the old models serve on: {0}")]
@@ -70,6 +76,17 @@ pub(super) enum ServiceError {
     /// A defect of ours; the panic's own message is in the log.
     #[error("the server failed on this request")]
     Panicked,
+}
+
+/// A sample without a reward.
+#[derive(Debug)]
+pub(super) struct FailedSample {
+    /// As its door calls it.
+    pub(super) name: String,
+    /// Its place among the samples.
+    pub(super) index: usize,
+    pub(super) code: Code,
+    pub(super) problem: String,
 }
 
 impl ServiceError {
@@ -90,6 +107,7 @@ impl ServiceError {
             Self::TooLarge { .. } => (Code::OutOfRange, None),
             Self::Malformed(_) | Self::Undecodable { .. } => (Code::InvalidArgument, None),
             Self::UnknownEncoding { .. } => (Code::Unimplemented, None),
+            Self::UnknownContentType { .. } => (Code::InvalidArgument, None),
             Self::Stalled { .. } => (Code::DeadlineExceeded, None),
             Self::CallerLeft => (Code::Cancelled, None),
             Self::UnknownVariant { .. } => (Code::InvalidArgument, None),
@@ -108,25 +126,57 @@ impl ServiceError {
             Self::Engine(EngineError::DeadlineExceeded) => (Code::DeadlineExceeded, None),
             Self::Engine(EngineError::Draining) => (Code::Unavailable, Some(DRAINING_RETRY)),
             Self::Engine(EngineError::DeviceLost) => (Code::Unavailable, Some(LOADING_RETRY)),
+            Self::SamplesFailed(failed) => {
+                let is_ours = failed.iter().any(|sample| sample.code != Code::InvalidArgument);
+                (if is_ours { Code::Internal } else { Code::InvalidArgument }, None)
+            }
             Self::ReloadUnderWay => (Code::Aborted, None),
             Self::ReloadFailed(_) | Self::NothingServes(_) => (Code::FailedPrecondition, None),
             Self::Panicked => (Code::Internal, None),
         }
     }
 
+    /// When to try again, if that would help.
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        self.code_and_retry().1
+    }
+
+    /// What an HTTP client should do. Never 429: trainers take any 4xx for the end of the matter.
+    pub(super) fn http_status(&self) -> StatusCode {
+        match self {
+            Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::UnknownEncoding { .. } | Self::UnknownContentType { .. } => {
+                StatusCode::UNSUPPORTED_MEDIA_TYPE
+            }
+            Self::Stalled { .. } => StatusCode::REQUEST_TIMEOUT,
+            Self::WrongFingerprint { .. } => StatusCode::PRECONDITION_FAILED,
+            _ => match self.code() {
+                Code::InvalidArgument => StatusCode::BAD_REQUEST,
+                Code::ResourceExhausted | Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+                Code::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
+                Code::Cancelled => StatusCode::from_u16(499).expect("a code of three digits"),
+                _ => StatusCode::INTERNAL_SERVER_ERROR,
+            },
+        }
+    }
+
+    /// The bad fields, by their names.
+    pub(super) fn fields(&self) -> Vec<FieldViolation> {
+        match self {
+            Self::BadRequest(violations) => violations.clone(),
+            Self::UnknownVariant { .. } => vec![FieldViolation::new("variant", self.to_string())],
+            Self::Engine(EngineError::TooLarge { .. }) => {
+                vec![FieldViolation::new("samples", self.to_string())]
+            }
+            _ => Vec::new(),
+        }
+    }
+
     fn details(&self, retry: Option<Duration>) -> ErrorDetails {
         let mut details = ErrorDetails::new();
-        match self {
-            Self::BadRequest(violations) => {
-                details.set_bad_request(violations.clone());
-            }
-            Self::UnknownVariant { .. } => {
-                details.add_bad_request_violation("variant", self.to_string());
-            }
-            Self::Engine(EngineError::TooLarge { .. }) => {
-                details.add_bad_request_violation("samples", self.to_string());
-            }
-            _ => {}
+        let fields = self.fields();
+        if !fields.is_empty() {
+            details.set_bad_request(fields);
         }
         if retry.is_some() {
             details.set_retry_info(retry);
@@ -171,6 +221,17 @@ pub(super) fn brief(message: &str) -> Cow<'_, str> {
     }
 }
 
+/// The first failures, and how many there are.
+fn failed(samples: &[FailedSample]) -> String {
+    const SHOWN: usize = 3;
+    let shown: Vec<String> =
+        samples.iter().take(SHOWN).map(|sample| format!("{}: {}", sample.name, sample.problem)).collect();
+    match samples.len().saturating_sub(SHOWN) {
+        0 => shown.join("; "),
+        more => format!("{}; and {more} more samples have no reward", shown.join("; ")),
+    }
+}
+
 fn list(violations: &[FieldViolation]) -> String {
     let problems: Vec<String> = violations
         .iter()
@@ -184,23 +245,43 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_error_has_its_code_and_only_passing_ones_a_pushback() {
+    fn every_error_has_its_codes_and_only_passing_ones_a_pushback() {
         struct Case {
             error: ServiceError,
             code: Code,
+            http: u16,
             retry_ms: Option<&'static str>,
         }
         let ms = Duration::from_millis;
-        let case = |error, code, retry_ms| Case { error, code, retry_ms };
+        let case = |error, code, http, retry_ms| Case { error, code, http, retry_ms };
+        let sample = |code| FailedSample { name: "input[3]".into(), index: 3, code, problem: "x".into() };
         let cases = [
-            case(ServiceError::field("samples", "empty"), Code::InvalidArgument, None),
-            case(ServiceError::UnknownVariant { known: "a".into() }, Code::InvalidArgument, None),
-            case(ServiceError::TooLarge { limit: 1 }, Code::OutOfRange, None),
-            case(ServiceError::Malformed("x"), Code::InvalidArgument, None),
-            case(ServiceError::Undecodable { reason: "x".into() }, Code::InvalidArgument, None),
-            case(ServiceError::UnknownEncoding { encoding: "x".into() }, Code::Unimplemented, None),
-            case(ServiceError::Stalled { limit: ms(1) }, Code::DeadlineExceeded, None),
-            case(ServiceError::CallerLeft, Code::Cancelled, None),
+            case(
+                ServiceError::UnknownContentType { content_type: "x".into(), expected: "y" },
+                Code::InvalidArgument,
+                415,
+                None,
+            ),
+            case(
+                ServiceError::SamplesFailed(vec![sample(Code::InvalidArgument)]),
+                Code::InvalidArgument,
+                400,
+                None,
+            ),
+            case(
+                ServiceError::SamplesFailed(vec![sample(Code::InvalidArgument), sample(Code::Internal)]),
+                Code::Internal,
+                500,
+                None,
+            ),
+            case(ServiceError::field("samples", "empty"), Code::InvalidArgument, 400, None),
+            case(ServiceError::UnknownVariant { known: "a".into() }, Code::InvalidArgument, 400, None),
+            case(ServiceError::TooLarge { limit: 1 }, Code::OutOfRange, 413, None),
+            case(ServiceError::Malformed("x"), Code::InvalidArgument, 400, None),
+            case(ServiceError::Undecodable { reason: "x".into() }, Code::InvalidArgument, 400, None),
+            case(ServiceError::UnknownEncoding { encoding: "x".into() }, Code::Unimplemented, 415, None),
+            case(ServiceError::Stalled { limit: ms(1) }, Code::DeadlineExceeded, 408, None),
+            case(ServiceError::CallerLeft, Code::Cancelled, 499, None),
             case(
                 ServiceError::WrongFingerprint {
                     variant: "a".into(),
@@ -208,34 +289,40 @@ mod tests {
                     expected: "c".into(),
                 },
                 Code::FailedPrecondition,
+                412,
                 None,
             ),
-            case(ServiceError::Loading, Code::Unavailable, Some("1000")),
-            case(ServiceError::Draining, Code::Unavailable, Some("100")),
-            case(ServiceError::TooMuchInFlight { limit: 1 }, Code::ResourceExhausted, Some("500")),
-            case(ServiceError::DeadlineExceeded, Code::DeadlineExceeded, None),
-            case(EngineError::TooLarge { tokens: 2, limit: 1 }.into(), Code::InvalidArgument, None),
+            case(ServiceError::Loading, Code::Unavailable, 503, Some("1000")),
+            case(ServiceError::Draining, Code::Unavailable, 503, Some("100")),
+            case(ServiceError::TooMuchInFlight { limit: 1 }, Code::ResourceExhausted, 503, Some("500")),
+            case(ServiceError::DeadlineExceeded, Code::DeadlineExceeded, 504, None),
+            case(EngineError::TooLarge { tokens: 2, limit: 1 }.into(), Code::InvalidArgument, 400, None),
             case(
                 EngineError::QueueFull { waiting: 1, limit: 1, retry_after: ms(70) }.into(),
                 Code::ResourceExhausted,
+                503,
                 Some("70"),
             ),
             case(
                 EngineError::WouldExpire { wait: ms(90), left: ms(50) }.into(),
                 Code::ResourceExhausted,
+                503,
                 Some("40"),
             ),
-            case(EngineError::DeadlineExceeded.into(), Code::DeadlineExceeded, None),
-            case(EngineError::Draining.into(), Code::Unavailable, Some("100")),
-            case(EngineError::DeviceLost.into(), Code::Unavailable, Some("1000")),
-            case(ServiceError::ReloadUnderWay, Code::Aborted, None),
-            case(ServiceError::ReloadFailed("x".into()), Code::FailedPrecondition, None),
-            case(ServiceError::NothingServes("x".into()), Code::FailedPrecondition, None),
-            case(ServiceError::Panicked, Code::Internal, None),
+            case(EngineError::DeadlineExceeded.into(), Code::DeadlineExceeded, 504, None),
+            case(EngineError::Draining.into(), Code::Unavailable, 503, Some("100")),
+            case(EngineError::DeviceLost.into(), Code::Unavailable, 503, Some("1000")),
+            case(ServiceError::ReloadUnderWay, Code::Aborted, 500, None),
+            case(ServiceError::ReloadFailed("x".into()), Code::FailedPrecondition, 500, None),
+            case(ServiceError::NothingServes("x".into()), Code::FailedPrecondition, 500, None),
+            case(ServiceError::Panicked, Code::Internal, 500, None),
         ];
         let mut failures = Vec::new();
-        for Case { error, code, retry_ms } in cases {
+        for Case { error, code, http, retry_ms } in cases {
             let name = format!("{error:?}");
+            if error.http_status().as_u16() != http {
+                failures.push(format!("{name}: {}", error.http_status()));
+            }
             let status = Status::from(error);
             let pushback = status
                 .metadata()

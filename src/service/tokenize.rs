@@ -212,7 +212,7 @@ fn step(mut work: Work) -> Result<Step, TextError> {
     let Request { tokenizer, inputs, truncation, .. } = &*work.request;
     let mut progress = match work.progress.take() {
         Some(progress) => progress,
-        None => tokenizer.begin(&*inputs[work.index].read()?, *truncation)?,
+        None => inputs[work.index].begin(tokenizer, *truncation)?,
     };
     Ok(match tokenizer.step(&mut progress)? {
         Some(sample) => Step::Done(sample),

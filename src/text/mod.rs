@@ -293,6 +293,18 @@ impl SampleTokenizer {
         Ok(Progress { truncation, appended, state: ProgressState::Encoding(encoding) })
     }
 
+    /// As [`Self::begin`], of a text that the tokenizer adds its own special tokens to, as `tokenizer(text)` of
+    /// transformers does; those that stand in it already are kept.
+    pub fn begin_plain(&self, text: &str, truncation: Truncation) -> Result<Progress, TextError> {
+        let encoding = self.encoder.plain(text.to_owned())?;
+        Ok(Progress { truncation, appended: None, state: ProgressState::Encoding(encoding) })
+    }
+
+    /// Whether a special token of the tokenizer stands in a text: what a chat template rendered has some.
+    pub fn has_special_tokens(&self, text: &str) -> bool {
+        self.encoder.has_special_tokens(text)
+    }
+
     /// Goes on with a sample for some milliseconds; the sample, once it is done. Fails as [`Self::tokenize`].
     pub fn step(&self, progress: &mut Progress) -> Result<Option<TokenizedSample>, TextError> {
         let sequence = match &mut progress.state {
@@ -720,6 +732,39 @@ mod tests {
         assert!(!double_bos(&tokenizer, Input::Formatted("<s>a<s>".to_owned())));
         assert!(double_bos(&tokenizer, Input::TokenIds(vec![BOS, BOS])));
         assert!(!double_bos(&tokenizer, Input::TokenIds(vec![BOS])));
+    }
+
+    fn plain(tokenizer: &SampleTokenizer, text: &str, truncation: Truncation) -> TokenizedSample {
+        let mut progress = tokenizer.begin_plain(text, truncation).unwrap();
+        loop {
+            if let Some(sample) = tokenizer.step(&mut progress).unwrap() {
+                return sample;
+            }
+        }
+    }
+
+    /// `tests/reference/plain.py` made the expected ids, with transformers 5.23.0.
+    #[test]
+    fn a_plain_text_has_the_tokenizers_own_special_tokens() {
+        for (model, text, expected, double_bos) in [
+            ("tests/data/models/llama", "a b", &[0, 70, 283][..], false),
+            ("tests/data/models/llama", "<|begin_of_text|>a b", &[0, 0, 70, 283], true),
+            ("tests/data/models/llama", "", &[0], false),
+            ("deploy/demo/member-0", "It is warm.", &[2, 151, 204, 937, 86, 3], false),
+            ("deploy/demo/member-0", "[CLS] It is warm. [SEP]", &[2, 2, 151, 204, 937, 86, 3, 3], true),
+            ("deploy/demo/member-0", "", &[2, 3], false),
+            ("tests/data/models/gemma2", "a b", &[3], false),
+            ("tests/data/models/gemma2", "<bos>a b", &[2, 3], false),
+        ] {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(model);
+            let tokenizer = SampleTokenizer::load(&path, &TextOptions::default()).unwrap();
+            let sample = plain(&tokenizer, text, Truncation::Reject);
+            assert_eq!((&*sample.token_ids, sample.double_bos), (expected, double_bos), "{model} {text:?}");
+        }
+        let short = load(Some(TEMPLATE), None, 4);
+        assert_eq!(decode(&plain(&short, "abcd", Truncation::Left)), "<s>cd</s>");
+        assert_eq!(decode(&plain(&short, "abcd", Truncation::Right)), "<s>ab</s>");
+        assert!(short.has_special_tokens("a<u>b") && !short.has_special_tokens("a<b>c"));
     }
 
     #[test]

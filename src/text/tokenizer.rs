@@ -33,6 +33,8 @@ pub(super) struct Encoder {
     bare: Vec<Piece>,
     /// Of a sentence pair, with them.
     pair: Vec<Piece>,
+    /// Its special tokens, as they are written.
+    special: Vec<String>,
 }
 
 /// A sequence as the post-processor makes it.
@@ -65,8 +67,11 @@ impl Encoder {
         let single = pieces(&backend.tokenizer, 1, true)?;
         let bare = pieces(&backend.tokenizer, 1, false)?;
         let pair = pieces(&backend.tokenizer, 2, true)?;
+        let added = backend.tokenizer.get_added_tokens_decoder();
+        let special = added.into_values().filter(|token| token.special && !token.content.is_empty());
+        let special = special.map(|token| token.content).collect();
         let (vocab_size, type_vocab_size) = (options.vocab_size, options.type_vocab_size);
-        Ok(Self { backend, vocab_size, type_vocab_size, cutter, single, bare, pair })
+        Ok(Self { backend, vocab_size, type_vocab_size, cutter, single, bare, pair, special })
     }
 
     /// Fails if every sample of this rule would, for an id or a token type that the model does not have.
@@ -120,6 +125,19 @@ impl Encoder {
         let text = |text: &str, part| Steps::new(text.to_owned(), Parts::Only(part));
         let texts = vec![text(prompt, Part::Prompt), text(response, Part::Response)];
         Ok(Encoding { texts, current: 0, pieces: self.pair.clone(), is_rendered: false })
+    }
+
+    /// A text as `tokenizer(text)` of transformers takes it: with the tokenizer's own special tokens, whether or not some
+    /// stand in it already.
+    pub(super) fn plain(&self, text: String) -> Result<Encoding, TextError> {
+        refuse_long_runs(&text)?;
+        let texts = vec![Steps::new(text, Parts::Only(Part::Prompt))];
+        Ok(Encoding { texts, current: 0, pieces: self.single.clone(), is_rendered: false })
+    }
+
+    /// Whether a special token stands in a text.
+    pub(super) fn has_special_tokens(&self, text: &str) -> bool {
+        self.special.iter().any(|token| text.contains(token))
     }
 
     /// Text that is rendered already: no special tokens are added. What lies in no span is scaffold.

@@ -67,8 +67,8 @@ pub(super) fn check(
     }
     violations.none()?;
     let expected_fingerprint = Some(request.expected_fingerprint).filter(|expected| !expected.is_empty());
-    let options =
-        Options { priority, truncation, return_members: request.return_members, expected_fingerprint };
+    let return_members = request.return_members;
+    let options = Options { priority, truncation, return_members, expected_fingerprint, all_or_none: None };
     let target = Target::new(request.variant, request.routing_key, inputs.first());
     Ok((Request { inputs, target, options }, Names { request: request.request_id, samples: sample_ids }))
 }

@@ -1,0 +1,140 @@
+//! Answers in JSON: what they always have, and how an error looks.
+//!
+//! An answer that has a reward says which variant gave it and that variant's fingerprint, in headers, whatever the
+//! dialect. An error is an object with a string `error`, which every client here can show, and beside it what a program
+//! may want: `code` (as the metrics call it), `fields`, `samples`, `retry_after_seconds`.
+
+use std::pin::Pin;
+use std::task::Context;
+use std::task::Poll;
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::HeaderMap;
+use http::HeaderName;
+use http::HeaderValue;
+use http::Response;
+use http::StatusCode;
+use http::header::CONNECTION;
+use http::header::CONTENT_TYPE;
+use http::header::RETRY_AFTER;
+use http_body::Frame;
+use http_body::SizeHint;
+use serde_json::Map;
+use serde_json::Value;
+use serde_json::json;
+
+use crate::metrics;
+use crate::service::budget::Room;
+use crate::service::score::Scored;
+use crate::service::status::ServiceError;
+use crate::service::status::brief;
+
+pub(in crate::service) const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const VARIANT: HeaderName = HeaderName::from_static("x-rewarm-variant");
+const FINGERPRINT: HeaderName = HeaderName::from_static("x-rewarm-fingerprint");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-rewarm-request-id");
+
+/// Handed to the transport at a time.
+const PIECE_BYTES: usize = 16 << 10;
+
+/// An answer of these bytes, which keep the room of their request until the transport has the last of them.
+pub(in crate::service) fn bytes(content_type: HeaderValue, bytes: Bytes, room: Room) -> Response<Body> {
+    let mut response = Response::new(Body::new(Held { left: bytes, room: Some(room) }));
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
+    response
+}
+
+/// An answer that holds nothing.
+pub(in crate::service) fn json(status: StatusCode, value: &Value) -> Response<Body> {
+    let mut response = Response::new(Body::from(value.to_string()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, JSON);
+    response
+}
+
+/// Says who scored, and repeats what the request was called.
+pub(in crate::service) fn sign(headers: &mut HeaderMap, scored: &Scored, request_id: &str) {
+    let info = &scored.served.info;
+    for (name, value) in [(VARIANT, &*info.name), (FINGERPRINT, &*info.fingerprint), (REQUEST_ID, request_id)]
+    {
+        // what no header can hold is left out: a name of a variant may be any text
+        if let Ok(value) = HeaderValue::from_bytes(value.as_bytes())
+            && !value.is_empty()
+        {
+            headers.insert(name, value);
+        }
+    }
+}
+
+/// The answer of a request that has none.
+pub(in crate::service) fn failed(error: &ServiceError) -> Response<Body> {
+    let mut body = Map::new();
+    body.insert("error".to_owned(), brief(&error.to_string()).into());
+    body.insert("code".to_owned(), metrics::code_name(error.code() as i32).into());
+    let fields = error.fields();
+    if !fields.is_empty() {
+        let field = |field: tonic_types::FieldViolation| json!({"field": field.field, "problem": brief(&field.description)});
+        body.insert("fields".to_owned(), fields.into_iter().map(field).collect());
+    }
+    if let ServiceError::SamplesFailed(samples) = error {
+        let samples = samples
+            .iter()
+            .map(|sample| json!({"index": sample.index, "field": sample.name, "problem": sample.problem}));
+        body.insert("samples".to_owned(), samples.collect());
+    }
+    let retry = error.retry_after();
+    if let Some(retry) = retry {
+        body.insert("retry_after_seconds".to_owned(), retry.as_secs_f64().into());
+    }
+    let mut response = json(error.http_status(), &Value::Object(body));
+    if let Some(retry) = retry {
+        response.headers_mut().insert(RETRY_AFTER, seconds(retry).into());
+    }
+    if matches!(error, ServiceError::TooLarge { .. } | ServiceError::Stalled { .. }) {
+        // the rest of its body would be taken for the next request
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// Whole ones, never none. Source: RFC 9110, section 10.2.3.
+fn seconds(retry: Duration) -> u64 {
+    retry.as_millis().div_ceil(1000).max(1) as u64
+}
+
+/// The body of an answer, and what its request holds.
+struct Held {
+    left: Bytes,
+    room: Option<Room>,
+}
+
+impl http_body::Body for Held {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        if self.left.is_empty() {
+            self.room = None;
+            return Poll::Ready(None);
+        }
+        let length = self.left.len().min(PIECE_BYTES);
+        let piece = self.left.split_to(length);
+        if self.left.is_empty() {
+            self.room = None;
+        }
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left.len() as u64)
+    }
+}
