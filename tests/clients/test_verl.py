@@ -1,0 +1,59 @@
+"""verl's reward loop with a discriminative reward model: `/classify` of vLLM, or `/v1/embeddings` of SGLang."""
+import asyncio
+
+import numpy as np
+import torch
+from conftest import MODEL, TEXTS, recorded
+from omegaconf import OmegaConf
+from transformers import AutoTokenizer
+from verl import DataProto
+from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
+
+TOKENIZER = AutoTokenizer.from_pretrained(MODEL)
+MODEL_NAME = "reward-model"
+
+
+def data(texts):
+    """A batch as the rollout leaves it: responses padded on the right, their end of turn included."""
+    responses = [TOKENIZER(text["response"].strip(), add_special_tokens=False)["input_ids"] for text in texts]
+    width = max(map(len, responses)) + 2
+    padded = torch.tensor([ids + [0] * (width - len(ids)) for ids in responses])
+    mask = torch.tensor([[0, 1, 1] + [1] * len(ids) + [0] * (width - len(ids)) for ids in responses])
+    columns = {"raw_prompt": [[{"role": "user", "content": text["prompt"]}] for text in texts],
+               "data_source": ["demo"] * len(texts), "reward_model": [{"ground_truth": None}] * len(texts)}
+    arrays = {name: np.fromiter(values, dtype=object, count=len(texts)) for name, values in columns.items()}
+    return DataProto.from_dict(tensors={"prompts": torch.zeros(len(texts), 3, dtype=torch.long), "responses": padded,
+                                        "attention_mask": mask}, non_tensors=arrays)
+
+
+class Worker(RewardLoopWorker):
+    """verl's worker, with the tokenizers of a local folder."""
+
+    def _init_reward_fn(self):
+        self.input_tokenizer = self.reward_model_tokenizer = TOKENIZER
+
+
+def worker(engine, address):
+    config = OmegaConf.create({"reward": {
+        "custom_reward_function": {"path": None},
+        "reward_model": {"enable": True, "model_path": MODEL_NAME, "rollout": {"name": engine}},
+    }})
+    return Worker(config, address)
+
+
+def scores(engine, address, texts):
+    async def run():
+        return await worker(engine, address).compute_score_batch(data(texts))
+    return [output["reward_score"] for output in asyncio.run(run())]
+
+
+def test_what_it_sends(recorder):
+    for engine, name, answer, pointer in [
+        ("vllm", "verl-classify", {"data": [{"index": 0, "label": "LABEL_0", "probs": [0.5], "num_classes": 1}]},
+         "/data/0/probs/0"),
+        ("sglang", "verl-v1-embeddings", {"data": [{"index": 0, "embedding": [0.5]}]}, "/data/0/embedding/0"),
+    ]:
+        seen = recorder(answer)
+        assert scores(engine, seen.address, TEXTS[:1]) == [0.5]
+        [request] = seen.requests
+        recorded(name, "verl", request, [pointer], [TEXTS[0]["reward"]])
