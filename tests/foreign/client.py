@@ -4,8 +4,7 @@
     python tests/foreign/client.py target/debug/rewarm
 
 It knows the contract from the server alone, by reflection, and speaks JSON, as grpcurl does: no code generated from
-our proto, no library of ours. The exception is the README's own Python example, which is run as a reader would, with our
-client.
+our proto, no library of ours.
 
 One server on free ports of 127.0.0.1 serves the demo family (warm, ens) and, because the demo has no chat template, a
 tiny Llama that has one (chat). One line per check, and at the end `N passed, N failed`; exits 1 when one failed.
@@ -467,19 +466,6 @@ def the_readmes_grpcurl_calls_are_answered(server, remote, admin):
             assert better > worse and len(answer["results"][0]["score"]["member_rewards"]) == 4
 
 
-def the_readmes_python_example_runs(server, remote, admin):
-    [example] = blocks("python")
-    assert example.count("127.0.0.1:50051") == 1, "the example names the server's address once"
-    example = example.replace("127.0.0.1:50051", server.listen)
-    # the package as the README installs it, which needs no more than grpcio and protobuf
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "clients/python/src")}
-    done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, timeout=LIMIT_SECONDS,
-                          env=environment)
-    assert done.returncode == 0, done.stderr
-    (better, first), (worse, second) = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
-    assert (first, second) == ("I won the lottery.", "I broke my leg.") and float(better) > float(worse), done.stdout
-
-
 def the_readmes_queries_name_metrics_that_exist(server, remote, admin):
     series = server.scrape()
     queries = blocks("promql")
@@ -564,7 +550,6 @@ CHECKS = [
     a_deadline_that_passes_is_deadline_exceeded,
     a_client_that_vanishes_leaves_nothing_behind,
     the_readmes_grpcurl_calls_are_answered,
-    the_readmes_python_example_runs,
     the_readmes_queries_name_metrics_that_exist,
     the_admin_sets_the_routing,
     the_admin_reloads_and_a_failed_reload_changes_nothing,

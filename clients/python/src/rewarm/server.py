@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 from rewarm.errors import RewarmError
+from rewarm.program import find
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -43,9 +44,9 @@ def serve(
     """Starts `rewarm serve` and returns once its models are loaded.
 
     `config` is a file, or its tables as a dict; without one, the demo family is served, where the clone is at hand.
-    `binary` is the program: `REWARM_BINARY` unless given, else `rewarm` on the PATH.
+    `binary` is the program: `REWARM_BINARY` unless given, else the one of the wheel, else `rewarm` on the PATH.
     """
-    program = str(binary or os.environ.get("REWARM_BINARY") or shutil.which("rewarm") or "")
+    program = str(binary or find() or "")
     if not program:
         raise RewarmError("there is no server to start: pass binary=, set REWARM_BINARY, or put `rewarm` on the PATH")
     if shutil.which(program) is None:
