@@ -208,7 +208,7 @@ macro_rules! label {
 }
 
 label! {
-    /// An RPC of the reward service.
+    /// An RPC of the reward service, or a path of HTTP: of several paths for the same the first.
     Method {
         /// One request, one answer.
         Score = "Score",
@@ -216,6 +216,26 @@ label! {
         ScoreStream = "ScoreStream",
         /// What is served.
         GetServerInfo = "GetServerInfo",
+        /// `Score` in JSON.
+        HttpScore = "/rewarm/v1/score",
+        /// OpenRLHF's.
+        GetReward = "/get_reward",
+        /// vLLM's and SGLang's.
+        Classify = "/classify",
+        /// vLLM's.
+        Pooling = "/pooling",
+        /// vLLM's, of pairs.
+        PairScore = "/score",
+        /// vLLM's and TEI's.
+        Rerank = "/rerank",
+        /// SGLang's.
+        Embeddings = "/v1/embeddings",
+        /// slime's.
+        Rm = "/rm",
+        /// LLaMA-Factory's.
+        Evaluation = "/v1/score/evaluation",
+        /// TEI's.
+        Predict = "/predict",
     }
 }
 

@@ -63,7 +63,6 @@ impl Room {
     }
 
     /// Takes so many bytes beside what it has.
-    #[expect(dead_code, reason = "the dialects of HTTP come next")]
     pub(super) fn grow_by(&mut self, bytes: usize) -> Result<(), ServiceError> {
         let had = self.permit.num_permits().saturating_sub(OVERHEAD_BYTES);
         self.grow_to(had.saturating_add(bytes))

@@ -54,11 +54,9 @@ pub(super) enum Received {
     /// Without JSON in it.
     Input(Input),
     /// A text that the tokenizer adds its own special tokens to, those that stand in it already kept.
-    #[expect(dead_code, reason = "the dialects of HTTP come next")]
     Plain(String),
     /// A prompt, and the response that follows it, of which the caller does not say whether they are rendered: they are if
     /// a special token of the model stands in the prompt, and are then scored as they are.
-    #[expect(dead_code, reason = "the dialects of HTTP come next")]
     MaybeRendered { prompt: String, response: String },
     /// With JSON, which a tokenizer thread reads: the async ones shall not wait for megabytes of it.
     Json(JsonConversation),

@@ -27,7 +27,7 @@ pub(super) async fn answer(
     let request = read.and_then(|(message, room)| {
         // Who cannot be served is told so first.
         state.serving()?;
-        let (request, its_names) = check(message, state.limits.max_samples_per_request)?;
+        let (request, its_names) = check(message, state.limits.max_samples_per_request, false)?;
         names = Some(its_names);
         Ok((request, room))
     });

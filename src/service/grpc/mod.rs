@@ -7,9 +7,9 @@
 pub(super) mod inbound;
 pub(super) mod info;
 pub(super) mod outbound;
+pub(super) mod request;
 pub(super) mod reward;
 pub(super) mod scan;
 
 mod answer;
-mod request;
 mod stream;

@@ -18,17 +18,18 @@ use crate::text::Input;
 use crate::text::Truncation;
 
 /// The names that the answer repeats.
-pub(super) struct Names {
-    pub(super) request: String,
+pub(in crate::service) struct Names {
+    pub(in crate::service) request: String,
     /// One per sample.
-    pub(super) samples: Vec<String>,
+    pub(in crate::service) samples: Vec<String>,
 }
 
 /// Checks all that can be checked without a model; a request that cannot be served as a whole is refused with every bad
-/// field named.
-pub(super) fn check(
+/// field named. Whether it may have no samples is a matter of the door.
+pub(in crate::service) fn check(
     request: proto::ScoreRequest,
     max_samples: usize,
+    may_be_empty: bool,
 ) -> Result<(Request, Names), ServiceError> {
     let mut violations = Violations::default();
     violations.check_length("request_id", &request.request_id);
@@ -38,7 +39,7 @@ pub(super) fn check(
     let priority = priority(request.priority, &mut violations);
     let truncation = truncation(request.truncation, &mut violations);
     let count = request.samples.len();
-    if count == 0 {
+    if count == 0 && !may_be_empty {
         violations.add("samples", "is empty: send at least one");
     }
     if count > max_samples {
