@@ -107,13 +107,14 @@ impl TokenizerThreads {
         inputs: Vec<Received>,
         truncation: Truncation,
     ) -> Vec<Tokenized> {
+        if inputs.is_empty() {
+            return Vec::new();
+        }
         let mut outcomes: Vec<Option<Tokenized>> = inputs.iter().map(|_| None).collect();
         let (answers, mut answered) = mpsc::unbounded_channel();
-        if !inputs.is_empty() {
-            let request = Arc::new(Request { tokenizer, inputs, truncation, answers });
-            self.turns.lock().requests.push_back(Turn { request, begun: Vec::new(), next: 0 });
-            self.turns.changed.notify_all();
-        }
+        let request = Arc::new(Request { tokenizer, inputs, truncation, answers });
+        self.turns.lock().requests.push_back(Turn { request, begun: Vec::new(), next: 0 });
+        self.turns.changed.notify_all();
         while let Some((index, outcome)) = answered.recv().await {
             outcomes[index] = Some(outcome);
         }
