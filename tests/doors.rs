@@ -4,6 +4,9 @@
 
 #[path = "support/http.rs"]
 mod http;
+#[path = "support/program.rs"]
+#[expect(dead_code, reason = "each test file uses its part")]
+mod program;
 #[expect(dead_code, reason = "each test file uses its part")]
 mod support;
 
@@ -18,6 +21,8 @@ use http::Answer;
 use http::Connection;
 use http::get;
 use http::post;
+use program::Server;
+use program::root;
 use rewarm::engine;
 use rewarm::model::variant::Variant;
 use rewarm::service::Limits;
@@ -516,6 +521,43 @@ fn the_readmes_examples_are_answered() {
     assert!(num_examples >= 3, "{num_examples}");
 }
 
+/// What trainers and clients were seen to send (`tests/clients` recorded it), and the rewards that transformers gives.
+#[test]
+fn what_real_clients_send_gets_the_right_rewards() {
+    const F32_ATOL: f64 = 1e-5;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rewarm.toml");
+    let model = root().join("tests/data/models/llama");
+    let config = format!("[variants.llama]\nmode = 'warm'\nmodel = '{}'\ndtype = 'f32'\n", model.display());
+    std::fs::write(&path, config).unwrap();
+    let server = Server::start(&["--config", path.to_str().unwrap(), "--http", "127.0.0.1:0"]);
+    let listening = server.log.iter().find(|line| line["message"] == "listening").unwrap();
+    let address: SocketAddr = listening["http"].as_str().unwrap().parse().unwrap();
+
+    let mut seen = Vec::new();
+    for entry in std::fs::read_dir(root().join("tests/data/clients")).unwrap() {
+        let path = entry.unwrap().path();
+        let recorded: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        let (request, name) = (&recorded["request"], path.file_stem().unwrap().to_str().unwrap());
+        let is_ours = request["path"].as_str().is_some_and(|path| !path.starts_with("/v2"));
+        let (true, Some(body)) = (is_ours, request["body"].as_str()) else { continue };
+        assert_eq!(recorded["model"], "tests/data/models/llama", "{name}");
+        let headers = request["headers"].as_object().unwrap().iter();
+        let headers: Vec<(&str, &str)> =
+            headers.map(|(name, value)| (name.as_str(), value.as_str().unwrap())).collect();
+        let answer = post(address, request["path"].as_str().unwrap(), &headers, body.as_bytes());
+        assert_eq!(answer.status, 200, "{name}: {}", answer.text());
+        let places = recorded["rewards_at"].as_array().unwrap();
+        for (place, expected) in places.iter().zip(recorded["rewards"].as_array().unwrap()) {
+            let reward = answer.json().pointer(place.as_str().unwrap()).and_then(Value::as_f64);
+            let difference = reward.unwrap() - expected.as_f64().unwrap();
+            assert!(difference.abs() < F32_ATOL, "{name}: {reward:?}, expected {expected}");
+        }
+        seen.push(name.to_owned());
+    }
+    assert!(seen.len() >= 8, "{seen:?}");
+}
+
 // ---- hostile and clumsy ----
 
 #[test]
@@ -644,6 +686,7 @@ async fn overload_is_503_deadlines_are_504_and_a_drain_loses_nothing() {
     let model = Fake::new(1.0);
     let mut config = config(models(&[("warm", 1.0)]));
     config.engine = engine::Config { max_batch_tokens: 16, max_queue_tokens: 64, ..config.engine };
+    config.connections.idle = Duration::from_millis(150); // who waits for an answer is not idle
     let loaded = model.clone();
     let mut server = start_with(config, move |name| Ok(variant(name, &loaded))).await;
     server.ready().await;
@@ -661,7 +704,7 @@ async fn overload_is_503_deadlines_are_504_and_a_drain_loses_nothing() {
     assert_eq!(full.json()["code"], "RESOURCE_EXHAUSTED");
     assert!(full.json()["retry_after_seconds"].as_f64().is_some());
 
-    let late = ask_aside(address, "/get_reward?timeout-ms=50", "1".to_owned()).await;
+    let late = ask_aside(address, "/get_reward?timeout-ms=400", "1".to_owned()).await;
     assert_eq!(
         (late.status, late.json()["code"].as_str()),
         (504, Some("DEADLINE_EXCEEDED")),

@@ -161,6 +161,9 @@ impl Life<'_> {
                 let end = begun + first_bytes;
                 return if Instant::now() >= end { Err(Closed::Silent) } else { Ok(end) };
             }
+            if self.calls.are_live() && self.pulse.blocked_since().is_none() {
+                return Ok(Instant::now() + idle); // it waits for us: a trainer does so for minutes
+            }
             let end = Instant::from_std(self.pulse.still_since()) + idle;
             if Instant::now() >= end { Err(Closed::Idle) } else { Ok(end) }
         };
