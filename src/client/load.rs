@@ -1,6 +1,6 @@
 //! Puts load on a server, for `rewarm bench server`.
 //!
-//! One connection, as one trainer has. All callers live on the thread that asks, so that the load costs the
+//! Over gRPC one connection, as one trainer has; over HTTP one for each caller, or for each request. All callers live on the thread that asks, so that the load costs the
 //! server's machine little; what is due at a time is paced by a thread of its own, since the async clock counts
 //! whole milliseconds.
 
@@ -12,6 +12,10 @@ use std::time::Duration;
 use std::time::Instant;
 
 use anyhow::Context;
+use anyhow::ensure;
+use serde::Deserialize;
+use serde_json::Value;
+use serde_json::json;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -23,6 +27,7 @@ use crate::bench::load::Outcome;
 use crate::bench::load::Pace;
 use crate::bench::load::Target;
 use crate::client::greet;
+use crate::client::http::Http;
 use crate::client::in_words;
 use crate::client::runtime;
 use crate::client::to_proto;
@@ -34,24 +39,49 @@ use crate::text::Input;
 /// How often a run looks whether it shall stop.
 const STOP_POLL: Duration = Duration::from_millis(50);
 
-/// A connection to a server under load.
+/// What the load goes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    /// One connection for all.
+    Grpc,
+    /// A connection for each caller.
+    Http,
+    /// A connection for each request, as some trainers have it.
+    HttpNew,
+}
+
+/// A server under load.
 pub struct LoadClient {
     runtime: Runtime,
-    service: RewardServiceClient<Channel>,
+    way: Way,
+}
+
+/// How a caller asks.
+#[derive(Clone)]
+enum Way {
+    Grpc(RewardServiceClient<Channel>),
+    Http(Http),
 }
 
 impl LoadClient {
     /// Connects to `server`, which may take so long to say anything.
-    pub fn connect(server: &str, timeout: Duration) -> anyhow::Result<Self> {
+    pub fn connect(server: &str, over: Over, timeout: Duration) -> anyhow::Result<Self> {
         let runtime = runtime()?;
-        let channel = runtime.block_on(greet(server, timeout))?;
-        Ok(Self { runtime, service: RewardServiceClient::new(channel) })
+        let way = match over {
+            Over::Grpc => Way::Grpc(RewardServiceClient::new(runtime.block_on(greet(server, timeout))?)),
+            Over::Http | Over::HttpNew => Way::Http(Http::new(server, over == Over::Http)?),
+        };
+        Ok(Self { runtime, way })
     }
 }
 
 impl Target for LoadClient {
     fn variants(&mut self) -> anyhow::Result<Vec<Label>> {
-        let info = self.runtime.block_on(self.service.get_server_info(proto::GetServerInfoRequest {}));
+        let service = match &mut self.way {
+            Way::Grpc(service) => service,
+            Way::Http(http) => return self.runtime.block_on(labels(http)),
+        };
+        let info = self.runtime.block_on(service.get_server_info(proto::GetServerInfoRequest {}));
         let label = |variant: proto::VariantInfo| Label {
             name: variant.name,
             mode: variant.mode,
@@ -72,8 +102,7 @@ impl Target for LoadClient {
         pace: &Pace,
         stop: &Stop,
     ) -> anyhow::Result<Option<Outcome>> {
-        let caller =
-            Caller { service: self.service.clone(), variant: variant.into(), requests: requests.into() };
+        let caller = Caller { way: self.way.clone(), variant: variant.into(), requests: requests.into() };
         self.runtime.block_on(async {
             let finished = async {
                 match pace {
@@ -98,7 +127,7 @@ async fn stopped(stop: &Stop) {
 /// Whoever sends requests.
 #[derive(Clone)]
 struct Caller {
-    service: RewardServiceClient<Channel>,
+    way: Way,
     variant: Arc<str>,
     requests: Arc<[Vec<Input>]>,
 }
@@ -106,31 +135,94 @@ struct Caller {
 impl Caller {
     /// Sends one request, which was due at `due`.
     async fn send(&mut self, index: usize, due: Instant) -> Outcome {
-        let sample =
-            |input: &Input| proto::Sample { id: String::new(), input: Some(to_proto(input.clone())) };
-        let samples: Vec<proto::Sample> = self.requests[index].iter().map(sample).collect();
-        let request =
-            proto::ScoreRequest { samples, variant: self.variant.to_string(), ..Default::default() };
-        let response = self.service.score(request).await;
+        let inputs = &self.requests[index];
+        let answer = match &mut self.way {
+            Way::Grpc(service) => ask_grpc(service, &self.variant, inputs).await,
+            Way::Http(http) => ask_http(http, &self.variant, inputs).await,
+        };
         let latency = due.elapsed();
         let mut outcome = Outcome::default();
-        match response {
-            Ok(response) => {
+        match answer {
+            Ok(samples) => {
                 outcome.latencies.push(latency);
-                for result in response.into_inner().results {
-                    match result.outcome {
-                        Some(proto::sample_result::Outcome::Score(score)) => {
+                for tokens in samples {
+                    match tokens {
+                        Some(tokens) => {
                             outcome.samples += 1;
-                            outcome.tokens += score.tokens as usize;
+                            outcome.tokens += tokens;
                         }
-                        Some(proto::sample_result::Outcome::Error(_)) | None => outcome.failed_samples += 1,
+                        None => outcome.failed_samples += 1,
                     }
                 }
             }
-            Err(status) => outcome.errors = BTreeMap::from([(name(status.code()), 1)]),
+            Err(code) => outcome.errors = BTreeMap::from([(code, 1)]),
         }
         outcome
     }
+}
+
+/// The tokens of each sample that has a reward, or the name of the status.
+type Answered = Result<Vec<Option<usize>>, String>;
+
+async fn ask_grpc(service: &mut RewardServiceClient<Channel>, variant: &str, inputs: &[Input]) -> Answered {
+    let sample = |input: &Input| proto::Sample { id: String::new(), input: Some(to_proto(input.clone())) };
+    let samples: Vec<proto::Sample> = inputs.iter().map(sample).collect();
+    let request = proto::ScoreRequest { samples, variant: variant.to_owned(), ..Default::default() };
+    let response = service.score(request).await.map_err(|status| name(status.code()))?;
+    let tokens = |result: proto::SampleResult| match result.outcome {
+        Some(proto::sample_result::Outcome::Score(score)) => Some(score.tokens as usize),
+        Some(proto::sample_result::Outcome::Error(_)) | None => None,
+    };
+    Ok(response.into_inner().results.into_iter().map(tokens).collect())
+}
+
+async fn ask_http(http: &mut Http, variant: &str, inputs: &[Input]) -> Answered {
+    #[derive(Deserialize)]
+    struct Response {
+        results: Vec<Sample>,
+    }
+    #[derive(Deserialize)]
+    struct Sample {
+        score: Option<Score>,
+    }
+    #[derive(Deserialize)]
+    struct Score {
+        tokens: usize,
+    }
+    let request = json!({"samples": inputs, "variant": variant}).to_string();
+    match http.ask("POST", "/rewarm/v1/score", &request).await {
+        Ok((200, body)) => {
+            let response: Response = serde_json::from_slice(&body).map_err(|_| "NO_JSON".to_owned())?;
+            Ok(response.results.into_iter().map(|sample| Some(sample.score?.tokens)).collect())
+        }
+        Ok((status, body)) => {
+            let code = serde_json::from_slice::<Value>(&body).ok();
+            let code = code.as_ref().and_then(|body| body["code"].as_str());
+            Err(code.map_or_else(|| status.to_string(), str::to_owned))
+        }
+        Err(_) => Err("UNAVAILABLE".to_owned()),
+    }
+}
+
+async fn labels(http: &mut Http) -> anyhow::Result<Vec<Label>> {
+    let (status, body) = http.ask("GET", "/rewarm/v1/info", "").await?;
+    ensure!(status == 200, "the server answers {status}: {}", String::from_utf8_lossy(&body));
+    let info: Value = serde_json::from_slice(&body).context("read what the server tells of itself")?;
+    let label = |variant: &Value| {
+        let text = |name: &str| variant[name].as_str().unwrap_or_default().to_owned();
+        let members = variant["members"].as_array().into_iter().flatten();
+        Label {
+            name: text("name"),
+            mode: text("mode"),
+            members: members.map(|it| it["path"].as_str().unwrap_or_default().to_owned()).collect(),
+            dtype: text("dtype"),
+            device: text("device"),
+            architecture: text("architecture"),
+            max_tokens: variant["max_tokens"].as_u64().unwrap_or_default() as usize,
+            fingerprint: text("fingerprint"),
+        }
+    };
+    Ok(info["variants"].as_array().into_iter().flatten().map(label).collect())
 }
 
 /// Each caller takes the next request as soon as it has its answer.

@@ -3,6 +3,7 @@
 //! A room of its own beside [`service`](crate::service): it speaks the contract and knows neither engine nor
 //! models, and [`offline`](crate::offline), whose [`Backend`] it is, may not name tonic.
 
+mod http;
 mod load;
 
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 pub use crate::client::load::LoadClient;
+pub use crate::client::load::Over;
 use crate::model::scorer::Reward;
 use crate::offline::score::Backend;
 use crate::offline::score::Scored;

@@ -19,6 +19,7 @@ use crate::service::LoadError;
 use crate::service::Loaded;
 use crate::service::Models;
 use crate::service::Port;
+use crate::service::Ports;
 use crate::service::Running;
 use crate::service::Source;
 
@@ -34,7 +35,9 @@ pub(super) struct LocalServer {
 
 impl LocalServer {
     /// Loads the variants for bare forwards, and serves the same; what can be shared is in memory once.
-    pub(super) fn start(chosen: Chosen) -> anyhow::Result<(Vec<Variant>, Self)> {
+    pub(super) fn start(mut chosen: Chosen) -> anyhow::Result<(Vec<Variant>, Self)> {
+        let anywhere = Some(([127, 0, 0, 1], 0).into());
+        chosen.service.ports = Ports::new(Port::ALL.iter().map(|port| (*port, anywhere)));
         let mut loader = Loader::default();
         let variants = chosen.load_with(&mut loader)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -43,7 +46,7 @@ impl LocalServer {
             .context("start the async threads")?;
         let source = Again { loader: Mutex::new(loader) };
         let mut running = runtime.block_on(service::start(chosen.service, source))?;
-        let url = url(&running);
+        let url = url(&running, Port::Reward);
         while client::check_health(&url, None, client::TIMEOUT).is_err() {
             let ended = async { tokio::time::timeout(READY_POLL, running.stopped()).await };
             match runtime.block_on(ended) {
@@ -55,14 +58,14 @@ impl LocalServer {
         Ok((variants, Self { running, runtime: Some(runtime), _folder: chosen.folder }))
     }
 
-    /// Of the reward service.
-    pub(super) fn url(&self) -> String {
-        url(&self.running)
+    /// Of the reward service over gRPC or HTTP.
+    pub(super) fn url(&self, port: Port) -> String {
+        url(&self.running, port)
     }
 }
 
-fn url(running: &Running) -> String {
-    let address = running.ports.get(Port::Reward).expect("every server has it");
+fn url(running: &Running, port: Port) -> String {
+    let address = running.ports.get(port).expect("it was asked for");
     format!("http://{address}")
 }
 

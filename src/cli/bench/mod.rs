@@ -32,8 +32,10 @@ use crate::cli::bench::variants::VariantArgs;
 use crate::cli::progress;
 use crate::cli::stop;
 use crate::client::LoadClient;
+use crate::client::Over;
 use crate::offline::Stop;
 use crate::ops::machine::Machine;
+use crate::service::Port;
 use crate::telemetry;
 
 /// Measures what a forward costs, what a server adds, and what shared prefixes save.
@@ -104,6 +106,9 @@ struct ServerArgs {
     /// A running server, for example http://127.0.0.1:50051 [default: one in this process].
     #[arg(long, value_name = "URL", conflicts_with_all = ["model", "members", "shape", "config", "mode", "dtype", "device"])]
     server: Option<String>,
+    /// What the load goes over; with --server over HTTP, the URL is that of its HTTP port.
+    #[arg(long, value_enum, default_value_t = OverArg::Grpc)]
+    over: OverArg,
     #[command(flatten)]
     answers: AnswerArgs,
     #[command(flatten)]
@@ -133,12 +138,37 @@ struct ServerArgs {
     run: RunArgs,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum OverArg {
+    /// One connection.
+    Grpc,
+    /// A connection for each caller.
+    Http,
+    /// A connection for each request, as OpenRLHF has it.
+    HttpNew,
+}
+
+impl OverArg {
+    fn over(self) -> Over {
+        match self {
+            Self::Grpc => Over::Grpc,
+            Self::Http => Over::Http,
+            Self::HttpNew => Over::HttpNew,
+        }
+    }
+
+    fn port(self) -> Port {
+        if self == Self::Grpc { Port::Reward } else { Port::Http }
+    }
+}
+
 const SERVER_EXAMPLES: &str = "\
 Examples:
   rewarm bench server                                   the demo family, in this process
   rewarm bench server --shape smollm2-135m --num-members 2 --lengths 64..192x32
   rewarm bench server --config rewarm.toml --lengths samples.jsonl --rate 20 --requests 1000
-  rewarm bench server --server http://127.0.0.1:50051 --variant warm --callers 32";
+  rewarm bench server --server http://127.0.0.1:50051 --variant warm --callers 32
+  rewarm bench server --over http-new --samples-per-request 1    short connections, as OpenRLHF makes them";
 
 /// Several responses to one prompt, as best-of-n and GRPO send them: the prompt computed once, and each time.
 ///
@@ -298,7 +328,7 @@ fn run_server(args: ServerArgs, stop: Stop) -> anyhow::Result<()> {
     };
     let report = match &args.server {
         Some(url) => {
-            let mut target = LoadClient::connect(url, args.answers.timeout())?;
+            let mut target = LoadClient::connect(url, args.over.over(), args.answers.timeout())?;
             measure(&args.run, &stop, |control| server::run(&mut target, &[], &plan, control))?
         }
         None => {
@@ -312,12 +342,14 @@ fn run_server(args: ServerArgs, stop: Stop) -> anyhow::Result<()> {
             }
             plan.variants = service.models.variants.iter().map(|variant| variant.name.clone()).collect();
             let (variants, server) = LocalServer::start(chosen)?;
-            let mut target = LoadClient::connect(&server.url(), args.answers.timeout())?;
+            let mut target =
+                LoadClient::connect(&server.url(args.over.port()), args.over.over(), args.answers.timeout())?;
             measure(&args.run, &stop, |control| server::run(&mut target, &variants, &plan, control))?
         }
     };
     let settings = json!({
         "server": args.server.as_deref().unwrap_or("in this process"),
+        "over": format!("{:?}", args.over),
         "lengths": args.lengths.lengths.to_string(),
         "max_batch_tokens": args.server.is_none().then_some(plan.max_batch_tokens),
         "callers": args.callers,
