@@ -5,10 +5,16 @@ transformers computes: so a client's reward is right if it is that number, whate
 """
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
+import random
+import socket
 import sys
+import threading
+import time
+import urllib.request
 from importlib.metadata import PackageNotFoundError, version
 
 import pytest
@@ -16,6 +22,9 @@ from recorder import Recorder
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "clients/python/src"))
+
+import rewarm
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("REWARM_BINARY", str(ROOT / "target/debug/rewarm"))
 
@@ -42,6 +51,85 @@ def recorded(name, client, request, rewards_at, rewards, note=""):
     if os.environ.get("UPDATE_GOLDEN"):
         file.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     assert json.loads(file.read_text(encoding="utf-8")) == found
+
+
+class Real:
+    """A server of the model at ports that stay, so that it can go and come back."""
+
+    def __init__(self, **batching):
+        self.grpc, self.http = (f"127.0.0.1:{port}" for port in free_ports(2))
+        self._config = {"variants": {"chat": {"mode": "warm", "model": str(MODEL), "dtype": "f32"}}, "batching": batching}
+        self.start()
+
+    def start(self):
+        self._server = rewarm.serve(self._config, listen=self.grpc, arguments=["--http", self.http])
+
+    def stop(self):
+        self._server.stop()
+
+    @contextlib.contextmanager
+    def away(self, seconds=1.5):
+        """It goes, and comes back while the block runs."""
+        self.stop()
+        back = threading.Timer(seconds, self.start)
+        back.start()
+        yield
+        back.join()
+
+    def count(self, metric, **labels):
+        """The sum of a counter's series that have these labels."""
+        with urllib.request.urlopen(f"http://{self._server.metrics}/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        wanted = [f'{name}="{value}"' for name, value in labels.items()]
+        return sum(float(line.split()[-1]) for line in lines
+                   if line.startswith(metric + "{") and all(label in line for label in wanted))
+
+
+def free_ports(count):
+    """Below the ports that outgoing connections get: one of those could take the place of a server that is away."""
+    found = []
+    for port in random.sample(range(22_000, 22_100), 100):
+        with contextlib.closing(socket.socket()) as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise OSError("no port is free")
+
+
+def refused(server):
+    """How often the queue was full."""
+    return server.count("rewarm_rejections_total")
+
+
+@pytest.fixture
+def server():
+    real = Real()
+    yield real
+    real.stop()
+
+
+@pytest.fixture
+def busy():
+    """One with room for a few samples, and work that takes all of it."""
+    real = Real(max_queue_tokens=1024, max_batch_tokens=256)
+    ended = threading.Event()
+
+    def load():
+        with rewarm.Client(real.grpc, timeout=60) as client:
+            while not ended.is_set():
+                client.score("hello", ["well"] * 30)
+
+    workers = [threading.Thread(target=load) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    while refused(real) == 0:
+        time.sleep(0.01)
+    yield real
+    ended.set()
+    for worker in workers:
+        worker.join()
+    real.stop()
 
 
 @pytest.fixture

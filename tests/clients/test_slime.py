@@ -2,7 +2,11 @@
 import asyncio
 import types
 
-from conftest import TEXTS, recorded
+import aiohttp
+import pytest
+import rewarm
+import rewarm.slime
+from conftest import F32_ATOL, TEXTS, recorded
 from slime.rollout import rm_hub
 from slime.utils.types import Sample
 
@@ -34,3 +38,59 @@ def test_what_it_sends(recorder):
         rm_hub._shared_session = None
         assert ask(f"http://{seen.address}/rm", sample) == [0.5]
         recorded(name, CLIENT, seen.requests.pop(), [""], [text["reward"]], note)
+
+
+def samples(texts):
+    return [{"prompt": text["prompt"], "response": text["response"]} for text in texts]
+
+
+def rewards(server, texts):
+    rm_hub._shared_session = None
+    return ask(f"http://{server.http}/rm", *samples(texts))
+
+
+def expected(texts):
+    return pytest.approx([text["reward"] for text in texts], abs=F32_ATOL)
+
+
+def test_rewards_are_right_and_in_order(server):
+    assert rewards(server, TEXTS * 25) == expected(TEXTS * 25)
+
+
+def test_a_full_queue(busy):
+    """Ten tries, which wait longer and longer: all of them get their reward."""
+    assert rewards(busy, TEXTS * 5) == expected(TEXTS * 5)
+
+
+def test_a_server_that_restarts(server):
+    with server.away():
+        assert rewards(server, TEXTS * 5) == expected(TEXTS * 5)
+
+
+def test_a_bad_sample_ends_the_rollout(server):
+    async def run():
+        rm_hub._shared_session = None
+        sample = Sample(prompt="a", response="too long " * 100)
+        # not all ten tries, which take 157 s
+        return await rm_hub.remote_rm(args(f"http://{server.http}/rm"), sample, max_retries=2)
+
+    with pytest.raises(aiohttp.ClientResponseError) as caught:
+        asyncio.run(run())
+    assert caught.value.status == 400
+
+
+def test_the_adapter(server, tmp_path, monkeypatch):
+    """`--custom-rm-path`, found as slime finds it."""
+    (tmp_path / "my_reward.py").write_text(
+        f"import rewarm.slime\nreward = rewarm.slime.reward_func({server.grpc!r}, timeout=20)\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    options = types.SimpleNamespace(custom_rm_path="my_reward.reward", apply_chat_template=False, group_rm=True)
+
+    def run(texts):
+        return asyncio.run(rm_hub.batched_async_rm(options, [Sample(**sample) for sample in samples(texts)]))
+
+    assert run(TEXTS * 25) == expected(TEXTS * 25)
+    with server.away():
+        assert run(TEXTS) == expected(TEXTS)
+    with pytest.raises(rewarm.SamplesFailed, match=r"samples\[1\]"):
+        run([TEXTS[0], {"prompt": "a", "response": "too long " * 100}])

@@ -1,9 +1,12 @@
 """verl's reward loop with a discriminative reward model: `/classify` of vLLM, or `/v1/embeddings` of SGLang."""
 import asyncio
 
+import aiohttp
 import numpy as np
+import pytest
+import rewarm
 import torch
-from conftest import MODEL, TEXTS, recorded
+from conftest import F32_ATOL, MODEL, TEXTS, recorded
 from omegaconf import OmegaConf
 from transformers import AutoTokenizer
 from verl import DataProto
@@ -11,6 +14,8 @@ from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
 
 TOKENIZER = AutoTokenizer.from_pretrained(MODEL)
 MODEL_NAME = "reward-model"
+#: verl takes the end of a sequence by its length, so a response has a token.
+SOME = [text for text in TEXTS if text["response"]]
 
 
 def data(texts):
@@ -57,3 +62,54 @@ def test_what_it_sends(recorder):
         assert scores(engine, seen.address, TEXTS[:1]) == [0.5]
         [request] = seen.requests
         recorded(name, "verl", request, [pointer], [TEXTS[0]["reward"]])
+
+
+@pytest.fixture(params=["vllm", "sglang"])
+def engine(request):
+    return request.param
+
+
+def expected(texts):
+    return pytest.approx([text["reward"] for text in texts], abs=F32_ATOL)
+
+
+def test_rewards_are_right_and_in_order(server, engine):
+    assert scores(engine, server.http, SOME * 20) == expected(SOME * 20)
+
+
+def test_a_full_queue(busy, engine):
+    """Sixteen tries that wait longer and longer: all of them get their reward."""
+    assert scores(engine, busy.http, SOME * 5) == expected(SOME * 5)
+
+
+def test_a_server_that_restarts(server, engine):
+    with server.away():
+        assert scores(engine, server.http, SOME * 5) == expected(SOME * 5)
+
+
+def test_a_bad_sample_ends_the_run(server, engine):
+    with pytest.raises(aiohttp.ClientResponseError) as caught:
+        scores(engine, server.http, [TEXTS[0], {"prompt": "a", "response": "too long " * 100}])
+    assert caught.value.status == 400
+
+
+def test_its_own_reward_manager(server):
+    """`rewarm.verl.reward_loop`, through gRPC, as verl finds it."""
+    from verl.trainer.ppo.reward import resolve_reward_manager_cls
+
+    config = OmegaConf.create({"reward": {
+        "reward_manager": {"source": "importlib", "name": "RewardManager", "module": {"path": "pkg://rewarm.verl.reward_loop"}},
+        "rewarm": {"addresses": server.grpc, "timeout": 20},
+    }})
+
+    async def run(texts):
+        manager = resolve_reward_manager_cls(config)(config=config, tokenizer=TOKENIZER)
+        batch = data(texts)
+        outputs = await asyncio.gather(*(manager.run_single(batch[i:i + 1]) for i in range(len(texts))))
+        return [output["reward_score"] for output in outputs]
+
+    assert asyncio.run(run(SOME * 20)) == expected(SOME * 20)
+    with server.away():
+        assert asyncio.run(run(SOME)) == expected(SOME)
+    with pytest.raises(rewarm.SamplesFailed):
+        asyncio.run(run([{"prompt": "a", "response": "too long " * 100}]))
