@@ -609,6 +609,7 @@ fn what_is_no_request_is_told_why() {
 
 #[test]
 fn verbs_and_paths_that_are_none_have_a_way_out() {
+    assert_eq!(get(address(), "/health?from=balancer").status, 200);
     let lost = ask("/getreward", &json!({}));
     assert_eq!((lost.status, lost.json()["code"].as_str()), (404, Some("NOT_FOUND")));
     assert!(lost.json()["paths"].as_array().unwrap().contains(&"POST /get_reward".into()));

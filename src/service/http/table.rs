@@ -302,6 +302,10 @@ fn rows() -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::service::budget::Budget;
+    use crate::service::http::dialect::Context;
+    use crate::service::http::options::Asked;
+    use crate::service::request::Violations;
 
     #[test]
     fn the_tables_that_people_read_have_every_dialect() {
@@ -311,6 +315,36 @@ mod tests {
             assert!(module.contains(&format!("//! {row}\n")), "the module's docs lack\n{row}");
             assert!(readme.contains(&format!("{row}\n")), "the README lacks\n{row}");
         }
+    }
+
+    /// Whatever a body is, it is read or refused: nothing in it ends the thread that reads it.
+    #[test]
+    fn no_body_makes_a_reader_panic() {
+        const LETTERS: &[u8] = br#""[]{},:0-e\u9n "#;
+        let budget = Budget::new(1 << 20);
+        let mut num_read = 0;
+        for route in ROUTES {
+            let Kind::Score { read, dialects, .. } = &route.kind else { continue };
+            for request in dialects.iter().map(|dialect| dialect.request.as_bytes()) {
+                let mut bodies = vec![request.to_vec()];
+                for (place, letter) in (0..request.len()).zip(LETTERS.iter().cycle()) {
+                    let mut body = request.to_vec();
+                    body[place] = *letter;
+                    bodies.extend([request[..place].to_vec(), body]);
+                }
+                for body in bodies {
+                    let context = Context {
+                        asked: Asked::default(),
+                        max_samples: 2,
+                        max_bytes: 100,
+                        variants: vec!["warm".to_owned()],
+                        violations: Violations::default(),
+                    };
+                    num_read += usize::from(read(&body, context, &mut budget.room().unwrap()).is_ok());
+                }
+            }
+        }
+        assert!(num_read > 100, "{num_read}");
     }
 
     #[test]
