@@ -7,6 +7,8 @@
 mod program;
 
 use std::fs::File;
+use std::io::BufRead;
+use std::io::BufReader;
 use std::net::TcpListener;
 use std::path::Path;
 use std::path::PathBuf;
@@ -230,6 +232,67 @@ fn a_server_lives_from_health_through_sighup_to_sigterm() {
     server.signal("-TERM");
     assert_eq!(server.wait().code(), Some(0));
     assert_eq!(run(&["health", "--server", &url]).status.code(), Some(1));
+}
+
+#[test]
+fn a_server_ends_in_good_order_when_its_parent_is_killed_and_tells_where_it_listens() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config_file(folder.path(), "llama");
+    let published = folder.path().join("addresses.json");
+    let any = "127.0.0.1:0";
+    let serve = rewarm(&["serve", "--log-format", "json", "--config", config.to_str().unwrap()]);
+    let mut parent = std::process::Command::new("sh");
+    parent
+        .args(["-c", "\"$0\" \"$@\" --end-with-parent $$ & wait"])
+        .arg(serve.get_program())
+        .args(serve.get_args());
+    parent.args(["--listen", any, "--admin", any, "--metrics", any, "--addresses"]).arg(&published);
+    for (name, _) in serve.get_envs() {
+        parent.env_remove(name);
+    }
+    let mut parent = parent.stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(parent.stderr.take().unwrap()).lines().map(|line| line.unwrap());
+    let ready = log.by_ref().find(|line| line.contains("readiness changed"));
+    assert!(ready.is_some(), "it is ready");
+
+    let told: serde_json::Value = serde_json::from_slice(&std::fs::read(&published).unwrap()).unwrap();
+    let listen = told["listen"].as_str().unwrap();
+    assert!(run(&["health", "--server", &format!("http://{listen}")]).status.success());
+    let (status, _) = program::get(told["metrics"].as_str().unwrap(), "/readyz");
+    assert_eq!(status, "HTTP/1.1 200 OK");
+    assert!(told["pid"].as_u64().unwrap() > 1 && told["start"].as_str().unwrap().len() > 8, "{told}");
+
+    parent.kill().unwrap();
+    parent.wait().unwrap();
+    // The pipe closes when the server has ended; what it said until then is in the order of a drain.
+    let rest: Vec<String> = log.collect();
+    let place = |text: &str| rest.iter().position(|line| line.contains(text));
+    assert!(place("the parent has ended").is_some_and(|first| place("stopped") > Some(first)), "{rest:#?}");
+    assert!(std::net::TcpStream::connect(listen).is_err(), "its port is free");
+}
+
+#[test]
+fn a_server_with_no_such_parent_or_no_such_file_does_not_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config_file(folder.path(), "llama");
+    let any = "127.0.0.1:0";
+    let serve =
+        ["serve", "--config", config.to_str().unwrap(), "--listen", any, "--admin", any, "--metrics", any];
+    let own = std::process::id().to_string();
+    let nowhere = folder.path().join("none/addresses.json");
+    let cases = [
+        (["--end-with-parent", "1"], "the parent of this process is", 1),
+        (["--end-with-parent", "0"], "'--end-with-parent <PID>'", 2),
+        (["--end-with-parent", "x"], "'--end-with-parent <PID>'", 2),
+        (["--addresses", nowhere.to_str().unwrap()], "write --addresses", 1),
+    ];
+    for (args, expected, code) in cases {
+        let output = run(&[&serve[..], &args].concat());
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {output:?}");
+        assert!(text(&output.stderr).contains(expected), "{args:?}: {output:?}");
+    }
+    let output = run(&[&serve[..], &["--end-with-parent", &own, "--check"]].concat());
+    assert!(output.status.success(), "{output:?}");
 }
 
 // ---- bench: no timed assertions, only that the figures agree with each other ----

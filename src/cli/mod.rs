@@ -10,12 +10,14 @@ mod progress;
 mod score;
 mod serve;
 mod stop;
+mod supervised;
 mod train;
 mod trial;
 
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -127,6 +129,12 @@ struct ServeArgs {
     /// Where /metrics, /healthz and /readyz are [default: 0.0.0.0:9090].
     #[arg(long, value_name = "ADDRESS", env = "REWARM_METRICS")]
     metrics: Option<SocketAddr>,
+    /// Writes where it listens to this file, as JSON and all at once, with an id of this start: for port 0.
+    #[arg(long, value_name = "FILE", env = "REWARM_ADDRESSES")]
+    addresses: Option<PathBuf>,
+    /// Stops as on SIGTERM when its parent has ended, whose process id this is.
+    #[arg(long, value_name = "PID", env = "REWARM_END_WITH_PARENT")]
+    end_with_parent: Option<NonZeroU32>,
     /// In place of every variant's device: auto, cpu, cuda, cuda:N, or several cards with commas.
     #[arg(long, value_name = "DEVICE", env = "REWARM_DEVICE")]
     device: Option<DeviceName>,

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::io::Write;
+use std::path::Path;
 
 use anyhow::Context;
 use tokio::signal::unix::Signal;
@@ -10,6 +11,8 @@ use tokio::signal::unix::signal;
 
 use crate::cli::ServeArgs;
 use crate::cli::load;
+use crate::cli::supervised;
+use crate::cli::supervised::Parent;
 use crate::config;
 use crate::config::Overrides;
 use crate::config::ServeConfig;
@@ -32,6 +35,8 @@ use crate::values::Format;
 const EXIT_SIGTERM: i32 = 128 + 15;
 
 pub(super) fn run(args: &ServeArgs) -> anyhow::Result<()> {
+    supervised::unblock_interrupt()?;
+    let parent = args.end_with_parent.map(Parent::new).transpose()?;
     let overrides = args.overrides();
     let config = config::load(&overrides).map_err(load::look_further)?;
     telemetry::start(&config.log);
@@ -45,7 +50,7 @@ pub(super) fn run(args: &ServeArgs) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("start the async threads")?;
-    let result = runtime.block_on(serve(config, overrides));
+    let result = runtime.block_on(serve(config, overrides, parent, args.addresses.as_deref()));
     // A thread that still loads a model cannot be interrupted, and is not waited for.
     runtime.shutdown_background();
     result
@@ -123,11 +128,19 @@ fn check(config: &ServeConfig) -> anyhow::Result<()> {
     writeln!(std::io::stdout(), "{answer}").context("write the answer")
 }
 
-async fn serve(config: ServeConfig, overrides: Overrides) -> anyhow::Result<()> {
-    let mut signals = Signals::listen().context("listen for signals")?;
+async fn serve(
+    config: ServeConfig,
+    overrides: Overrides,
+    parent: Option<Parent>,
+    published: Option<&Path>,
+) -> anyhow::Result<()> {
+    let mut signals = Signals::listen(parent).context("listen for signals")?;
     let max_batch_tokens = config.service.engine.max_batch_tokens;
     let source = Checkpoints { overrides, max_batch_tokens };
     let mut running = service::start(config.service, source).await?;
+    if let Some(path) = published {
+        supervised::publish(path, &running.ports)?;
+    }
     let mut is_stopping = false;
     loop {
         let asked = tokio::select! {
@@ -144,6 +157,11 @@ async fn serve(config: ServeConfig, overrides: Overrides) -> anyhow::Result<()> 
                 is_stopping = true;
                 running.drain();
             }
+            // not the first of two: whoever ended the parent may send a SIGTERM too
+            Asked::StopForParent => {
+                tracing::info!("the parent has ended");
+                running.drain();
+            }
         }
     }
 }
@@ -152,14 +170,17 @@ struct Signals {
     hangup: Signal,
     interrupt: Signal,
     terminate: Signal,
+    /// Until it has ended.
+    parent: Option<Parent>,
 }
 
 impl Signals {
-    fn listen() -> std::io::Result<Self> {
+    fn listen(parent: Option<Parent>) -> std::io::Result<Self> {
         Ok(Self {
             hangup: signal(SignalKind::hangup())?,
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
+            parent,
         })
     }
 
@@ -169,13 +190,25 @@ impl Signals {
             _ = self.hangup.recv() => Asked::Reload,
             _ = self.interrupt.recv() => Asked::Stop,
             _ = self.terminate.recv() => Asked::Stop,
+            () = ended(self.parent.as_ref()) => {
+                self.parent = None;
+                Asked::StopForParent
+            }
         }
+    }
+}
+
+async fn ended(parent: Option<&Parent>) {
+    match parent {
+        Some(parent) => parent.ended().await,
+        None => std::future::pending().await,
     }
 }
 
 enum Asked {
     Reload,
     Stop,
+    StopForParent,
 }
 
 /// The checkpoints that the configuration names.
