@@ -36,12 +36,12 @@ def test_elsewhere_at_once_and_here_later():
     calls = pipeline(addresses=("a:1", "b:1", "c:1"))
     [sending] = calls.due(0.0)
     fail(calls, sending, 0.0, pushback="1000")
-    assert calls.due(0.0) == [sending] and sending.address == 1
+    assert calls.due(0.0) == [sending] and sending.address == "b:1"
     fail(calls, sending, 0.1, pushback="200")
-    assert calls.due(0.1) == [sending] and sending.address == 2
+    assert calls.due(0.1) == [sending] and sending.address == "c:1"
     fail(calls, sending, 0.2, pushback="5000")
     # all have said when: the soonest of them, then
-    assert sending.address == 1 and not calls.due(0.25) and calls.due(0.31) == [sending]
+    assert sending.address == "b:1" and not calls.due(0.25) and calls.due(0.31) == [sending]
 
 
 def test_a_server_that_is_not_there_is_asked_less_and_less_often():
@@ -90,3 +90,47 @@ def test_the_deadline_ends_it():
     fail(calls, sent[0], 3.0, "RESOURCE_EXHAUSTED", "the queue is full", pushback="500")
     with pytest.raises(rewarm.DeadlineExceeded, match="5 s passed; 20 of 20 .*: the queue is full"):
         calls.due(5.0)
+
+
+def test_what_waits_for_an_address_that_has_gone_goes_elsewhere_at_once():
+    calls = pipeline(addresses=("a:1",))
+    [sending] = calls.due(0.0)
+    fail(calls, sending, 0.0, pushback="60000")
+    assert not calls.due(1.0)
+    calls.follow(("a:1", "b:1"), 1.0)
+    assert calls.due(1.0) == [sending] and sending.address == "b:1"
+    # it fails there after that address has gone, and the old one's time has not come
+    calls.follow(("a:1",), 2.0)
+    fail(calls, sending, 2.0)
+    assert not calls.due(2.0) and calls.pause(2.0) == pytest.approx(58.0)
+    calls.follow(("c:1",), 3.0)
+    assert calls.due(3.0) == [sending] and sending.address == "c:1"
+    calls.answered(sending, "answer")
+    assert calls.is_done
+
+
+def test_without_an_address_a_call_waits_for_one_and_says_so():
+    calls = pipeline(requests=2, addresses=(), timeout=5.0)
+    assert not calls.due(0.0) and calls.pause(0.0) == 5.0
+    calls.follow(("a:1",), 1.0)
+    sent = calls.due(1.0)
+    assert [(sending.index, sending.address) for sending in sent] == [(0, "a:1"), (1, "a:1")]
+    calls.follow((), 2.0)
+    fail(calls, sent[0], 2.0)
+    assert not calls.due(2.0)
+    with pytest.raises(rewarm.Unavailable, match="no server was there when the deadline of 5 s passed; a:1 answered"):
+        calls.due(5.0)
+
+
+def test_more_addresses_take_more_requests_at_a_time_and_fewer_take_fewer():
+    calls = pipeline(requests=100)
+    sent = calls.due(0.0)
+    calls.follow(("a:1", "b:1"), 1.0)
+    sent += calls.due(1.0)
+    assert len(sent) == 2 * CONCURRENT_REQUESTS and {sending.address for sending in sent} == {"a:1", "b:1"}
+    calls.follow(("b:1",), 2.0)
+    for sending in sent[:CONCURRENT_REQUESTS]:
+        calls.answered(sending, "answer")
+    assert not calls.due(2.0)
+    calls.answered(sent[-1], "answer")
+    assert [sending.address for sending in calls.due(2.0)] == ["b:1"]

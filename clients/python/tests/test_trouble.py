@@ -129,7 +129,7 @@ def test_an_async_client_pickles(server):
     # and is not bound to the loop of its first call, nor keeps those that have ended
     for _ in range(3):
         assert len(asyncio.run(client.score(PROMPT, ["one"]))) == 1
-    assert len(client._channels) == 1
+    assert len(client._pools) == 1
 
 
 FORKS = """

@@ -29,7 +29,7 @@ class AsyncClient(Common):
     def __init__(self, addresses: str | Sequence[str], **options: Unpack[Options]) -> None:
         super().__init__(addresses, **options)
         # a channel belongs to the loop that it was made in
-        self._channels: dict[asyncio.AbstractEventLoop, list[tuple[grpc.aio.Channel, Any]]] = {}
+        self._pools: dict[asyncio.AbstractEventLoop, channels.Pool] = {}
 
     @overload
     async def score(self, prompts: str | Iterable[str], responses: Iterable[str], *, members: Literal[False] = False,
@@ -84,7 +84,8 @@ class AsyncClient(Common):
 
     async def close(self) -> None:
         """Lets go of this event loop's connections; a later call makes new ones."""
-        for channel, _ in self._channels.pop(asyncio.get_running_loop(), []):
+        pool = self._pools.pop(asyncio.get_running_loop(), None)
+        for channel in pool.clear() if pool else []:
             await channel.close(None)
 
     async def __aenter__(self) -> Self:
@@ -113,16 +114,18 @@ class AsyncClient(Common):
         return info
 
     async def _run(self, method: str, pipeline: Pipeline) -> list[Any]:
-        stubs = self._stubs()
+        pool = self._pool()
         flying: dict[asyncio.Task[Any], Sending] = {}
+        pool.begin()
         try:
             while not pipeline.is_done:
+                pipeline.follow(self._places(), time.monotonic())
                 for sending in pipeline.due(time.monotonic()):
-                    call = getattr(stubs[sending.address], method)
+                    call = getattr(pool.stub(sending.address), method)
                     future = asyncio.create_task(_answer(call(
                         pipeline.requests[sending.index].message, timeout=pipeline.deadline - time.monotonic())))
                     flying[future] = sending
-                pause = pipeline.pause(time.monotonic())
+                pause = self._pause(pipeline)
                 if not flying:
                     await asyncio.sleep(pause)
                     continue
@@ -139,18 +142,22 @@ class AsyncClient(Common):
         finally:
             for future in flying:
                 future.cancel()
+            for channel in pool.end(self._places()):
+                await channel.close(None)
 
-    def _stubs(self) -> list[Any]:
+    def _pool(self) -> channels.Pool:
         loop = asyncio.get_running_loop()
-        found = self._channels.get(loop)
-        if found is None:
+        if loop not in self._pools:
             # channels hold their loop, so a weak dictionary would keep every loop of a program that runs many
-            for ended in [other for other in list(self._channels) if other.is_closed()]:
-                self._channels.pop(ended, None)
-            made = [grpc.aio.insecure_channel(address, channels.options(address)) for address in self.addresses]
-            found = [(channel, service.RewardServiceStub(channel)) for channel in made]  # type: ignore[no-untyped-call]
-            self._channels[loop] = found
-        return [stub for _, stub in found]
+            for ended in [other for other in list(self._pools) if other.is_closed()]:
+                self._pools.pop(ended, None)
+            self._pools[loop] = channels.Pool(_connect)
+        return self._pools[loop]
+
+
+def _connect(address: str) -> tuple[grpc.aio.Channel, Any]:
+    channel = grpc.aio.insecure_channel(address, channels.options(address))
+    return channel, service.RewardServiceStub(channel)  # type: ignore[no-untyped-call]
 
 
 async def _answer(call: Any) -> Any:

@@ -1,9 +1,10 @@
-"""Addresses, and what channels to them are made with."""
+"""Addresses, which may be a list that changes, and the channels to them."""
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
@@ -11,6 +12,10 @@ import grpc
 from rewarm.errors import InvalidInput
 
 PUSHBACK = "grpc-retry-pushback-ms"
+#: What begins the name of a deployment of `rewarm.ray`, in place of addresses.
+RAY = "ray:"
+#: How soon a call notices that a list has changed.
+FOLLOW_SECONDS = 0.1
 
 _OPTIONS: list[tuple[str, Any]] = [
     # Rewards of a large request may have more than the 4 MiB that are the default.
@@ -35,6 +40,8 @@ def parse(addresses: str | Sequence[str]) -> tuple[str, ...]:
     """`"host:50051"`, several of them, or one string with commas between."""
     given = [addresses] if isinstance(addresses, str) else list(addresses)
     found: list[str] = []
+    if len(given) == 1 and isinstance(given[0], str) and given[0].startswith(RAY):
+        return (given[0],)
     for address in given:
         if not isinstance(address, str):
             raise InvalidInput(f"the address {address!r} is not a string")
@@ -47,6 +54,54 @@ def parse(addresses: str | Sequence[str]) -> tuple[str, ...]:
     if not found:
         raise InvalidInput("there is no address")
     return tuple(found)
+
+
+def places(addresses: tuple[str, ...]) -> Callable[[], tuple[str, ...]]:
+    """Tells where servers are now, for what `parse` returned."""
+    if addresses[0].startswith(RAY):
+        from rewarm.ray import follow  # only who names a deployment needs Ray
+
+        return follow.places(addresses[0])
+    return lambda: addresses
+
+
+def is_followed(addresses: tuple[str, ...]) -> bool:
+    """Whether that may change."""
+    return addresses[0].startswith(RAY)
+
+
+class Pool:
+    """The channels of one process or event loop, made when they are needed. Those to addresses that have gone are let go
+    once no call uses any."""
+
+    def __init__(self, make: Callable[[str], tuple[Any, Any]]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._open: dict[str, tuple[Any, Any]] = {}
+        self._calls = 0
+
+    def begin(self) -> None:
+        with self._lock:
+            self._calls += 1
+
+    def stub(self, address: str) -> Any:
+        with self._lock:
+            if address not in self._open:
+                self._open[address] = self._make(address)
+            return self._open[address][1]
+
+    def end(self, current: tuple[str, ...]) -> list[Any]:
+        """The channels that are to be closed."""
+        with self._lock:
+            self._calls -= 1
+            gone = [] if self._calls else [address for address in self._open if address not in current]
+            return [self._open.pop(address)[0] for address in gone]
+
+    def clear(self) -> list[Any]:
+        with self._lock:
+            channels = [channel for channel, _ in self._open.values()]
+            self._open.clear()
+            return channels
 
 
 def options(address: str) -> list[tuple[str, Any]]:

@@ -30,6 +30,7 @@ class Common:
 
     def __init__(self, addresses: str | Sequence[str], **options: Unpack[Options]) -> None:
         self.addresses = channels.parse(addresses)
+        self._places = channels.places(self.addresses)
         self._options = options
         self._settings = plan.Settings(**options)
         self._turns = itertools.count()
@@ -45,7 +46,11 @@ class Common:
     def _pipeline(self, requests: Sequence[plan.Request], started: float, timeout: float) -> Pipeline:
         # the next request goes where this one's turn ends, so that small calls spread too
         first = next(self._turns) if len(requests) == 1 else 0
-        return Pipeline(requests, self.addresses, first, started + timeout, timeout)
+        return Pipeline(requests, self._places(), first, started + timeout, timeout)
+
+    def _pause(self, pipeline: Pipeline) -> float:
+        pause = pipeline.pause(time.monotonic())
+        return min(pause, channels.FOLLOW_SECONDS) if channels.is_followed(self.addresses) else pause
 
     def _known_info(self, now: float) -> ServerInfo | None:
         return self._told[1] if self._told is not None and now < self._told[0] else None
@@ -58,13 +63,13 @@ def _restore(kind: type[Common], addresses: Sequence[str], options: Options) -> 
 class Client(Common):
     """Scores samples with the reward models of a rewarm server, or of several alike.
 
-    `addresses` is `"host:50051"`, a list of such, or a DNS name with many servers behind it; calls take turns between
-    them. `options` are the defaults of all calls. Safe to share between threads.
+    `addresses` is `"host:50051"`, a list of such, a DNS name with many servers behind it, or the name of a deployment of
+    `rewarm.ray`, whose servers may come and go; calls take turns between them. `options` are the defaults of all calls. Safe to share between threads.
     """
 
     def __init__(self, addresses: str | Sequence[str], **options: Unpack[Options]) -> None:
         super().__init__(addresses, **options)
-        self._channels: dict[int, list[tuple[grpc.Channel, Any]]] = {}
+        self._pools: dict[int, channels.Pool] = {}
 
     @overload
     def score(self, prompts: str | Iterable[str], responses: Iterable[str], *, members: Literal[False] = False,
@@ -119,7 +124,8 @@ class Client(Common):
 
     def close(self) -> None:
         """Lets go of this process's connections; a later call makes new ones."""
-        for channel, _ in self._channels.pop(channels.process(), []):
+        pool = self._pools.pop(channels.process(), None)
+        for channel in pool.clear() if pool else []:
             channel.close()
 
     def __enter__(self) -> Self:
@@ -147,19 +153,21 @@ class Client(Common):
         return info
 
     def _run(self, method: str, pipeline: Pipeline) -> list[Any]:
-        stubs = self._stubs()
+        pool = self._pool()
         flying: dict[grpc.Future[Any], Sending] = {}
         done: queue.SimpleQueue[grpc.Future[Any]] = queue.SimpleQueue()
+        pool.begin()
         try:
             while not pipeline.is_done:
+                pipeline.follow(self._places(), time.monotonic())
                 for sending in pipeline.due(time.monotonic()):
-                    call = getattr(stubs[sending.address], method)
+                    call = getattr(pool.stub(sending.address), method)
                     future = call.future(pipeline.requests[sending.index].message,
                                          timeout=pipeline.deadline - time.monotonic())
                     flying[future] = sending
                     future.add_done_callback(done.put)
                 try:
-                    future = done.get(timeout=pipeline.pause(time.monotonic()))
+                    future = done.get(timeout=self._pause(pipeline))
                 except queue.Empty:
                     continue
                 sending, error = flying.pop(future), future.exception()
@@ -171,12 +179,14 @@ class Client(Common):
         finally:
             for future in flying:
                 future.cancel()
+            for channel in pool.end(self._places()):
+                channel.close()
 
-    def _stubs(self) -> list[Any]:
-        found = self._channels.get(channels.process())
-        if found is None:
-            made = [grpc.insecure_channel(address, channels.options(address)) for address in self.addresses]
-            stubs = [(channel, service.RewardServiceStub(channel)) for channel in made]  # type: ignore[no-untyped-call]
-            # of two threads that come first at once one wins
-            found = self._channels.setdefault(channels.process(), stubs)
-        return [stub for _, stub in found]
+    def _pool(self) -> channels.Pool:
+        # of two threads that come first at once one wins
+        return self._pools.get(channels.process()) or self._pools.setdefault(channels.process(), channels.Pool(_connect))
+
+
+def _connect(address: str) -> tuple[grpc.Channel, Any]:
+    channel = grpc.insecure_channel(address, channels.options(address))
+    return channel, service.RewardServiceStub(channel)  # type: ignore[no-untyped-call]

@@ -2,7 +2,8 @@
 
 A call has one deadline. A few of its requests are on their way at a time; each goes to the addresses in turn. What may be
 tried again is: a full queue, which tells when (`grpc-retry-pushback-ms`), and a server that is not there, elsewhere at
-once and here a little later. Scoring has no effects, so a request whose answer got lost is simply sent again.
+once and here a little later. Scoring has no effects, so a request whose answer got lost is simply sent again. The
+addresses may change under a call (`follow`); what is on its way to one that has gone stays there until it fails.
 """
 from __future__ import annotations
 
@@ -51,12 +52,12 @@ class Sending:
     """A request that is to be sent now, or was."""
 
     index: int
-    #: Which address, by its place in the list.
-    address: int
+    #: Where to; empty until it is due for the first time.
+    address: str = ""
     attempts: int = 0
     #: By address: when it may be asked again, and how often it was not there.
-    not_before: dict[int, float] = field(default_factory=dict)
-    absences: dict[int, int] = field(default_factory=dict)
+    not_before: dict[str, float] = field(default_factory=dict)
+    absences: dict[str, int] = field(default_factory=dict)
 
 
 class Pipeline:
@@ -68,10 +69,11 @@ class Pipeline:
         self.responses: list[Any] = [None] * len(requests)
         self.deadline = deadline
         self._timeout = timeout
-        self._addresses = addresses
-        self._fresh = deque(Sending(index, (first + index) % len(addresses)) for index in range(len(requests)))
+        self._addresses = tuple(addresses)
+        self._first = first
+        self._fresh = deque(Sending(index) for index in range(len(requests)))
         self._waiting: list[tuple[float, int, Sending]] = []
-        self._free = CONCURRENT_REQUESTS * len(addresses)
+        self._flying = 0
         self._missing = len(requests)
         self._last = ""
         self._logged = 0.0
@@ -80,49 +82,63 @@ class Pipeline:
     def is_done(self) -> bool:
         return self._missing == 0
 
+    def follow(self, addresses: Sequence[str], now: float) -> None:
+        """From now on these are the addresses; there may be none for a while. What waits for one that is not among them
+        goes elsewhere."""
+        if tuple(addresses) == self._addresses:
+            return
+        self._addresses = tuple(addresses)
+        self._waiting = [(self._place(sending, now), sending.index, sending) for _, _, sending in self._waiting]
+        heapq.heapify(self._waiting)
+
     def due(self, now: float) -> list[Sending]:
         """What to send now. Raises once the deadline has passed."""
         if now >= self.deadline:
+            if not self._addresses:
+                raise Unavailable(f"no server was there when the deadline of {self._timeout:g} s passed{self._last}",
+                                  code="UNAVAILABLE")
             raise DeadlineExceeded(
                 f"the deadline of {self._timeout:g} s passed; {self._missing} of {len(self.requests)} requests were not "
                 f"answered{self._last}", code="DEADLINE_EXCEEDED")
         found = []
-        while self._free:
+        while self._has_room:
             if self._waiting and self._waiting[0][0] <= now:
                 sending = heapq.heappop(self._waiting)[2]
             elif self._fresh:
                 sending = self._fresh.popleft()
+                sending.address = self._addresses[(self._first + sending.index) % len(self._addresses)]
             else:
                 break
             sending.attempts += 1
-            self._free -= 1
+            self._flying += 1
             found.append(sending)
         return found
 
     def pause(self, now: float) -> float:
         """For how long nothing is due, unless an answer comes."""
-        wake = self._waiting[0][0] if self._waiting and self._free else self.deadline
+        wake = self._waiting[0][0] if self._waiting and self._has_room else self.deadline
         return max(0.0, min(wake, self.deadline) - now)
 
+    @property
+    def _has_room(self) -> bool:
+        return self._flying < CONCURRENT_REQUESTS * len(self._addresses)
+
     def answered(self, sending: Sending, response: Any) -> None:
-        self._free += 1
+        self._flying -= 1
         self._missing -= 1
         self.responses[sending.index] = response
 
     def failed(self, sending: Sending, now: float, *, code: str, message: str, pushback: str | None) -> None:
         """Notes when to try again. Raises if that would not help, or not in time."""
-        self._free += 1
+        self._flying -= 1
         here = sending.address
         delay = self._delay(sending, code, pushback)
         if delay is not None:
             sending.not_before[here] = now + delay
-            following = [(here + step) % len(self._addresses) for step in range(1, len(self._addresses) + 1)]
-            # the first of those that may be asked soonest
-            sending.address = min(following, key=lambda address: max(now, sending.not_before.get(address, now)))
-            due = max(now, sending.not_before.get(sending.address, now))
+            due = self._place(sending, now)
             if due < self.deadline:
-                self._last = f"; {self._addresses[here]} answered {code}: {message}"
-                self._report(now, f"{self._addresses[here]} answered {code}: {message}; trying again")
+                self._last = f"; {here} answered {code}: {message}"
+                self._report(now, f"{here} answered {code}: {message}; trying again")
                 heapq.heappush(self._waiting, (due, sending.index, sending))
                 return
         start = self.requests[sending.index].start
@@ -130,8 +146,19 @@ class Pipeline:
         if sending.attempts > 1 or code == "DEADLINE_EXCEEDED":
             message = f"{message} (attempts: {sending.attempts}, timeout: {self._timeout:g} s)"
         raise _ERRORS.get(code, ServerError)(
-            f"{self._addresses[here]} answered {code}: {message}",
-            code=code, address=self._addresses[here], attempts=sending.attempts)
+            f"{here} answered {code}: {message}", code=code, address=here, attempts=sending.attempts)
+
+    def _place(self, sending: Sending, now: float) -> float:
+        """Chooses where to send it again, and tells when: the first of the addresses that follow its last one, of those
+        that may be asked soonest."""
+        if not self._addresses:
+            return now
+        known = self._addresses
+        # of one that has gone nothing follows: begin where the turn of this request is
+        last = known.index(sending.address) if sending.address in known else self._first + sending.index
+        following = [known[(last + step) % len(known)] for step in range(1, len(known) + 1)]
+        sending.address = min(following, key=lambda address: max(now, sending.not_before.get(address, now)))
+        return max(now, sending.not_before.get(sending.address, now))
 
     def _delay(self, sending: Sending, code: str, pushback: str | None) -> float | None:
         """Seconds before this address may be asked again; None if that would not help."""

@@ -1,11 +1,12 @@
-"""Starts a server as a child, for tests and notebooks.
+"""Starts a server as a child, for tests, notebooks and the actors of `rewarm.ray`.
 
-The child is watched over by a shell that holds a pipe to this process: when the pipe closes, because we stop the server or
-because this process is gone, however it went, the server gets a SIGTERM. So none is left behind.
+The server itself ends, in good order, when this process is gone, however it went (`--end-with-parent`); so none is left
+behind. Ports are free ones, and it writes where they are into a file (`--addresses`).
 """
 from __future__ import annotations
 
 import atexit
+import http.client
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,12 +27,12 @@ from rewarm.program import find
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# Only the server keeps the pipe of the log, so that its end is seen. A TERM ends the shell's `read`, and nothing else.
-WATCH = 'trap : TERM; "$@" & exec 2>&-; read -r line; trap "" TERM; kill -TERM $!; wait $!'
 #: Lines of the log that an error quotes.
 QUOTED_LINES = 10
 #: How long a killed process may take to be gone.
 END_SECONDS = 10.0
+#: Between two looks at whether it is ready.
+LOOK_SECONDS = 0.02
 
 
 def serve(
@@ -38,14 +40,36 @@ def serve(
     *,
     binary: str | os.PathLike[str] | None = None,
     listen: str = "127.0.0.1:0",
+    metrics: str = "127.0.0.1:0",
     arguments: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
     timeout: float = 120.0,
 ) -> Server:
     """Starts `rewarm serve` and returns once its models are loaded.
 
     `config` is a file, or its tables as a dict; without one, the demo family is served, where the clone is at hand.
     `binary` is the program: `REWARM_BINARY` unless given, else the one of the wheel, else `rewarm` on the PATH.
+    `arguments` follow `rewarm serve`, and `environment` is added to ours.
     """
+    server = launch(config, binary=binary, listen=listen, metrics=metrics, arguments=arguments, environment=environment)
+    try:
+        server.wait_until_ready(timeout)
+    except BaseException:
+        server.stop(patience=0.0)
+        raise
+    return server
+
+
+def launch(
+    config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    *,
+    binary: str | os.PathLike[str] | None = None,
+    listen: str = "127.0.0.1:0",
+    metrics: str = "127.0.0.1:0",
+    arguments: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Server:
+    """As `serve`, and returns at once."""
     program = str(binary or find() or "")
     if not program:
         raise RewarmError("there is no server to start: pass binary=, set REWARM_BINARY, or put `rewarm` on the PATH")
@@ -59,32 +83,29 @@ def serve(
         path.write_text("".join(f"{_toml(key)} = {_toml(value)}\n" for key, value in tables.items()), encoding="utf-8")
         config = path
     command = [program, "serve", "--log-format", "json", "--listen", listen]
-    command += ["--admin", "127.0.0.1:0", "--metrics", "127.0.0.1:0", *arguments]
+    command += ["--admin", "127.0.0.1:0", "--metrics", metrics, *arguments]
     command += [] if config is None else ["--config", os.fspath(config)]
-    server = Server(command, folder)
-    try:
-        server._wait_until_ready(timeout)
-    except BaseException:
-        server.stop(patience=0.0)
-        raise
-    return server
+    return Server(command, folder, environment or {})
 
 
 class Server:
     """A running server; a context manager that stops it."""
 
-    def __init__(self, command: Sequence[str], folder: tempfile.TemporaryDirectory[str]) -> None:
+    def __init__(self, command: Sequence[str], folder: tempfile.TemporaryDirectory[str],
+                 environment: Mapping[str, str]) -> None:
         self._folder = folder
+        self._published = Path(folder.name) / "addresses.json"
         self._owner = os.getpid()
         #: Where gRPC, the admin service and the metrics listen.
         self.address = self.admin = self.metrics = ""
+        #: An id of this start.
+        self.start = ""
         #: The last lines of its log, JSON objects.
         self.log: deque[str] = deque(maxlen=1000)
-        self._is_ready = threading.Event()
-        self._has_ended = False
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", WATCH, "rewarm", *command],
-            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            [*command, "--addresses", str(self._published), "--end-with-parent", str(self._owner)],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, **environment},
             # Ctrl-C in a terminal is for us, and we stop it
             start_new_session=True,
         )
@@ -95,7 +116,33 @@ class Server:
 
     @property
     def is_running(self) -> bool:
-        return not self._has_ended and self._process.poll() is None
+        return self.exit_code is None
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; below 0 it is the signal that ended it."""
+        return self._process.poll()
+
+    def is_ready(self) -> bool:
+        """Whether it says so: loaded, healthy, and not about to stop."""
+        return self.page("/readyz")[0] == 200
+
+    def page(self, path: str) -> tuple[int, str]:
+        """Status and text of a page of the metrics port; 0 where nothing answers."""
+        # not urllib, which may ask a proxy
+        connection = http.client.HTTPConnection(self.metrics, timeout=END_SECONDS)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        except (OSError, http.client.HTTPException):
+            return 0, ""
+        finally:
+            connection.close()
 
     def stop(self, *, patience: float = 40.0) -> None:
         """SIGTERM: what it has admitted is finished. After `patience` seconds SIGKILL. Returns when it has ended."""
@@ -104,21 +151,13 @@ class Server:
             return
         atexit.unregister(self.stop)
         if self._process.poll() is None:
-            assert self._process.stdin is not None
-            # twice the same: forks of ours may hold the pipe open
-            self._process.stdin.close()
             self._process.terminate()
             try:
                 self._process.wait(patience)
             except subprocess.TimeoutExpired:
-                pass
-            try:
-                os.killpg(self._process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-            self._process.wait()
-            # its log has ended when it has, and then its ports are free
-            self._reader.join(END_SECONDS)
+                self._process.kill()
+                self._process.wait()
+        self._reader.join(END_SECONDS)
         self._folder.cleanup()
 
     def __enter__(self) -> Self:
@@ -132,22 +171,41 @@ class Server:
         with lines:
             for line in lines:
                 self.log.append(line.rstrip("\n"))
-                try:
-                    entry = json.loads(line)
-                except ValueError:
-                    continue
-                if entry.get("message") == "listening":
-                    self.address, self.admin, self.metrics = (entry[name] for name in ("listen", "admin", "metrics"))
-                elif entry.get("message") == "readiness changed":
-                    self._is_ready.set()
-        self._has_ended = True
-        self._is_ready.set()
 
-    def _wait_until_ready(self, timeout: float) -> None:
-        if self._is_ready.wait(timeout) and not self._has_ended:
-            return
-        what = "did not start" if self._has_ended else f"is not ready after {timeout:g} s"
-        raise RewarmError("\n".join([f"the server {what}; its log ends:", *list(self.log)[-QUOTED_LINES:]]))
+    def wait_until_ready(self, timeout: float) -> None:
+        """Raises, with the end of its log, if it has ended or is not ready in time."""
+        deadline = time.monotonic() + timeout
+        while self.is_running:
+            if not self.address and self._published.exists():
+                told = json.loads(self._published.read_text(encoding="utf-8"))
+                self.address, self.admin, self.metrics, self.start = (
+                    told[name] for name in ("listen", "admin", "metrics", "start"))
+            if self.address and self.is_ready():
+                return
+            if time.monotonic() > deadline:
+                break
+            time.sleep(LOOK_SECONDS)
+        if self.is_running:
+            what = f"is not ready after {timeout:g} s"
+        else:
+            # the log's last lines may still be on their way
+            self._reader.join(END_SECONDS)
+            what = f"did not start: {self.end()}"
+        raise RewarmError("\n".join([f"the server {what}; its log ends:", *self.log_tail()]))
+
+    def log_tail(self) -> list[str]:
+        """The last lines of its log, for an error's message."""
+        return list(self.log)[-QUOTED_LINES:]
+
+    def end(self) -> str:
+        """How it ended, in words."""
+        code = self.exit_code
+        if code is None:
+            return "it runs"
+        if code >= 0:
+            return f"exit code {code}"
+        cause = ": the machine was out of memory, or somebody killed it" if code == -signal.SIGKILL else ""
+        return f"ended by {signal.Signals(-code).name}{cause}"
 
 
 def _toml(value: Any) -> str:
