@@ -23,7 +23,10 @@
 //! The exporter's counters are integers, and seconds and sums of rewards are not. They are kept as gauges that
 //! only ever rise, and [`Exporter::render`] declares them as the counters they are.
 
+mod totals;
+
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::OnceLock;
 use std::sync::PoisonError;
@@ -44,6 +47,11 @@ use ::metrics::histogram;
 use metrics_exporter_prometheus::Matcher;
 use metrics_exporter_prometheus::PrometheusBuilder;
 use metrics_exporter_prometheus::PrometheusHandle;
+
+use self::totals::Count;
+use self::totals::Counters;
+pub use self::totals::Totals;
+pub use self::totals::totals;
 
 // ---- what exists ----
 
@@ -236,6 +244,8 @@ label! {
         Evaluation = "/v1/score/evaluation",
         /// TEI's.
         Predict = "/predict",
+        /// One request of the Open Inference Protocol, over gRPC or HTTP.
+        ModelInfer = "ModelInfer",
     }
 }
 
@@ -464,6 +474,18 @@ pub fn register_variant(variant: &str, num_members: usize) {
 pub fn request_finished(method: Method, code: i32, variant: &str, elapsed: Duration) {
     requests(method, code_name(code), variant).increment(1);
     request_duration(method, variant).record(elapsed);
+    if variant.is_empty() {
+        return;
+    }
+    let counters = totals::of(variant);
+    if code == 0 {
+        counters.add(Count::Answered, 1);
+        counters.add_time(Count::AnsweredNs, elapsed);
+        counters.answered_now();
+    } else {
+        counters.add(Count::Failed, 1);
+        counters.add_time(Count::FailedNs, elapsed);
+    }
 }
 
 /// The name of a gRPC status.
@@ -484,6 +506,9 @@ pub fn request_rejected(reason: Rejection) {
 /// All samples of a request were rendered and tokenized.
 pub fn request_tokenized(variant: &str, elapsed: Duration) {
     stage_duration(variant, Stage::Tokenize).record(elapsed);
+    let counters = totals::of(variant);
+    counters.add(Count::Tokenized, 1);
+    counters.add_time(Count::TokenizeNs, elapsed);
 }
 
 /// So many samples of a request could not become token ids.
@@ -661,6 +686,7 @@ pub struct VariantMetrics {
     reward_std: Histogram,
     reward_positive_sum: Gauge,
     reward_negative_sum: Gauge,
+    totals: Arc<Counters>,
 }
 
 impl VariantMetrics {
@@ -687,12 +713,14 @@ impl VariantMetrics {
             reward_std: histogram!(REWARD_STD, "variant" => variant.to_owned()),
             reward_positive_sum: gauge!(REWARD_POSITIVE_SUM, "variant" => variant.to_owned()),
             reward_negative_sum: gauge!(REWARD_NEGATIVE_SUM, "variant" => variant.to_owned()),
+            totals: totals::of(variant),
         }
     }
 
     /// Counts nothing, and shows nothing.
     pub fn muted() -> Self {
-        ::metrics::with_local_recorder(&::metrics::NoopRecorder, || Self::new("", 0))
+        let muted = ::metrics::with_local_recorder(&::metrics::NoopRecorder, || Self::new("", 0));
+        Self { totals: Arc::default(), ..muted }
     }
 
     /// Samples were admitted to the queue.
@@ -728,6 +756,7 @@ impl VariantMetrics {
     pub fn batch_scored(&self, samples: usize, tokens: usize) {
         self.batch_samples.record(samples as f64);
         self.batch_tokens.record(tokens as f64);
+        self.totals.add(Count::Batches, 1);
     }
 
     /// So many tokens of a batch were not computed, since others begin with them too.
@@ -738,6 +767,7 @@ impl VariantMetrics {
     /// A sample has a reward.
     pub fn sample_scored(&self, reward: f32, reward_std: Option<f32>) {
         self.scored.increment(1);
+        self.totals.add(Count::Samples, 1);
         self.reward.record(reward);
         if reward > 0.0 {
             self.reward_positive_sum.increment(reward);
@@ -765,6 +795,10 @@ impl VariantMetrics {
         self.queue_seconds.record(queue);
         self.compute_seconds.record(compute);
         self.reduce_seconds.record(reduce);
+        self.totals.add(Count::Scored, 1);
+        self.totals.add_time(Count::QueueNs, queue);
+        self.totals.add_time(Count::ComputeNs, compute);
+        self.totals.add_time(Count::ReduceNs, reduce);
     }
 }
 

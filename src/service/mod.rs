@@ -1,7 +1,8 @@
 //! The doors, and what is below all of them.
 //!
 //! ```text
-//! listen    RewardService (grpc/), health, reflection ─┐
+//! listen    RewardService (grpc/), the Open Inference
+//!           Protocol (oip/), health, reflection       ─┐
 //! http      the same for trainers that speak JSON     ─┤ a request (request.rs)
 //!           (http/)                                    ▼
 //! admin     AdminService (admin.rs)                  score.rs: route, tokenize, queue, forward
@@ -34,6 +35,7 @@ mod health;
 mod http;
 mod listener;
 mod models;
+mod oip;
 mod pages;
 mod ports;
 mod request;
@@ -80,6 +82,7 @@ pub use crate::service::models::LoadError;
 pub use crate::service::models::Loaded;
 pub use crate::service::models::Models;
 pub use crate::service::models::Source;
+use crate::service::oip::grpc::Inference;
 pub use crate::service::ports::Ports;
 pub use crate::service::routing::weight_problems;
 pub use crate::service::state::Limits;
@@ -194,7 +197,7 @@ pub async fn start(config: Config, source: impl Source) -> Result<Running, Start
         let grpc = |service: &str| Protocol::Grpc { notice: notice(service, &ports) };
         let (protocol, router) = match port {
             Port::Reward => (grpc(SERVICE_NAME), reward_routes(&state, health.clone())),
-            Port::Http => (Protocol::Http1, http::router(state.clone())),
+            Port::Http => (Protocol::Http1, http::router(state.clone()).merge(oip::rest::routes(&state))),
             Port::Admin => (grpc(admin_service_server::SERVICE_NAME), admin_routes(&state)),
             Port::Metrics => (Protocol::Http1, pages::router(state.clone(), exporter.clone())),
         };
@@ -307,8 +310,9 @@ async fn live_in_order(
 }
 
 fn reward_routes<H: Health>(state: &Arc<State>, health: HealthServer<H>) -> Router {
-    let names = [SERVICE_NAME, name_of(&health)];
-    let routes = Routes::new(Reward(state.clone())).add_service(health);
+    let inference = Inference(state.clone());
+    let names = [SERVICE_NAME, name_of(&health), name_of(&inference)];
+    let routes = Routes::new(Reward(state.clone())).add_service(health).add_service(inference);
     with_reflection(routes, &names).prepare().into_axum_router()
 }
 

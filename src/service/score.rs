@@ -267,7 +267,9 @@ fn rejection(error: &ServiceError) -> Option<Rejection> {
         | ServiceError::Malformed(_)
         | ServiceError::Undecodable { .. }
         | ServiceError::UnknownEncoding { .. } => Some(Rejection::InvalidArgument),
-        ServiceError::UnknownVariant { .. } => Some(Rejection::UnknownVariant),
+        ServiceError::UnknownVariant { .. } | ServiceError::UnknownModel { .. } => {
+            Some(Rejection::UnknownVariant)
+        }
         ServiceError::WrongFingerprint { .. } => Some(Rejection::FingerprintMismatch),
         ServiceError::Loading => Some(Rejection::Loading),
         ServiceError::Draining => Some(Rejection::Draining),

@@ -52,6 +52,9 @@ pub(super) enum ServiceError {
     CallerLeft,
     #[error("variant: is unknown, the variants are {known}")]
     UnknownVariant { known: String },
+    /// Of the Open Inference Protocol, whose models are our variants.
+    #[error("model {problem}")]
+    UnknownModel { problem: String },
     #[error("variant `{variant}` has fingerprint {actual}, not the expected {expected}")]
     WrongFingerprint { variant: String, actual: String, expected: String },
     #[error("the models are still loading")]
@@ -111,6 +114,7 @@ impl ServiceError {
             Self::Stalled { .. } => (Code::DeadlineExceeded, None),
             Self::CallerLeft => (Code::Cancelled, None),
             Self::UnknownVariant { .. } => (Code::InvalidArgument, None),
+            Self::UnknownModel { .. } => (Code::NotFound, None),
             Self::WrongFingerprint { .. } => (Code::FailedPrecondition, None),
             Self::Loading => (Code::Unavailable, Some(LOADING_RETRY)),
             Self::Draining => (Code::Unavailable, Some(DRAINING_RETRY)),
@@ -152,6 +156,7 @@ impl ServiceError {
             Self::WrongFingerprint { .. } => StatusCode::PRECONDITION_FAILED,
             _ => match self.code() {
                 Code::InvalidArgument => StatusCode::BAD_REQUEST,
+                Code::NotFound => StatusCode::NOT_FOUND,
                 Code::ResourceExhausted | Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
                 Code::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
                 Code::Cancelled => StatusCode::from_u16(499).expect("a code of three digits"),
@@ -276,6 +281,7 @@ mod tests {
             ),
             case(ServiceError::field("samples", "empty"), Code::InvalidArgument, 400, None),
             case(ServiceError::UnknownVariant { known: "a".into() }, Code::InvalidArgument, 400, None),
+            case(ServiceError::UnknownModel { problem: "a".into() }, Code::NotFound, 404, None),
             case(ServiceError::TooLarge { limit: 1 }, Code::OutOfRange, 413, None),
             case(ServiceError::Malformed("x"), Code::InvalidArgument, 400, None),
             case(ServiceError::Undecodable { reason: "x".into() }, Code::InvalidArgument, 400, None),

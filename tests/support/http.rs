@@ -14,7 +14,7 @@ pub(crate) struct Answer {
     pub(crate) status: u16,
     /// Names in lower case.
     headers: Vec<(String, String)>,
-    body: Vec<u8>,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Answer {

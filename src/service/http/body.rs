@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Content-Length too large? ─▶ frames ─▶ counted ─┬─▶ bytes, and the room they hold
-//!                                 gzip? inflated ─┘   32 KiB at a time, each counted
+//!                        gzip, deflate? inflated ─┘   32 KiB at a time, each counted
 //! ```
 //!
 //! Bytes are taken from the budget of all callers as they arrive and as they are inflated, and all of them must have come
@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use flate2::bufread::MultiGzDecoder;
+use flate2::bufread::ZlibDecoder;
 use http::HeaderMap;
 use http::header::CONTENT_ENCODING;
 use http::header::CONTENT_LENGTH;
@@ -82,7 +83,7 @@ pub(in crate::service) fn check_type(
 
 async fn whole(state: &State, headers: &HeaderMap, body: &mut Body) -> Result<(Vec<u8>, Room), ServiceError> {
     let limit = state.limits.max_message_bytes;
-    let is_gzip = is_gzip(headers)?;
+    let coding = coding(headers)?;
     let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
     if length.is_some_and(|length| length > limit) {
         return Err(ServiceError::TooLarge { limit });
@@ -97,17 +98,27 @@ async fn whole(state: &State, headers: &HeaderMap, body: &mut Body) -> Result<(V
         room.grow_to(bytes.len() + data.len())?;
         bytes.extend_from_slice(&data);
     }
-    match is_gzip {
-        true => inflate(bytes, room, limit).await,
-        false => Ok((bytes, room)),
+    match coding {
+        Coding::Identity => Ok((bytes, room)),
+        Coding::Gzip => inflate(MultiGzDecoder::new(&bytes[..]), "gzip", bytes.len(), room, limit).await,
+        Coding::Deflate => inflate(ZlibDecoder::new(&bytes[..]), "deflate", bytes.len(), room, limit).await,
     }
 }
 
-fn is_gzip(headers: &HeaderMap) -> Result<bool, ServiceError> {
-    let Some(value) = headers.get(CONTENT_ENCODING) else { return Ok(false) };
+/// How a body is compressed.
+enum Coding {
+    Identity,
+    Gzip,
+    /// With zlib's header: RFC 9110, section 8.4.1.2.
+    Deflate,
+}
+
+fn coding(headers: &HeaderMap) -> Result<Coding, ServiceError> {
+    let Some(value) = headers.get(CONTENT_ENCODING) else { return Ok(Coding::Identity) };
     match value.as_bytes().to_ascii_lowercase().as_slice() {
-        b"" | b"identity" => Ok(false),
-        b"gzip" | b"x-gzip" => Ok(true),
+        b"" | b"identity" => Ok(Coding::Identity),
+        b"gzip" | b"x-gzip" => Ok(Coding::Gzip),
+        b"deflate" => Ok(Coding::Deflate),
         other => {
             let encoding = brief(&String::from_utf8_lossy(other)).into_owned();
             Err(ServiceError::UnknownEncoding { encoding })
@@ -115,21 +126,26 @@ fn is_gzip(headers: &HeaderMap) -> Result<bool, ServiceError> {
     }
 }
 
-async fn inflate(compressed: Vec<u8>, mut room: Room, limit: usize) -> Result<(Vec<u8>, Room), ServiceError> {
-    let mut decoder = MultiGzDecoder::new(&compressed[..]);
+async fn inflate(
+    mut decoder: impl Read,
+    name: &str,
+    compressed: usize,
+    mut room: Room,
+    limit: usize,
+) -> Result<(Vec<u8>, Room), ServiceError> {
     let mut piece = vec![0; INFLATE_BYTES];
     let mut bytes = Vec::new();
     loop {
-        let count = decoder
-            .read(&mut piece)
-            .map_err(|_| ServiceError::field("body", "is not gzip, as its Content-Encoding says"))?;
+        let count = decoder.read(&mut piece).map_err(|_| {
+            ServiceError::field("body", format!("is not {name}, as its Content-Encoding says"))
+        })?;
         if count == 0 {
             return Ok((bytes, room));
         }
         if bytes.len() + count > limit {
             return Err(ServiceError::TooLarge { limit });
         }
-        room.grow_to(compressed.len() + bytes.len() + count)?;
+        room.grow_to(compressed + bytes.len() + count)?;
         bytes.extend_from_slice(&piece[..count]);
         tokio::task::yield_now().await;
     }
