@@ -24,6 +24,8 @@ os.environ["PYTHONPATH"] = SOURCES
 os.environ.setdefault("REWARM_BINARY", str(ROOT / "target/debug/rewarm"))
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_memory_monitor_refresh_ms"] = "0"
+# workers, and so servers, are as urgent as the rest of this machine
+os.environ["RAY_worker_niceness"] = "0"
 # nodes are on loopback; Ray has no option for the head's
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 
@@ -65,7 +67,7 @@ def expected():
 class Load:
     """Calls without a pause from tasks and from threads of this process; each must have the expected rewards."""
 
-    def __init__(self, deployment, expected, tasks=2, threads=2):
+    def __init__(self, deployment, expected, tasks=1, threads=2):
         self.expected, self.calls, self.wrong = expected, 0, []
         self._client = deployment.client(timeout=PATIENCE)
         self._end = threading.Event()
