@@ -90,12 +90,13 @@ class Load:
 
     def __exit__(self, *_):
         self._end.set()
-        _End.options(name="over", get_if_exists=True, num_cpus=0).remote()
+        # its handle keeps it: a named actor ends with the last one
+        over = _End.options(name="over", num_cpus=0).remote()
         for thread in self._threads:
             thread.join()
         rewarm.pipeline.Pipeline.answered = self._original
         self.of_tasks = ray.get(self._tasks, timeout=2 * PATIENCE)
-        ray.kill(ray.get_actor("over"))
+        ray.kill(over)
         assert not self.wrong and not self._twice, (self.wrong, self._twice)
 
     def wait(self, more=3):
