@@ -32,7 +32,7 @@ macro_rules! named {
     };
 }
 
-/// The same from one number to another. Of two kinds of halves there is none.
+/// The same from one number to another. Of two kinds of halves only conversion has one.
 macro_rules! named_from {
     ($name:literal, $from:expr, $to:expr) => {
         match ($from, $to) {
@@ -355,17 +355,8 @@ impl Device {
     /// The same, to a matrix that is there.
     pub fn convert_into(&self, x: &Matrix, out: &Matrix) -> Result<()> {
         assert_eq!((x.rows(), x.width()), (out.rows(), out.width()));
-        let (rows, width) = (x.rows(), x.width());
-        let arguments = [
-            at(Some(x)),
-            number(x.stride()),
-            at(Some(out)),
-            number(out.stride()),
-            number(rows),
-            number(width),
-        ];
-        let kernel = named_from!("convert", x.number(), out.number());
-        self.launch(kernel, row_blocks(rows, width), THREADS, &arguments)
+        let (kernel, grid, arguments) = conversion(x, out);
+        self.launch(kernel, grid, THREADS, &arguments)
     }
 
     /// The first rows of a matrix, one after the other at a place of a row of `f32`.
@@ -608,6 +599,19 @@ impl Device {
         ];
         self.launch(kernel, [count, heads.len(), 1], ATTEND_THREADS, &arguments)
     }
+}
+
+/// The kernel, with its grid and arguments, that makes of one matrix another of that size.
+pub(crate) fn conversion(x: &Matrix, out: &Matrix) -> (&'static str, [usize; 3], [Argument; 6]) {
+    let (rows, width) = (x.rows(), x.width());
+    let arguments =
+        [at(Some(x)), number(x.stride()), at(Some(out)), number(out.stride()), number(rows), number(width)];
+    let kernel = match (x.number(), out.number()) {
+        (Number::Bf16, Number::F16) => "convert_bh",
+        (Number::F16, Number::Bf16) => "convert_hb",
+        (from, to) => named_from!("convert", from, to),
+    };
+    (kernel, row_blocks(rows, width), arguments)
 }
 
 /// Blocks for work on the numbers of rows, of which a thread has eight.

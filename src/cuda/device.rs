@@ -7,28 +7,32 @@ use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 
 use crate::algorithms::Choice;
 use crate::algorithms::Scratch;
 use crate::algorithms::choose;
 use crate::algorithms::scratch_bytes;
-use crate::arena::Arena;
+use crate::calls::conversion;
 use crate::driver::Address;
 use crate::driver::Algorithm;
 use crate::driver::Argument;
 use crate::driver::Card;
 use crate::driver::CudaError;
 use crate::driver::Driver;
+use crate::driver::Launch;
 use crate::driver::Number;
 use crate::driver::Result;
 use crate::driver::Shape;
 use crate::driver::Stream;
+use crate::lanes::Lanes;
 use crate::matrix::Integers;
 use crate::matrix::Matrix;
 use crate::matrix::Memory;
 use crate::matrix::Retired;
 use crate::matrix::stride_of;
+use crate::modules::THREADS;
 use crate::queue::Command;
 use crate::queue::Moment;
 use crate::queue::Queue;
@@ -38,16 +42,14 @@ use crate::rehearsal::Nothing;
 /// Rows of a batch up to which launches weigh more than what they do.
 pub const SMALL_BATCH: usize = 1024;
 
-/// Bytes of an arena beyond what is reserved.
-const MIN_ARENA: usize = 64 << 20;
+/// Bytes of weights that are on the card as they are stored, while they are converted.
+const STAGED: usize = 64 << 20;
 
 /// A card, with memory for the activations of one forward at a time.
 #[derive(Debug)]
 pub struct Device {
     pub(crate) driver: Arc<dyn Driver>,
-    /// The first is what was [reserved](Self::reserve), if anything was; others are of the forward that runs.
-    arenas: Mutex<Vec<Arc<Arena>>>,
-    is_reserved: AtomicBool,
+    lanes: Mutex<Lanes>,
     retired: Arc<Retired>,
     loading: Loading,
     queue: Mutex<Queue>,
@@ -58,6 +60,8 @@ pub struct Device {
     /// That were launched, if this is a rehearsal.
     kernels: Mutex<Option<BTreeSet<&'static str>>>,
     choices: Mutex<HashMap<Shape, Choice>>,
+    /// That anybody reserved for.
+    most_rows: AtomicUsize,
     /// Of these choices, for numbers of rows that came by.
     algorithms: Mutex<HashMap<(Shape, usize), Arc<Algorithm>>>,
 }
@@ -66,6 +70,8 @@ pub struct Device {
 #[derive(Debug, Default)]
 struct Loading {
     stream: Mutex<Option<Stream>>,
+    /// Where they are before they are converted.
+    staged: Mutex<Option<Arc<Memory>>>,
     /// Whether something was copied that no forward has waited for.
     is_behind: AtomicBool,
 }
@@ -73,8 +79,8 @@ struct Loading {
 /// What a forward would ask for.
 #[derive(Clone, Debug, Default)]
 pub struct Needs {
-    /// Memory for its activations, in bytes.
-    pub bytes: usize,
+    /// Memory for its activations, in bytes: of what is asked for in order, then of each of the branches beside it.
+    pub bytes: Vec<usize>,
     /// Its products.
     pub shapes: Vec<Shape>,
     /// Its kernels.
@@ -91,8 +97,7 @@ impl Device {
         Self {
             retired: Arc::new(Retired::new(driver.clone())),
             driver,
-            arenas: Mutex::default(),
-            is_reserved: AtomicBool::new(false),
+            lanes: Mutex::new(Lanes::new(false)),
             loading: Loading::default(),
             queue: Mutex::default(),
             forwards: Mutex::default(),
@@ -100,6 +105,7 @@ impl Device {
             shapes: Mutex::default(),
             kernels: Mutex::default(),
             choices: Mutex::default(),
+            most_rows: AtomicUsize::new(SMALL_BATCH),
             algorithms: Mutex::default(),
         }
     }
@@ -107,15 +113,14 @@ impl Device {
     /// One that does nothing, to see [what](Self::needs) forwards on this one would ask for.
     pub fn rehearsal(&self) -> Self {
         let device = Self::new(Arc::new(Nothing(self.card().clone())));
-        locked(&device.arenas).push(Arc::new(Arena::endless()));
-        device.is_reserved.store(true, Ordering::Relaxed);
+        *locked(&device.lanes) = Lanes::new(true);
         *locked(&device.kernels) = Some(BTreeSet::new());
         device
     }
 
     /// What the forwards of a [rehearsal](Self::rehearsal) asked for.
     pub fn needs(&self) -> Needs {
-        let bytes = locked(&self.arenas).first().map_or(0, |arena| arena.peak());
+        let bytes = locked(&self.lanes).peaks();
         let kernels = locked(&self.kernels).iter().flatten().copied().collect();
         Needs { bytes, shapes: locked(&self.shapes).keys().copied().collect(), kernels }
     }
@@ -132,28 +137,37 @@ impl Device {
 
     /// Bytes that are kept for activations.
     pub fn reserved(&self) -> usize {
-        let is_reserved = self.is_reserved.load(Ordering::Relaxed);
-        locked(&self.arenas).first().filter(|_| is_reserved).map_or(0, |arena| arena.capacity())
+        locked(&self.lanes).reserved()
     }
 
     /// Makes sure of the memory that forwards of such needs take, of their kernels, and of the best way to make their products for up to
     /// `rows` rows. Fails if there is not so much memory left.
     pub fn reserve(&self, needs: &Needs, rows: usize) -> Result<()> {
         let _alone = locked(&self.forwards);
-        if needs.bytes > self.reserved() {
-            let mut arenas = locked(&self.arenas);
-            self.is_reserved.store(false, Ordering::Relaxed);
-            arenas.clear();
-            arenas.push(Arc::new(Arena::of(&self.driver, needs.bytes, "memory for activations")?));
-            self.is_reserved.store(true, Ordering::Relaxed);
-        }
+        self.settle();
+        // all weights are there
+        *locked(&self.loading.staged) = None;
+        locked(&self.lanes).reserve(&self.driver, &needs.bytes)?;
+        self.most_rows.fetch_max(rows, Ordering::Relaxed);
         // Now, and side by side, instead of one after the other in the first batches.
         self.driver.prepare_all(&needs.kernels)?;
-        self.choose(&needs.shapes, rows)
+        let reserved = locked(&self.lanes).reserved_first();
+        // Where memory is short, fewer rows are tried: in what is reserved.
+        self.choose(&needs.shapes, rows, |bytes| match self.memory(bytes) {
+            Err(CudaError::OutOfMemory { .. }) if reserved > 0 => self.memory(reserved),
+            memory => memory,
+        })?;
+        locked(&self.lanes).shrink();
+        Ok(())
     }
 
-    /// Chooses how products are made, where that is not known yet.
-    fn choose(&self, shapes: &[Shape], rows: usize) -> Result<()> {
+    /// Chooses how products are made, where that is not known yet, in memory of about so many bytes.
+    fn choose(
+        &self,
+        shapes: &[Shape],
+        rows: usize,
+        room: impl FnOnce(usize) -> Result<Arc<Memory>>,
+    ) -> Result<()> {
         let driver = &*self.driver;
         let mut choices = locked(&self.choices);
         let is_known = |shape| choices.get(shape).is_some_and(|choice| choice.covers(driver, rows));
@@ -162,30 +176,72 @@ impl Device {
             return Ok(());
         }
         let bytes = scratch_bytes(&shapes, rows.min(driver.tried_rows()));
-        // Where memory is short, fewer rows are tried: in what is reserved.
-        let memory = match self.memory(bytes) {
-            Err(CudaError::OutOfMemory { .. }) if self.reserved() > 0 => self.memory(self.reserved())?,
-            memory => memory?,
-        };
+        let memory = room(bytes)?;
         let scratch = Scratch { at: memory.at, bytes: memory.bytes };
         let chosen = choose(driver, STREAM, &shapes, rows, scratch, driver.keeps())?;
         locked(&self.algorithms).clear();
         choices.extend(shapes.into_iter().zip(chosen));
-        drop(memory);
-        self.shrink();
         Ok(())
+    }
+
+    /// Chooses for a product that nobody reserved for, in the midst of a forward: not in memory of its lanes, which what
+    /// was asked for may still read.
+    fn choose_now(&self, shape: Shape, rows: usize) -> Result<()> {
+        let least = scratch_bytes(&[shape], 1);
+        let room = |mut bytes: usize| loop {
+            match self.lasting(bytes, "trying a product") {
+                Err(CudaError::OutOfMemory { .. }) if bytes > least => bytes = (bytes / 2).max(least),
+                memory => return memory,
+            }
+        };
+        self.choose(&[shape], rows.max(self.most_rows.load(Ordering::Relaxed)), room)
     }
 
     /// Runs a forward, alone on this device.
     pub fn run<R>(&self, forward: impl FnOnce() -> R) -> R {
         let _alone = locked(&self.forwards);
         self.retired.hold();
-        locked(&self.queue).begin();
+        self.settle();
         let result = forward();
-        locked(&self.queue).begin();
+        self.settle();
         self.retired.release();
-        self.shrink();
+        locked(&self.lanes).shrink();
         result
+    }
+
+    /// Forgets what was listed and not asked for, of a forward that failed. Branches of it that still run read memory
+    /// that the next one takes: it waits for them.
+    fn settle(&self) {
+        locked(&self.queue).begin();
+        for stream in locked(&self.lanes).join() {
+            // what goes wrong shows in the next call
+            let _ = self.driver.record(stream).and_then(|event| self.driver.wait(STREAM, &event));
+        }
+    }
+
+    /// What `forward` asks for goes beside whatever else is asked for until [`Self::join`]: it may read what was made
+    /// before it began, and nothing reads what it makes before they are joined. Meanwhile nothing is asked for where it
+    /// began but other branches.
+    pub fn branch<R>(&self, forward: impl FnOnce() -> R) -> Result<R> {
+        self.await_loaded()?;
+        let (from, to, back) = locked(&self.lanes).branch(&*self.driver)?;
+        locked(&self.queue).push(&*self.driver, to, Command::After(from))?;
+        let result = forward();
+        locked(&self.lanes).come_back(back);
+        Ok(result)
+    }
+
+    /// What is asked for from now on comes after all branches. Tells whether there were any.
+    pub fn join(&self) -> Result<bool> {
+        let streams = locked(&self.lanes).join();
+        for &stream in &streams {
+            locked(&self.queue).push(&*self.driver, STREAM, Command::After(stream))?;
+        }
+        Ok(!streams.is_empty())
+    }
+
+    fn stream(&self) -> Stream {
+        locked(&self.lanes).stream()
     }
 
     /// How many batches' sizes are one launch.
@@ -194,23 +250,7 @@ impl Device {
     }
 
     fn memory(&self, bytes: usize) -> Result<Arc<Memory>> {
-        let mut arenas = locked(&self.arenas);
-        for arena in &*arenas {
-            if let Some(at) = arena.take(bytes) {
-                return Ok(Arc::new(Memory::of_arena(at, bytes, arena.clone())));
-            }
-        }
-        // a batch that is larger than what was reserved for: a text beyond `max_batch_tokens`, say
-        let arena = Arc::new(Arena::of(&self.driver, bytes.max(MIN_ARENA), "the activations of a batch")?);
-        arenas.push(arena.clone());
-        let at = arena.take(bytes).expect("an arena of at least this size");
-        Ok(Arc::new(Memory::of_arena(at, bytes, arena)))
-    }
-
-    /// Gives back what a forward took beyond what is reserved.
-    fn shrink(&self) {
-        let reserved = usize::from(self.is_reserved.load(Ordering::Relaxed));
-        locked(&self.arenas).truncate(reserved);
+        locked(&self.lanes).take(&self.driver, bytes)
     }
 
     /// Memory that is not the arena's.
@@ -235,17 +275,43 @@ impl Device {
         Ok(Matrix::new(memory, rows, width, stride, number))
     }
 
-    /// A matrix that stays: weights. `values` are its rows, each of [`stride_of`] `width` numbers.
-    pub fn upload(&self, values: &[u8], rows: usize, width: usize, number: Number) -> Result<Matrix> {
-        let (stride, bytes) = (stride_of(width), values.len());
-        assert_eq!(
-            bytes,
-            rows * stride * number.bytes(),
-            "{rows} rows of {width}, with what is between them"
-        );
-        let memory = self.lasting(bytes, "weights")?;
-        self.load(values, memory.at)?;
+    /// Room for a matrix that stays, with anything in it: weights.
+    pub fn weights(&self, rows: usize, width: usize, number: Number) -> Result<Matrix> {
+        let stride = stride_of(width);
+        let memory = self.lasting(rows * stride * number.bytes(), "weights")?;
         Ok(Matrix::new(memory, rows, width, stride, number))
+    }
+
+    /// Fills [weights](Self::weights), or some rows of them. `stored` are the rows as a file has them, with nothing between
+    /// them; what is kept otherwise is rounded on the card, once.
+    pub fn fill(&self, weights: &Matrix, stored: &[u8], number: Number) -> Result<()> {
+        let (rows, width, row) = (weights.rows(), weights.width(), weights.width() * number.bytes());
+        assert_eq!(stored.len(), rows * row, "{rows} rows of {width}");
+        if number == weights.number() && width == weights.stride() {
+            return self.load(stored, weights.at()).map(drop);
+        }
+        let at_once = (STAGED / row).clamp(1, rows);
+        let mut staged = locked(&self.loading.staged);
+        let memory = match &*staged {
+            Some(memory) if memory.bytes >= at_once * row => memory.clone(),
+            _ => {
+                *staged = None;
+                staged.insert(self.lasting(at_once * row, "weights on their way")?).clone()
+            }
+        };
+        for (part, bytes) in stored.chunks(at_once * row).enumerate() {
+            let (first, rows) = (part * at_once, bytes.len() / row);
+            let from = Matrix::new(memory.clone(), rows, width, width, number);
+            let (kernel, grid, arguments) = conversion(&from, &weights.some_rows(first..first + rows));
+            self.driver.prepare(kernel)?;
+            let stream = self.load(bytes, memory.at)?;
+            let _nobody_records = self.retired.nobody_records();
+            let (grid, threads) = (grid.map(|blocks| blocks as u32), THREADS);
+            self.driver
+                .launch(stream, &Launch { kernel, grid, threads, shared: 0, arguments: &arguments })?;
+            self.loading.is_behind.store(true, Ordering::Release);
+        }
+        Ok(())
     }
 
     /// Copies what stays, while forwards of other models may be recorded on their own stream.
@@ -336,7 +402,7 @@ impl Device {
         let shared = crate::modules::shared_bytes(kernel);
         let grid = grid.map(|blocks| u32::try_from(blocks).expect("a grid of less than 2^32 blocks"));
         let command = Command::Launch { kernel, grid, threads, shared, arguments: arguments.to_vec() };
-        locked(&self.queue).push(&*self.driver, command)
+        locked(&self.queue).push(&*self.driver, self.stream(), command)
     }
 
     /// Lists a product.
@@ -352,19 +418,20 @@ impl Device {
         let algorithm = self.algorithm(&shape, rows)?;
         let shape = locked(&self.shapes).entry(shape).or_insert_with(|| Arc::new(shape)).clone();
         let command = Command::Multiply { shape, rows, x, weight, bias, y, algorithm };
-        locked(&self.queue).push(&*self.driver, command)
+        locked(&self.queue).push(&*self.driver, self.stream(), command)
     }
 
     fn algorithm(&self, shape: &Shape, rows: usize) -> Result<Arc<Algorithm>> {
         if let Some(known) = locked(&self.algorithms).get(&(*shape, rows)) {
             return Ok(known.clone());
         }
+        let is_rehearsal = locked(&self.kernels).is_some();
+        if !is_rehearsal && !locked(&self.choices).contains_key(shape) {
+            self.choose_now(*shape, rows)?;
+        }
         let algorithm = match locked(&self.choices).get(shape) {
             Some(choice) => choice.algorithm(&*self.driver, rows)?.clone(),
-            // Of a forward that nobody reserved for: the library's best guess.
-            None => self.driver.algorithms(shape, rows, 1)?.pop().ok_or_else(|| {
-                CudaError::Unsupported(format!("{} cannot make {rows} rows of {shape:?}", self.card().name))
-            })?,
+            None => Algorithm(Vec::new()), // nobody makes the products of a rehearsal
         };
         let algorithm = Arc::new(algorithm);
         locked(&self.algorithms).insert((*shape, rows), algorithm.clone());
@@ -373,7 +440,7 @@ impl Device {
 
     /// The moment after what was listed until now.
     pub fn moment(&self) -> Result<Moment> {
-        locked(&self.queue).mark(&*self.driver)
+        locked(&self.queue).mark(&*self.driver, self.stream())
     }
 
     /// The values of matrices of `f32`, of each so many rows, in one go. Waits for all that was asked for.
@@ -400,7 +467,6 @@ impl Device {
 #[cfg(all(test, feature = "play"))]
 mod tests {
     use super::*;
-    use crate::driver::Launch;
     use crate::played::Kernels;
     use crate::played::Play;
     use crate::played::Played;
@@ -419,11 +485,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn what_is_reserved_for_is_made_by_algorithms_that_were_tried() {
-        let card = Played::new(Play::new(Arc::new(NoKernels)));
-        let device = Device::new(card.clone());
-        let shape = Shape {
+    fn shape() -> Shape {
+        Shape {
             outputs: 16,
             inputs: 64,
             x_stride: 64,
@@ -433,8 +496,15 @@ mod tests {
             output: Number::Bf16,
             has_bias: true,
             accumulates: false,
-        };
-        let needs = Needs { bytes: 1 << 16, shapes: vec![shape], kernels: vec!["add_f"] };
+        }
+    }
+
+    #[test]
+    fn what_is_reserved_for_is_made_by_algorithms_that_were_tried() {
+        let card = Played::new(Play::new(Arc::new(NoKernels)));
+        let device = Device::new(card.clone());
+        let shape = shape();
+        let needs = Needs { bytes: vec![1 << 16], shapes: vec![shape], kernels: vec!["add_f"] };
         device.reserve(&needs, 32).unwrap();
         let (used, tried) = (card.used(), card.count(Work::Multiply));
         assert!(used < 128 << 10, "{used}: what was tried on is given back");
@@ -448,6 +518,116 @@ mod tests {
         device.reserve(&needs, 64).unwrap();
         assert!(card.count(Work::Multiply) > tried, "more rows");
         assert_eq!(ids(&device), [2, 2, 13, 2, 2]);
+    }
+
+    /// The library's first offer for few rows has bits of its own.
+    #[test]
+    fn what_nobody_reserved_for_is_tried_before_it_is_made() {
+        let card = Played::new(Play::new(Arc::new(NoKernels)));
+        let device = Device::new(card.clone());
+        let shape = shape();
+        let first = card.algorithms(&shape, 1, 1).unwrap().pop().unwrap();
+        let used = card.used();
+        let made = device.run(|| [1, 8, 32, 64].map(|rows| device.algorithm(&shape, rows).unwrap()));
+        assert!(made[0].0 != first.0 && made[0].0[0] != 13, "{made:?}");
+        let tried = card.count(Work::Multiply);
+        assert!(tried > 0 && card.used() == used, "what was tried on is given back");
+        device.run(|| device.algorithm(&shape, 100).unwrap());
+        device.reserve(&Needs { shapes: vec![shape], ..Needs::default() }, 128).unwrap();
+        assert_eq!(card.count(Work::Multiply), tried, "it is known by now");
+    }
+
+    /// What is rounded on the card has the bits that it would have been given on the way there.
+    #[test]
+    fn weights_are_kept_in_another_format_than_they_are_stored_in() {
+        if crate::play::compiler().is_none() {
+            return;
+        }
+        use half::bf16;
+        use half::f16;
+        let card = Played::new(Play::new(Arc::new(crate::play::Compiled)));
+        let device = Device::new(card.clone());
+        for (rows, width) in [(1, 1), (3, 33), (5, 64)] {
+            let values: Vec<f32> = (0..rows * width)
+                .map(|i| ((i * i) as f32 * 0.37).sin() * 3.7f32.powi(i as i32 % 9))
+                .collect();
+            let bf16s: Vec<bf16> = values.iter().map(|&x| bf16::from_f32(x)).collect();
+            let f16s: Vec<f16> = values.iter().map(|&x| f16::from_f32(x)).collect();
+            let stored: [(Number, &[u8], Vec<f32>); 3] = [
+                (Number::F32, bytemuck::cast_slice(&values), values.clone()),
+                (Number::Bf16, bytemuck::cast_slice(&bf16s), bf16s.iter().map(|x| x.to_f32()).collect()),
+                (Number::F16, bytemuck::cast_slice(&f16s), f16s.iter().map(|x| x.to_f32()).collect()),
+            ];
+            for (from, bytes, exact) in stored {
+                for to in [Number::F32, Number::Bf16, Number::F16] {
+                    let matrix = device.weights(rows, width, to).unwrap();
+                    device.fill(&matrix, bytes, from).unwrap();
+                    let read = device.run(|| device.read(&[(&matrix, rows)]).unwrap()).concat();
+                    let expected = exact.iter().map(|&x| match to {
+                        Number::F32 => x,
+                        Number::Bf16 => bf16::from_f32(x).to_f32(),
+                        Number::F16 => f16::from_f32(x).to_f32(),
+                    });
+                    assert!(read.iter().copied().eq(expected), "{from:?} to {to:?}, {rows} x {width}");
+                }
+            }
+        }
+        let used = card.used();
+        device.reserve(&Needs::default(), 1).unwrap();
+        assert!(card.used() < used, "what weights went through is given back");
+    }
+
+    /// Each branch has memory of its own; what does not fit is refused as a whole, and what was there before stays.
+    #[test]
+    fn branches_are_reserved_for_or_refused_with_the_numbers() {
+        let mut play = Play::new(Arc::new(NoKernels));
+        play.card.memory = 64 << 10;
+        let device = Device::new(Played::new(play));
+        device.reserve(&Needs { bytes: vec![8 << 10, 4 << 10], ..Needs::default() }, 1).unwrap();
+        let too_much = Needs { bytes: vec![16 << 10, 40 << 10, 40 << 10], ..Needs::default() };
+        assert_eq!(
+            device.reserve(&too_much, 1).unwrap_err().to_string(),
+            "memory for activations takes 98304 bytes on a played card, which has 65536 left"
+        );
+        assert_eq!(device.reserved(), 12 << 10);
+    }
+
+    /// A value that one branch makes is not there for another; after the join all are.
+    #[test]
+    fn branches_of_a_graph_begin_and_end_with_it() {
+        let card = Played::new(Play::new(Arc::new(NoKernels)));
+        let device = Device::new(card.clone());
+        let forward = || {
+            device.run(|| {
+                device.upload_batch(&[vec![0; 4]], 1).unwrap();
+                let branch = || {
+                    device.launch("add_f", [1, 1, 1], 32, &[]).unwrap();
+                    device.moment().unwrap();
+                    device.matrix(1, 64, Number::F32).unwrap()
+                };
+                let made = [(); 3].map(|()| device.branch(branch).unwrap());
+                assert!(device.join().unwrap() && !device.join().unwrap());
+                let mut places = made.each_ref().map(|matrix| matrix.at().0);
+                places.sort_unstable();
+                assert!(places.windows(2).all(|two| two[0] + 256 <= two[1]), "{places:?}");
+                device.read(&[(&made[0], 1)]).unwrap();
+            });
+        };
+        forward();
+        // three branches begin after the first stream, which goes on after all three
+        assert_eq!((card.count(Work::Wait), card.count(Work::Replay)), (6, 0));
+        forward();
+        assert_eq!((card.count(Work::Wait), card.count(Work::Replay), device.graphs()), (12, 1, 1));
+        let launched = card.count(Work::Launch);
+        forward();
+        assert_eq!((card.count(Work::Wait), card.count(Work::Replay)), (12, 2));
+        assert_eq!(card.count(Work::Launch), launched);
+        // one that fails between is waited for
+        device.run(|| {
+            device.branch(|| device.launch("add_f", [1, 1, 1], 32, &[]).unwrap()).unwrap();
+        });
+        assert_eq!(card.count(Work::Wait), 13);
+        forward();
     }
 
     #[test]
@@ -478,10 +658,12 @@ mod tests {
             has_bias: false,
             accumulates: false,
         };
-        device.reserve(&Needs { bytes: 60 << 10, shapes: vec![shape], kernels: vec!["add_f"] }, 128).unwrap();
+        device
+            .reserve(&Needs { bytes: vec![60 << 10], shapes: vec![shape], kernels: vec!["add_f"] }, 128)
+            .unwrap();
         assert_eq!(device.algorithm(&shape, 1).unwrap().0[0], 2);
         let short = Device::new(card);
-        let error = short.reserve(&Needs { bytes: 60 << 10, ..Needs::default() }, 1).unwrap_err();
+        let error = short.reserve(&Needs { bytes: vec![60 << 10], ..Needs::default() }, 1).unwrap_err();
         assert_eq!(
             error.to_string(),
             "memory for activations takes 61440 bytes on a played card, which has 4096 left"

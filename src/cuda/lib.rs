@@ -8,6 +8,8 @@
 //! driver     what is asked of a card, whoever answers: memory, launches, products, time
 //! real       a card, by CUDA's driver, NVRTC and cublasLt
 //! algorithms which ways to make a product give the same bits, and are fast
+//! lanes      streams side by side, each with memory for activations
+//! queue      what a forward asks for, as a list that may become a graph
 //! played     a card that is played on the CPU, for tests (feature `play`)
 //! ```
 
@@ -17,6 +19,7 @@ pub mod calls;
 pub mod compile;
 pub mod device;
 pub mod driver;
+mod lanes;
 pub mod matrix;
 pub mod modules;
 #[cfg(feature = "play")]

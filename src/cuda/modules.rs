@@ -78,7 +78,7 @@ pub fn all() -> Vec<Module> {
         module("rows", ROWS, &[], {
             let mut kernels =
                 each(&["embed", "rows_of", "add", "scale", "gather", "mean", "neighbours"], &numbers);
-            kernels.extend(named("convert", &["fb", "fh", "bf", "hf", "bb", "hh", "ff"]));
+            kernels.extend(named("convert", &["fb", "fh", "bf", "hf", "bb", "hh", "ff", "bh", "hb"]));
             kernels
         }),
         module("norms", NORMS, &[], {

@@ -97,6 +97,8 @@ pub enum Work {
     Multiply,
     /// [`Driver::synchronize`]
     Synchronize,
+    /// [`Driver::wait`]
+    Wait,
     /// [`Driver::replay`]
     Replay,
     /// [`Driver::prepare`]
@@ -396,6 +398,7 @@ impl Driver for Played {
 
     fn wait(&self, stream: Stream, event: &Event) -> Result<()> {
         self.with(|state| {
+            state.count_now(Work::Wait)?;
             let point = point(event)?;
             let own = state.capture_of(stream).map(|capture| capture.id);
             if own != point.capture {

@@ -4,6 +4,9 @@
 //! first; a list that was done before to the last argument, addresses too, is a [graph](crate::driver::Graph) and one
 //! launch. [Addresses repeat](crate::arena), and batches are padded to few sizes, so after a few batches of a size every
 //! one is. A large batch is asked for while its list is made: the card has enough to do.
+//!
+//! Each entry has its stream. One stream waits for what another was [asked for](Command::After) until then; recorded, that
+//! is what makes branches of a graph.
 
 use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
@@ -27,7 +30,7 @@ use crate::driver::Result;
 use crate::driver::Shape;
 use crate::driver::Stream;
 
-/// Where all of a device's forwards are asked for.
+/// Where all of a device's forwards are asked for, but for their [branches](crate::lanes).
 pub(crate) const STREAM: Stream = Stream(0);
 /// Graphs that are kept: of the sizes that batches have.
 const MAX_GRAPHS: usize = 64;
@@ -55,6 +58,8 @@ pub(crate) enum Command {
     },
     /// A moment of the forward's [times](Times).
     Mark,
+    /// What comes is done after what another stream was asked for until now.
+    After(Stream),
 }
 
 impl Hash for Command {
@@ -72,6 +77,7 @@ impl Hash for Command {
             }
             Self::Multiply { rows, x, weight, y, .. } => (rows, x, weight, y).hash(state),
             Self::Mark => {}
+            Self::After(stream) => stream.hash(state),
         }
     }
 }
@@ -101,7 +107,7 @@ impl Moment {
 /// What was listed, and what became of it.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
-    commands: Vec<Command>,
+    commands: Vec<(Stream, Command)>,
     /// Whether the list may become a graph: nothing of it was asked for yet, and the batch is small.
     is_small: bool,
     /// Of marks that were asked for.
@@ -119,7 +125,7 @@ pub(crate) struct Queue {
 /// A list that was done before.
 #[derive(Debug)]
 struct Known {
-    commands: Vec<Command>,
+    commands: Vec<(Stream, Command)>,
     shares: Option<Arc<Vec<f64>>>,
     graph: Option<Graph>,
     last_used: u64,
@@ -139,7 +145,7 @@ impl Queue {
     pub(crate) fn batch(&mut self, driver: &dyn Driver, is_small: bool) -> Result<()> {
         // what was asked for of another batch comes before what is uploaded for this one
         let is_first =
-            self.commands.iter().all(|command| *command == Command::Mark) && self.events.is_empty();
+            self.commands.iter().all(|(_, command)| *command == Command::Mark) && self.events.is_empty();
         if !is_first {
             self.ask(driver)?;
         }
@@ -147,15 +153,15 @@ impl Queue {
         Ok(())
     }
 
-    pub(crate) fn push(&mut self, driver: &dyn Driver, command: Command) -> Result<()> {
-        self.commands.push(command);
+    pub(crate) fn push(&mut self, driver: &dyn Driver, stream: Stream, command: Command) -> Result<()> {
+        self.commands.push((stream, command));
         if !self.is_small && self.commands.len() > MAX_LISTED { self.ask(driver) } else { Ok(()) }
     }
 
-    pub(crate) fn mark(&mut self, driver: &dyn Driver) -> Result<Moment> {
+    pub(crate) fn mark(&mut self, driver: &dyn Driver, stream: Stream) -> Result<Moment> {
         let moment = Moment { times: self.times.clone(), index: self.marks };
         self.marks += 1;
-        self.push(driver, Command::Mark)?;
+        self.push(driver, stream, Command::Mark)?;
         Ok(moment)
     }
 
@@ -209,10 +215,10 @@ impl Queue {
     /// The same, one after the other, whatever the batch.
     pub(crate) fn ask(&mut self, driver: &dyn Driver) -> Result<()> {
         self.is_small = false;
-        for command in std::mem::take(&mut self.commands) {
+        for (stream, command) in std::mem::take(&mut self.commands) {
             match command {
-                Command::Mark => self.events.push(driver.record(STREAM)?),
-                command => issue(driver, &command)?,
+                Command::Mark => self.events.push(driver.record(stream)?),
+                command => issue(driver, stream, &command)?,
             }
         }
         Ok(())
@@ -248,23 +254,24 @@ impl Queue {
     }
 }
 
-fn capture(driver: &dyn Driver, commands: &[Command]) -> Result<Graph> {
+fn capture(driver: &dyn Driver, commands: &[(Stream, Command)]) -> Result<Graph> {
     driver.begin_capture(STREAM)?;
-    let issued = commands.iter().try_for_each(|command| issue(driver, command));
+    let issued = commands.iter().try_for_each(|(stream, command)| issue(driver, *stream, command));
     let graph = driver.end_capture(STREAM);
     issued.and(graph)
 }
 
-fn issue(driver: &dyn Driver, command: &Command) -> Result<()> {
+fn issue(driver: &dyn Driver, stream: Stream, command: &Command) -> Result<()> {
     match command {
         Command::Launch { kernel, grid, threads, shared, arguments } => {
             let (grid, threads, shared) = (*grid, *threads, *shared);
-            driver.launch(STREAM, &Launch { kernel, grid, threads, shared, arguments })
+            driver.launch(stream, &Launch { kernel, grid, threads, shared, arguments })
         }
         Command::Multiply { shape, rows, x, weight, bias, y, algorithm } => {
             let (rows, x, weight, bias, y) = (*rows, *x, *weight, *bias, *y);
-            driver.multiply(STREAM, &Product { shape, rows, x, weight, bias, y, algorithm })
+            driver.multiply(stream, &Product { shape, rows, x, weight, bias, y, algorithm })
         }
         Command::Mark => Ok(()),
+        Command::After(other) => driver.wait(stream, &driver.record(*other)?),
     }
 }

@@ -56,6 +56,18 @@ pub fn average(
     }
 }
 
+/// The values of a tensor as they are stored, for somebody who rounds them to `format`. Fails if one would not be finite.
+pub fn unrounded(
+    name: &str,
+    tensor: &mut TensorBytes<'_>,
+    format: Format,
+) -> Result<Values, CheckpointError> {
+    match tensor.values.first_not_finite_in(format) {
+        Some(value) => Err(not_finite(name, value)),
+        None => Ok(std::mem::replace(&mut tensor.values, Values::Other(Vec::new()))),
+    }
+}
+
 /// What the rounding of an average moved: the sum of the squared differences to the exact sums. Zero where
 /// [`average`] took the values as they were.
 pub fn squared_rounding_error(sources: &[(TensorBytes<'_>, f64)], rounded: &Values) -> f64 {

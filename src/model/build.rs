@@ -33,6 +33,7 @@ pub fn transformer<O: Ops>(
         embedding,
         ropes: plan.ropes.iter().cloned().map(RopeTable::new).collect(),
         layers,
+        width: plan.hidden(),
         end,
     })
 }

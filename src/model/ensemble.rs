@@ -30,15 +30,23 @@ impl<O: Ops> Ensemble<O> {
     /// each, or as long as can be.
     pub fn reserve(&self, tokens: usize, longest: usize) -> Result<(), ModelError> {
         let sequence = |tokens: usize| Sequence { token_ids: vec![0; tokens], type_ids: vec![0; tokens] };
-        let longest = longest.clamp(1, tokens);
-        let long = std::iter::repeat_n(longest, tokens / longest).chain([tokens % longest]);
-        let long: Vec<Sequence> = long.filter(|&tokens| tokens > 0).map(sequence).collect();
-        let short = vec![sequence(1); tokens];
+        let batches = |tokens: usize| {
+            let longest = longest.clamp(1, tokens);
+            let long = std::iter::repeat_n(longest, tokens / longest).chain([tokens % longest]);
+            let long: Vec<Sequence> = long.filter(|&tokens| tokens > 0).map(sequence).collect();
+            [PackedBatch::pack(&long), PackedBatch::pack(&vec![sequence(1); tokens])]
+        };
+        let mut all = Vec::from(batches(tokens));
+        // the most that models read side by side: they take more for each row
+        let widest = self.models.iter().map(|model| model.backbone.width).max().unwrap_or(0);
+        let beside = self.ops.rows_beside(widest);
+        if self.models.len() > 1 && (1..tokens).contains(&beside) {
+            all.extend(batches(beside));
+        }
         Ok(self.ops.reserve(tokens, |ops| {
-            for sequences in [&long, &short] {
-                let (batch, mut spent) =
-                    (PackedBatch::pack(sequences), vec![Duration::ZERO; self.models.len()]);
-                run(ops, &self.models, &batch, &mut spent, &mut Steps::whole())?;
+            for batch in &all {
+                let mut spent = vec![Duration::ZERO; self.models.len()];
+                run(ops, &self.models, batch, &mut spent, &mut Steps::whole())?;
             }
             Ok(())
         })?)
@@ -105,4 +113,141 @@ fn run<O: Ops>(
         let read = together::forward_together(ops, &participants, batch, spent, steps, logits, read)?;
         Ok(models.iter().zip(read).map(|(model, logits)| model.head.rewards(logits)).collect())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::path::PathBuf;
+
+    use rewarm_cuda::device::Device;
+    use rewarm_cuda::driver::Card;
+    use rewarm_cuda::play;
+    use rewarm_cuda::played::Play;
+    use rewarm_cuda::played::Played;
+    use rewarm_cuda::played::Work;
+    use safetensors::SafeTensors;
+
+    use super::*;
+    use crate::checkpoint::Checkpoint;
+    use crate::model::config::CheckpointConfig;
+    use crate::model::manifest::Manifest;
+    use crate::model::weights::TensorStore;
+    use crate::ops::cuda::Cuda;
+    use crate::values::Format;
+
+    /// A card with so many multiprocessors and bytes; none without a C++ compiler.
+    fn card(multiprocessors: u32, memory: u64) -> Option<Arc<Played>> {
+        play::compiler()?;
+        let play = Play { tried_rows: 16, ..Play::new(Arc::new(play::Compiled)) };
+        Some(Played::new(Play { card: Card { multiprocessors, memory, ..play.card }, ..play }))
+    }
+
+    fn folder(family: &str, member: usize) -> PathBuf {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/merge").join(family);
+        dir.join(format!("member-{member}"))
+    }
+
+    /// The first member, with the layer of the third.
+    fn cousin(family: &str, layer: &str) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let read = |member: usize| std::fs::read(folder(family, member).join("model.safetensors")).unwrap();
+        let files = [0, 2].map(read);
+        let [first, third] = files.each_ref().map(|file| SafeTensors::deserialize(file).unwrap());
+        let tensors = first.iter().map(|(name, tensor)| match name.contains(layer) {
+            true => (name.to_owned(), third.tensor(name).unwrap()),
+            false => (name.to_owned(), tensor),
+        });
+        let tensors: Vec<_> = tensors.collect();
+        assert!(tensors.iter().any(|(name, _)| name.contains(layer)));
+        safetensors::serialize_to_file(tensors, None, &dir.path().join("model.safetensors")).unwrap();
+        std::fs::copy(folder(family, 0).join("config.json"), dir.path().join("config.json")).unwrap();
+        dir
+    }
+
+    fn ensemble(card: &Arc<Played>, paths: &[PathBuf]) -> Ensemble<Cuda> {
+        let ops = Arc::new(Cuda::new(Arc::new(Device::new(card.clone())), Format::Bf16));
+        let mut store = TensorStore::default();
+        let model = |path: &PathBuf| {
+            let config = CheckpointConfig::load(&path.join("config.json"), &Manifest::default()).unwrap();
+            let checkpoint = Checkpoint::open(path).unwrap();
+            RewardModel::of_checkpoint(&checkpoint, &config, &ops, &mut store).unwrap()
+        };
+        let models = paths.iter().map(model).collect();
+        Ensemble::new(ops, models)
+    }
+
+    /// The bits of each member's rewards, and what the members took together.
+    fn scored(ensemble: &Ensemble<Cuda>, batch: &PackedBatch) -> (Vec<Vec<u32>>, Duration) {
+        let mut spent = vec![Duration::ZERO; ensemble.num_members()];
+        let rewards = ensemble.forward(batch, &mut spent, &mut Steps::whole()).unwrap();
+        assert!(spent.iter().all(|spent| !spent.is_zero()), "{spent:?}");
+        let bits = rewards.iter().map(|of_member| of_member.iter().map(|x| x.to_bits()).collect());
+        (bits.collect(), spent.iter().sum())
+    }
+
+    /// An embedding that two of four members share, with and without a norm, which waits for who reads it.
+    #[test]
+    fn members_side_by_side_have_the_bits_that_they_have_alone() {
+        let sequence = |tokens: usize| Sequence {
+            token_ids: (0..tokens as u32).map(|i| i * i % 60 + 3).collect(),
+            type_ids: vec![0; tokens],
+        };
+        let batch = PackedBatch::pack(&[sequence(5), sequence(17), sequence(1)]);
+        for (family, layer) in [("llama-f32", "layers.0."), ("bert-f16", "layer.0.")] {
+            let Some(busy) = card(0, 1 << 30) else { return };
+            let cousin = cousin(family, layer);
+            let mut paths: Vec<PathBuf> = (0..3).map(|member| folder(family, member)).collect();
+            paths.insert(1, cousin.path().to_owned());
+            let alone = paths.iter().map(|path| scored(&ensemble(&busy, std::slice::from_ref(path)), &batch));
+            let alone: Vec<Vec<u32>> = alone.map(|(mut bits, _)| bits.remove(0)).collect();
+            assert!((1..4).all(|member| alone[member] != alone[0]), "{family}: members differ");
+            let after = |card: &Arc<Played>| card.count(Work::Wait);
+
+            let one_by_one = ensemble(&busy, &paths);
+            let waits = after(&busy);
+            let (bits, serial) = scored(&one_by_one, &batch);
+            assert_eq!(bits, alone, "{family}: one after the other");
+            assert!(after(&busy) <= waits + 1, "{family}: for weights, and no more");
+
+            let card = card(4, 1 << 30).unwrap();
+            let beside = ensemble(&card, &paths);
+            beside.reserve(64, 20).unwrap();
+            let (used, mut waits) = (card.used(), after(&card));
+            for turn in 0..3 {
+                let (bits, whole) = scored(&beside, &batch);
+                assert_eq!(bits, alone, "{family}: side by side, turn {turn}");
+                // two members go together as far as they can: five branches, on four streams that are waited for
+                assert_eq!(after(&card) - waits, [9 + usize::from(turn == 0), 9, 0][turn.min(2)]);
+                waits = after(&card);
+                // what overlaps is not counted twice
+                assert!(whole < serial * 3 / 5 && whole > serial / 4, "{family}: {whole:?} of {serial:?}");
+            }
+            assert_eq!(card.count(Work::Replay), 2, "the last is one launch, with all its branches");
+            assert_eq!(card.used(), used, "memory is what was reserved");
+        }
+    }
+
+    #[test]
+    fn what_branches_take_is_reserved_with_the_rest_or_refused() {
+        let paths = [0, 1].map(|member| folder("llama-f32", member));
+        let Some(roomy) = card(4, 1 << 30) else { return };
+        let fits = ensemble(&roomy, &paths);
+        fits.reserve(256, 64).unwrap();
+        let device = fits.ops.device();
+        let reserved = device.reserved() as u64;
+        let weights = roomy.used() - reserved;
+        let busy = card(0, 1 << 30).unwrap();
+        let serial = ensemble(&busy, &paths);
+        serial.reserve(256, 64).unwrap();
+        assert!(serial.ops.device().reserved() < device.reserved(), "each branch has memory of its own");
+
+        let tight = ensemble(&card(4, weights + reserved - 256).unwrap(), &paths);
+        let error = tight.reserve(256, 64).unwrap_err().to_string();
+        let left = reserved - 256;
+        assert_eq!(
+            error,
+            format!("memory for activations takes {reserved} bytes on a played card, which has {left} left")
+        );
+    }
 }

@@ -8,8 +8,11 @@
 //!                               │                 └→ head of member 1
 //!                               └→ layer 2 → norm ─→ head of member 2
 //! ```
+//!
+//! Where a form [gains](Ops::rows_beside) by it, what is not in common is computed side by side.
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::time::Duration;
 
 use crate::model::rope::RopeTable;
@@ -38,7 +41,8 @@ pub struct Participant<'a, O: Ops> {
 /// of the models. Returns what that is.
 ///
 /// What a model takes, its `arrive` included, is added to its place in `spent`, by the form's own clock; what several
-/// have in common is divided equally among them. Pauses between `steps` are nobody's.
+/// have in common is divided equally among them, and what took a time together in proportion to what each took of it.
+/// Pauses between `steps` are nobody's.
 pub fn forward_together<O: Ops, T, R>(
     ops: &O,
     models: &[Participant<'_, O>],
@@ -48,13 +52,10 @@ pub fn forward_together<O: Ops, T, R>(
     arrive: impl Fn(usize, &[O::Rows], &O::Batch<'_>) -> Result<T>,
     read: impl FnOnce(Vec<T>) -> Result<R>,
 ) -> Result<R> {
-    let mut times = Vec::new();
+    let mut times = Times { spans: Vec::new(), beside: Vec::new() };
     // times last: where they are taken elsewhere, this machine waits for nothing before the results
     let arrived = run(ops, models, batch, &mut times, steps, arrive).and_then(read);
-    for Span { models, from, to, paused } in times {
-        let share = ops.between(&from, &to)?.saturating_sub(paused) / models.len() as u32;
-        models.iter().for_each(|&index| spent[index] += share);
-    }
+    times.charge(ops, spent)?;
     arrived
 }
 
@@ -63,7 +64,7 @@ fn run<O: Ops, T>(
     ops: &O,
     models: &[Participant<'_, O>],
     batch: &PackedBatch,
-    times: &mut Vec<Span<O>>,
+    times: &mut Times<O>,
     steps: &mut Steps<'_>,
     arrive: impl Fn(usize, &[O::Rows], &O::Batch<'_>) -> Result<T>,
 ) -> Result<Vec<T>> {
@@ -104,7 +105,11 @@ fn run<O: Ops, T>(
         clock.charge(ops, steps, times, &readers)?;
         let same_embedding =
             |a: usize, b: usize| going[a].model.embedding.identity == going[b].model.embedding.identity;
-        for group in partition(&readers, same_embedding) {
+        let groups = partition(&readers, same_embedding);
+        let widest = readers.iter().map(|&index| going[index].model.width).max().unwrap_or(0);
+        let is_beside = batch.num_rows() <= ops.rows_beside(widest);
+        let (is_branch, first_span) = (is_beside && groups.len() > 1, times.spans.len());
+        for group in groups {
             let blocks = transformer::blocks(ops, going[group[0]].model, batch, steps);
             let pass = BatchPass { ops, inputs: &inputs, batch: &of_form, blocks };
             let mut arrive = |index: usize, hidden: &[O::Rows]| {
@@ -114,11 +119,17 @@ fn run<O: Ops, T>(
             let mut of_group = GroupRun {
                 pass,
                 models: &going,
+                is_beside,
                 times: &mut *times,
                 steps: &mut *steps,
                 arrive: &mut arrive,
             };
-            of_group.go(&group, 0, Start::Tokens)?;
+            let mut go = || of_group.go(&group, 0, Start::Tokens);
+            if is_branch { ops.branch(go)? } else { go()? }
+        }
+        if ops.join()? {
+            let spans = first_span..times.spans.len();
+            times.beside.push(Beside { spans, from: clock.at, to: ops.moment()? });
         }
     }
     Ok(arrived.into_iter().map(|arrived| arrived.expect("every model arrives")).collect())
@@ -182,6 +193,41 @@ struct Span<O: Ops> {
     paused: Duration,
 }
 
+/// Spans of which some overlap.
+struct Beside<O: Ops> {
+    /// Which.
+    spans: Range<usize>,
+    /// When the first began.
+    from: O::Moment,
+    /// When all were done.
+    to: O::Moment,
+}
+
+/// Where the time of a batch went.
+struct Times<O: Ops> {
+    spans: Vec<Span<O>>,
+    beside: Vec<Beside<O>>,
+}
+
+impl<O: Ops> Times<O> {
+    /// Adds to each model's place what it took.
+    fn charge(self, ops: &O, spent: &mut [Duration]) -> Result<()> {
+        let took = |span: &Span<O>| Ok(ops.between(&span.from, &span.to)?.saturating_sub(span.paused));
+        let mut took = self.spans.iter().map(took).collect::<Result<Vec<Duration>>>()?;
+        for Beside { spans, from, to } in self.beside {
+            let (whole, sum) = (ops.between(&from, &to)?, took[spans.clone()].iter().sum::<Duration>());
+            if !sum.is_zero() {
+                let share = whole.as_secs_f64() / sum.as_secs_f64();
+                took[spans].iter_mut().for_each(|took| *took = took.mul_f64(share));
+            }
+        }
+        for (Span { models, .. }, took) in self.spans.iter().zip(took) {
+            models.iter().for_each(|&index| spent[index] += took / models.len() as u32);
+        }
+        Ok(())
+    }
+}
+
 /// Since when nobody was charged.
 struct Clock<O: Ops> {
     at: O::Moment,
@@ -194,17 +240,11 @@ impl<O: Ops> Clock<O> {
     }
 
     /// Charges some models with what passed, and begins anew.
-    fn charge(
-        &mut self,
-        ops: &O,
-        steps: &Steps<'_>,
-        times: &mut Vec<Span<O>>,
-        models: &[usize],
-    ) -> Result<()> {
+    fn charge(&mut self, ops: &O, steps: &Steps<'_>, times: &mut Times<O>, models: &[usize]) -> Result<()> {
         let now = Self::begin(ops, steps)?;
         let Self { at: from, paused } = std::mem::replace(self, now);
         let (to, paused) = (self.at.clone(), self.paused - paused);
-        times.push(Span { models: models.to_vec(), from, to, paused });
+        times.spans.push(Span { models: models.to_vec(), from, to, paused });
         Ok(())
     }
 }
@@ -213,7 +253,9 @@ impl<O: Ops> Clock<O> {
 struct GroupRun<'a, 'p, 'f, 's, O: Ops> {
     pass: BatchPass<'a, 'p, O>,
     models: &'a [Going<'a, O>],
-    times: &'a mut Vec<Span<O>>,
+    /// Whether what is not in common goes side by side.
+    is_beside: bool,
+    times: &'a mut Times<O>,
     steps: &'a mut Steps<'s>,
     arrive: &'a mut Arrive<'f, O::Rows>,
 }
@@ -229,27 +271,41 @@ impl<O: Ops> GroupRun<'_, '_, '_, '_, O> {
             start = Start::Hidden(embedded);
             clock.charge(ops, self.steps, self.times, group)?;
         }
+        if self.is_beside && parts.len() > 1 {
+            if let Start::Hidden(x) = &start {
+                x.iter().try_for_each(|x| ops.before_branches(x))?;
+            }
+            // each has a copy, since all read it: the last one too
+            return parts
+                .into_iter()
+                .try_for_each(|part| ops.branch(|| self.take(part, depth, start.clone())));
+        }
         let mut remaining = parts.len();
         for part in parts {
             remaining -= 1;
             let start =
                 if remaining == 0 { std::mem::replace(&mut start, Start::Tokens) } else { start.clone() };
-            let first = &self.models[part[0]];
-            let together =
-                |depth: usize| part.iter().all(|&index| same_layer(first, &self.models[index], depth));
-            let num_layers = first.model.layers.len();
-            let end = (depth + 1..num_layers).find(|&depth| !together(depth)).unwrap_or(num_layers);
-            let mut clock = Clock::begin(ops, self.steps)?;
-            let x = self.pass.run(first.model, first.list, depth..end, start, self.steps)?;
-            clock.charge(ops, self.steps, self.times, &part)?;
-            if end < num_layers {
-                self.go(&part, end, Start::Hidden(x))?;
-                continue;
-            }
-            for index in part {
-                (self.arrive)(index, &x)?;
-                clock.charge(ops, self.steps, self.times, &[index])?;
-            }
+            self.take(part, depth, start)?;
+        }
+        Ok(())
+    }
+
+    /// Takes models that have the layer at `depth` in common to the end.
+    fn take(&mut self, part: Vec<usize>, depth: usize, start: Start<O::Rows>) -> Result<()> {
+        let ops = self.pass.ops;
+        let first = &self.models[part[0]];
+        let together = |depth: usize| part.iter().all(|&index| same_layer(first, &self.models[index], depth));
+        let num_layers = first.model.layers.len();
+        let end = (depth + 1..num_layers).find(|&depth| !together(depth)).unwrap_or(num_layers);
+        let mut clock = Clock::begin(ops, self.steps)?;
+        let x = self.pass.run(first.model, first.list, depth..end, start, self.steps)?;
+        clock.charge(ops, self.steps, self.times, &part)?;
+        if end < num_layers {
+            return self.go(&part, end, Start::Hidden(x));
+        }
+        for index in part {
+            (self.arrive)(index, &x)?;
+            clock.charge(ops, self.steps, self.times, &[index])?;
         }
         Ok(())
     }
@@ -349,6 +405,7 @@ mod tests {
             embedding: Identified { identity: [embedding; 32], part: Box::new(step(embedding)) },
             ropes: Vec::new(),
             layers: layers.iter().map(|&letter| layer(letter)).collect(),
+            width: 1,
             end: Identified { identity: [0; 32], part: End { norm: None, projection: None } },
         }
     }

@@ -97,6 +97,8 @@ pub struct Transformer<O: Ops> {
     pub ropes: Vec<RopeTable>,
     /// In order, never empty.
     pub layers: Vec<Identified<Box<dyn Layer<O>>>>,
+    /// Columns of the hidden states between them.
+    pub width: usize,
     /// After the last layer.
     pub end: Identified<End<O>>,
 }

@@ -257,7 +257,7 @@ impl<'a, O: Ops> Weights<'a, O> {
                 for (name, sources) in names.iter().zip(&mut tensors) {
                     values.push(match self.kept.remove(&(name.clone(), format)) {
                         Some(kept) => kept,
-                        None => sources.average(format)?,
+                        None => sources.values(&*self.ops, format)?,
                     });
                 }
                 let made = Arc::new(make(&self.ops, &mut values)?);
@@ -327,6 +327,11 @@ fn linear_source<'a>(plan: &LinearPlan, names: &'a [String], values: &'a [Values
     }
 }
 
+/// Whether a form takes what is stored so, and rounds it to another format itself.
+fn is_taken<O: Ops>(ops: &O, stored: Option<Format>, format: Format) -> bool {
+    stored.is_some_and(|stored| stored != format && ops.takes(stored, format) == stored)
+}
+
 /// Where the values of one tensor come from.
 struct Sources<'n, 'a> {
     name: &'n str,
@@ -360,8 +365,9 @@ impl<'n, 'a> Sources<'n, 'a> {
         Ok(Self { name, members, key, read })
     }
 
-    /// The average of the tensors that the key tells of.
-    fn average(&mut self, format: Format) -> Result<Values, ModelError> {
+    /// The average of the tensors that the key tells of, in a format; or, of one that the form rounds itself, its values as
+    /// they are stored.
+    fn values<O: Ops>(&mut self, ops: &O, format: Format) -> Result<Values, ModelError> {
         let read = self.read.take().map_or_else(|| ahead::read(self.name, self.members), Ok)?;
         let read = self.read.insert(read);
         let sources = &mut read[..self.key.len()];
@@ -369,8 +375,13 @@ impl<'n, 'a> Sources<'n, 'a> {
             *coefficient = f64::from_bits(*bits);
         }
         let first = self.members[0].0;
-        let average = merge::average(self.name, sources, format, |dtype, bytes| first.room(dtype, bytes));
-        average.map_err(|error| match merge::source_at_fault(sources) {
+        let values = match sources {
+            [(tensor, 1.0)] if is_taken(ops, tensor.values.format(), format) => {
+                merge::unrounded(self.name, tensor, format)
+            }
+            _ => merge::average(self.name, sources, format, |dtype, bytes| first.room(dtype, bytes)),
+        };
+        values.map_err(|error| match merge::source_at_fault(sources) {
             None => error.into(),
             Some(member) => ModelError::Member {
                 path: self.members[member].0.dir().to_owned(),

@@ -8,6 +8,12 @@
 //! All rows are one block. Small batches are padded with rows that nobody reads, so that few sizes occur and each
 //! becomes [one launch](rewarm_cuda::device::SMALL_BATCH).
 //!
+//! # Members side by side
+//!
+//! A product of few rows leaves a part of the card without work, and its last tiles another. So members of an ensemble
+//! are [branches](rewarm_cuda::device::Device::branch), each with memory of its own, [as long as](BUSY_TILES) there is
+//! something to gain: then a card of 132 multiprocessors has 4,224 rows of a model 1,024 wide, 1,056 of one 4,096 wide.
+//!
 //! # Norms wait
 //!
 //! A norm is computed when somebody reads it, since only then it is known what for: in the working precision for the
@@ -25,9 +31,6 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use half::bf16;
-use half::f16;
-use half::slice::HalfFloatSliceExt;
 use rewarm_cuda::Moment;
 use rewarm_cuda::calls;
 use rewarm_cuda::calls::Distances;
@@ -42,7 +45,6 @@ use rewarm_cuda::device::SMALL_BATCH;
 use rewarm_cuda::driver::Number;
 use rewarm_cuda::matrix::Integers;
 use rewarm_cuda::matrix::Matrix;
-use rewarm_cuda::matrix::stride_of;
 
 use super::Activation;
 use super::AttentionSpec;
@@ -60,12 +62,16 @@ use crate::ops::inputs::Inputs;
 use crate::ops::inputs::Which;
 use crate::ops::source::LinearSource;
 use crate::ops::source::Source;
-use crate::values::CHUNK;
 use crate::values::Format;
 use crate::values::Values;
 
-/// Products with tables of distances at a time, in bytes: heads take turns.
-const MAX_BY_DISTANCE: usize = 128 << 20;
+/// Products with tables of distances at a time, in bytes: heads take turns. In tests they do in small batches too.
+const MAX_BY_DISTANCE: usize = if cfg!(test) { 8 << 10 } else { 128 << 20 };
+
+/// So many tiles of 128 by 128 numbers of hidden states for each multiprocessor are work enough for a card. An ENS of 4 of
+/// 1,024 wide members gained 6% by four streams at 1,024 rows, 5% at 4,096 (H200), which is about as many: what
+/// is left is the last tiles of each product.
+const BUSY_TILES: usize = 2;
 
 /// A form for one card.
 #[derive(Clone, Debug)]
@@ -249,12 +255,31 @@ impl Cuda {
 
     /// Values `[rows, width]`, row-major, as the card has them.
     fn upload(&self, values: &Values, rows: usize, width: usize, number: Number) -> Result<Matrix> {
-        let (stride, size) = (stride_of(width), number.bytes());
-        let mut bytes = vec![0u8; rows * stride * size];
-        for (row, to) in bytes.chunks_exact_mut(stride * size).enumerate() {
-            copy(values, row * width..(row + 1) * width, number, &mut to[..width * size]);
+        let matrix = self.device.weights(rows, width, number)?;
+        self.device.fill(&matrix, values.bytes(), stored_in(values)?)?;
+        Ok(matrix)
+    }
+
+    /// Rows of a tensor.
+    fn fill(&self, weights: &Matrix, Source { values, rows, .. }: &Source<'_>) -> Result<()> {
+        let (outputs, input, number) = (weights.rows(), weights.width(), stored_in(values)?);
+        let (bytes, size, first) = (values.bytes(), number.bytes(), rows.row(0));
+        if !rows.transposed && (0..outputs).all(|output| rows.row(output) == first + output) {
+            let bytes = &bytes[first * input * size..(first + outputs) * input * size];
+            return Ok(self.device.fill(weights, bytes, number)?);
         }
-        Ok(self.device.upload(&bytes, rows, width, number)?)
+        let mut picked = vec![0u8; outputs * input * size];
+        for (output, to) in picked.chunks_exact_mut(input * size).enumerate() {
+            let row = rows.row(output);
+            if rows.transposed {
+                for (input, to) in to.chunks_exact_mut(size).enumerate() {
+                    to.copy_from_slice(&bytes[(input * rows.of + row) * size..][..size]);
+                }
+            } else {
+                to.copy_from_slice(&bytes[row * input * size..][..input * size]);
+            }
+        }
+        Ok(self.device.fill(weights, &picked, number)?)
     }
 
     fn vector(&self, values: Vec<f32>, number: Number) -> Result<Matrix> {
@@ -265,32 +290,20 @@ impl Cuda {
     /// The weights of layers with the same input, one after the other.
     fn load(&self, layers: &[LinearSource<'_>], has_bias: bool, precision: Precision) -> Result<Linear> {
         let number = self.number(precision);
-        let input = layers[0].input;
-        let stride = stride_of(input);
         let outputs: usize = layers.iter().map(|layer| layer.output).sum();
-        let mut bytes = Vec::with_capacity(outputs * stride * number.bytes());
-        let mut biases = Vec::new();
-        for LinearSource { weight: Source { values, rows, .. }, bias, output, .. } in layers {
-            for output in 0..*output {
-                let row = rows.row(output);
-                let start = bytes.len();
-                bytes.resize(start + stride * number.bytes(), 0);
-                let to = &mut bytes[start..start + input * number.bytes()];
-                if rows.transposed {
-                    for (input, to) in to.chunks_exact_mut(number.bytes()).enumerate() {
-                        let from = input * rows.of + row;
-                        copy(values, from..from + 1, number, to);
-                    }
-                } else {
-                    copy(values, row * input..(row + 1) * input, number, to);
-                }
-            }
+        let weight = self.device.weights(outputs, layers[0].input, number)?;
+        let (mut first, mut biases) = (0, Vec::new());
+        for LinearSource { weight: source, bias, output, .. } in layers {
+            self.fill(&weight.some_rows(first..first + output), source)?;
+            first += output;
             match bias {
                 Some(bias) => biases.extend(bias.numbers(*output)),
-                None => biases.resize(biases.len() + output, 0.0),
+                None => biases.resize(first, 0.0),
             }
         }
-        let weight = self.device.upload(&bytes, outputs, input, number)?;
+        // both are what the card keeps of it
+        let kept = self.format(precision);
+        biases.iter_mut().for_each(|bias| *bias = kept.round((*bias).into()) as f32);
         let bias = match (has_bias, number) {
             (false, _) => None,
             (true, Number::F32) => {
@@ -314,7 +327,13 @@ impl Cuda {
         Ok(y)
     }
 
-    fn distances(&self, to: &Remembered<'_>, query: &Matrix, heads: &Range<usize>) -> Result<Distances> {
+    fn distances(
+        &self,
+        to: &Remembered<'_>,
+        query: &Matrix,
+        key: &Matrix,
+        heads: &Range<usize>,
+    ) -> Result<Distances> {
         let device = &self.device;
         let of_distance = |buckets: &Buckets| device.constant(bytemuck::cast_slice(buckets.of_distance()));
         Ok(match (&to.spec.distance, to.by_distance) {
@@ -337,7 +356,7 @@ impl Cuda {
                     of_distance: of_distance(buckets)?,
                     buckets: buckets.rows(),
                     of_queries: products(query, keys, &|head| [head, spec.kv_head(head)])?,
-                    of_keys: products(&to.key, queries, &|head| [spec.kv_head(head), head])?,
+                    of_keys: products(key, queries, &|head| [spec.kv_head(head), head])?,
                 }
             }
             _ => return Err(OpsError::Unsupported("distances without their layer's parameters")),
@@ -409,20 +428,13 @@ impl Normed {
     }
 }
 
-/// Some values as a card has them.
-fn copy(values: &Values, from: Range<usize>, number: Number, to: &mut [u8]) {
-    match number {
-        Number::F32 => values.to_f32s(from, bytemuck::cast_slice_mut(to)),
-        Number::Bf16 => values.to_bf16s(from, bytemuck::cast_slice_mut::<u8, bf16>(to)),
-        Number::F16 => {
-            let to: &mut [f16] = bytemuck::cast_slice_mut(to);
-            let mut wide = [0.0; CHUNK];
-            for (start, to) in from.step_by(CHUNK).zip(to.chunks_mut(CHUNK)) {
-                let wide = &mut wide[..to.len()];
-                values.to_f32s(start..start + wide.len(), wide);
-                to.convert_from_f32_slice(wide);
-            }
-        }
+/// In what a card gets them.
+fn stored_in(values: &Values) -> Result<Number> {
+    match values {
+        Values::F32(_) => Ok(Number::F32),
+        Values::F16(_) => Ok(Number::F16),
+        Values::Bf16(_) => Ok(Number::Bf16),
+        Values::F64(_) | Values::Other(_) => Err(OpsError::Unsupported("weights that a card cannot read")),
     }
 }
 
@@ -553,6 +565,14 @@ impl Ops for Cuda {
         }
     }
 
+    /// The card converts while more is on its way.
+    fn takes(&self, stored: Format, format: Format) -> Format {
+        match (stored, format) {
+            (Format::F64, _) | (_, Format::F64 | Format::F32) => format,
+            _ => stored,
+        }
+    }
+
     fn load_linear(&self, source: LinearSource<'_>, precision: Precision) -> Result<Linear> {
         self.load(&[source], source.bias.is_some(), precision)
     }
@@ -657,6 +677,26 @@ impl Ops for Cuda {
 
     fn between(&self, from: &Moment, to: &Moment) -> Result<Duration> {
         Ok(from.until(to))
+    }
+
+    fn rows_beside(&self, width: usize) -> usize {
+        BUSY_TILES * 128 * 128 * self.device.card().multiprocessors as usize / width.max(1)
+    }
+
+    fn before_branches(&self, x: &Rows) -> Result<()> {
+        if let X::Normed(normed) = &x.x {
+            normed.rounded(self)?;
+            normed.wide(self)?;
+        }
+        Ok(())
+    }
+
+    fn branch<R>(&self, f: impl FnOnce() -> Result<R>) -> Result<R> {
+        self.device.branch(f)?
+    }
+
+    fn join(&self) -> Result<bool> {
+        Ok(self.device.join()?)
     }
 
     fn run<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
@@ -831,15 +871,24 @@ impl Ops for Cuda {
         };
         let query = self.rounded(queries)?;
         let out = self.device.matrix(query.rows(), query.width(), self.working())?;
-        let at_once = match (&spec.distance, to.by_distance) {
+        let most = match (&spec.distance, to.by_distance) {
             (Distance::Buckets(buckets), Some(_)) => {
                 let of_head = to.key.rows().max(query.rows()) * buckets.rows() * 4;
                 (MAX_BY_DISTANCE / of_head.max(1)).clamp(1, spec.heads)
             }
             _ => spec.heads,
         };
-        for first in (0..spec.heads).step_by(at_once) {
-            let heads = first..spec.heads.min(first + at_once);
+        // how many there are at once is part of a product's shape: few are possible, and those of fewer rows are
+        // reserved for too
+        let is_possible = |heads: &usize| spec.heads.is_multiple_of(*heads);
+        let at_once = (1..=most).rev().find(is_possible).unwrap_or(1);
+        if self.rehearses {
+            let (query, key) = (query.some_rows(0..1), to.key.some_rows(0..1));
+            for more in (at_once + 1..=spec.heads).filter(is_possible) {
+                self.distances(to, &query, &key, &(0..more))?;
+            }
+        }
+        for heads in (0..spec.heads).step_by(at_once).map(|first| first..first + at_once) {
             let attention = calls::Attention {
                 group: spec.heads / spec.kv_heads,
                 head_dim: spec.head_dim,
@@ -847,7 +896,7 @@ impl Ops for Cuda {
                 causal: spec.causal,
                 window: spec.window,
                 softcap: spec.softcap.map(|cap| cap as f32),
-                distances: self.distances(to, &query, &heads)?,
+                distances: self.distances(to, &query, &to.key, &heads)?,
             };
             self.device.attend([&query, &to.key, &to.value], &out, tiles, heads, &attention)?;
         }

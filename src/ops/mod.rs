@@ -103,6 +103,12 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
     fn name(&self) -> String;
     /// What weights come in when they are loaded. Vectors always come in `f32`, tables in [`Precision::Working`].
     fn format(&self, precision: Precision) -> Format;
+    /// In what values of weights that are to be in `format` may come instead, which are `stored` otherwise: where they are
+    /// rounded as they are laid out, once.
+    fn takes(&self, stored: Format, format: Format) -> Format {
+        let _ = stored;
+        format
+    }
 
     /// Lays a linear layer out for the product.
     fn load_linear(&self, source: LinearSource<'_>, precision: Precision) -> Result<Self::Linear>;
@@ -129,6 +135,27 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
     fn moment(&self) -> Result<Self::Moment>;
     /// What the form computed between two moments; waits for the second.
     fn between(&self, from: &Self::Moment, to: &Self::Moment) -> Result<Duration>;
+
+    /// Up to how many rows of hidden states of a width a batch leaves room beside it, such that several models gain by
+    /// going through it side by side.
+    fn rows_beside(&self, width: usize) -> usize {
+        let _ = width;
+        0
+    }
+    /// Before [branches](Self::branch): what `x` holds is made now, and for all of them.
+    fn before_branches(&self, x: &Self::Rows) -> Result<()> {
+        let _ = x;
+        Ok(())
+    }
+    /// What `f` asks for may be computed beside what else is asked for until [`Self::join`]; it reads what was asked for
+    /// before. Meanwhile nothing but other branches begins where it began, and nobody reads what it makes.
+    fn branch<R>(&self, f: impl FnOnce() -> Result<R>) -> Result<R> {
+        f()
+    }
+    /// The end of all branches. Tells whether anything was computed beside anything else.
+    fn join(&self) -> Result<bool> {
+        Ok(false)
+    }
 
     /// Runs a forward where its blocks can run in parallel.
     fn run<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {

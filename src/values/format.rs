@@ -66,6 +66,16 @@ impl Format {
         }
     }
 
+    /// The least number that is too large: rounded, it is infinite.
+    pub fn overflows_from(self) -> f64 {
+        match self {
+            Self::F64 => f64::INFINITY,
+            Self::F32 => f64::from_bits(0x47ef_ffff_f000_0000), // half a step above the largest, as the others
+            Self::Bf16 => f64::from(f32::from_bits(0x7f7f_8000)),
+            Self::F16 => 65_520.0,
+        }
+    }
+
     /// The nearest that it holds, rounded once.
     pub fn round(self, exact: f64) -> f64 {
         match self {

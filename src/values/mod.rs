@@ -10,6 +10,7 @@ use half::bf16;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use half::vec::HalfBitsVecExt;
+use rayon::prelude::*;
 use safetensors::Dtype;
 
 pub use crate::values::format::Format;
@@ -205,6 +206,23 @@ impl Values {
         }
     }
 
+    /// The first that would be infinite or NaN, rounded to a format.
+    pub fn first_not_finite_in(&self, format: Format) -> Option<f64> {
+        let least = format.overflows_from();
+        let (fits, fits_single) = (|x: f64| x.abs() < least, |x: f32| x.abs() < least as f32);
+        let starts = (0..self.count().div_ceil(CHUNK)).into_par_iter().map(|chunk| chunk * CHUNK);
+        starts.find_map_first(|start| {
+            let mut wide = [0.0; CHUNK];
+            match self.run(start..self.count().min(start + CHUNK), &mut wide) {
+                Run::F64(values) => values.iter().copied().find(|&x| !fits(x)),
+                Run::F32(values) => {
+                    let all_fit = values.iter().fold(true, |all, &x| all & fits_single(x));
+                    if all_fit { None } else { values.iter().find(|&&x| !fits_single(x)).map(|&x| x.into()) }
+                }
+            }
+        })
+    }
+
     /// The first that is infinite or NaN.
     pub fn first_not_finite(&self) -> Option<f64> {
         fn first<T: Kept>(values: &[T]) -> Option<f64> {
@@ -248,6 +266,23 @@ mod tests {
         assert!(
             [Format::F64, Format::F32, Format::F16, Format::Bf16].map(infinite).iter().all(Option::is_some)
         );
+        // just below the middle between the largest and what would follow it, and the middle
+        for format in [Format::F32, Format::Bf16, Format::F16] {
+            let middle = format.overflows_from();
+            let below = f64::from_bits(middle.to_bits() - 1);
+            assert!(format.round(below).is_finite() && format.round(middle).is_infinite(), "{format}");
+            for sign in [1.0, -1.0] {
+                let stored = Values::F64([vec![0.0; CHUNK], vec![below * sign, middle * sign]].concat());
+                assert_eq!(stored.first_not_finite_in(format), Some(middle * sign), "{format}");
+            }
+            for x in [f32::NAN, f32::INFINITY, f32::MIN_POSITIVE, -65_519.996, 65_520.0, 3.396e38, f32::MAX] {
+                for stored in [Values::F32(vec![x]), Values::rounded(Format::F16, &[x])] {
+                    let x = stored.widened()[0];
+                    let found = stored.first_not_finite_in(format);
+                    assert_eq!(found.is_some(), !format.round(x).is_finite(), "{x} in {format}");
+                }
+            }
+        }
         assert_eq!(Values::rounded(Format::F16, &[65504.0]).first_not_finite(), None);
         assert_eq!(Values::rounded(Format::F16, &[70_000.0]).first_not_finite(), Some(f64::INFINITY));
     }

@@ -212,12 +212,10 @@ fn rows_are_converted_gathered_and_averaged() {
     if !can_play() {
         return;
     }
-    use Number::Bf16;
-    use Number::F16;
     use Number::F32;
-    let pairs = [(F32, F32), (F32, Bf16), (F32, F16), (Bf16, F32), (F16, F32), (Bf16, Bf16), (F16, F16)];
+    let pairs = NUMBERS.into_iter().flat_map(|from| NUMBERS.map(|to| (from, to)));
     for width in [1, 33, 40, 520] {
-        for (from, to) in pairs {
+        for (from, to) in pairs.clone() {
             // Small enough for what f16 has below its normal numbers, and large enough for its infinity.
             let sizes = [1.0, 1e-5, 3e-8, 7e4, f32::INFINITY];
             let x = Matrix::new(from, 5, width, |r, c| sizes[r] * noise(1, r, c));

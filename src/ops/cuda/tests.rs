@@ -15,6 +15,7 @@ use super::*;
 use crate::ops::batch::Sequence;
 use crate::ops::composed::Composed;
 use crate::ops::textbook;
+use crate::ops::textbook::Kind;
 use crate::ops::tiny::KINDS;
 use crate::ops::tiny::Tiny;
 use crate::ops::tiny::bits_of;
@@ -25,7 +26,7 @@ const FORMATS: [Format; 3] = [Format::F32, Format::Bf16, Format::F16];
 /// A card to play on; none without a C++ compiler.
 fn card() -> Option<Arc<Played>> {
     play::compiler()?;
-    Some(Played::new(Play::new(Arc::new(play::Compiled))))
+    Some(Played::new(Play { tried_rows: 16, ..Play::new(Arc::new(play::Compiled)) }))
 }
 
 fn form(format: Format) -> Option<Cuda> {
@@ -166,4 +167,22 @@ fn a_forward_takes_its_memory_from_what_is_reserved() {
     tiny.rewards(&batch(700));
     assert!(card.count(Work::Allocate) > allocated);
     assert_eq!(ops.device().free().unwrap(), free);
+}
+
+/// How many heads have their tables of distances at once, and so what products there are, depends on the number of rows.
+#[test]
+fn all_products_are_known_once_they_are_reserved_for() {
+    for kind in KINDS.into_iter().filter(|(_, _, distance)| matches!(distance, Kind::Clipped | Kind::Shared))
+    {
+        let Some(card) = card() else { return };
+        let ops = Cuda::new(Arc::new(Device::new(card.clone())), Format::Bf16);
+        let tiny = Tiny::new(ops.clone(), kind);
+        let batch = |tokens: usize| PackedBatch::pack(&[sequence(&vec![1; tokens])]);
+        ops.reserve(120, |ops| ops.run(|| tiny.forward(ops, &batch(120))).map(drop)).unwrap();
+        let before = card.count(Work::Download);
+        for (forwards, tokens) in [120, 60, 1].into_iter().enumerate() {
+            tiny.rewards(&batch(tokens));
+            assert_eq!(card.count(Work::Download), before + forwards + 1, "{kind:?}, {tokens} tokens");
+        }
+    }
 }
