@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
@@ -38,6 +39,7 @@ use crate::queue::Moment;
 use crate::queue::Queue;
 use crate::queue::STREAM;
 use crate::rehearsal::Nothing;
+use crate::sections::Sections;
 
 /// Rows of a batch up to which launches weigh more than what they do.
 pub const SMALL_BATCH: usize = 1024;
@@ -53,6 +55,8 @@ pub struct Device {
     retired: Arc<Retired>,
     loading: Loading,
     queue: Mutex<Queue>,
+    /// Of the batch before, for their memory.
+    sections: Mutex<Sections>,
     forwards: Mutex<()>,
     /// Small tables, by what they hold.
     constants: Mutex<HashMap<Vec<u8>, Matrix>>,
@@ -100,6 +104,7 @@ impl Device {
             lanes: Mutex::new(Lanes::new(false)),
             loading: Loading::default(),
             queue: Mutex::default(),
+            sections: Mutex::default(),
             forwards: Mutex::default(),
             constants: Mutex::default(),
             shapes: Mutex::default(),
@@ -361,27 +366,25 @@ impl Device {
         Ok(table)
     }
 
-    /// What a batch is made of, in one go: the `sections`, each at a place of its own. Whatever was asked for before is
-    /// asked for before the copy. `rows` is the size of the batch.
-    pub fn upload_batch(&self, sections: &[Vec<u8>], rows: usize) -> Result<Vec<Integers>> {
+    /// For what a batch is made of.
+    pub fn sections(&self) -> Sections {
+        std::mem::take(&mut *locked(&self.sections)).cleared()
+    }
+
+    /// What a batch is made of, in one go. Whatever was asked for before is asked for before the copy. `rows` is the size
+    /// of the batch.
+    pub fn upload_batch(&self, sections: Sections, rows: usize) -> Result<Vec<Integers>> {
         locked(&self.queue).batch(&*self.driver, rows <= SMALL_BATCH)?;
-        let mut blob = Vec::with_capacity(sections.iter().map(|section| section.len() + 256).sum());
-        let starts: Vec<usize> = sections
-            .iter()
-            .map(|section| {
-                blob.resize(blob.len().next_multiple_of(256), 0);
-                blob.extend_from_slice(section);
-                blob.len() - section.len()
-            })
-            .collect();
-        let memory = self.memory(blob.len())?;
-        self.driver.upload(STREAM, &blob, memory.at)?;
-        let of_section = |(section, start): (&Vec<u8>, usize)| Integers {
+        let memory = self.memory(sections.bytes.len())?;
+        self.driver.upload(STREAM, &sections.bytes, memory.at)?;
+        let of_section = |place: &Range<usize>| Integers {
             _memory: memory.clone(),
-            at: memory.at.after(start),
-            count: section.len() / 4,
+            at: memory.at.after(place.start),
+            count: place.len() / 4,
         };
-        Ok(sections.iter().zip(starts).map(of_section).collect())
+        let uploaded = sections.places.iter().map(of_section).collect();
+        *locked(&self.sections) = sections;
+        Ok(uploaded)
     }
 
     /// Lists a launch. Nothing is launched for no rows.
@@ -599,7 +602,9 @@ mod tests {
         let device = Device::new(card.clone());
         let forward = || {
             device.run(|| {
-                device.upload_batch(&[vec![0; 4]], 1).unwrap();
+                let mut sections = device.sections();
+                sections.add(&[0u32], 1);
+                device.upload_batch(sections, 1).unwrap();
                 let branch = || {
                     device.launch("add_f", [1, 1, 1], 32, &[]).unwrap();
                     device.moment().unwrap();

@@ -29,5 +29,7 @@ pub mod played;
 mod queue;
 pub mod real;
 mod rehearsal;
+mod sections;
 
 pub use queue::Moment;
+pub use sections::Sections;

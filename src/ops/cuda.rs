@@ -458,10 +458,6 @@ fn padded(rows: usize) -> usize {
     }
 }
 
-fn four_bytes<T: bytemuck::NoUninit>(values: &[T]) -> Vec<u8> {
-    bytemuck::cast_slice(values).to_vec()
-}
-
 /// What attention is told of a batch, in integers.
 struct Paths {
     /// Of all segments, those of each one after the other.
@@ -614,20 +610,7 @@ impl Ops for Cuda {
     fn batch<'a>(&self, inputs: &'a Inputs<'a>) -> Result<Batch<'a>> {
         let packed = inputs.packed;
         let rows = padded(packed.num_rows());
-        let resized = |values: &[f32], pairs: usize| {
-            let mut values = values.to_vec();
-            values.resize(rows * pairs, 0.0);
-            four_bytes(&values)
-        };
-        let integers = |values: &mut dyn Iterator<Item = u32>, count: usize| {
-            let mut values: Vec<u32> = values.collect();
-            values.resize(count.max(values.len()), 0);
-            four_bytes(&values)
-        };
         let paths = Paths::of(packed);
-        // no tile: no queries
-        let tiles_of =
-            |tiles: Vec<[u32; 6]>| integers(&mut tiles.concat().into_iter(), 6 * padded(tiles.len()));
         let sequences = padded(packed.len());
         let (mut first_run, mut runs) = (vec![0u32], Vec::new());
         for sequence in 0..packed.len() {
@@ -642,24 +625,27 @@ impl Ops for Cuda {
             segment.rows.clone().flat_map(move |_| of_row)
         });
 
-        let mut sections: Vec<Vec<u8>> =
-            inputs.ids.iter().map(|ids| integers(&mut ids.iter().copied(), rows)).collect();
+        let mut sections = self.device.sections();
+        inputs.ids.iter().for_each(|ids| sections.add(ids, rows));
         for Angles { cos, sin, pairs } in &inputs.ropes {
-            sections.extend([resized(cos, *pairs), resized(sin, *pairs)]);
+            sections.add(cos, rows * pairs);
+            sections.add(sin, rows * pairs);
         }
         for list in &inputs.lists {
-            sections.push(integers(&mut list.iter().map(|&row| row as u32), padded(list.len())));
+            let list: Vec<u32> = list.iter().map(|&row| row as u32).collect();
+            sections.add(&list, padded(list.len()));
         }
-        let count = padded(paths.runs.len());
-        sections.push(integers(&mut paths.runs.iter().copied(), count));
-        sections.push(tiles_of(paths.of_all(packed)));
-        sections.extend(inputs.lists.iter().map(|list| tiles_of(paths.of_list(packed, list))));
-        sections.push(integers(&mut { bounds }, 2 * rows));
-        sections.push(four_bytes(&first_run));
-        let count = padded(runs.len());
-        sections.push(integers(&mut runs.into_iter(), count));
+        sections.add(&paths.runs, padded(paths.runs.len()));
+        let of_lists = inputs.lists.iter().map(|list| paths.of_list(packed, list));
+        for tiles in std::iter::once(paths.of_all(packed)).chain(of_lists) {
+            // no tile: no queries
+            sections.add(tiles.as_flattened(), 6 * padded(tiles.len()));
+        }
+        sections.add(&bounds.collect::<Vec<u32>>(), 2 * rows);
+        sections.add(&first_run, first_run.len());
+        sections.add(&runs, padded(runs.len()));
 
-        let mut uploaded = self.device.upload_batch(&sections, packed.num_rows())?.into_iter();
+        let mut uploaded = self.device.upload_batch(sections, packed.num_rows())?.into_iter();
         let mut next = || uploaded.next().expect("as many as there are sections");
         let ids = inputs.ids.iter().map(|_| next()).collect();
         let ropes =
