@@ -66,7 +66,7 @@ use crate::values::Format;
 use crate::values::Values;
 
 /// Products with tables of distances at a time, in bytes: heads take turns. In tests they do in small batches too.
-const MAX_BY_DISTANCE: usize = if cfg!(test) { 8 << 10 } else { 128 << 20 };
+const MAX_BY_DISTANCE: usize = if cfg!(test) { 40 << 10 } else { 128 << 20 };
 
 /// So many tiles of 128 by 128 numbers of hidden states for each multiprocessor are work enough for a card. An ENS of 4 of
 /// 1,024 wide members gained 6% by four streams at 1,024 rows, 5% at 4,096 (H200), which is about as many: what

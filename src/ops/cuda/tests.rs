@@ -178,9 +178,9 @@ fn all_products_are_known_once_they_are_reserved_for() {
         let ops = Cuda::new(Arc::new(Device::new(card.clone())), Format::Bf16);
         let tiny = Tiny::new(ops.clone(), kind);
         let batch = |tokens: usize| PackedBatch::pack(&[sequence(&vec![1; tokens])]);
-        ops.reserve(120, |ops| ops.run(|| tiny.forward(ops, &batch(120))).map(drop)).unwrap();
+        ops.reserve(300, |ops| ops.run(|| tiny.forward(ops, &batch(300))).map(drop)).unwrap();
         let before = card.count(Work::Download);
-        for (forwards, tokens) in [120, 60, 1].into_iter().enumerate() {
+        for (forwards, tokens) in [300, 150, 60, 1].into_iter().enumerate() {
             tiny.rewards(&batch(tokens));
             assert_eq!(card.count(Work::Download), before + forwards + 1, "{kind:?}, {tokens} tokens");
         }
