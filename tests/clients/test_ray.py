@@ -235,7 +235,7 @@ def test_errors_keep_their_fields_through_ray(cluster):
             ("samples", rewarm.SamplesFailed, lambda error: error.failures[0].index == 1
              and error.failures[0].code == "INVALID_ARGUMENT" and error.scores[0].reward),
             ("input", rewarm.InvalidInput, lambda error: error.index == 0),
-            ("variant", rewarm.InvalidRequest, lambda error: error.code == "INVALID_ARGUMENT" and "none" in error.message),
+            ("variant", rewarm.InvalidRequest, lambda error: error.code == "INVALID_ARGUMENT" and "variant" in error.message),
             ("absent", rewarm.Unavailable, lambda error: error.code == "UNAVAILABLE" and error.attempts > 1),
         ]:
             with pytest.raises(error) as caught:
