@@ -14,7 +14,8 @@ pytest.importorskip("hatchling")
 PROJECT = ROOT / "clients/python"
 VERSION = re.search(r'^version = "(.*)"$', (ROOT / "Cargo.toml").read_text(encoding="utf-8"), re.M)[1]
 
-[README] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+#: The README's first example of Python.
+README = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)[0]
 
 
 def run(*command, cwd="/", **variables):
