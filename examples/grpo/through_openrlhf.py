@@ -22,9 +22,8 @@ VARIANT = {"mode": "warm", "members": [str(FAMILY / f"member-{index}") for index
 def main(runs: pathlib.Path) -> None:
     said = json.loads((runs / "warm.said.json").read_text(encoding="utf-8"))
     texts = [f"[CLS] {one['prompt']} [SEP] {one['response']} [SEP]" for one in said]
-    with rewarm.serve({"variants": {"warm": VARIANT}}, arguments=["--http", "127.0.0.1:0"]) as server:
-        [http] = [entry["http"] for entry in map(json.loads, server.log) if entry.get("message") == "listening"]
-        executor = SingleTurnAgentExecutor(f"http://{http}/get_reward")
+    with rewarm.serve({"variants": {"warm": VARIANT}}, http="127.0.0.1:0") as server:
+        executor = SingleTurnAgentExecutor(f"http://{server.http}/get_reward")
 
         async def ask() -> list[float]:
             # one text a request, all at once, as its rollouts do

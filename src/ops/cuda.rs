@@ -11,7 +11,7 @@
 //! # Members side by side
 //!
 //! A product of few rows leaves a part of the card without work, and its last tiles another. So members of an ensemble
-//! are [branches](rewarm_cuda::device::Device::branch), each with memory of its own, [as long as](BUSY_TILES) there is
+//! are [branches](rewarm_cuda::device::Device::branch), each with memory of its own, as long as there is
 //! something to gain: then a card of 132 multiprocessors has 4,224 rows of a model 1,024 wide, 1,056 of one 4,096 wide.
 //!
 //! # Norms wait

@@ -42,7 +42,7 @@ pub(super) enum ServiceError {
     Malformed(&'static str),
     #[error("the message is not a request of this method: {reason}")]
     Undecodable { reason: String },
-    #[error("messages are compressed with {encoding:?}, of which we know only gzip")]
+    #[error("the message is compressed with {encoding:?}: send it as it is, or with gzip")]
     UnknownEncoding { encoding: String },
     #[error("Content-Type is {content_type:?}: send {expected}, or no Content-Type")]
     UnknownContentType { content_type: String, expected: &'static str },

@@ -26,11 +26,11 @@ ENS = {"mode": "ens", "members": MEMBERS, "reduction": "mean"}
 VARIANTS = {"warm": WARM, "ens": ENS, "chat": {"mode": "warm", "model": str(CHAT)}}
 
 
-def start(variants=("warm",), weights=None, listen="127.0.0.1:0", **tables):
+def start(variants=("warm",), weights=None, listen="127.0.0.1:0", http=None, **tables):
     """A server of some of the variants."""
     config = {"variants": {name: VARIANTS[name] for name in variants},
               "routing": {"weights": weights or {variants[0]: 1}}, **tables}
-    return rewarm.serve(config, listen=listen)
+    return rewarm.serve(config, listen=listen, http=http)
 
 
 def sentences(count):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 
 import pytest
 from conftest import MEMBERS, start
@@ -28,6 +29,14 @@ def test_it_starts_answers_and_ends_in_good_order():
     assert not server.is_running and not is_alive(server.address)
     assert server._process.returncode == 0
     server.stop()
+
+
+def test_http_is_open_where_it_is_asked_for():
+    with start(http="127.0.0.1:0") as server:
+        with urllib.request.urlopen(f"http://{server.http}/health") as answer:
+            assert answer.status == 200
+    with start() as server:
+        assert server.http == ""
 
 
 def test_what_does_not_start_says_why(tmp_path):

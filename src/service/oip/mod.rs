@@ -31,8 +31,7 @@
 //!
 //! # Why no `ModelStreamInfer`?
 //!
-//! A request has one answer here, and calls on one connection are served at the same time as those of a stream are:
-//! `perf_analyzer` and both clients come to the same rates with `ModelInfer`.
+//! A request has one answer here, and calls on one connection are served at the same time, as those of a stream are.
 
 mod about;
 pub(super) mod grpc;

@@ -41,6 +41,7 @@ def serve(
     binary: str | os.PathLike[str] | None = None,
     listen: str = "127.0.0.1:0",
     metrics: str = "127.0.0.1:0",
+    http: str | None = None,
     arguments: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
     timeout: float = 120.0,
@@ -49,9 +50,10 @@ def serve(
 
     `config` is a file, or its tables as a dict; without one, the demo family is served, where the clone is at hand.
     `binary` is the program: `REWARM_BINARY` unless given, else the one of the wheel, else `rewarm` on the PATH.
-    `arguments` follow `rewarm serve`, and `environment` is added to ours.
+    `http` opens that port, `"127.0.0.1:0"` a free one. `arguments` follow `rewarm serve`, and `environment` is added to ours.
     """
-    server = launch(config, binary=binary, listen=listen, metrics=metrics, arguments=arguments, environment=environment)
+    server = launch(config, binary=binary, listen=listen, metrics=metrics, http=http, arguments=arguments,
+                    environment=environment)
     try:
         server.wait_until_ready(timeout)
     except BaseException:
@@ -66,6 +68,7 @@ def launch(
     binary: str | os.PathLike[str] | None = None,
     listen: str = "127.0.0.1:0",
     metrics: str = "127.0.0.1:0",
+    http: str | None = None,
     arguments: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
 ) -> Server:
@@ -84,6 +87,7 @@ def launch(
         config = path
     command = [program, "serve", "--log-format", "json", "--listen", listen]
     command += ["--admin", "127.0.0.1:0", "--metrics", metrics, *arguments]
+    command += [] if http is None else ["--http", http]
     command += [] if config is None else ["--config", os.fspath(config)]
     return Server(command, folder, environment or {})
 
@@ -96,8 +100,8 @@ class Server:
         self._folder = folder
         self._published = Path(folder.name) / "addresses.json"
         self._owner = os.getpid()
-        #: Where gRPC, the admin service and the metrics listen.
-        self.address = self.admin = self.metrics = ""
+        #: Where gRPC, the admin service and the metrics listen, and HTTP where it does.
+        self.address = self.admin = self.metrics = self.http = ""
         #: An id of this start.
         self.start = ""
         #: The last lines of its log, JSON objects.
@@ -180,6 +184,7 @@ class Server:
                 told = json.loads(self._published.read_text(encoding="utf-8"))
                 self.address, self.admin, self.metrics, self.start = (
                     told[name] for name in ("listen", "admin", "metrics", "start"))
+                self.http = told.get("http", "")
             if self.address and self.is_ready():
                 return
             if time.monotonic() > deadline:
