@@ -753,8 +753,6 @@ mod tests {
             ("deploy/demo/member-0", "It is warm.", &[2, 151, 204, 937, 86, 3], false),
             ("deploy/demo/member-0", "[CLS] It is warm. [SEP]", &[2, 2, 151, 204, 937, 86, 3, 3], true),
             ("deploy/demo/member-0", "", &[2, 3], false),
-            ("tests/data/models/gemma2", "a b", &[3], false),
-            ("tests/data/models/gemma2", "<bos>a b", &[2, 3], false),
         ] {
             let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(model);
             let tokenizer = SampleTokenizer::load(&path, &TextOptions::default()).unwrap();

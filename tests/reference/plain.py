@@ -16,7 +16,6 @@ ROOT = Path(__file__).parents[2]
 for path, texts in {
     "tests/data/models/llama": ["a b", "<|begin_of_text|>a b", ""],
     "deploy/demo/member-0": ["It is warm.", "[CLS] It is warm. [SEP]", ""],
-    "tests/data/models/gemma2": ["a b", "<bos>a b"],
 }.items():
     tokenizer = AutoTokenizer.from_pretrained(ROOT / path)
     for text in texts:
