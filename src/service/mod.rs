@@ -28,6 +28,7 @@
 //!    with an error that its process tells by a code of its own.
 
 mod admin;
+mod aside;
 mod budget;
 mod call;
 mod grpc;

@@ -29,6 +29,7 @@ use tokio::time::timeout;
 use tonic::body::Body;
 
 use crate::proto;
+use crate::service::aside::aside;
 use crate::service::budget::Budget;
 use crate::service::budget::Room;
 use crate::service::grpc::scan::Bounds;
@@ -43,8 +44,6 @@ use crate::service::status::brief;
 const HEADER_BYTES: usize = 5;
 /// Inflated between two looks at the limits; other calls take their turns in between.
 const INFLATE_BYTES: usize = 32 << 10;
-/// Larger requests are decoded on a thread of their own: it takes milliseconds.
-const DECODE_ASIDE_BYTES: usize = 256 << 10;
 /// Of all samples together, for each that a request may have: turns of conversations, tools and so on.
 const PARTS_PER_SAMPLE: usize = 128;
 
@@ -315,13 +314,10 @@ impl<M: Wire> Arriving<M> {
 }
 
 async fn decode<M: Wire>(bytes: Vec<u8>) -> Result<M, ServiceError> {
-    let is_large = bytes.len() > DECODE_ASIDE_BYTES;
-    let decode = move || M::decode(Bytes::from(bytes));
-    let decoded = match is_large {
-        true => tokio::task::spawn_blocking(decode).await.map_err(|_| ServiceError::Panicked)?,
-        false => decode(),
-    };
-    decoded.map_err(|error| ServiceError::Undecodable { reason: error.to_string() })
+    aside(bytes.len(), move || {
+        M::decode(Bytes::from(bytes)).map_err(|error| ServiceError::Undecodable { reason: error.to_string() })
+    })
+    .await
 }
 
 fn refused<M: Wire>(refusal: Refusal, bounds: Bounds) -> ServiceError {

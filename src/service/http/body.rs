@@ -50,6 +50,25 @@ pub(in crate::service) async fn read(
     whole
 }
 
+/// As [`read`], for a request whose head was `checked`: who is refused for that is not listened to.
+pub(in crate::service) async fn read_if<T>(
+    checked: Result<T, ServiceError>,
+    state: &State,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<(T, Vec<u8>, Room), ServiceError> {
+    match checked {
+        Ok(checked) => {
+            let (bytes, room) = read(state, headers, body).await?;
+            Ok((checked, bytes, room))
+        }
+        Err(error) => {
+            discard(state, headers, body).await;
+            Err(error)
+        }
+    }
+}
+
 /// Reads what a client still writes that is refused, and keeps nothing of it.
 pub(in crate::service) async fn discard(state: &State, headers: &HeaderMap, mut body: Body) {
     if headers.contains_key(EXPECT) {

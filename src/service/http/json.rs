@@ -18,6 +18,7 @@ use serde::de::SeqAccess;
 use serde::de::Unexpected;
 use serde::de::Visitor;
 
+use crate::service::aside::aside;
 use crate::service::budget::Room;
 use crate::service::status::ServiceError;
 
@@ -30,8 +31,6 @@ const PARTS_PER_SAMPLE: usize = 512;
 const LIST_BYTES: usize = 256;
 const STRING_BYTES: usize = 96;
 const VALUE_BYTES: usize = 8;
-/// Larger bodies are read on a thread of their own: it takes milliseconds.
-const ASIDE_BYTES: usize = 256 << 10;
 
 /// Runs `read` on a body's bytes once they are counted, aside if they are many; `read` may take more room for what it
 /// makes of them.
@@ -41,17 +40,13 @@ pub(super) async fn within_bounds<T: Send + 'static>(
     max_samples: usize,
     read: impl FnOnce(&[u8], &mut Room) -> Result<T, ServiceError> + Send + 'static,
 ) -> Result<(T, Room), ServiceError> {
-    let is_large = bytes.len() > ASIDE_BYTES;
-    let work = move || {
+    aside(bytes.len(), move || {
         let held = count(&bytes, max_samples.saturating_mul(PARTS_PER_SAMPLE))?;
         room.grow_to(held)?;
         let read = read(&bytes, &mut room)?;
         Ok((read, room))
-    };
-    match is_large {
-        true => tokio::task::spawn_blocking(work).await.map_err(|_| ServiceError::Panicked)?,
-        false => work(),
-    }
+    })
+    .await
 }
 
 /// About what the bytes take in memory once they are parsed, themselves included.

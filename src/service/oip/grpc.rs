@@ -45,6 +45,7 @@ use crate::service::oip::infer::Answer;
 use crate::service::oip::infer::Form;
 use crate::service::oip::infer::Infer;
 use crate::service::oip::parameters::Parameter;
+use crate::service::oip::parameters::refuse;
 use crate::service::oip::tensors::Elements;
 use crate::service::oip::tensors::Tensor;
 use crate::service::oip::tensors::quoted;
@@ -255,11 +256,7 @@ fn refuse_shared_memory(request: &ModelInferRequest, violations: &mut Violations
     let inputs = request.inputs.iter().map(|input| (&input.name, &input.parameters));
     let outputs = request.outputs.iter().map(|output| (&output.name, &output.parameters));
     for (name, parameters) in inputs.chain(outputs) {
-        for refused in ["shared_memory_region", "classification"] {
-            if parameters.contains_key(refused) {
-                violations.add(&quoted(name), format!("has the parameter {refused}, which is not here"));
-            }
-        }
+        refuse(&quoted(name), |parameter| parameters.contains_key(parameter), violations);
     }
 }
 

@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use crate::metrics::Method;
 use crate::model::pooling::Pooling;
+use crate::service::aside::aside;
 use crate::service::budget::Room;
 use crate::service::models::ServedVariant;
 use crate::service::models::Serving;
@@ -30,8 +31,6 @@ use crate::service::state::State;
 use crate::service::status::ServiceError;
 use crate::text::Input;
 
-/// Larger requests are read on a thread of their own: it takes milliseconds.
-const READ_ASIDE_BYTES: usize = 256 << 10;
 /// What a sample is called in errors.
 const SAMPLES: &str = "sample";
 
@@ -101,14 +100,10 @@ pub(super) async fn answer(
     let mut asked = None;
     let checked = async {
         let (form, room) = read?;
+        let form_bytes = form.bytes();
         let (serving, max_samples) = (state.serving()?, state.limits.max_samples_per_request);
-        let is_large = form.bytes() > READ_ASIDE_BYTES;
         let check = move || check(&form.infer()?, &serving, max_samples);
-        let checked = match is_large {
-            true => tokio::task::spawn_blocking(check).await.map_err(|_| ServiceError::Panicked)?,
-            false => check(),
-        };
-        let (request, is_asked) = checked?;
+        let (request, is_asked) = aside(form_bytes, check).await?;
         asked = Some(is_asked);
         Ok((request, room))
     };

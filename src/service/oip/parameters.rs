@@ -114,6 +114,13 @@ impl fmt::Display for Parameter<'_> {
     }
 }
 
+/// Refuses the parameters of a tensor that ask for what is not here.
+pub(super) fn refuse(name: &str, has: impl Fn(&str) -> bool, violations: &mut Violations) {
+    for refused in ["shared_memory_region", "classification"].into_iter().filter(|refused| has(refused)) {
+        violations.add(name, format!("has the parameter {refused}, which is not here"));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -39,6 +39,7 @@ use crate::engine::Priority;
 use crate::metrics::Method;
 use crate::proto::inference::DataType;
 use crate::proto::inference::ModelConfig;
+use crate::service::aside::aside;
 use crate::service::budget::Room;
 use crate::service::call;
 use crate::service::http::answer;
@@ -54,6 +55,7 @@ use crate::service::oip::infer::Infer;
 use crate::service::oip::json::JsonInput;
 use crate::service::oip::json::JsonRequest;
 use crate::service::oip::parameters::Parameter;
+use crate::service::oip::parameters::refuse;
 use crate::service::oip::tensors::Elements;
 use crate::service::oip::tensors::Tensor;
 use crate::service::oip::tensors::quoted;
@@ -65,8 +67,6 @@ use crate::text::Truncation;
 /// Of the JSON before raw tensors.
 const HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
 const BINARY: HeaderValue = HeaderValue::from_static("application/octet-stream");
-/// Larger requests are parsed on a thread of their own: it takes milliseconds.
-const PARSE_ASIDE_BYTES: usize = 256 << 10;
 /// A smaller answer is not compressed: it would become larger, or nearly so.
 const MIN_COMPRESSED_BYTES: usize = 1024;
 
@@ -242,7 +242,7 @@ async fn read(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<(Rest, Room), ServiceError> {
-    let checked = options.and_then(|options| {
+    let options = options.and_then(|options| {
         // Who cannot be served need not be listened to.
         state.serving()?;
         body::check_type(headers, "application/json or application/octet-stream", |essence| {
@@ -250,31 +250,19 @@ async fn read(
         })?;
         Ok((options, header_length(headers)?))
     });
-    let (options, length) = match checked {
-        Ok(checked) => checked,
-        Err(error) => {
-            body::discard(state, headers, body).await;
-            return Err(error);
-        }
-    };
-    let (bytes, mut room) = body::read(state, headers, body).await?;
+    let ((options, length), bytes, mut room) = body::read_if(options, state, headers, body).await?;
     let length = length.unwrap_or(bytes.len());
     if length > bytes.len() {
         let problem = format!("is {length}, and the body has {} bytes", bytes.len());
         return Err(ServiceError::field("Inference-Header-Content-Length", problem));
     }
     room.grow_by(JsonRequest::memory(&bytes[..length]))?;
-    let is_large = length > PARSE_ASIDE_BYTES;
     let (name, version) = (part(known, "model").to_owned(), part(known, "version").to_owned());
     let parse = move || {
         let request = JsonRequest::read(&bytes[..length])?;
         Ok(Rest { name, version, options, request, tail: Bytes::from(bytes).split_off(length) })
     };
-    let rest: Result<Rest, ServiceError> = match is_large {
-        true => tokio::task::spawn_blocking(parse).await.map_err(|_| ServiceError::Panicked)?,
-        false => parse(),
-    };
-    Ok((rest?, room))
+    Ok((aside(length, parse).await?, room))
 }
 
 fn header_length(headers: &HeaderMap) -> Result<Option<usize>, ServiceError> {
@@ -323,11 +311,7 @@ impl Form for Rest {
         let of_outputs = request.outputs.0.iter().map(|output| (&output.name, &output.parameters));
         let of_inputs = request.inputs.0.iter().map(|input| (&input.name, &input.parameters));
         for (name, parameters) in of_inputs.chain(of_outputs) {
-            for refused in ["shared_memory_region", "classification"] {
-                if parameters.get(refused).is_some() {
-                    violations.add(name, format!("has the parameter {refused}, which is not here"));
-                }
-            }
+            refuse(name, |parameter| parameters.get(parameter).is_some(), &mut violations);
         }
         violations.none()?;
         if !tail.is_empty() {
