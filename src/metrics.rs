@@ -246,6 +246,17 @@ label! {
         Predict = "/predict",
         /// One request of the Open Inference Protocol, over gRPC or HTTP.
         ModelInfer = "ModelInfer",
+        /// What is told without a reward over HTTP: health, models, documents.
+        Page = "page",
+        /// A path, or a method of one, that HTTP does not have here.
+        Unknown = "unknown",
+    }
+}
+
+impl Method {
+    /// Whether a variant may have a part in it.
+    fn has_variant(self) -> bool {
+        !matches!(self, Self::GetServerInfo | Self::Page | Self::Unknown)
     }
 }
 
@@ -328,6 +339,8 @@ label! {
         Full = "full",
         /// Its peer had as many as one may have: it was refused.
         PeerFull = "peer_full",
+        /// It was as old as a connection may become, and its calls were answered.
+        Aged = "aged",
         /// The server stopped, and it did not go by itself.
         Drained = "drained",
         /// The server stopped at its limit, with calls of this connection unanswered or unread.
@@ -447,7 +460,7 @@ fn register_process() {
 }
 
 fn register_requests(variant: &str) {
-    for method in Method::ALL {
+    for method in Method::ALL.iter().filter(|method| variant.is_empty() || method.has_variant()) {
         for code in CODES {
             requests(*method, code, variant).increment(0);
         }

@@ -428,6 +428,64 @@ async fn a_deadline_that_passes_in_the_server_has_one_status() {
     );
 }
 
+// ---- age ----
+
+/// A peer whose connection is as old as it may become makes its next calls on another; what it has asked is answered.
+#[tokio::test]
+async fn an_old_connection_answers_its_calls_and_ends() {
+    let model = Fake::new(1.0);
+    let server = start(&model, Connections { max_age: Some(SHORT), ..Connections::default() }).await;
+    let aged = server.closed("reward", "aged").await;
+    let mut peer = Peer::connect(server.address(Port::Reward)).await;
+    model.close();
+    peer.send(&frames::call(1, SCORE, &request(&["5"]))).await;
+    let goaway = timeout(SOON, peer.until(|frame| frame.kind == GOAWAY)).await.unwrap().unwrap();
+    assert_eq!(goaway.payload[4..8], [0; 4], "in good order");
+    // made before it could know: it counts
+    peer.send(&frames::call(3, SCORE, &request(&["6"]))).await;
+    let young = server.client().await;
+    let other = tokio::spawn(async move { call(&young, "7").await });
+    model.open();
+    let mut answers = Vec::new();
+    for stream in [1, 3] {
+        let answer: proto::ScoreResponse = timeout(SOON, peer.answer(stream)).await.unwrap().unwrap();
+        answers.extend(rewards(&answer));
+    }
+    assert_eq!(answers, [5.0, 6.0]);
+    while timeout(SOON, peer.next()).await.expect("it ends").is_some() {}
+    assert_eq!(other.await.unwrap(), [7.0]);
+    eventually("it is counted", async || server.closed("reward", "aged").await > aged).await;
+    // and a caller never notices
+    let client = server.client().await;
+    let begun = Instant::now();
+    while begun.elapsed() < 4 * SHORT {
+        assert_eq!(call(&client, "2").await, [2.0]);
+    }
+}
+
+#[tokio::test]
+async fn an_old_connection_of_http1_says_with_an_answer_that_it_is_the_last() {
+    let server = start(&Fake::new(1.0), Connections { max_age: Some(SHORT), ..Default::default() }).await;
+    let address = server.address(Port::Metrics);
+    let aged = server.closed("metrics", "aged").await;
+    let mut stream = connect(address, b"").await;
+    let (begun, mut young) = (Instant::now(), 0);
+    let last = loop {
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n").await.unwrap();
+        let mut page = [0; 512];
+        let count = timeout(SOON, stream.read(&mut page)).await.unwrap().unwrap();
+        let page = String::from_utf8_lossy(&page[..count]).into_owned();
+        assert!(page.starts_with("HTTP/1.1 200") && page.ends_with("ok\n"), "{page}");
+        if page.contains("connection: close") {
+            break begun.elapsed();
+        }
+        young += 1;
+    };
+    assert!(young > 0 && last > SHORT.mul_f64(0.85), "{young} {last:?}");
+    assert_eq!(rest(&mut stream).await, "");
+    eventually("it is counted", async || server.closed("metrics", "aged").await > aged).await;
+}
+
 // ---- the end ----
 
 #[tokio::test]

@@ -455,9 +455,14 @@ fn the_openapi_document_describes_what_is_answered() {
     let mut num_examples = 0;
     for (path, operations) in document["paths"].as_object().unwrap() {
         for (verb, operation) in operations.as_object().unwrap() {
-            let shown = &operation["responses"]["200"]["content"]["application/json"]["examples"];
+            let named = path.replace("{model}", "warm").replace("{version}", "1");
+            let Some(content) = operation["responses"].get("200") else {
+                assert_eq!(ask(&named, &json!({})).status, 400, "{path} is always refused");
+                continue;
+            };
+            let shown = &content["content"]["application/json"]["examples"];
             if verb == "get" {
-                let answer = get(address(), path);
+                let answer = get(address(), &named);
                 assert_eq!(answer.status, 200, "{path}");
                 if let Some(example) = shown.pointer("/answer/value") {
                     assert_alike(path, example, &answer.json());
@@ -466,18 +471,23 @@ fn the_openapi_document_describes_what_is_answered() {
             }
             let body = &operation["requestBody"]["content"]["application/json"];
             for (name, example) in body["examples"].as_object().unwrap() {
-                let answer = ask(&format!("{path}?variant=warm"), &example["value"]);
+                let answer = ask(&format!("{named}?variant=warm"), &example["value"]);
                 assert_eq!(answer.status, 200, "{path} {name}: {}", answer.json());
-                assert_alike(path, &shown[name]["value"], &answer.json());
+                let shown = shown.get(name).unwrap_or(&shown["answer"]);
+                assert_alike(path, &shown["value"], &answer.json());
                 num_examples += 1;
             }
         }
     }
-    assert!(num_examples >= 17, "{num_examples}");
-    // whatever else is answered is in the document
+    assert!(num_examples >= 20, "{num_examples}");
+    // whoever is lost is told of all of them
+    let told = get(address(), "/nothing").json()["paths"].as_array().unwrap().len();
+    let described = document["paths"].as_object().unwrap();
+    assert_eq!(told, described.len());
+    assert!(described.keys().filter(|path| path.starts_with("/v2/models/{model}")).count() >= 10);
     for path in get(address(), "/nothing").json()["paths"].as_array().unwrap() {
         let (verb, path) = path.as_str().unwrap().split_once(' ').unwrap();
-        assert!(document["paths"][path].get(verb.to_lowercase()).is_some(), "{verb} {path}");
+        assert!(described[path].get(verb.to_lowercase()).is_some(), "{verb} {path}");
     }
 }
 
@@ -628,6 +638,50 @@ fn verbs_and_paths_that_are_none_have_a_way_out() {
         let answer = connection.answer_to(verb);
         assert_eq!((answer.status, answer.header("allow")), (status, allow), "{verb} {path}");
     }
+}
+
+/// By the layer below, which knows no JSON.
+#[test]
+fn what_is_no_http_is_answered_without_a_body() {
+    let many: String = (0..200).map(|name| format!("x-{name}: 1\r\n")).collect();
+    let long = "x".repeat(70_000);
+    for (head, status) in [
+        ("POST /get_reward HTTP/1.1\r\nHost x\r\n\r\n".to_owned(), 400),
+        ("nonsense\r\n\r\n".to_owned(), 400),
+        (format!("GET /health HTTP/1.1\r\nHost: x\r\n{many}\r\n"), 431),
+        (format!("GET /{long} HTTP/1.1\r\nHost: x\r\n\r\n"), 414),
+    ] {
+        let mut connection = Connection::open(address());
+        connection.send(head.as_bytes());
+        let answer = connection.answer();
+        assert_eq!((answer.status, answer.body.len()), (status, 0), "{answer:?}");
+    }
+    assert_eq!(get(address(), "/health").status, 200);
+}
+
+#[test]
+fn pages_and_paths_that_are_none_are_counted() {
+    let count = |method: &str, code: &str| {
+        let series = format!("rewarm_requests_total{{method=\"{method}\",code=\"{code}\",variant=\"\"}}");
+        SHARED._runtime.block_on(SHARED.server.metric(&series))
+    };
+    let counts = || {
+        [
+            count("page", "OK"),
+            count("page", "NOT_FOUND"),
+            count("unknown", "NOT_FOUND"),
+            count("unknown", "UNIMPLEMENTED"),
+        ]
+    };
+    let before = counts();
+    for path in
+        ["/health", "/v2", "/v2/models/x", "/v2/nothing", "/nothing", "/get_reward", "/v2/models/warm/infer"]
+    {
+        get(address(), path);
+    }
+    let added: Vec<f64> = counts().iter().zip(before).map(|(now, before)| now - before).collect();
+    // other tests ask at the same time
+    assert!(added.iter().zip([2.0, 1.0, 2.0, 2.0]).all(|(added, at_least)| *added >= at_least), "{added:?}");
 }
 
 #[test]

@@ -284,6 +284,9 @@ async fn http_has_json_and_binary_both_ways() {
         ]})
         .to_string();
         let answer = post(address, path, &[], request.as_bytes());
+        for (name, value) in [("variant", "warm"), ("fingerprint", "fingerprint-of-warm"), ("request-id", "9")] {
+            assert_eq!(answer.header(&format!("x-rewarm-{name}")), Some(value));
+        }
         let json = answer.json();
         assert_eq!((json["model_name"].as_str(), json["id"].as_str()), (Some("warm"), Some("9")));
         assert_eq!(json["outputs"][0], json!({"name": "rewards", "datatype": "FP32", "shape": [2, 1], "data": [3.0, 7.0]}));

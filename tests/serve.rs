@@ -141,6 +141,8 @@ async fn an_ensemble_tells_its_members_rewards_when_asked() {
     let info = client.get_server_info(proto::GetServerInfoRequest {}).await.unwrap().into_inner();
     assert_eq!(info.version, env!("CARGO_PKG_VERSION"));
     assert_eq!(info.max_samples_per_request, 1024);
+    assert_eq!((info.max_message_bytes, info.max_in_flight_bytes), (32 << 20, 64 << 20));
+    assert_eq!(info.max_queue_tokens, 8192);
     assert_eq!(info.routing.unwrap().weights["ens"], 1.0);
     assert_eq!((info.variants[0].mode.as_str(), info.variants[0].members.len()), ("ens", 2));
 }

@@ -169,6 +169,10 @@ The configuration, with its defaults (unknown keys are errors; paths are relativ
   drain_grace_seconds = 5             # after SIGTERM: time for load balancers to look elsewhere
   drain_seconds = 30                  # after that: time for admitted work to finish
 
+  [server.connections]
+  max_age_seconds = 0                 # an older one (a tenth more or less) is ended when its calls are answered, so
+                                      # that callers find servers that came later; 0: never
+
   [batching]
   max_batch_tokens = 16384            # a batch takes samples up to this many tokens
   max_step_tokens = 1024              # a longer sample is computed in steps, and others between

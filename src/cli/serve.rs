@@ -75,6 +75,7 @@ fn tell(config: &ServeConfig) {
         idle_seconds = connections.idle.as_secs_f64(),
         keepalive_seconds = connections.keepalive.as_secs_f64(),
         keepalive_timeout_seconds = connections.keepalive_timeout.as_secs_f64(),
+        max_age_seconds = connections.max_age.map(|age| age.as_secs_f64()),
         drain_grace_seconds = drain_grace.as_secs_f64(),
         drain_seconds = drain_limit.as_secs_f64(),
         "settings: server"

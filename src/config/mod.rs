@@ -210,6 +210,17 @@ fn connections(server: &mut Section<'_>, problems: &mut Problems) -> service::Co
     let max = server.positive("max_connections", default.max, problems);
     // 0 is no bound: a proxy is one peer, and so is a trainer that connects for every sample.
     let max_per_peer = server.take("max_connections_per_peer", problems).filter(|max| *max > 0);
+    let mut ages = server.section("connections", problems);
+    let place = ages.place_of("max_age_seconds");
+    // 0 is none.
+    let max_age = Some(ages.seconds("max_age_seconds", 0.0, problems)).filter(|age| !age.is_zero());
+    if max_age.is_some_and(|age| age < MIN_WAIT) {
+        problems.add(format!(
+            "{place}: max_age_seconds must be 0, for never, or at least {}",
+            MIN_WAIT.as_secs()
+        ));
+    }
+    ages.finish(problems);
     let mut wait = |key: &str, default: Duration| {
         let place = server.place_of(key);
         let wait = server.seconds(key, default.as_secs_f64(), problems);
@@ -221,6 +232,7 @@ fn connections(server: &mut Section<'_>, problems: &mut Problems) -> service::Co
     service::Connections {
         max,
         max_per_peer,
+        max_age,
         first_bytes: wait("first_bytes_seconds", default.first_bytes),
         idle: wait("idle_seconds", default.idle),
         keepalive: wait("keepalive_seconds", default.keepalive),
@@ -503,6 +515,10 @@ shadow = { variant = 'e', fraction = 0.1 }
             Case {
                 text: "[server]\nfirst_bytes_seconds = 0",
                 problem: "rewarm.toml:8: first_bytes_seconds must be at least 1",
+            },
+            Case {
+                text: "[server.connections]\nmax_age_seconds = 0.5",
+                problem: "rewarm.toml:8: max_age_seconds must be 0, for never, or at least 1",
             },
             Case { text: "[server]\nmax_connections = 0", problem: "max_connections must be above 0" },
             Case {

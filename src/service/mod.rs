@@ -198,7 +198,10 @@ pub async fn start(config: Config, source: impl Source) -> Result<Running, Start
         let grpc = |service: &str| Protocol::Grpc { notice: notice(service, &ports) };
         let (protocol, router) = match port {
             Port::Reward => (grpc(SERVICE_NAME), reward_routes(&state, health.clone())),
-            Port::Http => (Protocol::Http1, http::router(state.clone()).merge(oip::rest::routes(&state))),
+            Port::Http => (
+                Protocol::Http1,
+                http::router(state.clone(), oip::rest::described()).merge(oip::rest::routes(&state)),
+            ),
             Port::Admin => (grpc(admin_service_server::SERVICE_NAME), admin_routes(&state)),
             Port::Metrics => (Protocol::Http1, pages::router(state.clone(), exporter.clone())),
         };

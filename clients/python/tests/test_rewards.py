@@ -172,6 +172,12 @@ def test_a_small_limit_of_samples_is_kept(kind):
         assert len(client.score(PROMPT, sentences(100))) == 100
 
 
+def test_a_small_queue_gets_small_requests(kind):
+    with start(batching={"max_batch_tokens": 64, "max_queue_tokens": 128}) as server, kind(server.address) as client:
+        assert client.server_info().max_queue_tokens == 128
+        assert len(client.score(PROMPT, sentences(100))) == 100
+
+
 def test_long_samples_travel_in_small_requests():
     sample = reward_pb2.Sample(formatted="x" * 100_000)
     settings, info = plan.Settings(), rewarm.ServerInfo("", {}, {"warm": 1.0}, 1024)

@@ -1,11 +1,28 @@
-//! What serves, as the contract says it.
+//! What serves, and within which limits, as the contract says it.
 
 use crate::model::device::Device;
 use crate::model::variant::MemberInfo;
 use crate::model::variant::VariantInfo;
 use crate::proto;
 use crate::service::models::Serving;
+use crate::service::state::State;
+use crate::service::status::ServiceError;
 use crate::text::TextRule;
+
+/// All that a caller may want to know before it asks.
+pub(in crate::service) fn server(state: &State) -> Result<proto::GetServerInfoResponse, ServiceError> {
+    let serving = state.serving()?;
+    let limits = &state.limits;
+    Ok(proto::GetServerInfoResponse {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        variants: variants(&serving),
+        routing: Some(routing(&serving)),
+        max_samples_per_request: proto::count(limits.max_samples_per_request),
+        max_message_bytes: limits.max_message_bytes as u64,
+        max_in_flight_bytes: limits.max_in_flight_bytes as u64,
+        max_queue_tokens: state.engine.config().max_queue_tokens as u64,
+    })
+}
 
 /// What serves, by name.
 pub(in crate::service) fn variants(serving: &Serving) -> Vec<proto::VariantInfo> {

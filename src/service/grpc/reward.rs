@@ -31,8 +31,7 @@ use crate::service::call;
 use crate::service::grpc::answer;
 use crate::service::grpc::inbound::Inbound;
 use crate::service::grpc::inbound::Shape;
-use crate::service::grpc::info::routing;
-use crate::service::grpc::info::variants;
+use crate::service::grpc::info;
 use crate::service::grpc::outbound;
 use crate::service::grpc::stream;
 use crate::service::score;
@@ -116,15 +115,9 @@ impl UnaryService<proto::GetServerInfoRequest> for ServerInfo {
 
     fn call(&mut self, _request: tonic::Request<proto::GetServerInfoRequest>) -> Self::Future {
         let started = std::time::Instant::now();
-        let result = self.0.serving();
-        let code = result.as_ref().err().map_or(tonic::Code::Ok, |error| error.code());
+        let info = info::server(&self.0);
+        let code = info.as_ref().err().map_or(tonic::Code::Ok, |error| error.code());
         metrics::request_finished(Method::GetServerInfo, code as i32, "", started.elapsed());
-        let info = result.map(|serving| proto::GetServerInfoResponse {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            variants: variants(&serving),
-            routing: Some(routing(&serving)),
-            max_samples_per_request: proto::count(self.0.limits.max_samples_per_request),
-        });
         ready(info.map(tonic::Response::new).map_err(Status::from))
     }
 }

@@ -24,8 +24,11 @@ use http_body::SizeHint;
 use serde_json::Map;
 use serde_json::Value;
 use serde_json::json;
+use tokio::time::Instant;
+use tonic::Code;
 
 use crate::metrics;
+use crate::metrics::Method;
 use crate::service::budget::Room;
 use crate::service::score::Scored;
 use crate::service::status::ServiceError;
@@ -54,18 +57,41 @@ pub(in crate::service) fn json(status: StatusCode, value: &Value) -> Response<Bo
     response
 }
 
-/// Says who scored, and repeats what the request was called.
-pub(in crate::service) fn sign(headers: &mut HeaderMap, scored: &Scored, request_id: &str) {
-    let info = &scored.served.info;
-    for (name, value) in [(VARIANT, &*info.name), (FINGERPRINT, &*info.fingerprint), (REQUEST_ID, request_id)]
-    {
-        // what no header can hold is left out: a name of a variant may be any text
-        if let Ok(value) = HeaderValue::from_bytes(value.as_bytes())
-            && !value.is_empty()
-        {
-            headers.insert(name, value);
+/// What the headers of an answer with rewards tell: who scored, and what the request was called.
+pub(in crate::service) struct Signature {
+    pub(in crate::service) variant: String,
+    pub(in crate::service) fingerprint: String,
+    pub(in crate::service) request_id: String,
+}
+
+impl Signature {
+    pub(in crate::service) fn of(scored: &Scored, request_id: String) -> Self {
+        let info = &scored.served.info;
+        Self { variant: info.name.clone(), fingerprint: info.fingerprint.clone(), request_id }
+    }
+
+    pub(in crate::service) fn sign(self, headers: &mut HeaderMap) {
+        let Self { variant, fingerprint, request_id } = self;
+        for (name, value) in [(VARIANT, variant), (FINGERPRINT, fingerprint), (REQUEST_ID, request_id)] {
+            // what no header can hold is left out: a name of a variant may be any text
+            if let Ok(value) = HeaderValue::try_from(value)
+                && !value.is_empty()
+            {
+                headers.insert(name, value);
+            }
         }
     }
+}
+
+/// Counts an answer that no variant has a part in, and hands it on.
+pub(in crate::service) fn counted(
+    method: Method,
+    code: Code,
+    begun: Instant,
+    response: Response<Body>,
+) -> Response<Body> {
+    metrics::request_finished(method, code as i32, "", begun.elapsed());
+    response
 }
 
 /// The answer of a request that has none.

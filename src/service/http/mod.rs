@@ -35,12 +35,15 @@
 //!   prompt in which a special token of the model stands for one that is rendered (`?rendered=true` and `=false` say it).
 //! - Samples that are too long are errors unless `truncation` says otherwise, or the dialect's own field does.
 //! - `model` is the variant where it is the name of one and nothing else names one; else it means nothing.
+//! - What is no HTTP at all (a broken head: 400; one of more than 100 fields: 431; a longer target than 64 KiB: 414) has an
+//!   answer without a body, and the connection ends: the layer below answers before anybody here is asked.
 //! - What a dialect does not know is ignored, since clients send much; what it knows and this server does not do is
 //!   refused by name.
 
 pub(super) mod answer;
 pub(super) mod body;
 pub(super) mod options;
+pub(super) mod table;
 
 mod classify;
 mod dialect;
@@ -50,7 +53,6 @@ mod openapi;
 mod own;
 mod pages;
 mod pairs;
-mod table;
 mod tei;
 mod trainers;
 
@@ -66,13 +68,17 @@ use http::StatusCode;
 use http::header::ALLOW;
 use http::request::Parts;
 use serde_json::json;
+use tokio::time::Instant;
+use tonic::Code;
 use tracing::Instrument;
 
 use crate::metrics::Method;
 use crate::service::call;
+use crate::service::http::answer::Signature;
 use crate::service::http::dialect::Context;
 use crate::service::http::dialect::Read;
 use crate::service::http::options::Asked;
+use crate::service::http::table::Elsewhere;
 use crate::service::http::table::Kind;
 use crate::service::http::table::ROUTES;
 use crate::service::http::table::Route;
@@ -80,37 +86,52 @@ use crate::service::score;
 use crate::service::state::State;
 use crate::service::status::ServiceError;
 
-/// All routes. What is none of them is answered too.
-pub(super) fn router(state: Arc<State>) -> Router {
+/// All routes; `elsewhere` are answered by others, and told here. What is none of them is answered too.
+pub(super) fn router(state: Arc<State>, elsewhere: Vec<&'static Elsewhere>) -> Router {
+    let elsewhere: Arc<[&Elsewhere]> = elsewhere.into();
     Router::new().fallback(move |request: Request| {
-        let state = state.clone();
-        async move { dispatch(&state, request).await }
+        let (state, elsewhere) = (state.clone(), elsewhere.clone());
+        async move { dispatch(&state, &elsewhere, request).await }
     })
 }
 
-async fn dispatch(state: &Arc<State>, request: Request) -> Response<Body> {
+async fn dispatch(state: &Arc<State>, elsewhere: &[&Elsewhere], request: Request) -> Response<Body> {
+    let begun = Instant::now();
     let (head, body) = request.into_parts();
     let Some(route) = table::find(head.uri.path()) else {
         body::discard(state, &head.headers, body).await;
-        return not_found(head.uri.path());
+        let response = not_found(head.uri.path(), elsewhere);
+        return answer::counted(Method::Unknown, Code::NotFound, begun, response);
     };
-    match (&route.kind, &head.method) {
-        (Kind::Score { method, read, .. }, &Verb::POST) => scored(state, *method, *read, head, body).await,
+    let (method, code, response) = match (&route.kind, &head.method) {
+        // counted by whoever scores
+        (Kind::Score { method, read, .. }, &Verb::POST) => {
+            return scored(state, *method, *read, head, body).await;
+        }
         (Kind::Page { page, .. }, &Verb::GET | &Verb::HEAD) => {
             // whoever asks for health may add to the URL what he likes
             match page(state, &Asked::read(&head).unwrap_or_default()) {
-                Ok(value) => answer::json(StatusCode::OK, &value),
-                Err(error) => answer::failed(&error),
+                Ok(value) => (Method::Page, Code::Ok, answer::json(StatusCode::OK, &value)),
+                Err(error) => (Method::Page, error.code(), answer::failed(&error)),
             }
         }
-        (Kind::OpenApi, &Verb::GET | &Verb::HEAD) => answer::json(StatusCode::OK, &openapi::document()),
-        (_, &Verb::OPTIONS) => allowing(route, StatusCode::OK, &json!({"allow": [route.verb()]})),
+        (Kind::OpenApi, &Verb::GET | &Verb::HEAD) => {
+            let document = openapi::document(elsewhere);
+            (Method::Page, Code::Ok, answer::json(StatusCode::OK, &document))
+        }
+        (_, &Verb::OPTIONS) => {
+            let response = allowing(route, StatusCode::OK, &json!({"allow": [route.verb()]}));
+            (Method::Page, Code::Ok, response)
+        }
         (_, verb) => {
             let error = format!("{} is not for {verb}: send {}", head.uri.path(), route.verb());
             body::discard(state, &head.headers, body).await;
-            allowing(route, StatusCode::METHOD_NOT_ALLOWED, &json!({"error": error, "code": "UNIMPLEMENTED"}))
+            let problem = json!({"error": error, "code": "UNIMPLEMENTED"});
+            let response = allowing(route, StatusCode::METHOD_NOT_ALLOWED, &problem);
+            (Method::Unknown, Code::Unimplemented, response)
         }
-    }
+    };
+    answer::counted(method, code, begun, response)
 }
 
 /// Answers a request for rewards.
@@ -131,7 +152,7 @@ async fn scored(state: &Arc<State>, method: Method, read: Read, head: Parts, bod
         let bytes = write(&scored).to_string();
         room.shrink_to(bytes.len());
         let mut response = answer::bytes(answer::JSON, bytes.into(), room);
-        answer::sign(response.headers_mut(), &scored, &request_id);
+        Signature::of(&scored, request_id).sign(response.headers_mut());
         Ok(response)
     };
     state.run(call).instrument(span).await.unwrap_or_else(|error| answer::failed(&error))
@@ -160,12 +181,12 @@ async fn understand(
     json::within_bounds(bytes, room, max_samples, move |bytes, room| read(bytes, context, room)).await
 }
 
-fn not_found(path: &str) -> Response<Body> {
+fn not_found(path: &str, elsewhere: &[&Elsewhere]) -> Response<Body> {
     let path: String = path.chars().take(100).collect();
-    let list: Vec<String> = ROUTES
-        .iter()
-        .flat_map(|route| route.paths.iter().map(|path| format!("{} {path}", route.verb())))
-        .collect();
+    let here = ROUTES.iter().map(|route| (route.verb(), route.paths));
+    let all = here.chain(elsewhere.iter().map(|route| (route.verb, route.paths)));
+    let list: Vec<String> =
+        all.flat_map(|(verb, paths)| paths.iter().map(move |path| format!("{verb} {path}"))).collect();
     let error = format!("there is no {path} here: see `paths`, and /openapi.json");
     answer::json(StatusCode::NOT_FOUND, &json!({"error": error, "code": "NOT_FOUND", "paths": list}))
 }

@@ -6,11 +6,12 @@ use serde_json::json;
 
 use crate::service::http::options::NAMES;
 use crate::service::http::table::Dialect;
+use crate::service::http::table::Elsewhere;
 use crate::service::http::table::Kind;
 use crate::service::http::table::ROUTES;
 
 /// The document.
-pub(super) fn document() -> Value {
+pub(super) fn document(elsewhere: &[&Elsewhere]) -> Value {
     let mut paths = Map::new();
     for route in ROUTES {
         for path in route.paths {
@@ -33,6 +34,13 @@ pub(super) fn document() -> Value {
             paths.insert((*path).to_owned(), Value::Object(Map::from_iter([(verb, operation)])));
         }
     }
+    for route in elsewhere {
+        for path in route.paths {
+            let operation = operation(route, path);
+            let verb = route.verb.to_ascii_lowercase();
+            paths.insert((*path).to_owned(), Value::Object(Map::from_iter([(verb, operation)])));
+        }
+    }
     json!({
         "openapi": "3.1.0",
         "info": {
@@ -44,6 +52,30 @@ pub(super) fn document() -> Value {
         "paths": paths,
         "components": {"schemas": {"Error": error()}},
     })
+}
+
+/// Of a path with parts that stand for something.
+fn operation(route: &Elsewhere, path: &str) -> Value {
+    let parts = path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
+    let part = |name| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}});
+    let mut operation = Map::from_iter([
+        ("summary".to_owned(), json!(route.what)),
+        ("parameters".to_owned(), parts.map(part).collect()),
+    ]);
+    if let Some(request) = route.request.map(parsed) {
+        let example = json!({"schema": schema(&request), "examples": {"request": {"value": request}}});
+        let body = json!({"content": {"application/json": example}});
+        operation.insert("requestBody".to_owned(), body);
+    }
+    let mut responses = match route.answer {
+        Some(answer) => responses(&[("answer", answer)]),
+        None => responses(&[]),
+    };
+    if let (None, Some(responses)) = (route.answer, responses.as_object_mut()) {
+        responses.remove("200");
+    }
+    operation.insert("responses".to_owned(), responses);
+    Value::Object(operation)
 }
 
 fn parameters() -> Value {

@@ -25,10 +25,10 @@ use crate::service::http::dialect::Activation;
 use crate::service::http::dialect::Context;
 use crate::service::http::dialect::Understood;
 use crate::service::http::json::parse;
-use crate::service::models::Serving;
 use crate::service::score::SampleFailure;
 use crate::service::score::Score;
 use crate::service::score::Scored;
+use crate::service::state::State;
 use crate::service::status::ServiceError;
 
 #[derive(Deserialize)]
@@ -294,14 +294,17 @@ fn score_of(score: &Score) -> Value {
 }
 
 /// `/rewarm/v1/info`.
-pub(super) fn info(serving: &Serving, max_samples: usize) -> Value {
-    let variants = info::variants(serving).into_iter().map(variant);
-    json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "variants": variants.collect::<Value>(),
-        "routing": {"weights": info::routing(serving).weights},
-        "max_samples_per_request": max_samples,
-    })
+pub(super) fn info(state: &State) -> Result<Value, ServiceError> {
+    let info = info::server(state)?;
+    Ok(json!({
+        "version": info.version,
+        "variants": info.variants.into_iter().map(variant).collect::<Value>(),
+        "routing": {"weights": info.routing.unwrap_or_default().weights},
+        "max_samples_per_request": info.max_samples_per_request,
+        "max_message_bytes": info.max_message_bytes,
+        "max_in_flight_bytes": info.max_in_flight_bytes,
+        "max_queue_tokens": info.max_queue_tokens,
+    }))
 }
 
 fn variant(info: proto::VariantInfo) -> Value {

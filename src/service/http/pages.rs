@@ -27,7 +27,7 @@ pub(super) fn health(state: &State, _asked: &Asked) -> Result<Value, ServiceErro
 
 /// `/rewarm/v1/info`.
 pub(super) fn info(state: &State, _asked: &Asked) -> Result<Value, ServiceError> {
-    Ok(own::info(&*state.serving()?, state.limits.max_samples_per_request))
+    own::info(state)
 }
 
 /// `/v1/models`: the variants.

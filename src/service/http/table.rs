@@ -1,5 +1,6 @@
 //! Every path: what answers it, and what a reader must know of it. The router, `/openapi.json`, the list in a 404, the
-//! table of the README and the one above are made from it, or held to it.
+//! table of the README and the one above are made from it, or held to it. What is below `/v2` has a table of its own in
+//! oip/rest.rs, which the same documents are made from.
 
 use crate::metrics::Method;
 use crate::service::http::classify;
@@ -16,6 +17,17 @@ pub(super) struct Route {
     pub(super) paths: &'static [&'static str],
     pub(super) what: &'static str,
     pub(super) kind: Kind,
+}
+
+/// Paths that another file answers: the Open Inference Protocol's. `{name}` stands for one part of a path.
+pub(in crate::service) struct Elsewhere {
+    pub(in crate::service) verb: &'static str,
+    pub(in crate::service) paths: &'static [&'static str],
+    pub(in crate::service) what: &'static str,
+    /// With POST; in JSON.
+    pub(in crate::service) request: Option<&'static str>,
+    /// The same keys and kinds of values; none: it is always refused.
+    pub(in crate::service) answer: Option<&'static str>,
 }
 
 /// How it is asked.
@@ -262,7 +274,7 @@ pub(super) const ROUTES: &[Route] = &[
         what: "What is served: the gRPC call GetServerInfo in JSON",
         kind: Kind::Page {
             page: pages::info,
-            answer: r#"{"version": "0.1.0", "variants": [{"name": "warm", "mode": "warm", "members": [{"path": "..", "source": "", "coefficient": 1.0, "digest": "..", "calibration": null}], "reduction": "", "dtype": "f32", "device": "cpu", "max_tokens": 512, "fingerprint": "..", "architecture": "..", "pooling": "cls", "text_rule": "sentence_pair", "notes": [".."], "devices": [{"name": "cpu", "model": "", "memory_bytes": 0, "memory_left_bytes": 1}]}], "routing": {"weights": {"warm": 1.0}}, "max_samples_per_request": 1024}"#,
+            answer: r#"{"version": "0.1.0", "variants": [{"name": "warm", "mode": "warm", "members": [{"path": "..", "source": "", "coefficient": 1.0, "digest": "..", "calibration": null}], "reduction": "", "dtype": "f32", "device": "cpu", "max_tokens": 512, "fingerprint": "..", "architecture": "..", "pooling": "cls", "text_rule": "sentence_pair", "notes": [".."], "devices": [{"name": "cpu", "model": "", "memory_bytes": 0, "memory_left_bytes": 1}]}], "routing": {"weights": {"warm": 1.0}}, "max_samples_per_request": 1024, "max_message_bytes": 33554432, "max_in_flight_bytes": 536870912, "max_queue_tokens": 1048576}"#,
         },
     },
     Route {

@@ -3,9 +3,14 @@
 //! It ends when its peer leaves, or by one of the reasons in [`Closed`]. When the server closes, the peer is told
 //! (GOAWAY); it is left alone as long as calls that it made before are answered and it reads the answers, and is
 //! then closed, whether it has gone or not.
+//!
+//! One that is as old as it may become is never cut: over HTTP/2 the peer is told to make its next calls elsewhere, and
+//! those that it has made are answered, however long they take; over HTTP/1 the next answer says that it is the last.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
+use std::hash::BuildHasher;
+use std::hash::RandomState;
 use std::pin::Pin;
 use std::pin::pin;
 use std::sync::Arc;
@@ -26,6 +31,8 @@ use hyper::body::Bytes;
 use hyper::body::Frame;
 use hyper::body::Incoming;
 use hyper::body::SizeHint;
+use hyper::header::CONNECTION;
+use hyper::header::HeaderValue;
 use hyper::server::conn::http1;
 use hyper::server::conn::http2;
 use hyper::service::Service;
@@ -138,7 +145,8 @@ impl Life<'_> {
             let is_stuck = self.pulse.blocked_since().is_some_and(|since| since.elapsed() >= patience);
             if is_stuck { Err(Closed::KeepAlive) } else { Ok(Instant::now() + keepalive_timeout) }
         };
-        self.drive(pin!(connection), |connection| connection.graceful_shutdown(), look, true).await
+        let close = |connection: Pin<&mut _>| http2::Connection::graceful_shutdown(connection);
+        self.drive(pin!(connection), close, close, look, true).await
     }
 
     async fn http1(&self, wire: Wire) -> Closed {
@@ -148,7 +156,13 @@ impl Life<'_> {
         let service = service_fn(move |request: Request<Incoming>| {
             let call = OpenCall::begin(&calls);
             let answer = router.call(request);
-            async move { answer.await.map(|response| response.map(|body| Answer { body, _call: call })) }
+            async move {
+                let mut response = answer.await?;
+                if call.calls.is_aged.load(Ordering::Relaxed) {
+                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(response.map(|body| Answer { body, _call: call }))
+            }
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -167,7 +181,10 @@ impl Life<'_> {
             let end = Instant::from_std(self.pulse.still_since()) + idle;
             if Instant::now() >= end { Err(Closed::Idle) } else { Ok(end) }
         };
-        match self.drive(pin!(connection), |connection| connection.graceful_shutdown(), look, false).await {
+        let close = |connection: Pin<&mut _>| http1::Connection::graceful_shutdown(connection);
+        // Closed between two calls, it would cross the next one on its way: the next answer is its last.
+        let age = |_: Pin<&mut _>| {};
+        match self.drive(pin!(connection), close, age, look, false).await {
             Closed::KeepAlive => Closed::Idle,
             Closed::ProtocolError if self.pulse.has_begun_with_tls() => Closed::Tls,
             reason => reason,
@@ -175,12 +192,13 @@ impl Life<'_> {
     }
 
     /// Lets the connection run until it ends, until `look` finds that it must, or until the server has closed.
-    /// `look` says when it wants to look again. One that does not `stay` after its first call, since its client
+    /// `look` says when it wants to look again. `age` tells the peer of one that is old enough. One that does not `stay` after its first call, since its client
     /// connects again as easily, makes room whenever it is between two calls.
     async fn drive<C>(
         &self,
         mut connection: Pin<&mut C>,
         close: impl Fn(Pin<&mut C>),
+        age: impl Fn(Pin<&mut C>),
         look: impl Fn() -> Result<Instant, Closed>,
         stays: bool,
     ) -> Closed
@@ -188,6 +206,8 @@ impl Life<'_> {
         C: Future<Output = hyper::Result<()>>,
     {
         let mut next_look = Instant::now();
+        let aged = self.listener.config.max_age.map(|age| next_look + jittered(age));
+        let mut is_aged = false;
         let mut may_be_displaced = true;
         loop {
             let turn = poll_fn(|context| {
@@ -199,7 +219,15 @@ impl Life<'_> {
                 end
             });
             tokio::select! {
-                end = turn => return reason(end),
+                end = turn => return match reason(end) {
+                    Closed::ByPeer if is_aged => Closed::Aged,
+                    reason => reason,
+                },
+                () = until(aged), if !is_aged => {
+                    is_aged = true;
+                    self.calls.is_aged.store(true, Ordering::Relaxed);
+                    age(connection.as_mut());
+                }
                 () = self.ticket.displaced(), if may_be_displaced => {
                     // Asked now, since its first call may have come while this waited.
                     let has_its_place = stays && self.calls.have_begun();
@@ -237,6 +265,19 @@ impl Life<'_> {
                 }
             }
         }
+    }
+}
+
+/// So long, a tenth more or less: the connections of a server that started with all its callers do not end together.
+fn jittered(age: Duration) -> Duration {
+    let random = RandomState::new().hash_one(()) % 1000;
+    age.mul_f64(0.9 + 0.2 * random as f64 / 999.0)
+}
+
+async fn until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => sleep_until(instant).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -293,6 +334,8 @@ struct Calls {
     /// Those of them that began before the server closed.
     open: AtomicUsize,
     is_closing: AtomicBool,
+    /// Answers end the connection.
+    is_aged: AtomicBool,
     /// The connection's task, while it waits for some to end.
     waiting: Mutex<Option<Waker>>,
 }

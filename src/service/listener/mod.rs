@@ -59,6 +59,9 @@ pub struct Connections {
     pub keepalive: Duration,
     /// It is closed when it has not answered for so long. While it answers it is not idle: trainers wait for minutes.
     pub keepalive_timeout: Duration,
+    /// A connection that is so old, a tenth more or less, is ended between two calls, so that its peer connects anew and
+    /// finds servers that came later. None: never.
+    pub max_age: Option<Duration>,
 }
 
 impl Default for Connections {
@@ -70,6 +73,7 @@ impl Default for Connections {
             idle: Duration::from_secs(75),
             keepalive: Duration::from_secs(30),
             keepalive_timeout: Duration::from_secs(20),
+            max_age: None,
         }
     }
 }
@@ -184,7 +188,7 @@ impl Listener {
         let port = self.port.as_str();
         match reason {
             Closed::ByPeer => {}
-            Closed::Silent | Closed::Idle | Closed::Drained => {
+            Closed::Silent | Closed::Idle | Closed::Aged | Closed::Drained => {
                 tracing::debug!(port, reason = reason.as_str(), %peer, closed, "closed connections");
             }
             Closed::Tls => tracing::warn!(

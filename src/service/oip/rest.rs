@@ -10,14 +10,15 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Path;
 use axum::extract::Request;
-use axum::routing::get;
-use axum::routing::post;
+use axum::routing::MethodFilter;
+use axum::routing::on;
 use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -33,6 +34,7 @@ use serde::Serialize;
 use serde_json::Value;
 use serde_json::json;
 use tokio::time::Instant;
+use tonic::Code;
 use tracing::Instrument;
 
 use crate::engine::Priority;
@@ -43,8 +45,10 @@ use crate::service::aside::aside;
 use crate::service::budget::Room;
 use crate::service::call;
 use crate::service::http::answer;
+use crate::service::http::answer::Signature;
 use crate::service::http::body;
 use crate::service::http::options::Asked;
+use crate::service::http::table::Elsewhere;
 use crate::service::oip::ROUTED;
 use crate::service::oip::VERSION;
 use crate::service::oip::about;
@@ -70,93 +74,195 @@ const BINARY: HeaderValue = HeaderValue::from_static("application/octet-stream")
 /// A smaller answer is not compressed: it would become larger, or nearly so.
 const MIN_COMPRESSED_BYTES: usize = 1024;
 
-type Known = Path<BTreeMap<String, String>>;
+/// What `{..}` stands for in a path.
+type Known = BTreeMap<String, String>;
+
+/// One path, told and answered.
+struct Route {
+    told: Elsewhere,
+    handle: Handle,
+}
+
+enum Handle {
+    /// At once, without a body.
+    Page(fn(&State, &Known) -> Page),
+    /// With what its body says.
+    Body(fn(Arc<State>, Known, Request) -> Answering),
+}
+
+type Answering = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
+
+/// A page, and what the metrics call its outcome.
+struct Page(Code, Response<Body>);
+
+const OF_MODEL: &[&str] = &["/v2/models/{model}", "/v2/models/{model}/versions/{version}"];
+const CONFIG: &[&str] = &["/v2/models/{model}/config", "/v2/models/{model}/versions/{version}/config"];
+const STATISTICS: &[&str] =
+    &["/v2/models/{model}/stats", "/v2/models/{model}/versions/{version}/stats", "/v2/models/stats"];
+const READY: &[&str] = &["/v2/models/{model}/ready", "/v2/models/{model}/versions/{version}/ready"];
+const INFER: &[&str] = &["/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer"];
+const LOAD: &[&str] = &["/v2/repository/models/{model}/load", "/v2/repository/models/{model}/unload"];
+
+const SERVER: &str = r#"{"name": "rewarm", "version": "0.1.0", "extensions": ["statistics"]}"#;
+const METADATA: &str = r#"{"name": "warm", "versions": ["1"], "platform": "rewarm", "inputs": [{"name": "text", "datatype": "BYTES", "shape": [-1, 1]}], "outputs": [{"name": "rewards", "datatype": "FP32", "shape": [-1, 1]}]}"#;
+const CONFIGURATION: &str = r#"{"name": "warm", "platform": "rewarm", "backend": "rewarm", "max_batch_size": 1024, "input": [{"name": "text", "data_type": "TYPE_STRING", "dims": [1], "optional": true}], "output": [{"name": "rewards", "data_type": "TYPE_FP32", "dims": [1]}], "dynamic_batching": {"priority_levels": 3, "default_priority_level": 2}, "parameters": {"mode": {"string_value": ".."}, "members": {"string_value": ".."}, "reduction": {"string_value": ".."}, "dtype": {"string_value": ".."}, "device": {"string_value": ".."}, "max_tokens": {"string_value": ".."}, "fingerprint": {"string_value": ".."}, "architecture": {"string_value": ".."}, "pooling": {"string_value": ".."}, "text_rule": {"string_value": ".."}}}"#;
+const COUNTED: &str = r#"{"model_stats": [{"name": "warm", "version": "1", "last_inference": 1, "inference_count": 1, "execution_count": 1, "inference_stats": {"success": {"count": 1, "ns": 1000}, "fail": {"count": 1, "ns": 1000}, "queue": {"count": 1, "ns": 1000}, "compute_input": {"count": 1, "ns": 1000}, "compute_infer": {"count": 1, "ns": 1000}, "compute_output": {"count": 1, "ns": 1000}}}]}"#;
 
 /// All paths below `/v2` that are the protocol's.
+const ROUTES: &[Route] = &[
+    page(&["/v2"], "The server, as the Open Inference Protocol tells it", SERVER, |_, _| {
+        told(Ok(json!(about::server())))
+    }),
+    page(&["/v2/health/live"], "Whether the process lives", r#"{"live": true}"#, |_, _| health("live", true)),
+    page(
+        &["/v2/health/ready"],
+        "Whether callers should come: 200, or 503",
+        r#"{"ready": true}"#,
+        |state, _| health("ready", state.is_ready()),
+    ),
+    page(OF_MODEL, "A model: its inputs and outputs", METADATA, |state, known| told(metadata(state, known))),
+    page(CONFIG, "A model, as Triton's clients ask for it", CONFIGURATION, |state, known| {
+        told(config(state, known))
+    }),
+    page(STATISTICS, "What was counted and how long it took, as Triton tells it", COUNTED, |state, known| {
+        told(statistics(state, known))
+    }),
+    page(READY, "Whether a model serves: 200, or 503", r#"{"name": "warm", "ready": true}"#, is_ready),
+    Route {
+        told: Elsewhere {
+            verb: "POST",
+            paths: INFER,
+            what: "Rewards for tensors, as Triton and KServe answer; with the binary extension",
+            request: Some(
+                r#"{"id": "1", "inputs": [{"name": "text", "datatype": "BYTES", "shape": [2], "data": ["I won the lottery.", "I broke my leg."]}]}"#,
+            ),
+            answer: Some(
+                r#"{"model_name": "warm", "model_version": "1", "id": "1", "parameters": {"variant": "warm", "fingerprint": ".."}, "outputs": [{"name": "rewards", "datatype": "FP32", "shape": [2, 1], "data": [1.25, -0.5]}]}"#,
+            ),
+        },
+        handle: Handle::Body(|state, known, request| Box::pin(infer(state, known, request))),
+    },
+    Route {
+        told: Elsewhere {
+            verb: "POST",
+            paths: &["/v2/repository/index"],
+            what: "The models, as Triton's clients ask for them",
+            request: Some(r#"{"ready": true}"#),
+            answer: Some(r#"[{"name": "warm", "version": "1", "state": "READY", "reason": ""}]"#),
+        },
+        handle: Handle::Body(|state, _, request| Box::pin(async move { index(&state, request).await })),
+    },
+    Route {
+        told: Elsewhere {
+            verb: "POST",
+            paths: LOAD,
+            what: "Refused: models are what the server's configuration says",
+            request: None,
+            answer: None,
+        },
+        handle: Handle::Page(|_, _| told(Err(ServiceError::field("model", NOT_LOADED)))),
+    },
+];
+
+const fn page(
+    paths: &'static [&'static str],
+    what: &'static str,
+    answer: &'static str,
+    page: fn(&State, &Known) -> Page,
+) -> Route {
+    let told = Elsewhere { verb: "GET", paths, what, request: None, answer: Some(answer) };
+    Route { told, handle: Handle::Page(page) }
+}
+
+/// What the documentation of the HTTP door says of them.
+pub(in crate::service) fn described() -> Vec<&'static Elsewhere> {
+    ROUTES.iter().map(|route| &route.told).collect()
+}
+
+/// All of them.
 pub(in crate::service) fn routes(state: &Arc<State>) -> Router {
-    let asked = |about: fn(&State, &str, &str) -> Result<Value, ServiceError>| {
-        let state = state.clone();
-        get(move |Path(known): Known| async move {
-            let (name, version) = (part(&known, "model"), part(&known, "version"));
-            about(&state, name, version).map_or_else(|error| answer::failed(&error), told)
-        })
-    };
     let mut router = Router::new();
-    for model in ["/v2/models/{model}", "/v2/models/{model}/versions/{version}"] {
-        let of_infer = state.clone();
-        let infer = post(move |Path(known): Known, request: Request| infer(of_infer, known, request));
-        let of_ready = state.clone();
-        let ready = get(move |Path(known): Known| async move { is_ready(&of_ready, &known) });
-        router = router
-            .route(model, asked(metadata))
-            .route(&format!("{model}/config"), asked(config))
-            .route(&format!("{model}/stats"), asked(statistics))
-            .route(&format!("{model}/ready"), ready)
-            .route(&format!("{model}/infer"), infer);
+    for Route { told, handle } in ROUTES {
+        let verb = if told.verb == "GET" { MethodFilter::GET } else { MethodFilter::POST };
+        for path in told.paths {
+            let state = state.clone();
+            let handler = move |Path(known): Path<Known>, request: Request| async move {
+                match handle {
+                    Handle::Page(page) => {
+                        let begun = Instant::now();
+                        let Page(code, response) = page(&state, &known);
+                        answer::counted(Method::Page, code, begun, response)
+                    }
+                    Handle::Body(answer) => answer(state, known, request).await,
+                }
+            };
+            router = router.route(path, on(verb, handler));
+        }
     }
-    let of_index = state.clone();
-    let index = post(move |request: Request| async move { index(&of_index, request).await });
-    let of_ready = state.clone();
-    let ready = move || async move { health("ready", of_ready.is_ready()) };
-    let refused = || async { answer::failed(&ServiceError::field("model", NOT_LOADED)) };
-    router
-        .route("/v2", get(|| async { told(json!(about::server())) }))
-        .route("/v2/health/live", get(|| async { health("live", true) }))
-        .route("/v2/health/ready", get(ready))
-        .route("/v2/models/stats", asked(statistics))
-        .route("/v2/repository/index", index)
-        .route("/v2/repository/models/{model}/load", post(refused))
-        .route("/v2/repository/models/{model}/unload", post(refused))
-        .method_not_allowed_fallback(async || {
-            let problem = json!({"error": "this path is for another method", "code": "UNIMPLEMENTED"});
-            answer::json(StatusCode::METHOD_NOT_ALLOWED, &problem)
-        })
+    router.method_not_allowed_fallback(async || {
+        let begun = Instant::now();
+        let problem = json!({"error": "this path is for another method", "code": "UNIMPLEMENTED"});
+        let response = answer::json(StatusCode::METHOD_NOT_ALLOWED, &problem);
+        answer::counted(Method::Unknown, Code::Unimplemented, begun, response)
+    })
 }
 
 const NOT_LOADED: &str =
     "is what the server's configuration says: change it, and send SIGHUP or AdminService.Reload";
 
-fn part<'a>(known: &'a BTreeMap<String, String>, name: &str) -> &'a str {
+fn part<'a>(known: &'a Known, name: &str) -> &'a str {
     known.get(name).map_or("", String::as_str)
 }
 
-fn told(value: Value) -> Response<Body> {
-    answer::json(StatusCode::OK, &value)
+/// Model and version.
+fn named(known: &Known) -> (&str, &str) {
+    (part(known, "model"), part(known, "version"))
+}
+
+fn told(result: Result<Value, ServiceError>) -> Page {
+    match result {
+        Ok(value) => Page(Code::Ok, answer::json(StatusCode::OK, &value)),
+        Err(error) => Page(error.code(), answer::failed(&error)),
+    }
+}
+
+fn unavailable(value: &Value) -> Page {
+    Page(Code::Unavailable, answer::json(StatusCode::SERVICE_UNAVAILABLE, value))
 }
 
 /// The status decides for Triton's clients, the body for KServe's.
-fn health(name: &str, is_so: bool) -> Response<Body> {
+fn health(name: &str, is_so: bool) -> Page {
     match is_so {
-        true => told(json!({ name: true })),
-        false => {
-            answer::json(StatusCode::SERVICE_UNAVAILABLE, &json!({ name: false, "error": "no models serve" }))
-        }
+        true => told(Ok(json!({ name: true }))),
+        false => unavailable(&json!({ name: false, "error": "no models serve" })),
     }
 }
 
-fn is_ready(state: &State, known: &BTreeMap<String, String>) -> Response<Body> {
-    let name = part(known, "model");
-    match about::is_ready(state, name, part(known, "version")) {
-        Ok(true) => told(json!({"name": name, "ready": true})),
-        Ok(false) => answer::json(
-            StatusCode::SERVICE_UNAVAILABLE,
+fn is_ready(state: &State, known: &Known) -> Page {
+    let (name, version) = named(known);
+    match about::is_ready(state, name, version) {
+        Ok(true) => told(Ok(json!({"name": name, "ready": true}))),
+        Ok(false) => unavailable(
             &json!({"name": name, "ready": false, "error": "the model's forwards fail, or the server stops"}),
         ),
-        Err(error) => answer::failed(&error),
+        Err(error) => told(Err(error)),
     }
 }
 
-fn metadata(state: &State, name: &str, version: &str) -> Result<Value, ServiceError> {
+fn metadata(state: &State, known: &Known) -> Result<Value, ServiceError> {
+    let (name, version) = named(known);
     let serving = state.serving()?;
     Ok(json!(about::metadata(&serving, name, version)?))
 }
 
-fn statistics(state: &State, name: &str, version: &str) -> Result<Value, ServiceError> {
+fn statistics(state: &State, known: &Known) -> Result<Value, ServiceError> {
+    let (name, version) = named(known);
     let serving = state.serving()?;
     Ok(json!(about::statistics(&serving, name, version)?))
 }
 
-fn config(state: &State, name: &str, version: &str) -> Result<Value, ServiceError> {
+fn config(state: &State, known: &Known) -> Result<Value, ServiceError> {
+    let (name, version) = named(known);
     let serving = state.serving()?;
     let ModelConfig {
         name,
@@ -209,15 +315,15 @@ async fn index(state: &State, request: Request) -> Response<Body> {
         let wanted = serde_json::from_slice(&bytes);
         wanted.map_err(|error| ServiceError::field("body", error.to_string()))
     };
-    match wanted.await {
-        Ok(Wanted { ready }) => told(json!(about::index(state, ready).models)),
-        Err(error) => answer::failed(&error),
-    }
+    let begun = Instant::now();
+    let Page(code, response) =
+        told(wanted.await.map(|Wanted { ready }| json!(about::index(state, ready).models)));
+    answer::counted(Method::Page, code, begun, response)
 }
 
 // ---- /infer ----
 
-async fn infer(state: Arc<State>, known: BTreeMap<String, String>, request: Request) -> Response<Body> {
+async fn infer(state: Arc<State>, known: Known, request: Request) -> Response<Body> {
     let (head, body) = request.into_parts();
     let span = call::span(Method::ModelInfer.as_str(), &head.headers);
     let options = Asked::read(&head);
@@ -230,7 +336,7 @@ async fn infer(state: Arc<State>, known: BTreeMap<String, String>, request: Requ
         answered(&state, read, deadline).await
     };
     match state.run(answer).instrument(span).await {
-        Ok((head_bytes, bytes, room)) => respond(head_bytes, bytes, room, accepts_gzip),
+        Ok(written) => respond(written, accepts_gzip),
         Err(error) => answer::failed(&error),
     }
 }
@@ -238,7 +344,7 @@ async fn infer(state: Arc<State>, known: BTreeMap<String, String>, request: Requ
 async fn read(
     state: &State,
     options: Result<Asked, ServiceError>,
-    known: &BTreeMap<String, String>,
+    known: &Known,
     headers: &HeaderMap,
     body: Body,
 ) -> Result<(Rest, Room), ServiceError> {
@@ -403,12 +509,20 @@ struct ReplyOutput<'a> {
     data: Option<&'a [f32]>,
 }
 
-/// The bytes of an answer, and how many of them are its JSON, if others follow.
+/// An answer, and who scored.
+struct Written {
+    /// How many of its bytes are JSON, if others follow.
+    head: Option<usize>,
+    bytes: Vec<u8>,
+    room: Room,
+    signature: Signature,
+}
+
 async fn answered(
     state: &State,
     read: Result<(Rest, Room), ServiceError>,
     deadline: Option<Instant>,
-) -> Result<(Option<usize>, Vec<u8>, Room), ServiceError> {
+) -> Result<Written, ServiceError> {
     let is_true = |value| value == Some(Parameter::Bool(true));
     let (by_default, by_name) = match &read {
         Err(_) => (false, Vec::new()),
@@ -430,7 +544,9 @@ async fn answered(
     }
     room.shrink_to(bytes.len());
     let has_tail = answer.tensors.iter().any(|tensor| is_binary(tensor.output.name()));
-    Ok((has_tail.then_some(head), bytes, room))
+    let Answer { variant, fingerprint, id, .. } = answer;
+    let signature = Signature { variant, fingerprint, request_id: id };
+    Ok(Written { head: has_tail.then_some(head), bytes, room, signature })
 }
 
 fn reply(answer: &Answer, is_binary: impl Fn(&str) -> bool) -> Reply<'_> {
@@ -454,12 +570,14 @@ fn reply(answer: &Answer, is_binary: impl Fn(&str) -> bool) -> Reply<'_> {
     }
 }
 
-fn respond(head: Option<usize>, bytes: Vec<u8>, room: Room, accepts_gzip: bool) -> Response<Body> {
+fn respond(written: Written, accepts_gzip: bool) -> Response<Body> {
+    let Written { head, bytes, room, signature } = written;
     let is_compressed = accepts_gzip && bytes.len() >= MIN_COMPRESSED_BYTES;
     let bytes = if is_compressed { gzip(&bytes) } else { bytes };
     let content_type = if head.is_some() { BINARY } else { answer::JSON };
     let mut response = answer::bytes(content_type, bytes.into(), room);
     let headers = response.headers_mut();
+    signature.sign(headers);
     headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
     if is_compressed {
         headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));

@@ -124,12 +124,17 @@ def requests(samples: Sequence[proto.Sample], settings: Settings, info: ServerIn
     is_routed = settings.variant is None and settings.routing_key is None
     by_group = is_routed and sum(share > 0 for share in info.routing.values()) > 1
     limit = min(REQUEST_SAMPLES, info.max_samples_per_request or REQUEST_SAMPLES)
+    max_bytes = min(REQUEST_BYTES, info.max_message_bytes or REQUEST_BYTES)
+    # A longer sample is cut, or an error of its own; and one has hardly more tokens than bytes.
+    longest = max((variant.max_tokens for variant in info.variants.values()), default=0)
     cut: list[Request] = []
-    size, group = 0, None
+    size, tokens, group = 0, 0, None
     for index, sample in enumerate(samples):
         own_size, own_group = sample.ByteSize(), _group(sample) if by_group else None
-        size += own_size
-        is_full = cut and (len(cut[-1].message.samples) >= limit or size > REQUEST_BYTES)
+        own_tokens = min(own_size, longest)
+        size, tokens = size + own_size, tokens + own_tokens
+        is_full = cut and (len(cut[-1].message.samples) >= limit or size > max_bytes
+                           or 0 < info.max_queue_tokens < tokens)
         if not cut or is_full or own_group != group:
             message = proto.ScoreRequest(
                 variant=settings.variant or "",
@@ -140,7 +145,7 @@ def requests(samples: Sequence[proto.Sample], settings: Settings, info: ServerIn
                 expected_fingerprint=settings.expected_fingerprint or "",
             )
             cut.append(Request(message, index))
-            size, group = own_size, own_group
+            size, tokens, group = own_size, own_tokens, own_group
         cut[-1].message.samples.append(sample)
     return cut
 
@@ -202,6 +207,8 @@ def server_info(response: proto.GetServerInfoResponse) -> ServerInfo:
         ) for variant in response.variants},
         routing=dict(response.routing.weights),
         max_samples_per_request=response.max_samples_per_request,
+        max_message_bytes=response.max_message_bytes,
+        max_queue_tokens=response.max_queue_tokens,
     )
 
 

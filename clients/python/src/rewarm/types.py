@@ -73,3 +73,7 @@ class ServerInfo:
     #: Shares of the calls that name no variant.
     routing: Mapping[str, float]
     max_samples_per_request: int
+    #: Of one request; 0 where an older server does not say it, here and below.
+    max_message_bytes: int = 0
+    #: Of one request: it has to fit in the queue of its variant.
+    max_queue_tokens: int = 0

@@ -165,16 +165,22 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "variants", "routing", "max_samples_per_request")
+    __slots__ = ("version", "variants", "routing", "max_samples_per_request", "max_message_bytes", "max_in_flight_bytes", "max_queue_tokens")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     VARIANTS_FIELD_NUMBER: _ClassVar[int]
     ROUTING_FIELD_NUMBER: _ClassVar[int]
     MAX_SAMPLES_PER_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_IN_FLIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_QUEUE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     version: str
     variants: _containers.RepeatedCompositeFieldContainer[VariantInfo]
     routing: Routing
     max_samples_per_request: int
-    def __init__(self, version: _Optional[str] = ..., variants: _Optional[_Iterable[_Union[VariantInfo, _Mapping]]] = ..., routing: _Optional[_Union[Routing, _Mapping]] = ..., max_samples_per_request: _Optional[int] = ...) -> None: ...
+    max_message_bytes: int
+    max_in_flight_bytes: int
+    max_queue_tokens: int
+    def __init__(self, version: _Optional[str] = ..., variants: _Optional[_Iterable[_Union[VariantInfo, _Mapping]]] = ..., routing: _Optional[_Union[Routing, _Mapping]] = ..., max_samples_per_request: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_in_flight_bytes: _Optional[int] = ..., max_queue_tokens: _Optional[int] = ...) -> None: ...
 
 class VariantInfo(_message.Message):
     __slots__ = ("name", "mode", "members", "reduction", "dtype", "device", "max_tokens", "fingerprint", "architecture", "pooling", "text_rule", "notes", "devices")
