@@ -97,6 +97,18 @@ def free_ports(count):
     raise OSError("no port is free")
 
 
+def outcomes(ask, failed, enough):
+    """Asks until `enough()`, 20 s at most: the answers, and what `failed` makes of the errors of clients that try once."""
+    answers, errors, deadline = [], [], time.monotonic() + 20
+    while not enough(answers, errors):
+        assert time.monotonic() < deadline, (len(answers), errors[-3:])
+        try:
+            answers.append(ask())
+        except Exception as error:
+            errors.append(failed(error))
+    return answers, errors
+
+
 def refused(server):
     """How often the queue was full."""
     return server.count("rewarm_rejections_total")

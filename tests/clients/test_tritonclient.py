@@ -1,4 +1,5 @@
-"""Triton's clients, gRPC and HTTP: rewards and their order, members, compression, a bad sample, and what models tell."""
+"""Triton's clients, gRPC and HTTP: rewards and their order, members, compression, a bad sample, what models tell, a full queue
+and a server that restarts (they try once)."""
 import socket
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 import rewarm
 import tritonclient.grpc
 import tritonclient.http
-from conftest import F32_ATOL, MODEL, TEXTS
+from conftest import F32_ATOL, MODEL, TEXTS, outcomes
 from tritonclient.utils import InferenceServerException
 
 MODULES = [tritonclient.grpc, tritonclient.http]
@@ -99,3 +100,38 @@ def test_what_models_tell(client):
     assert {model["name"] for model in (index["models"] if asked else index)} == {"llama", "ens"}
     with pytest.raises(InferenceServerException, match="configuration"):
         client.load_model("llama")
+
+
+def asking(server, module):
+    """Asks for the rewards of all texts with one client; and reads the status of its errors, an HTTP one's as 503's name."""
+    client = module.InferenceServerClient(server.grpc if module is tritonclient.grpc else server.http)
+
+    def ask():
+        return client.infer("chat", [texts(module, RENDERED)]).as_numpy("rewards")
+
+    def status(error):
+        assert isinstance(error, (InferenceServerException, OSError)), repr(error)
+        return error.status() if isinstance(error, InferenceServerException) else type(error).__name__
+
+    return ask, status
+
+
+@pytest.mark.parametrize("module", MODULES, ids=["grpc", "http"])
+def test_a_full_queue(busy, module):
+    """Tried once, and told apart from a bad request; never a wrong reward."""
+    answers, errors = outcomes(*asking(busy, module), lambda answers, errors: len(answers) > 5 and errors)
+    assert set(errors) == {"StatusCode.RESOURCE_EXHAUSTED" if module is tritonclient.grpc else "503"}
+    for found in answers:
+        np.testing.assert_allclose(found, REWARDS, atol=F32_ATOL)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=["grpc", "http"])
+def test_a_server_that_restarts(server, module):
+    """The same client has rewards again once the server is back."""
+    ask, status = asking(server, module)
+    np.testing.assert_allclose(ask(), REWARDS, atol=F32_ATOL)
+    with server.away():
+        answers, errors = outcomes(ask, status, lambda answers, errors: len(answers) > 5 and errors)
+    assert set(errors) <= ({"StatusCode.UNAVAILABLE"} if module is tritonclient.grpc else {"503", "ConnectionRefusedError"})
+    for found in answers:
+        np.testing.assert_allclose(found, REWARDS, atol=F32_ATOL)
