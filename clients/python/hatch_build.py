@@ -3,11 +3,18 @@
 REWARM_BINARY names the program, which is built before (`cargo build --release --locked`): the wheel compiles nothing. Its
 platform tag follows from the program itself: the newest glibc symbol that it asks for, and its processor. REWARM_BINARY=none
 makes the client alone, for any platform.
+
+With the program come the licences of what it is made of: `notices` collects them, once, in the repository; a source
+distribution has them along.
 """
 from __future__ import annotations
 
 import os
 import struct
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
@@ -25,10 +32,20 @@ MISSING = """REWARM_BINARY is not set: it names the server's program that goes i
 """
 
 
+#: What others' licences are called, in a source distribution and in a wheel.
+NOTICES = "THIRD-PARTY.txt"
+NO_NOTICES = """The licences of what the program is made of cannot be collected: clients/python/notices failed, as said above.
+    It needs the repository, cargo, and the crates that `cargo build --locked` fetched.
+"""
+
+
 class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         binary = os.environ.get("REWARM_BINARY")
         if version == "editable" or binary == "none":
+            return
+        if self.target_name == "sdist":
+            build_data["force_include"][self.notices()] = NOTICES
             return
         if not binary:
             raise SystemExit(MISSING)
@@ -37,6 +54,19 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{platform(binary)}"
         build_data["shared_scripts"] = {binary: "rewarm"}
+        licences = f"rewarm-{self.metadata.version}.dist-info/licenses"
+        build_data["force_include"][self.notices()] = f"{licences}/{NOTICES}"
+
+    def notices(self) -> str:
+        """The file of others' licences."""
+        here = Path(self.root)
+        if (here / NOTICES).exists():
+            return str(here / NOTICES)
+        self.folder = tempfile.TemporaryDirectory()
+        made = f"{self.folder.name}/{NOTICES}"
+        if subprocess.run([sys.executable, str(here / "notices"), made]).returncode:
+            raise SystemExit(NO_NOTICES)
+        return made
 
 
 def platform(path: str) -> str:

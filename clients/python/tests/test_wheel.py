@@ -21,15 +21,19 @@ README = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encod
 def run(*command, cwd="/", **variables):
     """What a command prints, in an environment that knows nothing of this repository."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("REWARM_", "PYTHON"))}
-    environment.update(PATH="/usr/bin:/bin", **variables)
+    environment.update({"PATH": "/usr/bin:/bin", **variables})
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd, env=environment)
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     return done.stdout
 
 
-def build(folder, **variables):
+#: Of the repository's builds: they ask cargo what the program is made of.
+CARGO = os.path.dirname(shutil.which("cargo") or "/usr/bin/cargo") + ":/usr/bin:/bin"
+
+
+def build(folder, source=PROJECT, **variables):
     run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder),
-        str(PROJECT), **variables)
+        str(source), **variables)
     [wheel] = folder.glob("*.whl")
     return wheel
 
@@ -47,7 +51,7 @@ def program(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wheel(program, tmp_path_factory):
-    return build(tmp_path_factory.mktemp("wheel"), REWARM_BINARY=str(program))
+    return build(tmp_path_factory.mktemp("wheel"), REWARM_BINARY=str(program), PATH=CARGO)
 
 
 def test_installed_it_serves_and_uninstalled_it_leaves_nothing(wheel, tmp_path):
@@ -87,6 +91,32 @@ def test_the_tag_is_what_the_program_needs(wheel):
     found = auditwheel.analyze_wheel_abi(None, architecture, wheel, frozenset(), disable_isa_ext_check=True,
                                          allow_graft=False)
     assert str(found.sym_policy.name) == str(found.overall_policy.name) == tag
+
+
+def test_a_source_distribution_makes_the_same_wheel(wheel, program, tmp_path):
+    run(sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory", str(tmp_path / "source"), cwd=PROJECT,
+        PATH=CARGO)
+    [source] = (tmp_path / "source").iterdir()
+    # without the repository, and without cargo
+    again = build(tmp_path / "wheel", source, REWARM_BINARY=str(program))
+    with zipfile.ZipFile(wheel) as one, zipfile.ZipFile(again) as other:
+        assert again.name == wheel.name
+        assert {file.filename: file.CRC for file in other.infolist()} == {file.filename: file.CRC for file in one.infolist()}
+
+
+def test_what_the_program_is_made_of_comes_with_its_licences(wheel):
+    with zipfile.ZipFile(wheel) as packed:
+        notices = packed.read(f"rewarm-{VERSION}.dist-info/licenses/THIRD-PARTY.txt").decode()
+    listed, *texts = notices.split("\n\n" + "-" * 80 + "\n")
+    crates = re.findall(r"^([\w-]+) ([\w.+-]+): (.+)$", listed, re.M)
+    locked = re.findall(r'^name = "(.*)"\nversion = "(.*)"\nsource', (ROOT / "Cargo.lock").read_text(encoding="utf-8"), re.M)
+    assert {(name, version) for name, version, _ in crates} <= set(locked)
+    assert {"tonic", "tokio", "candle-core", "tokenizers"} <= {name for name, _, _ in crates}
+    # not what only tests are made of
+    assert not {"proptest", "rcgen"} & {name for name, _, _ in crates}
+    [mine] = [text for text in texts if re.search(r"^(.*, )?tokio [\d.]+(, |$)", text.splitlines()[0]) and "MIT" in text]
+    assert "Copyright (c) Tokio Contributors" in mine
+    assert sum("TERMS AND CONDITIONS FOR USE" in text for text in texts) > 0
 
 
 def test_licences_and_versions(wheel):
