@@ -102,7 +102,7 @@ def test_lists_that_do_not_fit_and_options_that_are_none_are_refused(client):
         lambda: client.score("a prompt", ["one"], variant=7),
         lambda: rewarm.Client("no-port"),
         lambda: rewarm.Client([]),
-        lambda: rewarm.Client("https://host:1"),
+        lambda: rewarm.Client("https://host"),
     ]:
         with pytest.raises(rewarm.InvalidInput):
             call()

@@ -9,6 +9,7 @@
 from rewarm.aio import AsyncClient
 from rewarm.client import Client
 from rewarm.errors import (
+    AccessDenied,
     DeadlineExceeded,
     Failure,
     FingerprintMismatch,
@@ -21,10 +22,10 @@ from rewarm.errors import (
     Unavailable,
 )
 from rewarm.server import Server, serve
-from rewarm.types import Options, Priority, Score, ServerInfo, Truncation, Variant
+from rewarm.types import ClientOptions, Options, Priority, Score, ServerInfo, Truncation, Variant
 
 __all__ = [
-    "AsyncClient", "Client", "DeadlineExceeded", "Failure", "FingerprintMismatch", "InvalidInput", "InvalidRequest",
+    "AccessDenied", "AsyncClient", "Client", "ClientOptions", "DeadlineExceeded", "Failure", "FingerprintMismatch", "InvalidInput", "InvalidRequest",
     "Options", "Overloaded", "Priority", "RewarmError", "SamplesFailed", "Score", "Server", "ServerError", "ServerInfo",
     "Truncation", "Unavailable", "Variant", "serve",
 ]

@@ -14,7 +14,7 @@ import grpc.aio
 from rewarm import channels, plan
 from rewarm.client import INFO_SECONDS, Common
 from rewarm.pipeline import Pipeline, Sending
-from rewarm.types import Options, Score, ServerInfo
+from rewarm.types import ClientOptions, Options, Score, ServerInfo
 from rewarm.v1 import reward_pb2 as proto
 from rewarm.v1 import reward_pb2_grpc as service
 
@@ -26,7 +26,7 @@ class AsyncClient(Common):
     """`Client` for asyncio: the same calls, awaited. One may be used in several event loops; a call that is cancelled is
     cancelled in the server too."""
 
-    def __init__(self, addresses: str | Sequence[str], **options: Unpack[Options]) -> None:
+    def __init__(self, addresses: str | Sequence[str], **options: Unpack[ClientOptions]) -> None:
         super().__init__(addresses, **options)
         # a channel belongs to the loop that it was made in
         self._pools: dict[asyncio.AbstractEventLoop, channels.Pool] = {}
@@ -123,7 +123,8 @@ class AsyncClient(Common):
                 for sending in pipeline.due(time.monotonic()):
                     call = getattr(pool.stub(sending.address), method)
                     future = asyncio.create_task(_answer(call(
-                        pipeline.requests[sending.index].message, timeout=pipeline.deadline - time.monotonic())))
+                        pipeline.requests[sending.index].message, timeout=pipeline.deadline - time.monotonic(),
+                        metadata=self._credentials.metadata(sending.address))))
                     flying[future] = sending
                 pause = self._pause(pipeline)
                 if not flying:
@@ -135,7 +136,7 @@ class AsyncClient(Common):
                     if error is None:
                         pipeline.answered(sending, future.result())
                     elif isinstance(error, grpc.aio.AioRpcError):
-                        pipeline.failed(sending, time.monotonic(), **channels.failure(error))
+                        pipeline.failed(sending, time.monotonic(), **channels.failure(error, self._credentials))
                     else:
                         raise error
             return pipeline.responses
@@ -151,12 +152,13 @@ class AsyncClient(Common):
             # channels hold their loop, so a weak dictionary would keep every loop of a program that runs many
             for ended in [other for other in list(self._pools) if other.is_closed()]:
                 self._pools.pop(ended, None)
-            self._pools[loop] = channels.Pool(_connect)
+            self._pools[loop] = channels.Pool(self._credentials, _connect)
         return self._pools[loop]
 
 
-def _connect(address: str) -> tuple[grpc.aio.Channel, Any]:
-    channel = grpc.aio.insecure_channel(address, channels.options(address))
+def _connect(address: str, secure: grpc.ChannelCredentials | None,
+             options: list[tuple[str, Any]]) -> tuple[grpc.aio.Channel, Any]:
+    channel = grpc.aio.secure_channel(address, secure, options) if secure else grpc.aio.insecure_channel(address, options)
     return channel, service.RewardServiceStub(channel)  # type: ignore[no-untyped-call]
 
 

@@ -7,8 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import grpc
-
+from rewarm.access import Credentials, handshake
 from rewarm.errors import InvalidInput
 
 PUSHBACK = "grpc-retry-pushback-ms"
@@ -36,24 +35,32 @@ _OPTIONS: list[tuple[str, Any]] = [
 ]
 
 
-def parse(addresses: str | Sequence[str]) -> tuple[str, ...]:
-    """`"host:50051"`, several of them, or one string with commas between."""
+def parse(addresses: str | Sequence[str]) -> tuple[tuple[str, ...], str]:
+    """`"host:50051"`, several of them, or one string with commas between; and the scheme that they begin with, if any."""
     given = [addresses] if isinstance(addresses, str) else list(addresses)
     found: list[str] = []
     if len(given) == 1 and isinstance(given[0], str) and given[0].startswith(RAY):
-        return (given[0],)
+        return (given[0],), ""
+    schemes = set()
     for address in given:
         if not isinstance(address, str):
             raise InvalidInput(f"the address {address!r} is not a string")
         # gRPC's own lists have commas inside
         parts = [address] if address.startswith(("ipv4:", "ipv6:")) else address.split(",")
-        found += [part.strip().removeprefix("http://").removeprefix("grpc://").rstrip("/") for part in parts]
+        for part in parts:
+            scheme, _, place = part.strip().removeprefix("grpc://").rpartition("://")
+            schemes.add(scheme)
+            found.append(place.rstrip("/"))
     for address in found:
-        if not address or address.startswith("https://") or ":" not in address:
+        if "@" in address:
+            raise InvalidInput(f"the address of {address.rpartition('@')[2]} has a user in it: pass its token as token=")
+        if not address or ":" not in address:
             raise InvalidInput(f"the address {address!r} is not host:port")
     if not found:
         raise InvalidInput("there is no address")
-    return tuple(found)
+    if len(schemes) > 1 or not schemes <= {"", "http", "https"}:
+        raise InvalidInput(f"the addresses {', '.join(map(repr, given))} do not all begin alike: with https://, http:// or neither")
+    return tuple(found), schemes.pop()
 
 
 def places(addresses: tuple[str, ...]) -> Callable[[], tuple[str, ...]]:
@@ -71,13 +78,14 @@ def is_followed(addresses: tuple[str, ...]) -> bool:
 
 
 class Pool:
-    """The channels of one process or event loop, made when they are needed. Those to addresses that have gone are let go
-    once no call uses any."""
+    """The channels of one process or event loop, made when they are needed. Those to addresses that have gone, or with
+    certificates that were replaced, are let go once no call uses any."""
 
-    def __init__(self, make: Callable[[str], tuple[Any, Any]]) -> None:
+    def __init__(self, credentials: Credentials, make: Callable[..., tuple[Any, Any]]) -> None:
+        self._credentials = credentials
         self._make = make
         self._lock = threading.Lock()
-        self._open: dict[str, tuple[Any, Any]] = {}
+        self._open: dict[tuple[str, Any], tuple[Any, Any]] = {}
         self._calls = 0
 
     def begin(self) -> None:
@@ -85,17 +93,22 @@ class Pool:
             self._calls += 1
 
     def stub(self, address: str) -> Any:
+        place = address, self._credentials.stamp()
         with self._lock:
-            if address not in self._open:
-                self._open[address] = self._make(address)
-            return self._open[address][1]
+            if place not in self._open:
+                secure, of_credentials = self._credentials.channel()
+                self._open[place] = self._make(address, secure, [*options(address), *of_credentials])
+            return self._open[place][1]
 
     def end(self, current: tuple[str, ...]) -> list[Any]:
         """The channels that are to be closed."""
         with self._lock:
             self._calls -= 1
-            gone = [] if self._calls else [address for address in self._open if address not in current]
-            return [self._open.pop(address)[0] for address in gone]
+            if self._calls:
+                return []
+            stamp = self._credentials.stamp()
+            gone = [place for place in self._open if place[0] not in current or place[1] != stamp]
+            return [self._open.pop(place)[0] for place in gone]
 
     def clear(self) -> list[Any]:
         with self._lock:
@@ -117,9 +130,12 @@ def process() -> int:
     return os.getpid()
 
 
-def failure(error: Any) -> dict[str, Any]:
+def failure(error: Any, credentials: Credentials) -> dict[str, Any]:
     """What a failed call of either API says, as `Pipeline.failed` wants it."""
-    code: grpc.StatusCode = error.code()
+    code: str = error.code().name
     trailers = error.trailing_metadata() or ()
     pushback = next((value for key, value in trailers if key == PUSHBACK), None)
-    return {"code": code.name, "message": error.details() or "no reason was given", "pushback": pushback}
+    message = error.details() or "no reason was given"
+    meaning = handshake(message) if code == "UNAVAILABLE" else ""
+    return {"code": code, "message": (meaning or message) + credentials.advice(code, message), "pushback": pushback,
+            "is_distrusted": bool(meaning)}

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import grpc
 
-from rewarm import channels, plan
+from rewarm import access, channels, plan
 from rewarm.pipeline import Pipeline, Sending
-from rewarm.types import Options, Score, ServerInfo
+from rewarm.types import ClientOptions, Options, Score, ServerInfo
 from rewarm.v1 import reward_pb2 as proto
 from rewarm.v1 import reward_pb2_grpc as service
 
@@ -28,11 +28,15 @@ class Common:
     """What both clients are made of: addresses and options. Connections are made when they are needed, for each process
     its own, and are left behind by `pickle` and by `fork`."""
 
-    def __init__(self, addresses: str | Sequence[str], **options: Unpack[Options]) -> None:
-        self.addresses = channels.parse(addresses)
+    def __init__(self, addresses: str | Sequence[str], **options: Unpack[ClientOptions]) -> None:
+        self.addresses, scheme = channels.parse(addresses)
         self._places = channels.places(self.addresses)
         self._options = options
-        self._settings = plan.Settings(**options)
+        entry, defaults = access.split(options)
+        self._credentials = access.Credentials(entry, scheme)
+        self._settings = plan.Settings(**defaults)
+        if scheme:
+            self._options = {**options, "tls": scheme == "https"}
         self._turns = itertools.count()
         self._told: tuple[float, ServerInfo] | None = None
 
@@ -40,8 +44,7 @@ class Common:
         return _restore, (type(self), self.addresses, self._options)
 
     def __repr__(self) -> str:
-        options = "".join(f", {name}={value!r}" for name, value in self._options.items())
-        return f"{type(self).__name__}({', '.join(self.addresses)!r}{options})"
+        return f"{type(self).__name__}({', '.join(self.addresses)!r}{access.shown(self._options)})"
 
     def _pipeline(self, requests: Sequence[plan.Request], started: float, timeout: float) -> Pipeline:
         # the next request goes where this one's turn ends, so that small calls spread too
@@ -56,7 +59,7 @@ class Common:
         return self._told[1] if self._told is not None and now < self._told[0] else None
 
 
-def _restore(kind: type[Common], addresses: Sequence[str], options: Options) -> Common:
+def _restore(kind: type[Common], addresses: Sequence[str], options: ClientOptions) -> Common:
     return kind(addresses, **options)
 
 
@@ -64,10 +67,11 @@ class Client(Common):
     """Scores samples with the reward models of a rewarm server, or of several alike.
 
     `addresses` is `"host:50051"`, a list of such, a DNS name with many servers behind it, or the name of a deployment of
-    `rewarm.ray`, whose servers may come and go; calls take turns between them. `options` are the defaults of all calls. Safe to share between threads.
+    `rewarm.ray`, whose servers may come and go; calls take turns between them. `options` are the defaults of all calls, and
+    how to get in: a token, TLS. Safe to share between threads.
     """
 
-    def __init__(self, addresses: str | Sequence[str], **options: Unpack[Options]) -> None:
+    def __init__(self, addresses: str | Sequence[str], **options: Unpack[ClientOptions]) -> None:
         super().__init__(addresses, **options)
         self._pools: dict[int, channels.Pool] = {}
 
@@ -163,7 +167,8 @@ class Client(Common):
                 for sending in pipeline.due(time.monotonic()):
                     call = getattr(pool.stub(sending.address), method)
                     future = call.future(pipeline.requests[sending.index].message,
-                                         timeout=pipeline.deadline - time.monotonic())
+                                         timeout=pipeline.deadline - time.monotonic(),
+                                         metadata=self._credentials.metadata(sending.address))
                     flying[future] = sending
                     future.add_done_callback(done.put)
                 try:
@@ -174,7 +179,7 @@ class Client(Common):
                 if error is None:
                     pipeline.answered(sending, future.result())
                 else:
-                    pipeline.failed(sending, time.monotonic(), **channels.failure(error))
+                    pipeline.failed(sending, time.monotonic(), **channels.failure(error, self._credentials))
             return pipeline.responses
         finally:
             for future in flying:
@@ -184,9 +189,10 @@ class Client(Common):
 
     def _pool(self) -> channels.Pool:
         # of two threads that come first at once one wins
-        return self._pools.get(channels.process()) or self._pools.setdefault(channels.process(), channels.Pool(_connect))
+        return self._pools.get(channels.process()) or self._pools.setdefault(
+            channels.process(), channels.Pool(self._credentials, _connect))
 
 
-def _connect(address: str) -> tuple[grpc.Channel, Any]:
-    channel = grpc.insecure_channel(address, channels.options(address))
+def _connect(address: str, secure: grpc.ChannelCredentials | None, options: list[tuple[str, Any]]) -> tuple[grpc.Channel, Any]:
+    channel = grpc.secure_channel(address, secure, options) if secure else grpc.insecure_channel(address, options)
     return channel, service.RewardServiceStub(channel)  # type: ignore[no-untyped-call]

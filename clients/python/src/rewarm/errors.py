@@ -42,6 +42,10 @@ class FingerprintMismatch(RewarmError):
     """The reward model is not the pinned one, or changed within one call. Stop: rewards are no longer comparable."""
 
 
+class AccessDenied(RewarmError):
+    """The server does not let this client in, or its token may not do this; or its certificate is not one to trust."""
+
+
 class Overloaded(RewarmError):
     """The queue stayed full until the deadline, or would have."""
 

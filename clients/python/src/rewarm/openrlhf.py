@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rewarm.aio import AsyncClient
-from rewarm.types import Options
+from rewarm.types import ClientOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-def agent_executor(addresses: str | Sequence[str], **options: Unpack[Options]) -> type[Any]:
+def agent_executor(addresses: str | Sequence[str], **options: Unpack[ClientOptions]) -> type[Any]:
     """OpenRLHF's single turn, rewarded: prompt and response with their special tokens, as the policy saw and wrote them."""
     from openrlhf.utils.agent import SingleTurnAgentExecutor
 

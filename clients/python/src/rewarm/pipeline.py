@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rewarm.errors import (
+    AccessDenied,
     DeadlineExceeded,
     FingerprintMismatch,
     InvalidRequest,
@@ -42,6 +43,8 @@ _ERRORS: dict[str, type[RewarmError]] = {
     "RESOURCE_EXHAUSTED": Overloaded,
     "UNAVAILABLE": Unavailable,
     "DEADLINE_EXCEEDED": DeadlineExceeded,
+    "UNAUTHENTICATED": AccessDenied,
+    "PERMISSION_DENIED": AccessDenied,
 }
 
 _log = logging.getLogger("rewarm")
@@ -58,6 +61,8 @@ class Sending:
     #: By address: when it may be asked again, and how often it was not there.
     not_before: dict[str, float] = field(default_factory=dict)
     absences: dict[str, int] = field(default_factory=dict)
+    #: Addresses with which no handshake succeeds.
+    distrusted: set[str] = field(default_factory=set)
 
 
 class Pipeline:
@@ -128,10 +133,15 @@ class Pipeline:
         self._missing -= 1
         self.responses[sending.index] = response
 
-    def failed(self, sending: Sending, now: float, *, code: str, message: str, pushback: str | None) -> None:
+    def failed(self, sending: Sending, now: float, *, code: str, message: str, pushback: str | None,
+               is_distrusted: bool = False) -> None:
         """Notes when to try again. Raises if that would not help, or not in time."""
         self._flying -= 1
         here = sending.address
+        if is_distrusted:
+            sending.distrusted.add(here)
+            if sending.distrusted.issuperset(self._addresses):
+                raise AccessDenied(f"{here}: {message}", code=code, address=here, attempts=sending.attempts)
         delay = self._delay(sending, code, pushback)
         if delay is not None:
             sending.not_before[here] = now + delay

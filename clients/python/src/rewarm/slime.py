@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from rewarm import forms
 from rewarm.aio import AsyncClient
-from rewarm.types import Options
+from rewarm.types import ClientOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-def reward_func(addresses: str | Sequence[str], **options: Unpack[Options]) -> Callable[..., Awaitable[Any]]:
+def reward_func(addresses: str | Sequence[str], **options: Unpack[ClientOptions]) -> Callable[..., Awaitable[Any]]:
     """Takes a sample, or with `--group-rm` a list of them, and gives a reward, or a list.
 
     With `--apply-chat-template` a prompt is rendered already, and scored together with its response as it is. Otherwise it

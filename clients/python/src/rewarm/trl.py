@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 from rewarm import forms
 from rewarm.aio import AsyncClient
 from rewarm.client import Client
-from rewarm.types import Options, Score
+from rewarm.types import ClientOptions, Score
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
 def reward_func(addresses: str | Sequence[str], *, name: str = "rewarm", asynchronous: bool = False,
-                **options: Unpack[Options]) -> RewardFunc | AsyncRewardFunc:
+                **options: Unpack[ClientOptions]) -> RewardFunc | AsyncRewardFunc:
     """A reward function, to be passed in `reward_funcs`; `name` is its name in TRL's log.
 
     Conversations go through the reward model's chat template, strings are prompt and response. `asynchronous` lets it
@@ -30,7 +30,7 @@ def reward_func(addresses: str | Sequence[str], *, name: str = "rewarm", asynchr
 
 
 class _Named:
-    def __init__(self, addresses: str | Sequence[str], name: str, options: Options) -> None:
+    def __init__(self, addresses: str | Sequence[str], name: str, options: ClientOptions) -> None:
         self.__name__ = name  # where TRL looks for it
         self._arguments = (addresses, name, options)
 
@@ -47,7 +47,7 @@ class _Named:
 class RewardFunc(_Named):
     """What `reward_func` makes."""
 
-    def __init__(self, addresses: str | Sequence[str], name: str, options: Options) -> None:
+    def __init__(self, addresses: str | Sequence[str], name: str, options: ClientOptions) -> None:
         super().__init__(addresses, name, options)
         self._client = Client(addresses, **options)
 
@@ -60,7 +60,7 @@ class RewardFunc(_Named):
 class AsyncRewardFunc(_Named):
     """What `reward_func(asynchronous=True)` makes."""
 
-    def __init__(self, addresses: str | Sequence[str], name: str, options: Options) -> None:
+    def __init__(self, addresses: str | Sequence[str], name: str, options: ClientOptions) -> None:
         super().__init__(addresses, name, options)
         self._client = AsyncClient(addresses, **options)
 

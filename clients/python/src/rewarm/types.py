@@ -1,6 +1,7 @@
 """What comes back: plain frozen data, which pickles."""
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypedDict
@@ -9,6 +10,22 @@ from typing import Literal, TypedDict
 Priority = Literal["interactive", "normal", "background"]
 #: What to do with a sample that is longer than the model's limit: refuse it, or drop tokens on that side.
 Truncation = Literal["reject", "left", "right"]
+
+
+class Access(TypedDict, total=False):
+    """How a client gets in; what is absent is taken from the environment (`REWARM_TOKEN`, ..., see `rewarm.access`)."""
+
+    #: The bearer token, or a file that has it, which is read again when it changes.
+    token: str | None
+    token_file: str | os.PathLike[str] | None
+    #: Whether to speak TLS. Absent: where the address begins with https://, or one of the following is there.
+    tls: bool | None
+    #: Files in PEM: who signed the server's certificate (absent: the public roots), and the client's own, for mTLS.
+    ca: str | os.PathLike[str] | None
+    certificate: str | os.PathLike[str] | None
+    key: str | os.PathLike[str] | None
+    #: The name that the server's certificate has, where the address has another.
+    server_name: str | None
 
 
 class Options(TypedDict, total=False):
@@ -24,6 +41,10 @@ class Options(TypedDict, total=False):
     expected_fingerprint: str | None
     #: Seconds for the whole call, with all its requests, pauses and retries. 600 unless given.
     timeout: float
+
+
+class ClientOptions(Options, Access, total=False):
+    """What a client takes by keyword."""
 
 
 @dataclass(frozen=True)

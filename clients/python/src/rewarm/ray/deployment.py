@@ -29,7 +29,7 @@ from rewarm.errors import InvalidInput, RewarmError
 from rewarm.ray import follow
 from rewarm.ray.directory import Directory, Report
 from rewarm.ray.replica import Replica, ReplicaFailed, Spec
-from rewarm.types import Options
+from rewarm.types import ClientOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -163,7 +163,7 @@ class Deployment:
         self._call(self._directory.reports.remote())
         atexit.register(self.stop)
 
-    def client(self, **options: Unpack[Options]) -> Client:
+    def client(self, **options: Unpack[ClientOptions]) -> Client:
         """A client that follows the servers. It pickles, as `AsyncClient(deployment.address)` does."""
         return Client(self.address, **options)
 

@@ -1,0 +1,192 @@
+"""What a client shows a server, and asks of it: a bearer token, TLS, a certificate of its own.
+
+What was not given comes from the environment of the process that connects, and is not part of a pickle: `REWARM_TOKEN`,
+`REWARM_TOKEN_FILE`, `REWARM_CA`, `REWARM_CERTIFICATE`, `REWARM_KEY`, `REWARM_SERVER_NAME`. Files are read again when they
+change. A token appears in no `repr`, log or error of ours.
+"""
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import grpc
+
+from rewarm.errors import InvalidInput
+from rewarm.types import Access
+
+NAMES = tuple(get_type_hints(Access))
+#: What `repr` writes in place of a token.
+HIDDEN = "***"
+#: RFC 6750, which is what a header may hold.
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
+
+_log = logging.getLogger("rewarm")
+
+
+class Credentials:
+    """`Access`, checked, for servers whose addresses said `http://`, `https://` or nothing."""
+
+    def __init__(self, given: Access, scheme: str = "") -> None:
+        self._given = given
+        for name in set(NAMES) - {"tls"}:
+            value = given.get(name)
+            if not (value is None or isinstance(value, (str, os.PathLike))):
+                raise InvalidInput(f"{name} is a {type(value).__name__}, not a string")
+        if given.get("token") is not None and given.get("token_file") is not None:
+            raise InvalidInput("token and token_file are both given")
+        if given.get("token") is not None:
+            _checked(str(given["token"]), "token")
+        self._tls = given.get("tls")
+        if self._tls not in (None, True, False):
+            raise InvalidInput(f"tls is {self._tls!r}, not True or False")
+        if scheme:
+            if self._tls is not None and self._tls != (scheme == "https"):
+                raise InvalidInput(f"tls is {self._tls}, and an address begins with {scheme}://")
+            self._tls = scheme == "https"
+        parts = [name for name in ("ca", "certificate", "key", "server_name") if given.get(name) is not None]
+        if self._tls is False and parts:
+            raise InvalidInput(f"{parts[0]} is given, which is of TLS, and tls is False")
+        self._tls = True if parts else self._tls
+        self._read: tuple[Any, str] = None, ""
+        self._warned: set[str] = set()
+
+    @property
+    def is_secure(self) -> bool:
+        """Whether connections are TLS: as was said, else if the environment names certificates."""
+        return bool(os.environ.get("REWARM_CA") or os.environ.get("REWARM_CERTIFICATE")) if self._tls is None else self._tls
+
+    def metadata(self, address: str) -> tuple[tuple[str, str], ...]:
+        """What goes with each call."""
+        token = self.token()
+        if not token:
+            return ()
+        if not self.is_secure and address not in self._warned and not is_loopback(address):
+            self._warned.add(address)
+            _log.warning("the token goes to %s in plain text, for whoever is on the way to read: pass tls=True or ca=", address)
+        return (("authorization", f"Bearer {token}"),)
+
+    def token(self) -> str:
+        """Empty where there is none."""
+        if self._given.get("token") is not None:
+            return str(self._given["token"])
+        file, of = self._given.get("token_file"), "token_file"
+        if file is None:
+            if (token := os.environ.get("REWARM_TOKEN", "")):
+                return _checked(token.strip(), "REWARM_TOKEN")
+            file, of = os.environ.get("REWARM_TOKEN_FILE"), "REWARM_TOKEN_FILE"
+        if not file:
+            return ""
+        seen = _seen(file)
+        if seen is None or seen != self._read[0]:
+            try:
+                self._read = seen, _checked(Path(file).read_text(encoding="utf-8").strip(), f"{of} {os.fspath(file)}")
+            except (OSError, UnicodeDecodeError) as error:
+                if not self._read[1]:
+                    raise InvalidInput(f"{of} {os.fspath(file)} cannot be read: {_reason(error)}") from None
+                # it is being replaced: the old one may still do
+        return self._read[1]
+
+    def stamp(self) -> tuple[Any, ...]:
+        """Changes when connections have to be made anew: the files of certificates are others."""
+        return tuple((file, _seen(file)) for _, file in self._files()) if self.is_secure else ()
+
+    def channel(self) -> tuple[grpc.ChannelCredentials | None, list[tuple[str, Any]]]:
+        """For a new connection: its credentials, None for plain text, and its options."""
+        if not self.is_secure:
+            return None, []
+        found = {name: _bytes(file, name) for name, file in self._files()}
+        ca, certificate, key = (found.get(name) for name in ("ca", "certificate", "key"))
+        if (certificate is None) != (key is None):
+            missing, there = ("key", "certificate") if key is None else ("certificate", "key")
+            raise InvalidInput(f"there is a {there} and no {missing}: a client's certificate needs both")
+        name = self._given.get("server_name") or os.environ.get("REWARM_SERVER_NAME")
+        options = [("grpc.ssl_target_name_override", name), ("grpc.default_authority", name)] if name else []
+        return grpc.ssl_channel_credentials(ca, key, certificate), options
+
+    def advice(self, code: str, message: str) -> str:
+        """What to do about an answer, as far as it can be known."""
+        if code == "UNAUTHENTICATED" and not self.token():
+            return " (no token was sent: pass token= or token_file=, or set REWARM_TOKEN or REWARM_TOKEN_FILE)"
+        if code == "UNAVAILABLE" and "Socket closed" in message and not self.is_secure:
+            return " (if it speaks TLS: pass tls=True or ca=, or set REWARM_CA)"
+        return ""
+
+    def _files(self) -> list[tuple[str, str | os.PathLike[str]]]:
+        named = {"ca": self._given.get("ca"), "certificate": self._given.get("certificate"), "key": self._given.get("key")}
+        found = [(name, file or os.environ.get(f"REWARM_{name.upper()}")) for name, file in named.items()]
+        return [(name, file) for name, file in found if file]
+
+
+def split(options: Mapping[str, Any]) -> tuple[Access, dict[str, Any]]:
+    """What a client was given: how it gets in, and what its calls take."""
+    own = {name: value for name, value in options.items() if name in NAMES}
+    return own, {name: value for name, value in options.items() if name not in NAMES}  # type: ignore[return-value]
+
+
+def shown(options: Mapping[str, Any]) -> str:
+    """For `repr`."""
+    return "".join(f", {name}={HIDDEN if name == 'token' and value is not None else repr(value)}"
+                   for name, value in options.items())
+
+
+def is_loopback(address: str) -> bool:
+    """Whether what is sent there stays on this machine."""
+    if address.startswith("unix:"):
+        return True
+    return all(_is_own(part) for part in address.removeprefix("ipv4:").removeprefix("ipv6:").removeprefix("dns:").split(","))
+
+
+def _is_own(part: str) -> bool:
+    host = part.strip().rpartition(":")[0].strip("[]/")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def handshake(message: str) -> str:
+    """What is the matter with a handshake that failed, in our words; empty where trying again may help."""
+    return next((meaning for said, meaning in _HANDSHAKES.items() if said in message), "")
+
+
+#: gRPC says UNAVAILABLE for these too, but they do not go away.
+_HANDSHAKES = {
+    "CERTIFICATE_VERIFY_FAILED": "its certificate has expired, or is not signed by who is trusted (ca=, REWARM_CA)",
+    "Hostname Verification Check failed": "its certificate is for another name (server_name=, REWARM_SERVER_NAME)",
+    "WRONG_VERSION_NUMBER": "it does not speak TLS, or a proxy on the way does not",
+    "Failed to create security handshaker": "what ca=, certificate= or key= name is no certificate or key that can be used",
+}
+
+
+def _checked(token: str, what: str) -> str:
+    if not _TOKEN.fullmatch(token):
+        raise InvalidInput(f"{what} is empty, or has a character that no token has (letters, digits, and -._~+/)")
+    return token
+
+
+def _seen(file: str | os.PathLike[str]) -> Sequence[Any] | None:
+    """Which of its contents a file has; None where it is not there."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _bytes(file: str | os.PathLike[str], name: str) -> bytes:
+    try:
+        found = Path(file).read_bytes()
+    except OSError as error:
+        raise InvalidInput(f"{name} {os.fspath(file)} cannot be read: {_reason(error)}") from None
+    if b"-----BEGIN " not in found:
+        raise InvalidInput(f"{name} {os.fspath(file)} is not PEM: it has no line that begins with -----BEGIN")
+    return found
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else "it is not a text"
