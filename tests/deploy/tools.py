@@ -21,3 +21,7 @@ def run(*command: str, **options) -> str:
     done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120, **options)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}"
     return done.stdout
+
+
+# The program under test.
+REWARM = os.environ["REWARM"]
