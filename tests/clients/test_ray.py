@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -196,6 +197,18 @@ def test_replicas_that_are_killed_added_and_removed_under_load(cluster, expected
         samples = (load.calls + sum(load.of_tasks)) * len(RESPONSES)
         print(f"\n{load.calls} calls of threads and {load.of_tasks} of tasks: {samples} samples, none lost")
     wait_for(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"])
+
+
+def test_the_readmes_example(cluster, expected, tmp_path):
+    """As it stands there, in a process of its own, with a file of that name beside it."""
+    readme = (ROOT / "clients/python/README.md").read_text(encoding="utf-8")
+    [example] = [code for code in re.findall(r"```py\n(.*?)```", readme, re.S) if "rewarm.ray.deploy" in code]
+    (tmp_path / "rewarm.toml").write_text(f"[variants.warm]\nmode = 'warm'\nmembers = {json.dumps(MEMBERS)}\n", encoding="utf-8")
+    environment = {**os.environ, "RAY_ADDRESS": cluster.address}
+    done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    better, worse = json.loads(re.search(r"^\[.*\d\]$", done.stdout, re.M)[0])
+    assert better > worse and done.stdout.count("state='ready'") == 3, done.stdout
 
 
 def test_the_only_replica_is_killed_and_calls_wait_for_the_next(cluster, expected):

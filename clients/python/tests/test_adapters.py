@@ -3,12 +3,13 @@ import asyncio
 import importlib.util
 import inspect
 import pickle
+import re
 import sys
 import types
 
 import numpy as np
 import pytest
-from conftest import PROMPT, sentences
+from conftest import PROMPT, ROOT, sentences
 
 import rewarm
 import rewarm.openrlhf
@@ -223,9 +224,10 @@ class Engine:
             token_ids=[ord(letter) for letter in self.text], text=self.text, finish_reason="stop", logprobs=None)])
 
 
-def test_openrlhf(server, monkeypatch, tmp_path):
+@pytest.fixture
+def openrlhf(monkeypatch):
+    """The module, or as much of it as the adapter stands on: a single turn without a reward of its own."""
     if importlib.util.find_spec("openrlhf") is None:
-        # what the adapter stands on: a single turn without a reward of its own
         class SingleTurnAgentExecutor:
             async def execute(self, prompt, label, sampling_params, max_length, hf_tokenizer, llm_engine, images=None):
                 answer = (await llm_engine.generate([], sampling_params)).outputs[0]
@@ -237,6 +239,15 @@ def test_openrlhf(server, monkeypatch, tmp_path):
         for name in ["openrlhf", "openrlhf.utils"]:
             monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
         monkeypatch.setitem(sys.modules, "openrlhf.utils.agent", agent)
+
+
+def turn(agent, prompt, response):
+    """One turn of a rollout."""
+    params = types.SimpleNamespace(max_tokens=100, logprobs=None)
+    return asyncio.run(agent().execute(prompt, None, params, 200, Letters(), Engine(response)))
+
+
+def test_openrlhf(server, openrlhf, tmp_path):
     file = tmp_path / "my_agent.py"
     file.write_text("import rewarm.openrlhf\n"
                     f"AgentExecutor = rewarm.openrlhf.agent_executor({server.address!r}, variant='chat', timeout=30)\n")
@@ -244,12 +255,47 @@ def test_openrlhf(server, monkeypatch, tmp_path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
-    def execute(response):
-        params = types.SimpleNamespace(max_tokens=100, logprobs=None)
-        return asyncio.run(module.AgentExecutor().execute("hello ", None, params, 200, Letters(), Engine(response)))
-
-    output = execute("well")
+    output = turn(module.AgentExecutor, "hello ", "well")
     [expected] = rewarm.Client(server.address).score_texts(["hello well"], variant="chat")
     assert (output["reward"], output["scores"], output["extra_logs"]) == (expected, expected, {})
     with pytest.raises(rewarm.SamplesFailed):
-        execute("too long " * 5000)
+        turn(module.AgentExecutor, "hello ", "too long " * 5000)
+
+
+def documented(module, address):
+    """The names that the example of a module's documentation makes, with `...` for what it leaves to the reader."""
+    lines = [line[4:] for line in module.__doc__.splitlines() if line.startswith("    ")]
+    names = {"rewarm": rewarm, "GRPOTrainer": lambda *_, **given: given}
+    exec("\n".join(lines).replace("host:50051", address), names)
+    return names
+
+
+def test_what_the_documentation_shows(server, openrlhf):
+    with rewarm.Client(server.address, variant="warm") as client:
+        expected = client.score(PROMPT, RESPONSES)
+        rendered = client.score_texts([PROMPT + RESPONSES[0]])
+    reward = documented(rewarm.trl, server.address)["trainer"]["reward_funcs"]
+    assert reward(**as_trl_calls([PROMPT] * 6, RESPONSES)) == expected
+    reward = documented(rewarm.slime, server.address)["reward"]
+    assert asyncio.run(reward(Args(), [sample(PROMPT, response) for response in RESPONSES])) == expected
+    agent = documented(rewarm.openrlhf, server.address)["AgentExecutor"]
+    assert [turn(agent, PROMPT, RESPONSES[0])["reward"]] == rendered
+    # settings of verl, as its command line takes them
+    lines = [line.strip().lstrip("+") for line in rewarm.verl.__doc__.splitlines() if line.startswith("    ")]
+    settings = dict(line.removeprefix("reward.custom_reward_function.").split("=", 1) for line in lines)
+    function = getattr(importlib.import_module(settings.pop("path").removeprefix("pkg://")), settings.pop("name"))
+    options = {name.removeprefix("reward_kwargs."): value.replace("host:50051", server.address) for name, value in settings.items()}
+    assert set(options) == {"addresses", "variant"}
+    found = asyncio.run(function("a source", RESPONSES[0], None, {"prompt": PROMPT}, **options))
+    assert found == {"score": expected[0]}
+
+
+def test_what_the_readme_shows(server, openrlhf):
+    """Of the table of trainers: each makes what its trainer takes."""
+    table = (ROOT / "clients/python/README.md").read_text(encoding="utf-8").split("## In a trainer")[1].split("\n## ")[0]
+    shown = re.findall(r"(rewarm\.\w+\.\w+\(\"host:50051\".*?\))", table)
+    assert len(shown) == 3
+    for expression in shown:
+        assert callable(eval(expression.replace("host:50051", server.address), {"rewarm": rewarm})), expression
+    for module, name in re.findall(r"path=pkg://([\w.]+)`, `\.name=(\w+)", table):
+        assert inspect.iscoroutinefunction(getattr(importlib.import_module(module), name))
