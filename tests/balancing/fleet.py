@@ -1,0 +1,155 @@
+"""Three real servers, and callers that check every reward."""
+
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# Ten callers, which ask for four samples at a time, of sixty-four.
+CALLERS, SAMPLES, KINDS = 10, 4, 64
+TEXTS = [f"I found a wallet with {number} coins and gave it back." for number in range(KINDS)]
+
+CONFIG = f"""
+[server]
+drain_grace_seconds = 2.0
+drain_seconds = 10.0
+[server.connections]
+max_age_seconds = 1.0
+[variants.warm]
+mode = "warm"
+model = "{ROOT}/deploy/demo/member-0"
+"""
+
+
+def free_port() -> int:
+    """One that is free, and that no client is given as its own meanwhile: Linux takes those from 32768 on."""
+    while True:
+        port = random.randrange(20000, 32000)
+        with socket.socket() as listener:
+            try:
+                listener.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
+
+
+def wait(until: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < end, f"{what}: not within {seconds} s"
+        time.sleep(0.02)
+
+
+@dataclass
+class Server:
+    config: Path
+    grpc: int = field(default_factory=free_port)
+    http: int = field(default_factory=free_port)
+    metrics: int = field(default_factory=free_port)
+    process: subprocess.Popen | None = None
+
+    def start(self) -> None:
+        ports = {"--listen": self.grpc, "--http": self.http, "--metrics": self.metrics, "--admin": 0}
+        flags = [part for flag, port in ports.items() for part in (flag, f"127.0.0.1:{port}")]
+        # One thread each: the machine's cores are the callers' too.
+        self.process = subprocess.Popen([os.environ["REWARM"], "serve", "--config", self.config, *flags],
+                                        env=os.environ | {"RAYON_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def is_ready(self) -> bool:
+        assert self.process.poll() is None, f"a server ended with exit code {self.process.poll()}"
+        try:
+            return urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}/readyz", timeout=5).status == 200
+        except OSError:
+            return False
+
+    def scored(self) -> int:
+        text = urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}/metrics", timeout=5).read().decode()
+        return int(re.search(r'^rewarm_samples_total\{variant="warm",outcome="scored"\} (\d+)', text, re.M)[1])
+
+    def end(self, by: signal.Signals) -> int:
+        self.process.send_signal(by)
+        return self.process.wait(timeout=60)
+
+
+class Fleet:
+    def __init__(self, folder: Path) -> None:
+        config = folder / "rewarm.toml"
+        config.write_text(CONFIG)
+        self.servers = [Server(config) for _ in range(3)]
+        for server in self.servers:
+            server.start()
+        self.wait()
+        # What the rewards are, by one server alone.
+        body = {"samples": [{"formatted": text} for text in TEXTS]}
+        request = urllib.request.Request(f"http://127.0.0.1:{self.servers[0].http}/rewarm/v1/score", json.dumps(body).encode(),
+                                         {"content-type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            self.rewards = [result["score"]["reward"] for result in json.load(answer)["results"]]
+        assert len(set(self.rewards)) > KINDS / 2, "rewards must differ, or a mix-up would not be seen"
+
+    def wait(self) -> None:
+        for server in self.servers:
+            wait(server.is_ready, "a server is ready")
+
+    def ports(self, kind: str) -> list[int]:
+        return [getattr(server, kind) for server in self.servers]
+
+    def scored(self) -> list[int]:
+        return [server.scored() for server in self.servers]
+
+    def stop(self) -> None:
+        for server in self.servers:
+            if server.process.poll() is None:
+                server.process.kill()
+            server.process.wait(timeout=60)
+
+
+class Load:
+    """Callers that ask until they are told to stop. `ask(texts)` gives a reward for each, or raises."""
+
+    def __init__(self, fleet: Fleet, caller: Callable[[], Callable[[list[str]], list[float]]]) -> None:
+        self.fleet, self.caller = fleet, caller
+        self.answered, self.wrong, self.failed = 0, [], []
+        self.is_over = threading.Event()
+        self.lock = threading.Lock()
+        self.threads = [threading.Thread(target=self.run, args=(seed,)) for seed in range(CALLERS)]
+
+    def run(self, seed: int) -> None:
+        chance, ask = random.Random(seed), self.caller()
+        while not self.is_over.is_set():
+            chosen = [chance.randrange(KINDS) for _ in range(SAMPLES)]
+            try:
+                rewards = ask([TEXTS[kind] for kind in chosen])
+            except Exception as error:  # noqa: BLE001: whatever a client would have seen
+                with self.lock:
+                    self.failed.append(repr(error)[:300])
+                continue
+            with self.lock:
+                self.answered += 1
+                if [*map(float, rewards)] != [self.fleet.rewards[kind] for kind in chosen]:
+                    self.wrong.append((chosen, rewards))
+
+    def __enter__(self) -> "Load":
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def more(self, requests: int) -> None:
+        """Until so many more have been answered."""
+        goal = self.answered + requests
+        wait(lambda: self.answered >= goal or len(self.failed) > 50, f"{requests} more answers")
+
+    def __exit__(self, *_: object) -> None:
+        self.is_over.set()
+        for thread in self.threads:
+            thread.join(timeout=60)
