@@ -60,6 +60,9 @@ COPY --from=build /build/target/release/rewarm /usr/local/bin/rewarm
 # too: `-v cache:/cache -e REWARM_CACHE_DIR=/cache`; else they are compiled at each start, which takes seconds.
 USER 10001:10001
 
+# Its default, the container's own loopback, is out of reach from outside.
+ENV REWARM_METRICS=0.0.0.0:9090
+
 # gRPC; metrics, healthz and readyz. The admin port (50052) listens on the container's own loopback only.
 EXPOSE 50051 9090
 

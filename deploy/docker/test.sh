@@ -190,7 +190,10 @@ is_up() { query 'up{job="rewarm"}' | grep -q '"value":\[[0-9.]*,"1"\]'; }
 has_series() { query 'count({__name__=~"rewarm_.+"}) > 0' | grep -q '"value":\[[0-9.]*,"[1-9][0-9]*"\]'; }
 wait_for 60 "the target is up" is_up
 wait_for 30 "Prometheus has rewarm_ series" has_series
-say "up; series: $(query 'count({__name__=~"rewarm_.+"})' | sed 's/.*,"\([0-9]*\)"\].*/\1/')"
+query 'count(ALERTS{alertstate="firing"})' | grep -q '"result":\[\]' || fail "an alert fires: $(query 'ALERTS{alertstate="firing"}')"
+get "http://$(published "$prometheus" 9090)/api/v1/rules" | grep -q RewarmServerDown || fail "Prometheus has not read the rules"
+get "http://$(published "$prometheus" 9090)/user/" | grep -q dashboard.js || fail "Prometheus does not serve the dashboard"
+say "up; rules and dashboard are there; series: $(query 'count({__name__=~"rewarm_.+"})' | sed 's/.*,"\([0-9]*\)"\].*/\1/')"
 
 step "compose stop, compose down"
 started=$SECONDS
