@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,6 +53,9 @@ def wait(until: Callable[[], bool], what: str, seconds: float = 60) -> None:
 @dataclass
 class Server:
     config: Path
+    host: str = "127.0.0.1"
+    inside: tuple[str, ...] = ()
+    """What begins its command line: where it is in a network of its own."""
     grpc: int = field(default_factory=free_port)
     http: int = field(default_factory=free_port)
     metrics: int = field(default_factory=free_port)
@@ -60,20 +63,20 @@ class Server:
 
     def start(self) -> None:
         ports = {"--listen": self.grpc, "--http": self.http, "--metrics": self.metrics, "--admin": 0}
-        flags = [part for flag, port in ports.items() for part in (flag, f"127.0.0.1:{port}")]
+        flags = [part for flag, port in ports.items() for part in (flag, f"{self.host}:{port}")]
         # One thread each: the machine's cores are the callers' too.
-        self.process = subprocess.Popen([os.environ["REWARM"], "serve", "--config", self.config, *flags],
+        self.process = subprocess.Popen([*self.inside, os.environ["REWARM"], "serve", "--config", self.config, *flags],
                                         env=os.environ | {"RAYON_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def is_ready(self) -> bool:
         assert self.process.poll() is None, f"a server ended with exit code {self.process.poll()}"
         try:
-            return urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}/readyz", timeout=5).status == 200
+            return urllib.request.urlopen(f"http://{self.host}:{self.metrics}/readyz", timeout=5).status == 200
         except OSError:
             return False
 
     def scored(self) -> int:
-        text = urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}/metrics", timeout=5).read().decode()
+        text = urllib.request.urlopen(f"http://{self.host}:{self.metrics}/metrics", timeout=5).read().decode()
         return int(re.search(r'^rewarm_samples_total\{variant="warm",outcome="scored"\} (\d+)', text, re.M)[1])
 
     def end(self, by: signal.Signals) -> int:
@@ -82,16 +85,16 @@ class Server:
 
 
 class Fleet:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, places: Sequence[tuple[str, tuple[str, ...]]] = [("127.0.0.1", ())] * 3) -> None:
         config = folder / "rewarm.toml"
         config.write_text(CONFIG)
-        self.servers = [Server(config) for _ in range(3)]
+        self.servers = [Server(config, host, inside) for host, inside in places]
         for server in self.servers:
             server.start()
         self.wait()
         # What the rewards are, by one server alone.
         body = {"samples": [{"formatted": text} for text in TEXTS]}
-        request = urllib.request.Request(f"http://127.0.0.1:{self.servers[0].http}/rewarm/v1/score", json.dumps(body).encode(),
+        request = urllib.request.Request(f"http://{self.servers[0].host}:{self.servers[0].http}/rewarm/v1/score", json.dumps(body).encode(),
                                          {"content-type": "application/json"})
         with urllib.request.urlopen(request, timeout=60) as answer:
             self.rewards = [result["score"]["reward"] for result in json.load(answer)["results"]]
@@ -101,8 +104,8 @@ class Fleet:
         for server in self.servers:
             wait(server.is_ready, "a server is ready")
 
-    def ports(self, kind: str) -> list[int]:
-        return [getattr(server, kind) for server in self.servers]
+    def addresses(self) -> list[str]:
+        return [f"{server.host}:{server.grpc}" for server in self.servers]
 
     def scored(self) -> list[int]:
         return [server.scored() for server in self.servers]

@@ -6,6 +6,7 @@ gave, bit for bit.
 
 import http.client
 import json
+import os
 import signal
 
 import grpc
@@ -23,7 +24,7 @@ POLICY = json.dumps({
 })
 
 
-def over_grpc(target: str, policy: str | None = POLICY):
+def over_grpc(target: str, policy: str | None = POLICY, timeout: float = 30):
     """Callers of plain gRPC that share one channel."""
     options = [("grpc.service_config", policy), ("grpc.enable_retries", 1)] if policy else []
     # A list of addresses becomes the `:authority`, in which commas are a PROTOCOL_ERROR to any server on Rust's h2. A DNS name has none.
@@ -32,7 +33,7 @@ def over_grpc(target: str, policy: str | None = POLICY):
 
     def ask(texts):
         request = proto.ScoreRequest(samples=[proto.Sample(id=str(index), formatted=text) for index, text in enumerate(texts)])
-        answer = stub.Score(request, timeout=30, wait_for_ready=True)
+        answer = stub.Score(request, timeout=timeout, wait_for_ready=True)
         assert [result.id for result in answer.results] == [str(index) for index in range(len(texts))], "each once, in order"
         return [result.score.reward for result in answer.results]
 
@@ -91,11 +92,11 @@ def story(fleet: Fleet, caller) -> None:
 
 
 def test_a_plain_client_that_balances(fleet):
-    story(fleet, over_grpc("ipv4:" + ",".join(f"127.0.0.1:{port}" for port in fleet.ports("grpc"))))
+    story(fleet, over_grpc("ipv4:" + ",".join(fleet.addresses())))
 
 
 def test_our_python_client(fleet):
-    with rewarm.Client([f"127.0.0.1:{port}" for port in fleet.ports("grpc")], timeout=30) as client:
+    with rewarm.Client(fleet.addresses(), timeout=30) as client:
         story(fleet, lambda: client.score_texts)
 
 
@@ -120,3 +121,20 @@ def test_where_no_server_is_left_a_proxy_says_unavailable(fleet, way, request):
     with pytest.raises(grpc.RpcError) as error:
         ask(["I found a wallet."])
     assert error.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.skipif("REWARM_CABLES" not in os.environ, reason="30 s, by hand, as root: REWARM_CABLES=1")
+@pytest.mark.parametrize("way", ["client", "envoy"])
+def test_a_machine_that_falls_silent_costs_seconds(apart, way, request):
+    """Its cable is pulled: nothing says so, as a killed process does. What was on its way there is asked elsewhere."""
+    fleet, pull = apart
+    if way == "client":
+        client = rewarm.Client(fleet.addresses(), timeout=60)
+        load = Load(fleet, lambda: client.score_texts)
+    else:
+        load = Load(fleet, over_grpc(f"127.0.0.1:{request.getfixturevalue('envoy')}", policy=None, timeout=60))
+    with load:
+        load.more(100)
+        pull(2)
+        load.more(100)
+    assert (load.failed, load.wrong) == ([], [])
