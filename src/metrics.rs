@@ -82,6 +82,14 @@ const RELOADS: &str = "rewarm_reloads_total";
 const READY: &str = "rewarm_ready";
 const CONNECTIONS: &str = "rewarm_connections";
 const CONNECTIONS_CLOSED: &str = "rewarm_connections_closed_total";
+const CERTIFICATE_EXPIRES: &str = "rewarm_certificate_expires_timestamp_seconds";
+const RENEWALS: &str = "rewarm_renewals_total";
+const CALLS_REFUSED: &str = "rewarm_authentication_failures_total";
+const TOKEN_REQUESTS: &str = "rewarm_token_requests_total";
+const TOKEN_SAMPLES: &str = "rewarm_token_samples_total";
+const TOKEN_REQUESTS_IN_FLIGHT: &str = "rewarm_token_requests_in_flight";
+const TOKEN_TOKENS_IN_FLIGHT: &str = "rewarm_token_tokens_in_flight";
+const ADMIN_ACTIONS: &str = "rewarm_admin_actions_total";
 const BUILD_INFO: &str = "rewarm_build_info";
 /// Without our prefix: dashboards and `resets()` habits know it by this name.
 const PROCESS_START_TIME: &str = "process_start_time_seconds";
@@ -165,6 +173,15 @@ const METRICS: &[Metric] = &[
     metric(CONNECTIONS, Kind::Gauge, Unit::Count, "Connections that are open."),
     metric(CONNECTIONS_CLOSED, Kind::Counter, Unit::Count,
         "Connections that ended or were refused, by reason; peer: by whoever connected, or in good order."),
+    metric(CERTIFICATE_EXPIRES, Kind::Gauge, Unit::Seconds,
+        "Until when the server's certificate holds, in seconds since 1970."),
+    metric(RENEWALS, Kind::Counter, Unit::Count, "Certificates or tokens that were read again since their files had changed."),
+    metric(CALLS_REFUSED, Kind::Counter, Unit::Count, "Calls that were not let in, by what was wrong with their credentials."),
+    metric(TOKEN_REQUESTS, Kind::Counter, Unit::Count, "Requests for rewards by the name of their token and gRPC status."),
+    metric(TOKEN_SAMPLES, Kind::Counter, Unit::Count, "Samples in requests that were answered, by the name of their token."),
+    metric(TOKEN_REQUESTS_IN_FLIGHT, Kind::Gauge, Unit::Count, "Requests of a token that are in the server."),
+    metric(TOKEN_TOKENS_IN_FLIGHT, Kind::Gauge, Unit::Count, "Tokens of text of a token's requests that are in the server."),
+    metric(ADMIN_ACTIONS, Kind::Counter, Unit::Count, "What operators asked for, by result."),
     metric(BUILD_INFO, Kind::Gauge, Unit::Count, "Always 1; the version is a label."),
     metric(PROCESS_START_TIME, Kind::Gauge, Unit::Seconds, "When the process started, in seconds since 1970."),
 ];
@@ -297,6 +314,8 @@ label! {
         Loading = "loading",
         /// The server stops.
         Draining = "draining",
+        /// Its token has as much in flight as it may.
+        TokenLimit = "token_limit",
         /// A card failed, and the process ends.
         DeviceLost = "device_lost",
     }
@@ -331,6 +350,10 @@ label! {
         OtherProtocol = "other_protocol",
         /// It began with TLS, which the port does not speak.
         Tls = "tls",
+        /// It began without TLS, which the port asks for.
+        WithoutTls = "without_tls",
+        /// Its handshake of TLS failed.
+        Handshake = "tls_handshake",
         /// It broke the rules of the protocol.
         ProtocolError = "protocol_error",
         /// It had not made a call yet when the port was full, and another came.
@@ -359,6 +382,40 @@ label! {
         Compute = "compute",
         /// Calibrating and reducing the members' rewards of these batches.
         Reduce = "reduce",
+    }
+}
+
+label! {
+    /// Why a call was not let in.
+    Refused {
+        /// It has no token, or no client certificate.
+        Missing = "missing",
+        /// Its token is not one of the server's.
+        Unknown = "unknown",
+        /// Its token lacks the permission.
+        Forbidden = "forbidden",
+    }
+}
+
+label! {
+    /// What is read again when its files change.
+    Renewed {
+        /// Certificate, key, and who signs client certificates.
+        Tls = "tls",
+        /// The tokens.
+        Tokens = "tokens",
+    }
+}
+
+label! {
+    /// What an operator may ask for.
+    Action {
+        /// Other models.
+        Reload = "reload",
+        /// Other weights.
+        SetRouting = "set_routing",
+        /// An orderly stop.
+        Drain = "drain",
     }
 }
 
@@ -450,7 +507,20 @@ fn register_process() {
     for result in Reload::ALL {
         counter!(RELOADS, "result" => result.as_str()).increment(0);
     }
+    for action in Action::ALL {
+        for result in Reload::ALL {
+            counter!(ADMIN_ACTIONS, "action" => action.as_str(), "result" => result.as_str()).increment(0);
+        }
+    }
+    for what in Renewed::ALL {
+        for result in Reload::ALL {
+            counter!(RENEWALS, "what" => what.as_str(), "result" => result.as_str()).increment(0);
+        }
+    }
     for port in Port::ALL {
+        for reason in Refused::ALL {
+            counter!(CALLS_REFUSED, "port" => port.as_str(), "reason" => reason.as_str()).increment(0);
+        }
         connections(*port).set(0.0);
         for reason in Closed::ALL {
             connections_closed(*port, *reason).increment(0);
@@ -665,6 +735,52 @@ fn connections(port: Port) -> Gauge {
 
 fn connections_closed(port: Port, reason: Closed) -> Counter {
     counter!(CONNECTIONS_CLOSED, "port" => port.as_str(), "reason" => reason.as_str())
+}
+
+/// The server's certificate holds until so long after 1970.
+pub fn certificate_expires(end: Duration) {
+    gauge!(CERTIFICATE_EXPIRES).set(end.as_secs_f64());
+}
+
+/// Files had changed and were read again, and can be used or not.
+pub fn renewed(what: Renewed, is_good: bool) {
+    counter!(RENEWALS, "what" => what.as_str(), "result" => result(is_good)).increment(1);
+}
+
+/// A call was not let in.
+pub fn call_refused(port: Port, reason: Refused) {
+    counter!(CALLS_REFUSED, "port" => port.as_str(), "reason" => reason.as_str()).increment(1);
+}
+
+/// Shows the series of a token at zero; `name` is from a file with few names.
+pub fn register_token(name: &str) {
+    for code in CODES {
+        counter!(TOKEN_REQUESTS, "token" => name.to_owned(), "code" => code).increment(0);
+    }
+    counter!(TOKEN_SAMPLES, "token" => name.to_owned()).increment(0);
+    gauge!(TOKEN_REQUESTS_IN_FLIGHT, "token" => name.to_owned()).increment(0.0);
+    gauge!(TOKEN_TOKENS_IN_FLIGHT, "token" => name.to_owned()).increment(0.0);
+}
+
+/// A request of a token ended, with the gRPC status `code`, and rewards for so many samples.
+pub fn token_request_finished(name: &str, code: i32, samples: usize) {
+    counter!(TOKEN_REQUESTS, "token" => name.to_owned(), "code" => code_name(code)).increment(1);
+    counter!(TOKEN_SAMPLES, "token" => name.to_owned()).increment(samples as u64);
+}
+
+/// What a token's requests hold now.
+pub fn token_holds(name: &str, requests: usize, tokens: usize) {
+    gauge!(TOKEN_REQUESTS_IN_FLIGHT, "token" => name.to_owned()).set(requests as f64);
+    gauge!(TOKEN_TOKENS_IN_FLIGHT, "token" => name.to_owned()).set(tokens as f64);
+}
+
+/// An operator asked for something, and it was done or not.
+pub fn admin_acted(action: Action, is_done: bool) {
+    counter!(ADMIN_ACTIONS, "action" => action.as_str(), "result" => result(is_done)).increment(1);
+}
+
+fn result(is_good: bool) -> &'static str {
+    if is_good { Reload::Succeeded.as_str() } else { Reload::Failed.as_str() }
 }
 
 /// A reload ended.

@@ -126,9 +126,21 @@ struct ServeArgs {
     /// Where the admin service (reload, routing, drain) listens [default: 127.0.0.1:50052].
     #[arg(long, value_name = "ADDRESS", env = "REWARM_ADMIN")]
     admin: Option<SocketAddr>,
-    /// Where /metrics, /healthz and /readyz are [default: 0.0.0.0:9090].
+    /// Where /metrics, /healthz and /readyz are [default: 127.0.0.1:9090].
     #[arg(long, value_name = "ADDRESS", env = "REWARM_METRICS")]
     metrics: Option<SocketAddr>,
+    /// The server's certificate and those between it and a root, in PEM: its ports speak TLS then.
+    #[arg(long, value_name = "FILE", env = "REWARM_TLS_CERTIFICATE")]
+    tls_certificate: Option<PathBuf>,
+    /// The certificate's private key, in PEM.
+    #[arg(long, value_name = "FILE", env = "REWARM_TLS_KEY")]
+    tls_key: Option<PathBuf>,
+    /// Who signs client certificates, in PEM: every call but health needs one then.
+    #[arg(long, value_name = "FILE", env = "REWARM_TLS_CLIENT_CA")]
+    tls_client_ca: Option<PathBuf>,
+    /// The tokens that callers need, a TOML file: see below.
+    #[arg(long, value_name = "FILE", env = "REWARM_TOKENS")]
+    tokens: Option<PathBuf>,
     /// Writes where it listens to this file, as JSON and all at once, with an id of this start: for port 0.
     #[arg(long, value_name = "FILE", env = "REWARM_ADDRESSES")]
     addresses: Option<PathBuf>,
@@ -153,7 +165,8 @@ The configuration, with its defaults (unknown keys are errors; paths are relativ
   listen  = \"0.0.0.0:50051\"
   http    = \"0.0.0.0:8080\"            # not there unless it is set
   admin   = \"127.0.0.1:50052\"
-  metrics = \"0.0.0.0:9090\"
+  metrics = \"127.0.0.1:9090\"
+  tokens  = \"tokens.toml\"            # every call but health needs one of them: see below
   max_message_bytes = 33554432        # a larger request is refused
   message_seconds = 60                # for a message to arrive, from its first byte to its last
   max_in_flight_bytes = 536870912     # of all requests together, from first byte to answer; more are refused
@@ -172,6 +185,12 @@ The configuration, with its defaults (unknown keys are errors; paths are relativ
   [server.connections]
   max_age_seconds = 0                 # an older one (a tenth more or less) is ended when its calls are answered, so
                                       # that callers find servers that came later; 0: never
+
+  [server.tls]                        # none unless certificate and key are given
+  certificate = \"tls.crt\"             # PEM, as the others; all are read again when they change
+  key = \"tls.key\"
+  client_ca = \"ca.crt\"                # every call but health needs a certificate that it signed
+  plain = [\"metrics\"]                 # ports that stay without TLS: listen, http, admin, metrics
 
   [batching]
   max_batch_tokens = 16384            # a batch takes samples up to this many tokens
@@ -207,6 +226,19 @@ The configuration, with its defaults (unknown keys are errors; paths are relativ
 
 A flag wins over its variable, a variable over the file.
 
+The file of tokens, which is read again when it changes (at most 32 names; they are labels of metrics):
+
+  [tokens.NAME]
+  sha256 = \"<64 hexadecimal digits>\"  # of the token (sha256sum); or token = \"...\" itself;
+                                      # a list while one takes the other's place
+  allow = [\"score\"]                   # of score, metrics, admin
+  max_requests = 64                   # in flight together; more are refused, with when to try again
+  max_tokens = 262144                 # of their texts, in flight together
+  max_priority = \"interactive\"        # requests that ask for more are treated like this; it and the
+                                      # limits may be absent: there are none then
+
+A caller sends `authorization: Bearer TOKEN`, or the token in the URL, http://TOKEN@host.
+
 Models of the hub are kept in the cache that Python's libraries use, and HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_ENDPOINT and
 HF_HUB_OFFLINE mean what they mean there. A reload asks again which commit a branch is.";
 
@@ -222,7 +254,7 @@ struct ScoreArgs {
     #[command(flatten)]
     by: ScoreBy,
     #[command(flatten)]
-    answers: AnswerArgs,
+    ask: AskArgs,
     /// How members become one reward.
     #[arg(long, conflicts_with_all = ["model", "server"])]
     mode: Option<Mode>,
@@ -275,17 +307,52 @@ struct ScoreBy {
     server: Option<String>,
 }
 
-/// How patient a command is with a server.
+/// How a command asks a server.
 #[derive(Debug, Args)]
-struct AnswerArgs {
+struct AskArgs {
     /// Gives up on a server that accepts a connection and then says nothing for so long.
     #[arg(long, value_name = "SECONDS", default_value_t = client::TIMEOUT.as_secs() as u32, value_parser = clap::value_parser!(u32).range(1..=3600))]
     timeout: u32,
+    /// A file with the token that the server asks for; or the token itself in REWARM_TOKEN.
+    #[arg(long, value_name = "FILE", env = "REWARM_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
+    /// Who signs the server's certificate, in PEM, for a URL with https:// [default: the public roots].
+    #[arg(long, value_name = "FILE", env = "REWARM_CA")]
+    ca: Option<PathBuf>,
+    /// A client certificate, in PEM.
+    #[arg(long, value_name = "FILE", env = "REWARM_CERTIFICATE")]
+    certificate: Option<PathBuf>,
+    /// Its private key, in PEM.
+    #[arg(long, value_name = "FILE", env = "REWARM_KEY")]
+    key: Option<PathBuf>,
+    /// Whose the server's certificate shall be [default: the URL's host].
+    #[arg(long, value_name = "NAME", env = "REWARM_SERVER_NAME")]
+    server_name: Option<String>,
 }
 
-impl AnswerArgs {
+/// A secret, which other users of the machine would see among the arguments of a process.
+const TOKEN_VARIABLE: &str = "REWARM_TOKEN";
+
+impl AskArgs {
     fn timeout(&self) -> Duration {
         Duration::from_secs(self.timeout.into())
+    }
+
+    fn server(&self, url: &str) -> anyhow::Result<client::Server> {
+        let Self { timeout: _, token_file, ca, certificate, key, server_name } = self;
+        let token = match std::env::var(TOKEN_VARIABLE) {
+            Ok(token) if !token.is_empty() => Some(token.into()),
+            _ => None,
+        };
+        let files = client::CredentialFiles {
+            token,
+            token_file: token_file.clone(),
+            ca: ca.clone(),
+            certificate: certificate.clone(),
+            key: key.clone(),
+            server_name: server_name.clone(),
+        };
+        Ok(client::Server { url: url.to_owned(), timeout: self.timeout(), credentials: files.read()? })
     }
 }
 
@@ -302,7 +369,7 @@ enum TruncationArg {
 /// Asks a server whether it serves: exit code 0, or 1 with the reason.
 #[derive(Debug, Args)]
 struct HealthArgs {
-    /// The server [default: the port of --listen on this machine].
+    /// The server [default: the port of --listen on this machine, with TLS or without, whatever its certificate says].
     #[arg(long, value_name = "URL")]
     server: Option<String>,
     /// The server's own --listen, for a check beside it.
@@ -312,7 +379,7 @@ struct HealthArgs {
     #[arg(long, value_name = "NAME")]
     variant: Option<String>,
     #[command(flatten)]
-    answers: AnswerArgs,
+    ask: AskArgs,
 }
 
 impl Cli {
@@ -328,7 +395,11 @@ impl Cli {
             Command::Evaluate(args) => evaluate::run(args),
             Command::Trial => trial::run(),
             Command::Health(args) => {
-                client::check_health(&args.server_url(), args.variant.as_deref(), args.answers.timeout())
+                let (variant, ask) = (args.variant.as_deref(), &args.ask);
+                match &args.server {
+                    Some(url) => client::check_health(&ask.server(url)?, variant),
+                    None => client::check_health_here(args.address(), variant, ask.timeout()),
+                }
             }
         }
     }
@@ -344,6 +415,10 @@ impl ServeArgs {
                 (Port::Admin, self.admin),
                 (Port::Metrics, self.metrics),
             ]),
+            tls_certificate: self.tls_certificate.clone(),
+            tls_key: self.tls_key.clone(),
+            tls_client_ca: self.tls_client_ca.clone(),
+            tokens: self.tokens.clone(),
             device: self.device.clone(),
             log_format: self.log_format,
             log_level: self.log_level.clone(),
@@ -352,12 +427,13 @@ impl ServeArgs {
 }
 
 impl HealthArgs {
-    fn server_url(&self) -> String {
+    /// Of the server on this machine.
+    fn address(&self) -> SocketAddr {
         let mut address = self.listen;
         if address.ip().is_unspecified() {
             address.set_ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
         }
-        self.server.clone().unwrap_or_else(|| format!("http://{address}"))
+        address
     }
 }
 
@@ -424,11 +500,10 @@ mod tests {
     #[test]
     fn a_health_check_beside_a_server_that_listens_everywhere_asks_this_machine() {
         let parse = |line: &str| match Cli::try_parse_from(line.split(' ')).unwrap().command {
-            Command::Health(args) => args.server_url(),
+            Command::Health(args) => args.address().to_string(),
             other => panic!("{other:?}"),
         };
-        assert_eq!(parse("rewarm health --listen 0.0.0.0:7"), "http://127.0.0.1:7");
-        assert_eq!(parse("rewarm health --listen 10.0.0.1:7"), "http://10.0.0.1:7");
-        assert_eq!(parse("rewarm health --server http://a:1 --listen 10.0.0.1:7"), "http://a:1");
+        assert_eq!(parse("rewarm health --listen 0.0.0.0:7"), "127.0.0.1:7");
+        assert_eq!(parse("rewarm health --listen 10.0.0.1:7"), "10.0.0.1:7");
     }
 }

@@ -52,7 +52,7 @@ fn backend(args: ScoreArgs) -> anyhow::Result<Box<dyn Backend>> {
     let truncation = args.truncation.into();
     if let Some(server) = &args.by.server {
         let variant = args.variant.unwrap_or_default();
-        return Ok(Box::new(Client::connect(server, variant, truncation, args.answers.timeout())?));
+        return Ok(Box::new(Client::connect(&args.ask.server(server)?, variant, truncation)?));
     }
     let mode = args.mode.unwrap_or(Mode::Warm);
     let options = VariantOptions {

@@ -58,14 +58,18 @@ pub(super) fn run(args: &ServeArgs) -> anyhow::Result<()> {
 
 /// Every setting that counts, as the manual calls it, wherever it is from; there are no secrets among them.
 fn tell(config: &ServeConfig) {
-    let service::Config { limits, engine, connections, drain_grace, drain_limit, models, .. } =
-        &config.service;
+    let service::Config {
+        tls, tokens, limits, engine, connections, drain_grace, drain_limit, models, ..
+    } = &config.service;
     let told = |port| config.service.ports.get(port).map(tracing::field::display);
     tracing::info!(
         listen = told(Port::Reward),
         http = told(Port::Http),
         admin = told(Port::Admin),
         metrics = told(Port::Metrics),
+        tls_certificate = tls.as_ref().map(|tls| tls.certificate.display().to_string()),
+        tls_client_ca = tls.as_ref().and_then(|tls| Some(tls.client_ca.as_ref()?.display().to_string())),
+        tokens = tokens.as_ref().map(|path| path.display().to_string()),
         max_message_bytes = limits.max_message_bytes,
         message_seconds = limits.message_time.as_secs_f64(),
         max_in_flight_bytes = limits.max_in_flight_bytes,
@@ -120,6 +124,9 @@ fn check(config: &ServeConfig) -> anyhow::Result<()> {
         })
         .collect();
     let mut answer = format!("the configuration is valid: it serves {}", served.join(", "));
+    for warning in config.service.check_access()? {
+        answer += &format!("\nwarning: {warning}");
+    }
     let mut told = HashSet::new(); // mostly one for all
     for (variant, Checked { resolved, .. }) in variants.iter().zip(&checked) {
         if told.insert(&variant.device) {

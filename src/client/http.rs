@@ -5,30 +5,68 @@ use std::sync::Arc;
 use anyhow::Context;
 use anyhow::bail;
 use anyhow::ensure;
+use http::Uri;
+use rustls::pki_types::ServerName;
 use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_util::either::Either;
+
+use crate::client::Server;
 
 /// A caller of one server.
 pub(super) struct Http {
     /// Host and port.
     authority: Arc<str>,
+    /// With TLS: whose certificate the server has to show.
+    tls: Option<(TlsConnector, ServerName<'static>)>,
+    /// A header line, or empty.
+    authorization: Arc<str>,
     /// Whether a connection is used again.
     is_kept: bool,
-    connection: Option<TcpStream>,
+    connection: Option<Stream>,
 }
+
+type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 
 /// Connections are not shared.
 impl Clone for Http {
     fn clone(&self) -> Self {
-        Self { authority: self.authority.clone(), is_kept: self.is_kept, connection: None }
+        let Self { authority, tls, authorization, is_kept, connection: _ } = self;
+        Self {
+            authority: authority.clone(),
+            tls: tls.clone(),
+            authorization: authorization.clone(),
+            is_kept: *is_kept,
+            connection: None,
+        }
     }
 }
 
 impl Http {
-    pub(super) fn new(url: &str, is_kept: bool) -> anyhow::Result<Self> {
-        let Some(authority) = url.strip_prefix("http://") else { bail!("{url} does not begin with http://") };
-        Ok(Self { authority: authority.trim_end_matches('/').into(), is_kept, connection: None })
+    pub(super) fn new(server: &Server, is_kept: bool) -> anyhow::Result<Self> {
+        let Server { url, credentials, .. } = server;
+        let uri: Uri = url.parse().with_context(|| format!("`{url}` is not a URL"))?;
+        let (scheme, host) = (uri.scheme_str(), uri.host().unwrap_or_default().trim_matches(['[', ']']));
+        let tls = match scheme {
+            Some("http") => None,
+            Some("https") => {
+                let name = credentials.server_name().unwrap_or(host).to_owned();
+                let name =
+                    ServerName::try_from(name).context("a certificate is of a DNS name or an IP address")?;
+                Some((TlsConnector::from(Arc::new(credentials.client_config()?)), name))
+            }
+            _ => bail!("{url} begins with neither http:// nor https://"),
+        };
+        let port = uri.port_u16().unwrap_or(if tls.is_some() { 443 } else { 80 });
+        let authority = match host.contains(':') {
+            true => format!("[{host}]:{port}"),
+            false => format!("{host}:{port}"),
+        };
+        let authorization = credentials.header_line().into();
+        Ok(Self { authority: authority.into(), tls, authorization, is_kept, connection: None })
     }
 
     /// Asks, and reads the answer: its status and its body.
@@ -39,13 +77,21 @@ impl Http {
                 let connection = TcpStream::connect(&*self.authority).await;
                 let connection = connection.with_context(|| format!("connect to {}", self.authority))?;
                 connection.set_nodelay(true)?;
-                connection
+                match &self.tls {
+                    None => Stream::Left(connection),
+                    Some((connector, name)) => {
+                        let shaken = connector.connect(name.clone(), connection).await;
+                        Stream::Right(Box::new(
+                            shaken.with_context(|| format!("shake hands with {}", self.authority))?,
+                        ))
+                    }
+                }
             }
         };
-        let (authority, length) = (&self.authority, body.len());
+        let (authority, authorization, length) = (&self.authority, &self.authorization, body.len());
         let request = format!(
             "{verb} {path} HTTP/1.1\r\nHost: {authority}\r\nContent-Type: application/json\r\n\
-             Content-Length: {length}\r\n\r\n{body}"
+             {authorization}Content-Length: {length}\r\n\r\n{body}"
         );
         connection.write_all(request.as_bytes()).await?;
         let mut answer = Vec::with_capacity(4096);

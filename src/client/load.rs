@@ -20,12 +20,13 @@ use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tonic::Code;
-use tonic::transport::Channel;
 
 use crate::bench::Label;
 use crate::bench::load::Outcome;
 use crate::bench::load::Pace;
 use crate::bench::load::Target;
+use crate::client::Connection;
+use crate::client::Server;
 use crate::client::greet;
 use crate::client::http::Http;
 use crate::client::in_words;
@@ -59,16 +60,16 @@ pub struct LoadClient {
 /// How a caller asks.
 #[derive(Clone)]
 enum Way {
-    Grpc(RewardServiceClient<Channel>),
+    Grpc(RewardServiceClient<Connection>),
     Http(Http),
 }
 
 impl LoadClient {
-    /// Connects to `server`, which may take so long to say anything.
-    pub fn connect(server: &str, over: Over, timeout: Duration) -> anyhow::Result<Self> {
+    /// Connects to `server`.
+    pub fn connect(server: &Server, over: Over) -> anyhow::Result<Self> {
         let runtime = runtime()?;
         let way = match over {
-            Over::Grpc => Way::Grpc(RewardServiceClient::new(runtime.block_on(greet(server, timeout))?)),
+            Over::Grpc => Way::Grpc(RewardServiceClient::new(runtime.block_on(greet(server))?)),
             Over::Http | Over::HttpNew => Way::Http(Http::new(server, over == Over::Http)?),
         };
         Ok(Self { runtime, way })
@@ -164,7 +165,11 @@ impl Caller {
 /// The tokens of each sample that has a reward, or the name of the status.
 type Answered = Result<Vec<Option<usize>>, String>;
 
-async fn ask_grpc(service: &mut RewardServiceClient<Channel>, variant: &str, inputs: &[Input]) -> Answered {
+async fn ask_grpc(
+    service: &mut RewardServiceClient<Connection>,
+    variant: &str,
+    inputs: &[Input],
+) -> Answered {
     let sample = |input: &Input| proto::Sample { id: String::new(), input: Some(to_proto(input.clone())) };
     let samples: Vec<proto::Sample> = inputs.iter().map(sample).collect();
     let request = proto::ScoreRequest { samples, variant: variant.to_owned(), ..Default::default() };

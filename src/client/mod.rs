@@ -3,29 +3,41 @@
 //! A room of its own beside [`service`](crate::service): it speaks the contract and knows neither engine nor
 //! models, and [`offline`](crate::offline), whose [`Backend`] it is, may not name tonic.
 
+mod credentials;
 mod http;
 mod load;
 
+use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
+use ::http::Uri;
 use anyhow::Context;
 use anyhow::anyhow;
 use anyhow::bail;
 use anyhow::ensure;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
 use serde_json::json;
+use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsConnector;
 use tonic::Code;
 use tonic::Status;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 use tonic::transport::Endpoint;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
+pub use crate::client::credentials::CredentialFiles;
+pub use crate::client::credentials::Credentials;
+pub use crate::client::credentials::Token;
 pub use crate::client::load::LoadClient;
 pub use crate::client::load::Over;
 use crate::model::scorer::Reward;
@@ -53,35 +65,75 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// The first and the longest pause before trying again, where the server names none.
 const BACKOFF: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(10)];
 
+/// A server, and how it is asked.
+#[derive(Clone)]
+pub struct Server {
+    /// With https:// it speaks TLS.
+    pub url: String,
+    /// How long it may take to say anything at all.
+    pub timeout: Duration,
+    /// What it is shown.
+    pub credentials: Credentials,
+}
+
+/// A connection that shows the credentials.
+type Connection = InterceptedService<Channel, Credentials>;
+
 /// Fails unless the server serves: all of it, or one variant.
-pub fn check_health(server: &str, variant: Option<&str>, timeout: Duration) -> anyhow::Result<()> {
+pub fn check_health(server: &Server, variant: Option<&str>) -> anyhow::Result<()> {
+    runtime()?.block_on(async { is_serving(server, connect(server).await?, variant).await })
+}
+
+/// As [`check_health`], of a server on this machine, with TLS or without: its certificate is of the name that others know
+/// it by, so it is not looked at, as in the probes of whoever starts containers.
+pub fn check_health_here(
+    address: SocketAddr,
+    variant: Option<&str>,
+    timeout: Duration,
+) -> anyhow::Result<()> {
+    let server = Server { url: format!("http://{address}"), timeout, credentials: Credentials::default() };
     runtime()?.block_on(async {
-        let channel = connect(server, timeout).await?;
-        let service = variant.unwrap_or("rewarm.v1.RewardService").to_owned();
-        let status = health(server, channel, &service, timeout).await?.map_err(in_words)?;
-        ensure!(status == ServingStatus::Serving, "{service} is {}", status.as_str_name());
-        Ok(())
+        let without = async { is_serving(&server, connect(&server).await?, variant).await };
+        let Err(problem) = without.await else { return Ok(()) };
+        match connect_to_any(address, &server).await {
+            Ok(channel) => is_serving(&server, channel, variant).await,
+            Err(_) => Err(problem), // it has no TLS either
+        }
     })
+}
+
+async fn is_serving(server: &Server, channel: Connection, variant: Option<&str>) -> anyhow::Result<()> {
+    let service = variant.unwrap_or("rewarm.v1.RewardService").to_owned();
+    let status = health(server, channel, &service).await?.map_err(in_words)?;
+    ensure!(status == ServingStatus::Serving, "{service} is {}", status.as_str_name());
+    Ok(())
+}
+
+/// Over TLS, whatever certificate the server shows.
+async fn connect_to_any(address: SocketAddr, server: &Server) -> anyhow::Result<Connection> {
+    let dial = tower::service_fn(move |_: Uri| async move {
+        let stream = TcpStream::connect(address).await?;
+        let connector = TlsConnector::from(Arc::new(credentials::trusting_any()));
+        std::io::Result::Ok(TokioIo::new(connector.connect(ServerName::from(address.ip()), stream).await?))
+    });
+    let endpoint = Endpoint::from_shared(server.url.clone())?;
+    let connecting = tokio::time::timeout(server.timeout, endpoint.connect_with_connector(dial)).await;
+    Ok(InterceptedService::new(connecting??, Credentials::default()))
 }
 
 /// Rewards from a server.
 pub struct Client {
     runtime: Runtime,
-    service: RewardServiceClient<Channel>,
+    service: RewardServiceClient<Connection>,
     variant: String,
     truncation: proto::Truncation,
 }
 
 impl Client {
     /// Connects to `server`. An empty `variant` leaves the choice to the server's routing.
-    pub fn connect(
-        server: &str,
-        variant: String,
-        truncation: Truncation,
-        timeout: Duration,
-    ) -> anyhow::Result<Self> {
+    pub fn connect(server: &Server, variant: String, truncation: Truncation) -> anyhow::Result<Self> {
         let runtime = runtime()?;
-        let channel = runtime.block_on(greet(server, timeout))?;
+        let channel = runtime.block_on(greet(server))?;
         let truncation = match truncation {
             Truncation::Reject => proto::Truncation::Reject,
             Truncation::Left => proto::Truncation::Left,
@@ -129,7 +181,7 @@ impl Backend for Client {
 
 /// Asks until there is an answer, as long as the server says that asking again helps.
 async fn patiently(
-    mut service: RewardServiceClient<Channel>,
+    mut service: RewardServiceClient<Connection>,
     request: proto::ScoreRequest,
 ) -> anyhow::Result<Vec<Result<Scored, String>>> {
     let [mut backoff, longest] = BACKOFF;
@@ -223,44 +275,72 @@ fn outcomes(response: proto::ScoreResponse, samples: usize) -> anyhow::Result<Ve
     Ok(results.into_iter().map(outcome).collect())
 }
 
-async fn connect(server: &str, timeout: Duration) -> anyhow::Result<Channel> {
-    let endpoint = Endpoint::from_shared(server.to_owned()).context(format!("`{server}` is not a URL"))?;
-    ensure!(endpoint.uri().scheme().is_some(), "`{server}` is not a URL: write http://{server}");
+async fn connect(server: &Server) -> anyhow::Result<Connection> {
+    let Server { url, timeout, credentials } = server;
+    let endpoint = Endpoint::from_shared(url.clone()).context(format!("`{url}` is not a URL"))?;
+    let scheme = endpoint.uri().scheme_str();
+    ensure!(scheme.is_some(), "`{url}` is not a URL: write http://{url}");
+    let is_tls = scheme == Some("https");
+    warn_of_plain_token(server, is_tls, endpoint.uri().host());
     let endpoint = endpoint
-        .connect_timeout(timeout)
+        .connect_timeout(*timeout)
         .http2_keep_alive_interval(KEEPALIVE)
-        .keep_alive_timeout(timeout)
+        .keep_alive_timeout(*timeout)
         .tcp_nodelay(true);
-    endpoint.connect().await.context(format!("connect to {server}"))
+    let endpoint = match is_tls {
+        true => endpoint.tls_config(credentials.tls()).context("set up TLS")?,
+        false => endpoint,
+    };
+    let channel = endpoint.connect().await.context(format!("connect to {url}"))?;
+    Ok(InterceptedService::new(channel, credentials.clone()))
+}
+
+fn warn_of_plain_token(server: &Server, is_tls: bool, host: Option<&str>) {
+    let is_here = host.is_some_and(|host| {
+        let ip = host.trim_matches(['[', ']']).parse::<IpAddr>();
+        host == "localhost" || ip.is_ok_and(|ip| ip.is_loopback())
+    });
+    if server.credentials.has_token() && !is_tls && !is_here {
+        tracing::warn!(server = server.url, "the token goes over the network in plain text: use https://");
+    }
 }
 
 /// Connects, and makes sure that somebody is there who speaks gRPC: a port may accept and then say nothing.
-async fn greet(server: &str, timeout: Duration) -> anyhow::Result<Channel> {
-    let channel = connect(server, timeout).await?;
-    match health(server, channel.clone(), "", timeout).await? {
+async fn greet(server: &Server) -> anyhow::Result<Connection> {
+    let channel = connect(server).await?;
+    match health(server, channel.clone(), "").await? {
         // What comes from the transport, and not from a server, has a cause.
         Err(status) if std::error::Error::source(&status).is_some() => Err(in_words(status))
-            .context(format!("{server} does not speak gRPC without TLS: is it the port of a rewarm server?")),
+            .context(format!("{} does not speak gRPC{}", server.url, suspicion(&server.url))),
         // A server that does not serve, or tells no health, is one.
         _ => Ok(channel),
     }
 }
 
 async fn health(
-    server: &str,
-    channel: Channel,
+    server: &Server,
+    channel: Connection,
     service: &str,
-    timeout: Duration,
 ) -> anyhow::Result<Result<ServingStatus, Status>> {
+    let Server { url, timeout, .. } = server;
     let request = HealthCheckRequest { service: service.to_owned() };
-    let answer = tokio::time::timeout(timeout, HealthClient::new(channel).check(request)).await;
+    let answer = tokio::time::timeout(*timeout, HealthClient::new(channel).check(request)).await;
     let answer = answer.map_err(|_| {
         anyhow!(
-            "{server} accepts connections and says nothing for {timeout:?}: is it the gRPC port of a rewarm \
-             server, without TLS, and does it run? (--timeout SECONDS waits longer)"
+            "{url} accepts connections and says nothing for {timeout:?}{}, and does it run? (--timeout SECONDS waits \
+             longer)",
+            suspicion(url)
         )
     })?;
     Ok(answer.map(|response| response.into_inner().status()))
+}
+
+/// What may be the matter with a port that does not answer as it should.
+fn suspicion(url: &str) -> &'static str {
+    match url.starts_with("https:") {
+        true => " with TLS: is it the gRPC port of a rewarm server that has [server.tls]",
+        false => " without TLS: is it the gRPC port of a rewarm server, or one with TLS (https://)",
+    }
 }
 
 fn runtime() -> anyhow::Result<Runtime> {

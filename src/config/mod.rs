@@ -35,6 +35,14 @@ pub struct Overrides {
     pub config: Option<PathBuf>,
     /// `server.listen`, `server.http`, `server.admin`, `server.metrics`.
     pub ports: Ports,
+    /// `server.tls.certificate`.
+    pub tls_certificate: Option<PathBuf>,
+    /// `server.tls.key`.
+    pub tls_key: Option<PathBuf>,
+    /// `server.tls.client_ca`.
+    pub tls_client_ca: Option<PathBuf>,
+    /// `server.tokens`.
+    pub tokens: Option<PathBuf>,
     /// In place of every variant's.
     pub device: Option<DeviceName>,
     /// `log.format`.
@@ -145,6 +153,8 @@ fn assemble(name: &str, text: &str, base: &Path, overrides: &Overrides) -> Resul
             let in_file = server.address(port.key(), &mut problems);
             (*port, overrides.ports.get(*port).or(in_file).or(port.default_address()))
         })),
+        tls: tls(&mut server, base, overrides, &mut problems),
+        tokens: overrides.tokens.clone().or_else(|| server.path("tokens", base, &mut problems)),
         limits: service::Limits {
             max_message_bytes: server.positive("max_message_bytes", limits.max_message_bytes, &mut problems),
             message_time: server.seconds("message_seconds", limits.message_time.as_secs_f64(), &mut problems),
@@ -205,6 +215,40 @@ fn assemble(name: &str, text: &str, base: &Path, overrides: &Overrides) -> Resul
     Err(ConfigError { problems: problems.0, readable: readable.into_iter().chain(partial).collect() })
 }
 
+fn tls(
+    server: &mut Section<'_>,
+    base: &Path,
+    overrides: &Overrides,
+    problems: &mut Problems,
+) -> Option<service::TlsConfig> {
+    let mut tls = server.section("tls", problems);
+    let mut path = |of: &Option<PathBuf>, key: &str| of.clone().or_else(|| tls.path(key, base, problems));
+    let certificate = path(&overrides.tls_certificate, "certificate");
+    let key = path(&overrides.tls_key, "key");
+    let client_ca = path(&overrides.tls_client_ca, "client_ca");
+    let place = tls.place_of("plain");
+    let named = tls.take::<Vec<String>>("plain", problems);
+    let is_named = named.is_some();
+    let mut plain = Vec::new();
+    for name in named.unwrap_or_default() {
+        match Port::ALL.iter().find(|port| port.key() == name) {
+            Some(port) => plain.push(*port),
+            None => problems
+                .add(format!("{place}: server.tls.plain: `{name}` is none of listen, http, admin, metrics")),
+        }
+    }
+    tls.finish(problems);
+    match (certificate, key) {
+        (Some(certificate), Some(key)) => Some(service::TlsConfig { certificate, key, client_ca, plain }),
+        (None, None) if client_ca.is_none() && !is_named => None,
+        (certificate, _) => {
+            let missing = if certificate.is_none() { "certificate" } else { "key" };
+            problems.add(format!("server.tls: {missing} is missing: TLS needs a certificate and its key"));
+            None
+        }
+    }
+}
+
 fn connections(server: &mut Section<'_>, problems: &mut Problems) -> service::Connections {
     let default = service::Connections::default();
     let max = server.positive("max_connections", default.max, problems);
@@ -246,6 +290,11 @@ impl Section<'_> {
         let text = self.take::<String>(key, problems)?;
         let problem = format!("{place}: {key}: `{text}` is not an IP address and a port, such as [::]:50051");
         text.parse().map_err(|_| problems.add(problem)).ok()
+    }
+
+    /// Relative to the file's folder, which is `base`.
+    fn path(&mut self, key: &str, base: &Path, problems: &mut Problems) -> Option<PathBuf> {
+        self.take::<PathBuf>(key, problems).map(|path| base.join(path))
     }
 
     fn positive(&mut self, key: &str, default: usize, problems: &mut Problems) -> usize {
@@ -347,7 +396,8 @@ mod tests {
         assert_eq!(config.ports.get(Port::Reward), Some(([0, 0, 0, 0], 50051).into()));
         assert_eq!(config.ports.get(Port::Http), None);
         assert_eq!(config.ports.get(Port::Admin), Some(([127, 0, 0, 1], 50052).into()));
-        assert_eq!(config.ports.get(Port::Metrics), Some(([0, 0, 0, 0], 9090).into()));
+        assert_eq!(config.ports.get(Port::Metrics), Some(([127, 0, 0, 1], 9090).into()));
+        assert_eq!((&config.tls, &config.tokens), (&None, &None));
         assert_eq!(config.limits.max_message_bytes, 32 << 20);
         assert_eq!((config.connections.max, config.connections.max_per_peer), (8192, None));
         assert_eq!(config.engine.max_batch_tokens, 16_384);
@@ -519,6 +569,12 @@ shadow = { variant = 'e', fraction = 0.1 }
             Case {
                 text: "[server.connections]\nmax_age_seconds = 0.5",
                 problem: "rewarm.toml:8: max_age_seconds must be 0, for never, or at least 1",
+            },
+            Case { text: "[server.tls]\nkey = 'k'", problem: "server.tls: certificate is missing" },
+            Case { text: "[server.tls]\ncertificate = 'c'", problem: "server.tls: key is missing" },
+            Case {
+                text: "[server.tls]\ncertificate = 'c'\nkey = 'k'\nplain = ['grpc']",
+                problem: "rewarm.toml:10: server.tls.plain: `grpc` is none of listen, http, admin, metrics",
             },
             Case { text: "[server]\nmax_connections = 0", problem: "max_connections must be above 0" },
             Case {

@@ -3,9 +3,12 @@
 
 use std::sync::Arc;
 
+use http::Extensions;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::Semaphore;
 
+use crate::service::access::Caller;
+use crate::service::access::Share;
 use crate::service::status::ServiceError;
 
 /// What a request costs apart from its text: tasks, spans, results.
@@ -16,32 +19,46 @@ const OVERHEAD_BYTES: usize = 1024;
 pub(super) struct Budget {
     bytes: Arc<Semaphore>,
     limit: usize,
+    /// Whose requests take from it, where callers are told apart.
+    caller: Option<Caller>,
 }
 
 /// A request's share of the budget; given back when it is dropped.
 pub(super) struct Room {
     budget: Budget,
     permit: OwnedSemaphorePermit,
+    /// What the request holds of its token's limits.
+    share: Option<Share>,
 }
 
 impl Budget {
     pub(super) fn new(limit: usize) -> Self {
         let limit = limit.min(Semaphore::MAX_PERMITS).min(u32::MAX as usize);
-        Self { bytes: Arc::new(Semaphore::new(limit)), limit }
+        Self { bytes: Arc::new(Semaphore::new(limit)), limit, caller: None }
+    }
+
+    /// The same, for the requests of whoever makes this call: see guard.rs.
+    pub(super) fn of(&self, call: &Extensions) -> Self {
+        Self { caller: call.get().cloned(), ..self.clone() }
     }
 
     /// Room for a request of which nothing is known yet.
     pub(super) fn room(&self) -> Result<Room, ServiceError> {
+        let share = self.caller.as_ref().map(Caller::begin).transpose()?;
         let permits = OVERHEAD_BYTES.min(self.limit) as u32;
         let permit = self.bytes.clone().try_acquire_many_owned(permits);
-        Ok(Room { budget: self.clone(), permit: permit.map_err(|_| self.exhausted())? })
+        Ok(Room { budget: self.clone(), permit: permit.map_err(|_| self.exhausted())?, share })
     }
 
-    /// Waits for a [`Self::room`].
-    pub(super) async fn room_when_free(&self) -> Room {
+    /// Waits for a [`Self::room`]. Fails if the caller's token holds no longer.
+    pub(super) async fn room_when_free(&self) -> Result<Room, ServiceError> {
+        let share = match &self.caller {
+            Some(caller) => Some(caller.begin_when_free().await?),
+            None => None,
+        };
         let permits = OVERHEAD_BYTES.min(self.limit) as u32;
         let permit = self.bytes.clone().acquire_many_owned(permits).await;
-        Room { budget: self.clone(), permit: permit.expect("nobody closes the budget") }
+        Ok(Room { budget: self.clone(), permit: permit.expect("nobody closes the budget"), share })
     }
 
     fn exhausted(&self) -> ServiceError {
@@ -60,6 +77,11 @@ impl Room {
             self.permit.merge(permit.map_err(|_| self.budget.exhausted())?);
         }
         Ok(())
+    }
+
+    /// What its request holds of its token's limits, where callers are told apart.
+    pub(super) fn share(&mut self) -> Option<&mut Share> {
+        self.share.as_mut()
     }
 
     /// Takes so many bytes beside what it has.

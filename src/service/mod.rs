@@ -9,7 +9,7 @@
 //! metrics   /metrics, /healthz, /readyz (pages.rs)     │
 //!    ▲                                                 ▼
 //!    │                 State (state.rs): the phase, the limits, and what serves now (models.rs)
-//!    └─ listener/: the connections of all ports (ports.rs)
+//!    └─ listener/: the connections of all ports (ports.rs), with TLS (tls.rs); guard.rs lets calls in (access/)
 //! ```
 //!
 //! A door reads its dialect within bounds, makes a request of it, and writes the outcome in its dialect; it has no rule
@@ -27,11 +27,13 @@
 //! 6. If a device is lost, what waits is answered with UNAVAILABLE, what runs elsewhere is finished, and the server ends
 //!    with an error that its process tells by a code of its own.
 
+mod access;
 mod admin;
 mod aside;
 mod budget;
 mod call;
 mod grpc;
+mod guard;
 mod health;
 mod http;
 mod listener;
@@ -45,10 +47,13 @@ mod score;
 mod self_test;
 mod state;
 mod status;
+mod tls;
 mod tokenize;
+mod watch;
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -67,12 +72,16 @@ use crate::engine::Engine;
 use crate::metrics;
 use crate::metrics::Exporter;
 pub use crate::metrics::Port;
+use crate::metrics::Renewed;
 use crate::proto;
 use crate::proto::admin_service_server;
 use crate::proto::admin_service_server::AdminServiceServer;
 use crate::proto::reward_service_server::SERVICE_NAME;
+use crate::service::access::Tokens;
+pub use crate::service::access::TokensError;
 use crate::service::admin::Admin;
 use crate::service::grpc::reward::Reward;
+use crate::service::guard::Guard;
 use crate::service::listener::Bounds;
 pub use crate::service::listener::Connections;
 use crate::service::listener::Ending;
@@ -89,6 +98,11 @@ pub use crate::service::routing::weight_problems;
 pub use crate::service::state::Limits;
 pub use crate::service::state::Reload;
 use crate::service::state::State;
+use crate::service::tls::Tls;
+pub use crate::service::tls::TlsConfig;
+pub use crate::service::tls::TlsError;
+use crate::service::watch::Stamp;
+use crate::service::watch::Watched;
 
 /// For connections that are cut at the limit of a drain, to be closed and counted.
 const CUT_TIME: Duration = Duration::from_secs(1);
@@ -101,6 +115,10 @@ const LOST_LIMIT: Duration = Duration::from_secs(5);
 pub struct Config {
     /// Where it listens.
     pub ports: Ports,
+    /// TLS of the ports.
+    pub tls: Option<TlsConfig>,
+    /// The file of the tokens that callers need.
+    pub tokens: Option<PathBuf>,
     /// Limits that hold for all callers together.
     pub limits: Limits,
     /// Limits of the engine.
@@ -134,6 +152,12 @@ pub enum StartError {
     /// The process may not open enough files.
     #[error(transparent)]
     TooFewDescriptors(#[from] TooFew),
+    /// Certificate and key cannot be used.
+    #[error("set up TLS")]
+    Tls(#[source] TlsError),
+    /// The file of tokens cannot be used.
+    #[error("read the tokens")]
+    Tokens(#[source] TokensError),
     /// The machine gives no threads.
     #[error("start the tokenizer threads")]
     Threads(#[source] io::Error),
@@ -172,8 +196,47 @@ impl Drop for Running {
     }
 }
 
+impl Config {
+    /// Reads what callers must have, and says what an operator may not know: certificates that are about to end, and ports
+    /// that are open to more than this machine.
+    pub fn check_access(&self) -> Result<Vec<String>, StartError> {
+        let doubt = self.tls.as_ref().map(TlsConfig::check).transpose().map_err(StartError::Tls)?.flatten();
+        if let Some(path) = &self.tokens {
+            Tokens::read(path.clone()).map_err(StartError::Tokens)?;
+        }
+        Ok(doubt.into_iter().chain(self.open_ports()).collect())
+    }
+
+    /// A line about each port that others than this machine may call without proof of who they are, or can listen to.
+    pub fn open_ports(&self) -> Vec<String> {
+        let about = |(port, address): (Port, SocketAddr)| {
+            if address.ip().to_canonical().is_loopback() {
+                return None;
+            }
+            let tls = self.tls.as_ref().filter(|tls| tls.covers(port));
+            let lacks = match (tls, &self.tokens) {
+                (None, None) => {
+                    "without TLS and without tokens: whoever reaches it may call it, and read along"
+                }
+                (None, Some(_)) => "without TLS: whoever is on the way may read along, tokens included",
+                (Some(tls), None) if tls.client_ca.is_none() => {
+                    "without tokens and without client certificates: whoever reaches it may call it"
+                }
+                _ => return None,
+            };
+            Some(format!("{} {address} ({}) is open {lacks}", port.key(), port.purpose()))
+        };
+        self.ports.iter().filter_map(about).collect()
+    }
+}
+
 /// Binds all ports and returns; the models are loaded while the server already answers.
 pub async fn start(config: Config, source: impl Source) -> Result<Running, StartError> {
+    for open in config.open_ports() {
+        tracing::warn!("{open}");
+    }
+    let exporter = metrics::install();
+    let access = Access::read(&config)?;
     let mut bound = Vec::new();
     for (port, address) in config.ports.iter() {
         let listener = TcpListener::bind(address).await;
@@ -183,7 +246,6 @@ pub async fn start(config: Config, source: impl Source) -> Result<Running, Start
     let ports = Ports::new(bound.iter().map(|(port, listener)| (*port, listener.local_addr().ok())));
 
     let bounds = Bounds::find(config.connections.max, &ports)?;
-    let exporter = metrics::install();
     let engine = Engine::start(config.engine);
     let state = State::new(config.limits, config.reload, engine, Arc::new(source));
     let state = Arc::new(state.map_err(StartError::Threads)?);
@@ -191,11 +253,15 @@ pub async fn start(config: Config, source: impl Source) -> Result<Running, Start
     let mut background = JoinSet::new();
     background.spawn(health::report(state.clone(), reporter));
     background.spawn(fold_histograms(exporter.clone()));
+    for (watched, begun) in access.watched {
+        background.spawn(watch::watch(watched, begun));
+    }
 
     let ending = Ending { closing: state.closing.clone(), ..Ending::default() };
     let mut servers = JoinSet::new();
     for (port, listener) in bound {
-        let grpc = |service: &str| Protocol::Grpc { notice: notice(service, &ports) };
+        let tls = access.tls.clone().filter(|tls| tls.config().covers(port));
+        let grpc = |service: &str| Protocol::Grpc { notice: notice(service, &ports, access.tls.as_deref()) };
         let (protocol, router) = match port {
             Port::Reward => (grpc(SERVICE_NAME), reward_routes(&state, health.clone())),
             Port::Http => (
@@ -207,7 +273,14 @@ pub async fn start(config: Config, source: impl Source) -> Result<Running, Start
         };
         // Whoever watches the server may do so until its end: that port never closes, it is dropped.
         let ending = if port == Port::Metrics { Ending::default() } else { ending.clone() };
-        let server = Listener::new(port, protocol, router, &config.connections, bounds.of(port), ending);
+        let guard = Guard {
+            port,
+            tokens: access.tokens.clone(),
+            needs_certificate: tls.as_ref().is_some_and(|tls| tls.config().client_ca.is_some()),
+            state: state.clone(),
+        };
+        let router = guard.before(router);
+        let server = Listener::new(port, protocol, tls, router, &config.connections, bounds.of(port), ending);
         if port == Port::Metrics {
             background.spawn(async move {
                 server.serve(listener).await;
@@ -227,6 +300,38 @@ pub async fn start(config: Config, source: impl Source) -> Result<Running, Start
     );
     let life = tokio::spawn(live(config, state.clone(), servers, ending.cutting, background));
     Ok(Running { ports, state, life })
+}
+
+/// What callers must have, as the files said it at the start.
+struct Access {
+    tls: Option<Arc<Tls>>,
+    tokens: Option<Arc<Tokens>>,
+    /// The files of both, and what they were when they were read.
+    watched: Vec<(Watched, Vec<Option<Stamp>>)>,
+}
+
+impl Access {
+    fn read(config: &Config) -> Result<Self, StartError> {
+        let mut watched = Vec::new();
+        let mut tls = None;
+        if let Some(config) = &config.tls {
+            let (files, begun) = (config.files(), watch::stamps(&config.files()));
+            let read = Arc::new(Tls::read(config.clone()).map_err(StartError::Tls)?);
+            tls = Some(read.clone());
+            let reread = Box::new(move || Ok(read.reread()?));
+            watched.push((Watched { what: Renewed::Tls, files, reread }, begun));
+        }
+        let mut tokens = None;
+        if let Some(path) = &config.tokens {
+            let files = vec![path.clone()];
+            let begun = watch::stamps(&files);
+            let read = Arc::new(Tokens::read(path.clone()).map_err(StartError::Tokens)?);
+            tokens = Some(read.clone());
+            let reread = Box::new(move || Ok(read.reread()?));
+            watched.push((Watched { what: Renewed::Tokens, files, reread }, begun));
+        }
+        Ok(Self { tls, tokens, watched })
+    }
 }
 
 /// From the first model to the last answer, or to the loss of a device. `background` ends with it.
@@ -326,16 +431,18 @@ fn admin_routes(state: &Arc<State>) -> Router {
 }
 
 /// What HTTP/1 is told on a gRPC port.
-fn notice(service: &str, ports: &Ports) -> String {
+fn notice(service: &str, ports: &Ports, tls: Option<&Tls>) -> String {
+    let scheme = |port| if tls.is_some_and(|tls| tls.config().covers(port)) { "https" } else { "http" };
+    let without = if scheme(Port::Reward) == "http" { " without TLS" } else { "" };
     let place = |port| match ports.get(port) {
         Some(address) if address.ip().is_unspecified() => {
             format!("port {} of this machine", address.port())
         }
-        Some(address) => format!("http://{address}"),
+        Some(address) => format!("{}://{address}", scheme(port)),
         None => "server.http, once it is set".to_owned(),
     };
     format!(
-        "this is a gRPC port of rewarm ({service}): it speaks HTTP/2 without TLS, to gRPC clients\n\
+        "this is a gRPC port of rewarm ({service}): it speaks HTTP/2{without}, to gRPC clients\n\
          for HTTP/1 there are /metrics, /healthz and /readyz at {}, and rewards at {}\n",
         place(Port::Metrics),
         place(Port::Http)

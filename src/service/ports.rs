@@ -51,7 +51,7 @@ impl Port {
             Self::Reward => Some(([0, 0, 0, 0], 50051).into()),
             Self::Http => None,
             Self::Admin => Some(([127, 0, 0, 1], 50052).into()),
-            Self::Metrics => Some(([0, 0, 0, 0], 9090).into()),
+            Self::Metrics => Some(([127, 0, 0, 1], 9090).into()),
         }
     }
 

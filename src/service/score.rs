@@ -20,6 +20,7 @@ use crate::metrics::Method;
 use crate::metrics::Rejection;
 use crate::model::scorer::Reward;
 use crate::ops::batch::Sequence;
+use crate::service::access::Share;
 use crate::service::budget::Room;
 use crate::service::models::ServedVariant;
 use crate::service::request::Request;
@@ -94,19 +95,35 @@ pub(super) async fn answer(
     read: Result<(Request, Room), ServiceError>,
     deadline: Option<Instant>,
 ) -> Result<(Scored, Room), ServiceError> {
-    let mut record =
-        Record { method, variant: String::new(), started: Clock::now(), deadline, code: Code::Cancelled };
-    let result = match read.and_then(|(request, room)| Ok((find(state, &request)?, request, room))) {
-        Ok((served, request, room)) => {
+    let mut record = Record {
+        method,
+        variant: String::new(),
+        started: Clock::now(),
+        deadline,
+        code: Code::Cancelled,
+        token: None,
+        samples: 0,
+    };
+    let result = match read.and_then(|(mut request, mut room)| {
+        if let Some(share) = room.share() {
+            record.token = Some(share.name().clone());
+            request.options.priority = share.priority(request.options.priority);
+        }
+        Ok((find(state, &request)?, request, room))
+    }) {
+        Ok((served, request, mut room)) => {
             record.variant.clone_from(&served.info.name);
             let whole = request.options.all_or_none;
-            let scored = before(deadline, score(state, served, request, deadline)).await;
+            let scored = before(deadline, score(state, served, request, room.share(), deadline)).await;
             scored.and_then(|scored| whole.map_or(Ok(()), |field| scored.all(field)).map(|()| (scored, room)))
         }
         Err(error) => Err(error),
     };
     record.code = match &result {
-        Ok(_) => Code::Ok,
+        Ok((scored, _)) => {
+            record.samples = scored.results.len();
+            Code::Ok
+        }
         Err(error) => error.code(),
     };
     if let Err(error) = &result {
@@ -146,6 +163,7 @@ async fn score(
     state: &State,
     served: Arc<ServedVariant>,
     request: Request,
+    share: Option<&mut Share>,
     deadline: Option<Instant>,
 ) -> Result<Scored, ServiceError> {
     let Request { inputs, options, .. } = request;
@@ -178,6 +196,9 @@ async fn score(
     );
     metrics::double_bos_seen(variant, double_bos);
 
+    if let Some(share) = share {
+        share.hold(sequences.iter().map(|sequence| sequence.token_ids.len()).sum())?;
+    }
     // No sequences, no wait: the call is still OK.
     let call = Call { priority: options.priority, deadline };
     let scored = served.lane.score(sequences, call).await?;
@@ -239,11 +260,15 @@ struct Record {
     started: Clock,
     deadline: Option<Instant>,
     code: Code,
+    /// The name of its token, where callers are told apart.
+    token: Option<Arc<str>>,
+    /// Of an answer.
+    samples: usize,
 }
 
 impl Drop for Record {
     fn drop(&mut self) {
-        let Self { method, variant, started, deadline, code } = self;
+        let Self { method, variant, started, deadline, code, token, samples } = self;
         let elapsed = started.elapsed();
         let is_late = deadline.is_some_and(|deadline| deadline <= Instant::now());
         let code = match *code {
@@ -254,6 +279,9 @@ impl Drop for Record {
             code => code,
         };
         metrics::request_finished(*method, code as i32, variant, elapsed);
+        if let Some(token) = token {
+            metrics::token_request_finished(token, code as i32, *samples);
+        }
         tracing::debug!(variant, ?code, seconds = elapsed.as_secs_f64(), "request finished");
     }
 }
@@ -271,6 +299,9 @@ fn rejection(error: &ServiceError) -> Option<Rejection> {
             Some(Rejection::UnknownVariant)
         }
         ServiceError::WrongFingerprint { .. } => Some(Rejection::FingerprintMismatch),
+        ServiceError::TokenLimit { .. } | ServiceError::TokenLimitTooSmall { .. } => {
+            Some(Rejection::TokenLimit)
+        }
         ServiceError::Loading => Some(Rejection::Loading),
         ServiceError::Draining => Some(Rejection::Draining),
         ServiceError::TooMuchInFlight { .. } => Some(Rejection::QueueFull),
@@ -285,6 +316,8 @@ fn rejection(error: &ServiceError) -> Option<Rejection> {
         | ServiceError::DeadlineExceeded
         | ServiceError::Stalled { .. }
         | ServiceError::CallerLeft
+        | ServiceError::Unauthenticated { .. }
+        | ServiceError::Forbidden { .. }
         | ServiceError::SamplesFailed(_)
         | ServiceError::ReloadUnderWay
         | ServiceError::ReloadFailed(_)

@@ -57,6 +57,16 @@ pub(super) enum ServiceError {
     UnknownModel { problem: String },
     #[error("variant `{variant}` has fingerprint {actual}, not the expected {expected}")]
     WrongFingerprint { variant: String, actual: String, expected: String },
+    #[error("{problem}")]
+    Unauthenticated { problem: &'static str },
+    #[error("token `{name}` is not for this: it lacks the permission `{needed}`")]
+    Forbidden { name: String, needed: &'static str },
+    #[error("token `{name}` has {limit} {what} in flight, its limit; retry in {BUSY_RETRY:?}")]
+    TokenLimit { name: String, what: &'static str, limit: usize },
+    #[error(
+        "the request has {tokens} tokens, and token `{name}` may have {limit} in flight: send less in one request"
+    )]
+    TokenLimitTooSmall { name: String, tokens: usize, limit: usize },
     #[error("the models are still loading")]
     Loading,
     #[error("the server is draining")]
@@ -116,6 +126,10 @@ impl ServiceError {
             Self::UnknownVariant { .. } => (Code::InvalidArgument, None),
             Self::UnknownModel { .. } => (Code::NotFound, None),
             Self::WrongFingerprint { .. } => (Code::FailedPrecondition, None),
+            Self::Unauthenticated { .. } => (Code::Unauthenticated, None),
+            Self::Forbidden { .. } => (Code::PermissionDenied, None),
+            Self::TokenLimit { .. } => (Code::ResourceExhausted, Some(BUSY_RETRY)),
+            Self::TokenLimitTooSmall { .. } => (Code::InvalidArgument, None),
             Self::Loading => (Code::Unavailable, Some(LOADING_RETRY)),
             Self::Draining => (Code::Unavailable, Some(DRAINING_RETRY)),
             Self::TooMuchInFlight { .. } => (Code::ResourceExhausted, Some(BUSY_RETRY)),
@@ -156,6 +170,8 @@ impl ServiceError {
             Self::WrongFingerprint { .. } => StatusCode::PRECONDITION_FAILED,
             _ => match self.code() {
                 Code::InvalidArgument => StatusCode::BAD_REQUEST,
+                Code::Unauthenticated => StatusCode::UNAUTHORIZED,
+                Code::PermissionDenied => StatusCode::FORBIDDEN,
                 Code::NotFound => StatusCode::NOT_FOUND,
                 Code::ResourceExhausted | Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
                 Code::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,

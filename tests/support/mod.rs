@@ -238,6 +238,8 @@ pub(crate) fn models(weights: &[(&str, f64)]) -> Models {
 pub(crate) fn config(models: Models) -> service::Config {
     let any_port = |port: &Port| (*port, Some(([127, 0, 0, 1], 0).into()));
     service::Config {
+        tls: None,
+        tokens: None,
         ports: Ports::new(Port::ALL.iter().map(any_port)),
         limits: service::Limits { max_in_flight_bytes: 64 << 20, ..Default::default() },
         engine: engine::Config { max_batch_tokens: 1024, max_queue_tokens: 8192, ..Default::default() },

@@ -38,6 +38,8 @@ impl LocalServer {
     pub(super) fn start(mut chosen: Chosen) -> anyhow::Result<(Vec<Variant>, Self)> {
         let anywhere = Some(([127, 0, 0, 1], 0).into());
         chosen.service.ports = Ports::new(Port::ALL.iter().map(|port| (*port, anywhere)));
+        // nobody else comes, and what is measured is the models
+        (chosen.service.tls, chosen.service.tokens) = (None, None);
         let mut loader = Loader::default();
         let variants = chosen.load_with(&mut loader)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -47,7 +49,8 @@ impl LocalServer {
         let source = Again { loader: Mutex::new(loader) };
         let mut running = runtime.block_on(service::start(chosen.service, source))?;
         let url = url(&running, Port::Reward);
-        while client::check_health(&url, None, client::TIMEOUT).is_err() {
+        let server = client::Server { url, timeout: client::TIMEOUT, credentials: Default::default() };
+        while client::check_health(&server, None).is_err() {
             let ended = async { tokio::time::timeout(READY_POLL, running.stopped()).await };
             match runtime.block_on(ended) {
                 Err(_) => {} // still loading

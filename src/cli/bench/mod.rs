@@ -26,7 +26,7 @@ use crate::bench::lengths::LengthsArg;
 use crate::bench::lengths::MAX_ROUND_TOKENS;
 use crate::bench::model;
 use crate::bench::server;
-use crate::cli::AnswerArgs;
+use crate::cli::AskArgs;
 use crate::cli::bench::local::LocalServer;
 use crate::cli::bench::variants::VariantArgs;
 use crate::cli::progress;
@@ -62,7 +62,7 @@ const MAX_ROUND_SAMPLES: usize = 10_000_000;
 #[derive(Debug, Subcommand)]
 enum What {
     Model(ModelArgs),
-    Server(ServerArgs),
+    Server(Box<ServerArgs>),
     Group(GroupArgs),
 }
 
@@ -110,7 +110,7 @@ struct ServerArgs {
     #[arg(long, value_enum, default_value_t = OverArg::Grpc)]
     over: OverArg,
     #[command(flatten)]
-    answers: AnswerArgs,
+    ask: AskArgs,
     #[command(flatten)]
     lengths: LengthsArgs,
     /// Callers of the closed loop; 0: no closed loop.
@@ -251,7 +251,7 @@ pub(super) fn run(args: BenchArgs) -> anyhow::Result<()> {
     let stop = stop::on_signal()?;
     match args.what {
         What::Model(args) => run_model(args, stop),
-        What::Server(args) => run_server(args, stop),
+        What::Server(args) => run_server(*args, stop),
         What::Group(args) => run_group(args, stop),
     }
 }
@@ -328,7 +328,7 @@ fn run_server(args: ServerArgs, stop: Stop) -> anyhow::Result<()> {
     };
     let report = match &args.server {
         Some(url) => {
-            let mut target = LoadClient::connect(url, args.over.over(), args.answers.timeout())?;
+            let mut target = LoadClient::connect(&args.ask.server(url)?, args.over.over())?;
             measure(&args.run, &stop, |control| server::run(&mut target, &[], &plan, control))?
         }
         None => {
@@ -343,7 +343,7 @@ fn run_server(args: ServerArgs, stop: Stop) -> anyhow::Result<()> {
             plan.variants = service.models.variants.iter().map(|variant| variant.name.clone()).collect();
             let (variants, server) = LocalServer::start(chosen)?;
             let mut target =
-                LoadClient::connect(&server.url(args.over.port()), args.over.over(), args.answers.timeout())?;
+                LoadClient::connect(&args.ask.server(&server.url(args.over.port()))?, args.over.over())?;
             measure(&args.run, &stop, |control| server::run(&mut target, &variants, &plan, control))?
         }
     };

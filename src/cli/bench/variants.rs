@@ -232,6 +232,8 @@ fn unique(name: String, taken: &mut BTreeSet<String>) -> String {
 /// The defaults of a configuration file, around these variants.
 fn service_of(variants: Vec<VariantConfig>) -> service::Config {
     service::Config {
+        tls: None,
+        tokens: None,
         ports: Ports::any(),
         limits: service::Limits::default(),
         engine: engine::Config::default(),

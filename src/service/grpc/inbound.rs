@@ -140,7 +140,7 @@ impl<M: Wire> Inbound<M> {
         let room = match self.shape {
             Shape::Unary => self.budget.room()?,
             // Nothing is held by who waits here: whoever holds something goes on.
-            Shape::Stream => self.budget.room_when_free().await,
+            Shape::Stream => self.budget.room_when_free().await?,
         };
         let limit = self.limits.message_time;
         let message = timeout(limit, self.read(room)).await;

@@ -80,7 +80,9 @@ async fn score(state: Arc<State>, request: Request<Body>) -> Response<Body> {
     let read = async {
         // Who cannot be served need not be listened to.
         state.serving()?;
-        Inbound::new(Shape::Unary, &head.headers, body, state.limits, state.budget.clone())?.only().await
+        Inbound::new(Shape::Unary, &head.headers, body, state.limits, state.budget.of(&head.extensions))?
+            .only()
+            .await
     };
     let read = score::before(deadline, read).await;
     let answer =
@@ -98,9 +100,9 @@ fn score_stream(state: Arc<State>, request: Request<Body>) -> Response<Body> {
     let (head, body) = request.into_parts();
     let span = call::span(Method::ScoreStream.as_str(), &head.headers);
     let deadline = call::deadline_of(&head.extensions);
-    let inbound = state
-        .serving()
-        .and_then(|_| Inbound::new(Shape::Stream, &head.headers, body, state.limits, state.budget.clone()));
+    let inbound = state.serving().and_then(|_| {
+        Inbound::new(Shape::Stream, &head.headers, body, state.limits, state.budget.of(&head.extensions))
+    });
     match inbound {
         Ok(inbound) => outbound::response(span.in_scope(|| stream::serve(state, inbound, deadline))),
         Err(error) => Status::from(error).into_http(),

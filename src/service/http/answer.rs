@@ -19,6 +19,7 @@ use http::StatusCode;
 use http::header::CONNECTION;
 use http::header::CONTENT_TYPE;
 use http::header::RETRY_AFTER;
+use http::header::WWW_AUTHENTICATE;
 use http_body::Frame;
 use http_body::SizeHint;
 use serde_json::Map;
@@ -117,6 +118,11 @@ pub(in crate::service) fn failed(error: &ServiceError) -> Response<Body> {
     let mut response = json(error.http_status(), &Value::Object(body));
     if let Some(retry) = retry {
         response.headers_mut().insert(RETRY_AFTER, seconds(retry).into());
+    }
+    if let ServiceError::Unauthenticated { .. } = error {
+        response
+            .headers_mut()
+            .insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer, Basic realm=\"rewarm\""));
     }
     if matches!(error, ServiceError::TooLarge { .. } | ServiceError::Stalled { .. }) {
         // the rest of its body would be taken for the next request

@@ -22,6 +22,7 @@ use http::header::CONTENT_ENCODING;
 use http::header::CONTENT_LENGTH;
 use http::header::CONTENT_TYPE;
 use http::header::EXPECT;
+use http::request::Parts;
 use http_body_util::BodyExt;
 use tokio::time::timeout;
 
@@ -38,14 +39,14 @@ const DISCARD_TIME: Duration = Duration::from_secs(5);
 /// All bytes of a body, with the room that they hold.
 pub(in crate::service) async fn read(
     state: &State,
-    headers: &HeaderMap,
+    head: &Parts,
     mut body: Body,
 ) -> Result<(Vec<u8>, Room), ServiceError> {
     let limit = state.limits.message_time;
-    let whole = timeout(limit, whole(state, headers, &mut body)).await;
+    let whole = timeout(limit, whole(state, head, &mut body)).await;
     let whole = whole.unwrap_or(Err(ServiceError::Stalled { limit }));
     if whole.is_err() && !matches!(whole, Err(ServiceError::CallerLeft | ServiceError::Stalled { .. })) {
-        discard(state, headers, body).await;
+        discard(state, &head.headers, body).await;
     }
     whole
 }
@@ -54,16 +55,16 @@ pub(in crate::service) async fn read(
 pub(in crate::service) async fn read_if<T>(
     checked: Result<T, ServiceError>,
     state: &State,
-    headers: &HeaderMap,
+    head: &Parts,
     body: Body,
 ) -> Result<(T, Vec<u8>, Room), ServiceError> {
     match checked {
         Ok(checked) => {
-            let (bytes, room) = read(state, headers, body).await?;
+            let (bytes, room) = read(state, head, body).await?;
             Ok((checked, bytes, room))
         }
         Err(error) => {
-            discard(state, headers, body).await;
+            discard(state, &head.headers, body).await;
             Err(error)
         }
     }
@@ -100,14 +101,15 @@ pub(in crate::service) fn check_type(
     }
 }
 
-async fn whole(state: &State, headers: &HeaderMap, body: &mut Body) -> Result<(Vec<u8>, Room), ServiceError> {
+async fn whole(state: &State, head: &Parts, body: &mut Body) -> Result<(Vec<u8>, Room), ServiceError> {
     let limit = state.limits.max_message_bytes;
+    let headers = &head.headers;
     let coding = coding(headers)?;
     let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
     if length.is_some_and(|length| length > limit) {
         return Err(ServiceError::TooLarge { limit });
     }
-    let mut room = state.budget.room()?;
+    let mut room = state.budget.of(&head.extensions).room()?;
     let mut bytes = Vec::new();
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame.map_err(|_| ServiceError::CallerLeft)?.into_data() else { break };

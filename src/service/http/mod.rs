@@ -174,7 +174,7 @@ async fn understand(
         })?;
         Ok((asked, serving))
     });
-    let ((asked, serving), bytes, room) = body::read_if(checked, state, &head.headers, body).await?;
+    let ((asked, serving), bytes, room) = body::read_if(checked, state, head, body).await?;
     let (max_samples, max_bytes) = (state.limits.max_samples_per_request, state.limits.max_message_bytes);
     let variants = serving.variants.keys().cloned().collect();
     let context = Context { asked, max_samples, max_bytes, variants, violations: Default::default() };

@@ -11,6 +11,7 @@ use std::convert::Infallible;
 use std::future::poll_fn;
 use std::hash::BuildHasher;
 use std::hash::RandomState;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::pin::pin;
 use std::sync::Arc;
@@ -41,25 +42,32 @@ use hyper_util::rt::TokioExecutor;
 use hyper_util::rt::TokioIo;
 use hyper_util::rt::TokioTimer;
 use hyper_util::service::TowerToHyperService;
+use tokio::io::AsyncRead;
 use tokio::io::AsyncReadExt;
+use tokio::io::AsyncWrite;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio::time::sleep_until;
 use tokio::time::timeout;
+use tokio_rustls::server::TlsStream;
 use tonic::Status;
 
 use crate::metrics::Closed;
 use crate::service::call;
 use crate::service::listener::Connections;
 use crate::service::listener::Listener;
+use crate::service::listener::Peer;
 use crate::service::listener::Protocol;
 use crate::service::listener::slots::Ticket;
 use crate::service::listener::wire::First;
 use crate::service::listener::wire::MAX_RESETS;
 use crate::service::listener::wire::Pulse;
+use crate::service::listener::wire::Stream;
 use crate::service::listener::wire::Wire;
 use crate::service::listener::wire::is_tls;
+use crate::service::tls;
+use crate::service::tls::Tls;
 
 /// Once all calls of a connection are answered: time for the answers to get there, and for the peer to go.
 const CLOSE_GRACE: Duration = Duration::from_millis(500);
@@ -71,12 +79,37 @@ const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 /// More of a request that is refused is not read.
 const MAX_REFUSED_BYTES: usize = 64 << 10;
 
+/// What HTTP/1 without TLS is told on a port that has it.
+const WITHOUT_TLS: &str =
+    "this port of rewarm speaks TLS: use an https:// address, or a secure channel for gRPC\n";
+
 /// Serves a connection to its end; says why it ended.
-pub(super) async fn serve(stream: TcpStream, listener: &Arc<Listener>, ticket: &Ticket) -> Closed {
+pub(super) async fn serve(
+    stream: TcpStream,
+    address: SocketAddr,
+    listener: &Arc<Listener>,
+    ticket: &Ticket,
+) -> Closed {
     // It may be gone already: then the first read says so.
     let _ = stream.set_nodelay(true);
+    let (stream, certificate) = match &listener.tls {
+        None => (Stream::Left(stream), None),
+        Some(tls) => {
+            let shaken = tokio::select! {
+                shaken = timeout(listener.config.first_bytes, shake_hands(stream, address, tls, listener)) => shaken,
+                () = ticket.displaced() => return Closed::Displaced,
+                () = listener.ending.closing.cancelled() => return Closed::Drained,
+            };
+            match shaken {
+                Err(_) => return Closed::Silent,
+                Ok(Err(reason)) => return reason,
+                Ok(Ok((stream, certificate))) => (Stream::Right(Box::new(stream)), certificate),
+            }
+        }
+    };
     let mut wire = Wire::new(stream);
-    let life = Life { listener, ticket, pulse: wire.pulse(), calls: Arc::default() };
+    let peer = Peer { address, certificate };
+    let life = Life { listener, ticket, peer, pulse: wire.pulse(), calls: Arc::default() };
     match &listener.protocol {
         Protocol::Http1 => life.http1(wire).await,
         Protocol::Grpc { notice } => {
@@ -95,7 +128,7 @@ pub(super) async fn serve(stream: TcpStream, listener: &Arc<Listener>, ticket: &
                 Ok(Ok(First::Other(bytes))) if bytes.is_empty() => Closed::ByPeer,
                 Ok(Ok(First::Other(bytes))) if is_tls(&bytes) => Closed::Tls,
                 Ok(Ok(First::Other(bytes))) => {
-                    let refused = refuse(wire.into_stream(), bytes, notice);
+                    let refused = refuse(wire.into_stream(), bytes, "505 HTTP Version Not Supported", notice);
                     // Whether it was told or not, it is over.
                     let _ = timeout(listener.config.first_bytes, refused).await;
                     Closed::OtherProtocol
@@ -105,10 +138,41 @@ pub(super) async fn serve(stream: TcpStream, listener: &Arc<Listener>, ticket: &
     }
 }
 
+/// A handshake of TLS, and who the client is by its certificate. Whoever speaks without TLS is told so, if it is HTTP/1.
+async fn shake_hands(
+    stream: TcpStream,
+    address: SocketAddr,
+    tls: &Tls,
+    listener: &Listener,
+) -> Result<(TlsStream<TcpStream>, Option<Arc<str>>), Closed> {
+    let mut first = [0; 4];
+    match stream.peek(&mut first).await {
+        Ok(0) | Err(_) => return Err(Closed::ByPeer),
+        Ok(count) if !is_tls(&first[..count]) => {
+            // Whether it was told or not, it is over.
+            let _ = match &first {
+                b"PRI " => refuse_http2(stream, WITHOUT_TLS).await,
+                _ => refuse(stream, Vec::new(), "400 Bad Request", WITHOUT_TLS).await,
+            };
+            return Err(Closed::WithoutTls);
+        }
+        Ok(_) => {}
+    }
+    let is_http2 = matches!(listener.protocol, Protocol::Grpc { .. });
+    let stream = tls.acceptor(is_http2).accept(stream).await.map_err(|error| {
+        listener.handshake_failed(address, &error);
+        Closed::Handshake
+    })?;
+    let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    let name = certificate.map(|certificate| tls::subject(certificate).unwrap_or_default().into());
+    Ok((stream, name))
+}
+
 /// What is known of a connection that speaks.
 struct Life<'c> {
     listener: &'c Arc<Listener>,
     ticket: &'c Ticket,
+    peer: Peer,
     pulse: Arc<Pulse>,
     calls: Arc<Calls>,
 }
@@ -117,9 +181,10 @@ impl Life<'_> {
     async fn http2(&self, wire: Wire) -> Closed {
         let Connections { keepalive, keepalive_timeout, .. } = self.listener.config;
         let router = TowerToHyperService::new(self.listener.router.clone());
-        let calls = self.calls.clone();
+        let (calls, peer) = (self.calls.clone(), self.peer.clone());
         let service = service_fn(move |mut request: Request<Incoming>| {
             let call = OpenCall::begin(&calls);
+            request.extensions_mut().insert(peer.clone());
             let answer = call::note_deadline(&mut request).map(|deadline| (deadline, router.call(request)));
             async move {
                 let response = match answer {
@@ -152,9 +217,10 @@ impl Life<'_> {
     async fn http1(&self, wire: Wire) -> Closed {
         let Connections { first_bytes, idle, .. } = self.listener.config;
         let router = TowerToHyperService::new(self.listener.router.clone());
-        let calls = self.calls.clone();
-        let service = service_fn(move |request: Request<Incoming>| {
+        let (calls, peer) = (self.calls.clone(), self.peer.clone());
+        let service = service_fn(move |mut request: Request<Incoming>| {
             let call = OpenCall::begin(&calls);
+            request.extensions_mut().insert(peer.clone());
             let answer = router.call(request);
             async move {
                 let mut response = answer.await?;
@@ -293,8 +359,29 @@ fn reason(end: hyper::Result<()>) -> Closed {
     }
 }
 
+/// Tells HTTP/2 that it is refused for want of security, with the reason in words, and closes. Source: RFC 9113, sections 3.4,
+/// 6.5 and 6.8.
+async fn refuse_http2(mut stream: TcpStream, notice: &str) -> std::io::Result<()> {
+    const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    const INADEQUATE_SECURITY: u32 = 0xc;
+    let words = notice.trim_end().as_bytes();
+    let length = u32::try_from(8 + words.len()).unwrap_or_default().to_be_bytes();
+    let mut answer = SETTINGS.to_vec();
+    answer.extend([length[1], length[2], length[3], 7, 0, 0, 0, 0, 0]); // GOAWAY
+    answer.extend([0; 4]); // no stream was looked at
+    answer.extend(INADEQUATE_SECURITY.to_be_bytes());
+    answer.extend(words);
+    stream.write_all(&answer).await?;
+    end(stream).await
+}
+
 /// Answers HTTP/1, and closes.
-async fn refuse(mut stream: TcpStream, mut head: Vec<u8>, notice: &str) -> std::io::Result<()> {
+async fn refuse(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    mut head: Vec<u8>,
+    status: &str,
+    notice: &str,
+) -> std::io::Result<()> {
     while !is_head(&head) {
         if !may_be_http1(&head) || head.len() > MAX_REFUSED_BYTES || stream.read_buf(&mut head).await? == 0 {
             return Ok(());
@@ -302,10 +389,15 @@ async fn refuse(mut stream: TcpStream, mut head: Vec<u8>, notice: &str) -> std::
     }
     let length = notice.len();
     let answer = format!(
-        "HTTP/1.1 505 HTTP Version Not Supported\r\nContent-Type: text/plain; charset=utf-8\r\n\
+        "HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\n\
          Content-Length: {length}\r\nConnection: close\r\n\r\n{notice}"
     );
     stream.write_all(answer.as_bytes()).await?;
+    end(stream).await
+}
+
+/// Closes a connection whose peer may still write.
+async fn end(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> std::io::Result<()> {
     stream.shutdown().await?;
     // Closed with bytes unread, the connection would be reset, and the answer lost.
     let mut rest = stream.take(MAX_REFUSED_BYTES as u64);

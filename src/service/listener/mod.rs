@@ -1,7 +1,7 @@
 //! Listens on a port: accepts connections, bounds them, and sees each of them to its end.
 //!
 //! ```text
-//! accept ─▶ slots.rs: is there room? ─▶ connection.rs: first bytes, HTTP/2 or HTTP/1, the end
+//! accept ─▶ slots.rs: is there room? ─▶ connection.rs: TLS, first bytes, HTTP/2 or HTTP/1, the end
 //!               │ no                         │ reads and writes through wire.rs
 //!               ▼                            ▼
 //!            closed, counted            each call goes to the port's router
@@ -38,6 +38,7 @@ use crate::metrics::Port;
 pub(super) use crate::service::listener::descriptors::Bounds;
 pub use crate::service::listener::descriptors::TooFew;
 use crate::service::listener::slots::Slots;
+use crate::service::tls::Tls;
 
 /// After a connection that could not be accepted for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -98,10 +99,19 @@ pub(super) struct Ending {
     pub(super) cutting: CancellationToken,
 }
 
+/// Whose connection a call came on.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    pub(super) address: SocketAddr,
+    /// The name in the client certificate that it showed, which the server's client CA has signed.
+    pub(super) certificate: Option<Arc<str>>,
+}
+
 /// A port that is served.
 pub(super) struct Listener {
     pub(super) port: Port,
     pub(super) protocol: Protocol,
+    tls: Option<Arc<Tls>>,
     pub(super) router: Router,
     pub(super) config: Connections,
     ending: Ending,
@@ -115,13 +125,14 @@ impl Listener {
     pub(super) fn new(
         port: Port,
         protocol: Protocol,
+        tls: Option<Arc<Tls>>,
         router: Router,
         config: &Connections,
         max: usize,
         ending: Ending,
     ) -> Self {
         let slots = Arc::new(Slots::new(port, max, config.max_per_peer));
-        Self { port, protocol, router, config: config.clone(), ending, slots, said: Mutex::default() }
+        Self { port, protocol, tls, router, config: config.clone(), ending, slots, said: Mutex::default() }
     }
 
     /// Serves until it is told to close, and then until the last connection has ended. How many were cut.
@@ -154,7 +165,7 @@ impl Listener {
                 let this = self.clone();
                 connections.spawn(async move {
                     let reason = tokio::select! {
-                        reason = connection::serve(stream, &this, &ticket) => reason,
+                        reason = connection::serve(stream, peer, &this, &ticket) => reason,
                         () = this.ending.cutting.cancelled() => Closed::DrainLimit,
                     };
                     // Its descriptor is closed by now: the next may come.
@@ -181,13 +192,23 @@ impl Listener {
         // Otherwise the peer had left before it was accepted.
     }
 
+    /// Tells of a handshake that failed, which the end of its connection counts.
+    fn handshake_failed(&self, peer: SocketAddr, error: &io::Error) {
+        if let Some(closed) = self.to_say(Closed::Handshake) {
+            tracing::warn!(port = self.port.as_str(), %peer, %error, closed, "the handshake of TLS failed");
+        }
+    }
+
     /// Counts the end of a connection, and tells of it.
     fn closed(&self, reason: Closed, peer: SocketAddr) {
         metrics::connection_closed(self.port, reason);
+        if reason == Closed::Handshake {
+            return; // told where it failed, with the reason
+        }
         let Some(closed) = self.to_say(reason) else { return };
         let port = self.port.as_str();
         match reason {
-            Closed::ByPeer => {}
+            Closed::ByPeer | Closed::Handshake => {}
             Closed::Silent | Closed::Idle | Closed::Aged | Closed::Drained => {
                 tracing::debug!(port, reason = reason.as_str(), %peer, closed, "closed connections");
             }
@@ -197,7 +218,19 @@ impl Listener {
                 %peer,
                 closed,
                 "closed connections that began with TLS (an https:// address, or a client's secure channel): this port \
-                 speaks without, and TLS ends at a proxy before it"
+                 speaks without; [server.tls] gives it a certificate"
+            ),
+            // A check of health beside the server tries both, and every few seconds.
+            Closed::WithoutTls if peer.ip().is_loopback() => {
+                tracing::debug!(port, reason = reason.as_str(), %peer, closed, "closed connections");
+            }
+            Closed::WithoutTls => tracing::warn!(
+                port,
+                reason = reason.as_str(),
+                %peer,
+                closed,
+                "closed connections that began without TLS (an http:// address, or a client's plain channel): this port \
+                 speaks TLS"
             ),
             Closed::OtherProtocol | Closed::KeepAlive => {
                 tracing::info!(port, reason = reason.as_str(), %peer, closed, "closed connections");

@@ -34,6 +34,8 @@ use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWrite;
 use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
+use tokio_util::either::Either;
 
 /// Once so much is read, the next read waits for the next turn. Large enough that a large message costs nothing
 /// by it: its frames have 16 KiB.
@@ -59,9 +61,12 @@ pub(super) fn is_tls(bytes: &[u8]) -> bool {
     matches!(bytes, [22] | [22, 3, ..])
 }
 
+/// A connection, as it is or within TLS.
+pub(super) type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
+
 /// A connection's two directions.
 pub(super) struct Wire {
-    stream: TcpStream,
+    stream: Stream,
     /// Read already, to be read again.
     ahead: Vec<u8>,
     pulse: Arc<Pulse>,
@@ -83,7 +88,7 @@ pub(super) struct Pulse {
 }
 
 impl Wire {
-    pub(super) fn new(stream: TcpStream) -> Self {
+    pub(super) fn new(stream: Stream) -> Self {
         let pulse = Pulse {
             started: Instant::now(),
             may_read: AtomicUsize::new(READ_BYTES),
@@ -118,7 +123,7 @@ impl Wire {
     }
 
     /// The stream, for who takes it from here.
-    pub(super) fn into_stream(self) -> TcpStream {
+    pub(super) fn into_stream(self) -> Stream {
         self.stream
     }
 }

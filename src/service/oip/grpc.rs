@@ -187,7 +187,7 @@ async fn model_infer(state: Arc<State>, request: Request<Body>) -> Response<Body
     let read = async {
         // Who cannot be served need not be listened to.
         state.serving()?;
-        let (limits, budget) = (state.limits, state.budget.clone());
+        let (limits, budget) = (state.limits, state.budget.of(&head.extensions));
         Inbound::<ModelInferRequest>::new(Shape::Unary, &head.headers, body, limits, budget)?.only().await
     };
     let read = score::before(deadline, read).await;

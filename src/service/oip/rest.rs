@@ -30,6 +30,7 @@ use http::StatusCode;
 use http::header::ACCEPT_ENCODING;
 use http::header::CONTENT_ENCODING;
 use http::header::VARY;
+use http::request::Parts;
 use serde::Serialize;
 use serde_json::Value;
 use serde_json::json;
@@ -308,7 +309,7 @@ async fn index(state: &State, request: Request) -> Response<Body> {
     }
     let (head, body) = request.into_parts();
     let wanted = async {
-        let (bytes, _room) = body::read(state, &head.headers, body).await?;
+        let (bytes, _room) = body::read(state, &head, body).await?;
         if bytes.is_empty() {
             return Ok(Wanted::default());
         }
@@ -328,11 +329,9 @@ async fn infer(state: Arc<State>, known: Known, request: Request) -> Response<Bo
     let span = call::span(Method::ModelInfer.as_str(), &head.headers);
     let options = Asked::read(&head);
     let deadline = options.as_ref().ok().and_then(|options| options.deadline);
-    let headers = head.headers;
-    let accepts_gzip = accepts_gzip(&headers);
+    let accepts_gzip = accepts_gzip(&head.headers);
     let answer = |state: Arc<State>| async move {
-        let read =
-            crate::service::score::before(deadline, read(&state, options, &known, &headers, body)).await;
+        let read = crate::service::score::before(deadline, read(&state, options, &known, &head, body)).await;
         answered(&state, read, deadline).await
     };
     match state.run(answer).instrument(span).await {
@@ -345,18 +344,18 @@ async fn read(
     state: &State,
     options: Result<Asked, ServiceError>,
     known: &Known,
-    headers: &HeaderMap,
+    head: &Parts,
     body: Body,
 ) -> Result<(Rest, Room), ServiceError> {
     let options = options.and_then(|options| {
         // Who cannot be served need not be listened to.
         state.serving()?;
-        body::check_type(headers, "application/json or application/octet-stream", |essence| {
+        body::check_type(&head.headers, "application/json or application/octet-stream", |essence| {
             ["application/json", "application/octet-stream"].contains(&essence)
         })?;
-        Ok((options, header_length(headers)?))
+        Ok((options, header_length(&head.headers)?))
     });
-    let ((options, length), bytes, mut room) = body::read_if(options, state, headers, body).await?;
+    let ((options, length), bytes, mut room) = body::read_if(options, state, head, body).await?;
     let length = length.unwrap_or(bytes.len());
     if length > bytes.len() {
         let problem = format!("is {length}, and the body has {} bytes", bytes.len());

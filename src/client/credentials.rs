@@ -1,0 +1,230 @@
+//! What a client shows a server, and what it asks of a server's certificate.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use anyhow::bail;
+use anyhow::ensure;
+use rustls::ClientConfig;
+use rustls::DigitallySignedStruct;
+use rustls::RootCertStore;
+use rustls::SignatureScheme;
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::client::danger::ServerCertVerified;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::ServerName;
+use rustls::pki_types::UnixTime;
+use rustls::pki_types::pem::PemObject;
+use tonic::Request;
+use tonic::Status;
+use tonic::metadata::Ascii;
+use tonic::metadata::MetadataValue;
+use tonic::service::Interceptor;
+use tonic::transport::Certificate;
+use tonic::transport::ClientTlsConfig;
+use tonic::transport::Identity;
+
+use crate::disk;
+
+/// Where the parts are: all optional.
+#[derive(Clone, Debug, Default)]
+pub struct CredentialFiles {
+    /// The token itself.
+    pub token: Option<Token>,
+    /// Or a file with nothing but the token.
+    pub token_file: Option<PathBuf>,
+    /// Who signs server certificates, in PEM, in place of the public roots.
+    pub ca: Option<PathBuf>,
+    /// A client certificate, in PEM.
+    pub certificate: Option<PathBuf>,
+    /// Its private key, in PEM.
+    pub key: Option<PathBuf>,
+    /// Whose the server's certificate shall be, in place of the URL's host.
+    pub server_name: Option<String>,
+}
+
+/// A secret: it is not printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(String);
+
+impl fmt::Debug for Token {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Token(..)")
+    }
+}
+
+impl From<String> for Token {
+    fn from(token: String) -> Self {
+        Self(token)
+    }
+}
+
+/// Read, and ready to be shown.
+#[derive(Clone, Default)]
+pub struct Credentials {
+    authorization: Option<MetadataValue<Ascii>>,
+    ca: Option<String>,
+    /// Certificate and key.
+    identity: Option<(String, String)>,
+    server_name: Option<String>,
+}
+
+impl CredentialFiles {
+    /// Reads them. Fails on what is missing or contradicts itself.
+    pub fn read(&self) -> anyhow::Result<Credentials> {
+        let Self { token, token_file, ca, certificate, key, server_name } = self;
+        let read = |path: &PathBuf| {
+            disk::read_to_string(path, disk::HAND_WRITTEN_BYTES)
+                .with_context(|| format!("read {}", path.display()))
+        };
+        let token = match (token, token_file) {
+            (Some(_), Some(_)) => {
+                bail!("there are a token and a file of one: give REWARM_TOKEN or --token-file")
+            }
+            (Some(Token(token)), None) => Some(token.clone()),
+            (None, Some(path)) => Some(read(path)?),
+            (None, None) => None,
+        };
+        let authorization = token.map(|token| {
+            let token = token.trim();
+            ensure!(!token.is_empty(), "the token is empty");
+            let mut value = MetadataValue::try_from(format!("Bearer {token}"))
+                .map_err(|_| anyhow::anyhow!("the token has characters that no header can hold"))?;
+            value.set_sensitive(true);
+            Ok(value)
+        });
+        let identity = match (certificate, key) {
+            (Some(certificate), Some(key)) => Some((read(certificate)?, read(key)?)),
+            (None, None) => None,
+            _ => bail!("a client certificate needs its key, and a key its certificate: --certificate, --key"),
+        };
+        Ok(Credentials {
+            authorization: authorization.transpose()?,
+            ca: ca.as_ref().map(read).transpose()?,
+            identity,
+            server_name: server_name.clone(),
+        })
+    }
+}
+
+impl Credentials {
+    /// For tonic.
+    pub(super) fn tls(&self) -> ClientTlsConfig {
+        let mut config = match &self.ca {
+            Some(ca) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca)),
+            None => ClientTlsConfig::new().with_webpki_roots(),
+        };
+        if let Some((certificate, key)) = &self.identity {
+            config = config.identity(Identity::from_pem(certificate, key));
+        }
+        match &self.server_name {
+            Some(name) => config.domain_name(name),
+            None => config,
+        }
+    }
+
+    /// For connections of our own.
+    pub(super) fn client_config(&self) -> anyhow::Result<ClientConfig> {
+        let mut roots = RootCertStore::empty();
+        match &self.ca {
+            Some(ca) => {
+                for certificate in CertificateDer::pem_slice_iter(ca.as_bytes()) {
+                    roots.add(certificate.context("read --ca")?).context("read --ca")?;
+                }
+            }
+            None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots);
+        Ok(match &self.identity {
+            None => builder.with_no_client_auth(),
+            Some((certificate, key)) => {
+                let chain = CertificateDer::pem_slice_iter(certificate.as_bytes()).collect::<Result<_, _>>();
+                let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).context("read --key")?;
+                builder.with_client_auth_cert(chain.context("read --certificate")?, key)?
+            }
+        })
+    }
+
+    /// Whose the server's certificate shall be, if it is not the host.
+    pub(super) fn server_name(&self) -> Option<&str> {
+        self.server_name.as_deref()
+    }
+
+    /// The header line of HTTP/1, if there is a token.
+    pub(super) fn header_line(&self) -> String {
+        let value = self.authorization.as_ref().and_then(|value| value.to_str().ok());
+        value.map_or_else(String::new, |value| format!("Authorization: {value}\r\n"))
+    }
+
+    /// Whether there is a token, which nobody on the way should read.
+    pub(super) fn has_token(&self) -> bool {
+        self.authorization.is_some()
+    }
+}
+
+impl Interceptor for Credentials {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(authorization) = &self.authorization {
+            request.metadata_mut().insert("authorization", authorization.clone());
+        }
+        Ok(request)
+    }
+}
+
+/// For gRPC with whatever server is there.
+pub(super) fn trusting_any() -> ClientConfig {
+    let mut config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("ring has the cipher suites of TLS 1.2 and 1.3")
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anybody))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config
+}
+
+/// Takes any certificate for what it says, as whoever starts containers does in a probe.
+#[derive(Debug)]
+struct Anybody;
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        rustls::crypto::ring::default_provider().signature_verification_algorithms.supported_schemes()
+    }
+}

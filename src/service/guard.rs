@@ -1,0 +1,142 @@
+//! Who is let in: before a call reaches its door, whatever it asks.
+//!
+//! With TLS that names a client CA every call needs a client certificate that it signed, and with tokens every call needs a
+//! token that has the port's permission; with both, both. Only health is for everybody: whoever starts containers
+//! has neither.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::Duration;
+use std::time::Instant;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::middleware;
+use axum::middleware::Next;
+use http::Response;
+use tonic::Status;
+
+use crate::metrics;
+use crate::metrics::Port;
+use crate::metrics::Refused;
+use crate::service::access::Caller;
+use crate::service::access::Permission;
+use crate::service::access::Tokens;
+use crate::service::http::answer;
+use crate::service::http::body;
+use crate::service::listener::Peer;
+use crate::service::state::State;
+use crate::service::status::ServiceError;
+
+/// Between two lines about calls that were refused: each would be a way to fill the disk.
+const LOG_PAUSE: Duration = Duration::from_secs(10);
+
+/// What of each port is for everybody.
+fn is_open(port: Port, path: &str) -> bool {
+    match port {
+        Port::Reward => {
+            path.starts_with("/grpc.health.v1.Health/")
+                || matches!(
+                    path,
+                    "/inference.GRPCInferenceService/ServerLive"
+                        | "/inference.GRPCInferenceService/ServerReady"
+                )
+        }
+        Port::Http => matches!(path, "/health" | "/v2/health/live" | "/v2/health/ready"),
+        Port::Metrics => matches!(path, "/healthz" | "/readyz"),
+        Port::Admin => false,
+    }
+}
+
+fn permission(port: Port) -> Permission {
+    match port {
+        Port::Reward | Port::Http => Permission::Score,
+        Port::Metrics => Permission::Metrics,
+        Port::Admin => Permission::Admin,
+    }
+}
+
+/// The guard of one port.
+pub(super) struct Guard {
+    pub(super) port: Port,
+    /// None: the server asks for none.
+    pub(super) tokens: Option<Arc<Tokens>>,
+    /// Whether a call needs a client certificate.
+    pub(super) needs_certificate: bool,
+    pub(super) state: Arc<State>,
+}
+
+impl Guard {
+    /// The routes behind the guard; as they are, where there is nothing to ask for.
+    pub(super) fn before(self, router: Router) -> Router {
+        if self.tokens.is_none() && !self.needs_certificate {
+            return router;
+        }
+        let this = Arc::new(Watchman { guard: self, said: Mutex::new(None) });
+        router.layer(middleware::from_fn(move |request: Request, next: Next| {
+            let this = this.clone();
+            async move { this.let_in(request, next).await }
+        }))
+    }
+
+    fn admit(&self, request: &Request) -> Result<Option<Caller>, (Refused, ServiceError)> {
+        if self.needs_certificate && peer(request).is_none_or(|peer| peer.certificate.is_none()) {
+            let problem = "there is no client certificate: this server asks for one (mTLS)";
+            return Err((Refused::Missing, ServiceError::Unauthenticated { problem }));
+        }
+        let Some(tokens) = &self.tokens else { return Ok(None) };
+        tokens.admit(request.headers(), permission(self.port)).map(Some)
+    }
+}
+
+/// A guard that remembers when it spoke last.
+struct Watchman {
+    guard: Guard,
+    said: Mutex<Option<Instant>>,
+}
+
+impl Watchman {
+    async fn let_in(&self, mut request: Request, next: Next) -> Response<Body> {
+        let Guard { port, state, .. } = &self.guard;
+        if is_open(*port, request.uri().path()) {
+            return next.run(request).await;
+        }
+        match self.guard.admit(&request) {
+            Ok(caller) => {
+                if let Some(caller) = caller {
+                    request.extensions_mut().insert(caller);
+                }
+                next.run(request).await
+            }
+            Err((refused, error)) => {
+                metrics::call_refused(*port, refused);
+                self.say(&request, &error);
+                match port {
+                    Port::Reward | Port::Admin => Status::from(error).into_http(),
+                    Port::Http | Port::Metrics => {
+                        let (head, rest) = request.into_parts();
+                        body::discard(state, &head.headers, rest).await;
+                        answer::failed(&error)
+                    }
+                }
+            }
+        }
+    }
+
+    fn say(&self, request: &Request, error: &ServiceError) {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.is_some_and(|last| last.elapsed() < LOG_PAUSE) {
+            return;
+        }
+        *said = Some(Instant::now());
+        drop(said);
+        let peer = peer(request).map(|peer| peer.address.to_string());
+        tracing::warn!(port = self.guard.port.as_str(), peer, %error, "a call was not let in");
+    }
+}
+
+fn peer(request: &Request) -> Option<&Peer> {
+    request.extensions().get()
+}
