@@ -10,6 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from metrics import ROOT, problems
+from place import certify
 from test_prometheus import PROMTOOL
 from tools import REWARM, run, tool
 
@@ -121,8 +122,7 @@ def test_a_configuration_is_one_that_the_program_takes(folder, tmp_path):
     for name, path in settings.items():
         settings[name] = str(tmp_path / Path(path).name)
     if "REWARM_TLS_KEY" in settings:
-        run(tool("openssl", "openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "90",
-            "-subj", "/CN=rewarm", "-addext", "subjectAltName=DNS:rewarm", "-keyout", settings["REWARM_TLS_KEY"], "-out", settings["REWARM_TLS_CERTIFICATE"])
+        certify(tmp_path)
         Path(settings["REWARM_TOKENS"]).write_text('[tokens.trainer]\ntoken = "not-a-secret-but-long-enough-for-one"\n')
     said = run(REWARM, "serve", "--check", "--config", str(tmp_path / "rewarm.toml"), "--device", "cpu", env=settings)
     assert folder.split("/")[-1] not in ("cpu", "keda") or "warning" not in said, "it is closed, and yet"
