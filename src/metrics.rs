@@ -90,6 +90,7 @@ const TOKEN_SAMPLES: &str = "rewarm_token_samples_total";
 const TOKEN_REQUESTS_IN_FLIGHT: &str = "rewarm_token_requests_in_flight";
 const TOKEN_TOKENS_IN_FLIGHT: &str = "rewarm_token_tokens_in_flight";
 const ADMIN_ACTIONS: &str = "rewarm_admin_actions_total";
+const EXPORTER_FAILURES: &str = "rewarm_exporter_failures_total";
 const BUILD_INFO: &str = "rewarm_build_info";
 /// Without our prefix: dashboards and `resets()` habits know it by this name.
 const PROCESS_START_TIME: &str = "process_start_time_seconds";
@@ -182,6 +183,8 @@ const METRICS: &[Metric] = &[
     metric(TOKEN_REQUESTS_IN_FLIGHT, Kind::Gauge, Unit::Count, "Requests of a token that are in the server."),
     metric(TOKEN_TOKENS_IN_FLIGHT, Kind::Gauge, Unit::Count, "Tokens of text of a token's requests that are in the server."),
     metric(ADMIN_ACTIONS, Kind::Counter, Unit::Count, "What operators asked for, by result."),
+    metric(EXPORTER_FAILURES, Kind::Counter, Unit::Count,
+        "Exports over OTLP that failed, and traces that found no room in the queue."),
     metric(BUILD_INFO, Kind::Gauge, Unit::Count, "Always 1; the version is a label."),
     metric(PROCESS_START_TIME, Kind::Gauge, Unit::Seconds, "When the process started, in seconds since 1970."),
 ];
@@ -420,6 +423,16 @@ label! {
 }
 
 label! {
+    /// What is exported over OTLP.
+    Signal {
+        /// Spans of requests.
+        Traces = "traces",
+        /// These metrics.
+        Metrics = "metrics",
+    }
+}
+
+label! {
     /// How a reload ended.
     Reload {
         /// The new variants serve.
@@ -516,6 +529,9 @@ fn register_process() {
         for result in Reload::ALL {
             counter!(RENEWALS, "what" => what.as_str(), "result" => result.as_str()).increment(0);
         }
+    }
+    for signal in Signal::ALL {
+        counter!(EXPORTER_FAILURES, "signal" => signal.as_str()).increment(0);
     }
     for port in Port::ALL {
         for reason in Refused::ALL {
@@ -781,6 +797,11 @@ pub fn admin_acted(action: Action, is_done: bool) {
 
 fn result(is_good: bool) -> &'static str {
     if is_good { Reload::Succeeded.as_str() } else { Reload::Failed.as_str() }
+}
+
+/// Something did not reach the collector, or found no room on its way there.
+pub fn export_failed(signal: Signal) {
+    counter!(EXPORTER_FAILURES, "signal" => signal.as_str()).increment(1);
 }
 
 /// A reload ended.

@@ -32,6 +32,7 @@ use crate::cli::evaluate::EvaluateArgs;
 use crate::cli::merge::MergeArgs;
 use crate::cli::train::TrainArgs;
 use crate::client;
+use crate::config::MAX_THREADS;
 use crate::config::Overrides;
 use crate::model::ModelError;
 use crate::model::device::DeviceName;
@@ -150,6 +151,15 @@ struct ServeArgs {
     /// In place of every variant's device: auto, cpu, cuda, cuda:N, or several cards with commas.
     #[arg(long, value_name = "DEVICE", env = "REWARM_DEVICE")]
     device: Option<DeviceName>,
+    /// Threads that compute, that tokenize and that serve: so many of each [default: one for each CPU].
+    #[arg(long, value_name = "COUNT", env = "REWARM_THREADS", value_parser = clap::value_parser!(u16).range(1..=MAX_THREADS as i64))]
+    threads: Option<u16>,
+    /// The fraction of the requests that has a line in the access log; above 0, those that fail all have one [default: 0].
+    #[arg(long, value_name = "FRACTION", env = "REWARM_ACCESS_LOG", value_parser = parse_fraction)]
+    access_log: Option<f64>,
+    /// A collector of spans and metrics (OTLP over gRPC), for example http://127.0.0.1:4317 [default: none].
+    #[arg(long, value_name = "URL", env = "REWARM_OTLP_ENDPOINT")]
+    otlp_endpoint: Option<String>,
     /// How log lines look [default: text].
     #[arg(long, value_name = "FORMAT", env = "REWARM_LOG_FORMAT")]
     log_format: Option<telemetry::Format>,
@@ -181,10 +191,20 @@ The configuration, with its defaults (unknown keys are errors; paths are relativ
                                       # ones cannot, the old ones are loaded again
   drain_grace_seconds = 5             # after SIGTERM: time for load balancers to look elsewhere
   drain_seconds = 30                  # after that: time for admitted work to finish
+  threads = 0                         # that compute, tokenize, serve: of each; 0: one for each CPU
 
   [server.connections]
-  max_age_seconds = 0                 # an older one (a tenth more or less) is ended when its calls are answered, so
-                                      # that callers find servers that came later; 0: never
+  max_age_seconds = 0                 # an older one (a tenth more or less) ends when its calls are
+                                      # answered: callers find servers that came later; 0: never
+
+  [server.access_log]
+  fraction = 0                        # of the requests with an answer, one line each; above 0, those
+                                      # that fail all have one. Texts are never logged
+
+  [server.otlp]
+  endpoint = \"http://127.0.0.1:4317\"  # spans and metrics go there, over gRPC; none unless it is set.
+                                      # OpenTelemetry's own variables count, too: its endpoint,
+                                      # headers, timeout, service name, attributes, sampler
 
   [server.tls]                        # none unless certificate and key are given
   certificate = \"tls.crt\"             # PEM, as the others; all are read again when they change
@@ -356,6 +376,11 @@ impl AskArgs {
     }
 }
 
+fn parse_fraction(text: &str) -> Result<f64, String> {
+    let fraction = text.parse::<f64>().ok().filter(|fraction| (0.0..=1.0).contains(fraction));
+    fraction.ok_or_else(|| format!("`{text}` is not a number from 0 to 1"))
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum TruncationArg {
     /// It gets an error.
@@ -420,6 +445,13 @@ impl ServeArgs {
             tls_client_ca: self.tls_client_ca.clone(),
             tokens: self.tokens.clone(),
             device: self.device.clone(),
+            threads: self.threads.map(usize::from),
+            access_log: self.access_log,
+            otlp: self.otlp_endpoint.clone(),
+            otlp_variables: std::env::vars_os()
+                .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+                .filter(|(name, _)| name.starts_with("OTEL_"))
+                .collect(),
             log_format: self.log_format,
             log_level: self.log_level.clone(),
         }

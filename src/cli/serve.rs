@@ -46,10 +46,14 @@ pub(super) fn run(args: &ServeArgs) -> anyhow::Result<()> {
     let cpu_instructions = Isa::best().name();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), cpu_instructions, "starting");
     tell(&config);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("start the async threads")?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if let Some(threads) = config.service.threads {
+        runtime.worker_threads(threads);
+        // the threads that compute are as many as rayon's own
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        pool.build_global().context("start the threads that compute")?;
+    }
+    let runtime = runtime.enable_all().build().context("start the async threads")?;
     let result = runtime.block_on(serve(config, overrides, parent, args.addresses.as_deref()));
     // A thread that still loads a model cannot be interrupted, and is not waited for.
     runtime.shutdown_background();
@@ -59,7 +63,18 @@ pub(super) fn run(args: &ServeArgs) -> anyhow::Result<()> {
 /// Every setting that counts, as the manual calls it, wherever it is from; there are no secrets among them.
 fn tell(config: &ServeConfig) {
     let service::Config {
-        tls, tokens, limits, engine, connections, drain_grace, drain_limit, models, ..
+        tls,
+        tokens,
+        threads,
+        access_log,
+        otlp,
+        limits,
+        engine,
+        connections,
+        drain_grace,
+        drain_limit,
+        models,
+        ..
     } = &config.service;
     let told = |port| config.service.ports.get(port).map(tracing::field::display);
     tracing::info!(
@@ -82,6 +97,9 @@ fn tell(config: &ServeConfig) {
         max_age_seconds = connections.max_age.map(|age| age.as_secs_f64()),
         drain_grace_seconds = drain_grace.as_secs_f64(),
         drain_seconds = drain_limit.as_secs_f64(),
+        threads,
+        access_log,
+        otlp = otlp.as_ref().map(service::OtlpSettings::told),
         "settings: server"
     );
     tracing::info!(

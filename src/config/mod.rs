@@ -45,6 +45,14 @@ pub struct Overrides {
     pub tokens: Option<PathBuf>,
     /// In place of every variant's.
     pub device: Option<DeviceName>,
+    /// `server.threads`.
+    pub threads: Option<usize>,
+    /// `server.access_log.fraction`.
+    pub access_log: Option<f64>,
+    /// `server.otlp.endpoint`.
+    pub otlp: Option<String>,
+    /// OpenTelemetry's own variables.
+    pub otlp_variables: service::OtlpVariables,
     /// `log.format`.
     pub log_format: Option<telemetry::Format>,
     /// `log.level`.
@@ -125,6 +133,9 @@ const MAX_SECONDS: f64 = 32_767.0;
 /// A connection that is given less loses peers that are merely busy, or far.
 const MIN_WAIT: Duration = Duration::from_secs(1);
 
+/// Of a kind; more are a mistake.
+pub(crate) const MAX_THREADS: usize = 4096;
+
 /// What is served without a configuration.
 const DEMO: &str = include_str!("demo.toml");
 
@@ -155,6 +166,9 @@ fn assemble(name: &str, text: &str, base: &Path, overrides: &Overrides) -> Resul
         })),
         tls: tls(&mut server, base, overrides, &mut problems),
         tokens: overrides.tokens.clone().or_else(|| server.path("tokens", base, &mut problems)),
+        access_log: access_log(&mut server, overrides, &mut problems),
+        otlp: otlp(&mut server, overrides, &mut problems),
+        threads: overrides.threads.or_else(|| server.threads(&mut problems)),
         limits: service::Limits {
             max_message_bytes: server.positive("max_message_bytes", limits.max_message_bytes, &mut problems),
             message_time: server.seconds("message_seconds", limits.message_time.as_secs_f64(), &mut problems),
@@ -249,6 +263,33 @@ fn tls(
     }
 }
 
+fn access_log(server: &mut Section<'_>, overrides: &Overrides, problems: &mut Problems) -> f64 {
+    let mut section = server.section("access_log", problems);
+    let place = section.place_of("fraction");
+    let in_file = section.take::<f64>("fraction", problems);
+    section.finish(problems);
+    if let Some(fraction) = in_file.filter(|fraction| !(0.0..=1.0).contains(fraction)) {
+        problems.add(format!("{place}: server.access_log.fraction must be from 0 to 1, not {fraction:?}"));
+    }
+    overrides.access_log.or(in_file).unwrap_or(0.0)
+}
+
+fn otlp(
+    server: &mut Section<'_>,
+    overrides: &Overrides,
+    problems: &mut Problems,
+) -> Option<service::OtlpSettings> {
+    let mut section = server.section("otlp", problems);
+    let in_file = section.take::<String>("endpoint", problems).filter(|endpoint| !endpoint.is_empty());
+    section.finish(problems);
+    let first = overrides.otlp.as_deref().filter(|endpoint| !endpoint.is_empty());
+    let read = service::OtlpSettings::read(first, in_file.as_deref(), &overrides.otlp_variables);
+    read.unwrap_or_else(|found| {
+        problems.0.extend(found);
+        None
+    })
+}
+
 fn connections(server: &mut Section<'_>, problems: &mut Problems) -> service::Connections {
     let default = service::Connections::default();
     let max = server.positive("max_connections", default.max, problems);
@@ -295,6 +336,16 @@ impl Section<'_> {
     /// Relative to the file's folder, which is `base`.
     fn path(&mut self, key: &str, base: &Path, problems: &mut Problems) -> Option<PathBuf> {
         self.take::<PathBuf>(key, problems).map(|path| base.join(path))
+    }
+
+    /// None: as many as there are CPUs.
+    fn threads(&mut self, problems: &mut Problems) -> Option<usize> {
+        let place = self.place_of("threads");
+        let threads = self.take::<usize>("threads", problems).filter(|threads| *threads > 0)?;
+        if threads > MAX_THREADS {
+            problems.add(format!("{place}: server.threads is {threads}: the limit is {MAX_THREADS}"));
+        }
+        Some(threads)
     }
 
     fn positive(&mut self, key: &str, default: usize, problems: &mut Problems) -> usize {
@@ -569,6 +620,18 @@ shadow = { variant = 'e', fraction = 0.1 }
             Case {
                 text: "[server.connections]\nmax_age_seconds = 0.5",
                 problem: "rewarm.toml:8: max_age_seconds must be 0, for never, or at least 1",
+            },
+            Case {
+                text: "[server]\nthreads = 5000",
+                problem: "rewarm.toml:8: server.threads is 5000: the limit",
+            },
+            Case {
+                text: "[server.access_log]\nfraction = 1.5",
+                problem: "rewarm.toml:8: server.access_log.fraction must be from 0 to 1, not 1.5",
+            },
+            Case {
+                text: "[server.otlp]\nendpoint = 'collector:4317'",
+                problem: "server.otlp.endpoint: `collector:4317` is not a URL",
             },
             Case { text: "[server.tls]\nkey = 'k'", problem: "server.tls: certificate is missing" },
             Case { text: "[server.tls]\ncertificate = 'c'", problem: "server.tls: key is missing" },

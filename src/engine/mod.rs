@@ -134,6 +134,8 @@ pub struct Scored {
     pub queue: Duration,
     /// The model's time for the batches that held the sequences.
     pub compute: Duration,
+    /// Samples of the largest of these batches.
+    pub batch_samples: usize,
 }
 
 /// What became of one sample.
@@ -295,7 +297,12 @@ impl Lane {
     pub async fn score(&self, sequences: Vec<Sequence>, call: Call) -> Result<Scored, EngineError> {
         let num_samples = sequences.len();
         if num_samples == 0 {
-            return Ok(Scored { outcomes: Vec::new(), queue: Duration::ZERO, compute: Duration::ZERO });
+            return Ok(Scored {
+                outcomes: Vec::new(),
+                queue: Duration::ZERO,
+                compute: Duration::ZERO,
+                batch_samples: 0,
+            });
         }
         let LaneHandle { id, devices, .. } = &*self.handle;
         let (answer, answered) = oneshot::channel();
@@ -316,7 +323,7 @@ impl Lane {
         answer.unwrap_or_else(|_| {
             // only if a device thread ended, and only a bug in this room ends one while a lane lives
             let outcomes = vec![Err(SampleError::ForwardFailed); num_samples];
-            Ok(Scored { outcomes, queue: Duration::ZERO, compute: Duration::ZERO })
+            Ok(Scored { outcomes, queue: Duration::ZERO, compute: Duration::ZERO, batch_samples: 0 })
         })
     }
 

@@ -71,6 +71,7 @@ struct Found {
     queue: Duration,
     compute: Duration,
     reduce: Duration,
+    batch_samples: usize,
     /// Until it is answered.
     answer: Option<oneshot::Sender<Result<Scored, EngineError>>>,
 }
@@ -88,6 +89,7 @@ impl Request {
             queue: Duration::ZERO,
             compute: Duration::ZERO,
             reduce: Duration::ZERO,
+            batch_samples: 0,
             answer: Some(answer),
         };
         Self {
@@ -153,6 +155,7 @@ impl Asked {
         outcomes: impl Iterator<Item = Outcome>,
         queue: Duration,
         times: Times,
+        batch_samples: usize,
         served: &Served,
     ) {
         let mut found = self.found();
@@ -163,6 +166,7 @@ impl Asked {
         found.queue = found.queue.max(queue);
         found.compute += times.compute;
         found.reduce += times.reduce;
+        found.batch_samples = found.batch_samples.max(batch_samples);
         if found.missing > 0 {
             return;
         }
@@ -170,7 +174,8 @@ impl Asked {
         let outcomes = std::mem::take(&mut found.outcomes);
         let outcomes = outcomes.into_iter().map(|outcome| outcome.unwrap_or(Err(SampleError::ForwardFailed)));
         let (queue, compute, reduce) = (found.queue, found.compute, found.reduce);
-        let scored = Scored { outcomes: outcomes.collect(), queue, compute };
+        let batch_samples = found.batch_samples;
+        let scored = Scored { outcomes: outcomes.collect(), queue, compute, batch_samples };
         drop(found);
         let metrics = served.metrics(); // before the answer, upon which the lane may be shown
         if answer.send(Ok(scored)).is_ok() {
@@ -228,10 +233,11 @@ impl Batch {
     /// Returns what the queue must be told.
     pub(super) fn answer(self, outcomes: impl IntoIterator<Item = Outcome>, times: Times) -> Ended {
         let mut outcomes = outcomes.into_iter();
+        let batch_samples = self.portions.iter().map(|portion| portion.samples.len()).sum();
         for Portion { admitted, asked, samples, .. } in self.portions {
             let queue = self.started.saturating_duration_since(admitted) + times.paused;
             let of_portion = outcomes.by_ref().take(samples.len());
-            asked.bring(samples, of_portion, queue, times, &self.served);
+            asked.bring(samples, of_portion, queue, times, batch_samples, &self.served);
         }
         debug_assert!(outcomes.next().is_none(), "one outcome per sample");
         Ended { num_tokens: self.num_tokens, elapsed: times.compute + times.reduce }

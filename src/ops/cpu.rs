@@ -111,11 +111,13 @@ impl Cpu {
     }
 }
 
-/// The threads that compute, one for each CPU that the process may use: the cgroup's quota and the affinity count.
+/// The threads that compute, as many as rayon has: one for each CPU that the process may use (the cgroup's quota and the
+/// affinity count), unless it was told otherwise.
 fn pool() -> Arc<ThreadPool> {
     static POOL: OnceLock<Arc<ThreadPool>> = OnceLock::new();
     let start = || {
-        let pool = ThreadPoolBuilder::new().thread_name(|index| format!("compute-{index}")).build();
+        let pool = ThreadPoolBuilder::new().num_threads(rayon::current_num_threads());
+        let pool = pool.thread_name(|index| format!("compute-{index}")).build();
         Arc::new(pool.expect("the system has threads to give"))
     };
     POOL.get_or_init(start).clone()

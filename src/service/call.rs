@@ -96,16 +96,19 @@ fn parse_timeout(value: &str) -> Option<Duration> {
 /// The span of a call. It continues the caller's trace when `traceparent` is there and well formed, so that
 /// our log lines are found by the trace id.
 pub(super) fn span(method: &'static str, headers: &HeaderMap) -> Span {
-    let traceparent =
-        headers.get("traceparent").and_then(|value| value.to_str().ok()).and_then(parse_traceparent);
-    match traceparent {
-        Some((trace_id, parent_id)) => tracing::info_span!("call", method, trace_id, parent_id),
+    match traceparent(headers) {
+        Some((trace_id, parent_id, _)) => tracing::info_span!("call", method, trace_id, parent_id),
         None => tracing::info_span!("call", method),
     }
 }
 
-/// Trace id and parent id. Source: W3C Trace Context, section 3.2: later versions may append fields.
-fn parse_traceparent(value: &str) -> Option<(&str, &str)> {
+/// The trace that a caller continues: its id, that of the caller's span, and flags, in hexadecimal digits.
+pub(super) fn traceparent(headers: &HeaderMap) -> Option<(&str, &str, &str)> {
+    headers.get("traceparent")?.to_str().ok().and_then(parse_traceparent)
+}
+
+/// Trace id, parent id and flags. Source: W3C Trace Context, section 3.2: later versions may append fields.
+fn parse_traceparent(value: &str) -> Option<(&str, &str, &str)> {
     let mut fields = value.split('-');
     let (version, trace_id, parent_id, flags) =
         (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
@@ -122,7 +125,7 @@ fn parse_traceparent(value: &str) -> Option<(&str, &str)> {
         && is_hex(parent_id, 16)
         && !is_zero(parent_id)
         && is_hex(flags, 2);
-    is_valid.then_some((trace_id, parent_id))
+    is_valid.then_some((trace_id, parent_id, flags))
 }
 
 #[cfg(test)]
@@ -156,7 +159,7 @@ mod tests {
     fn a_traceparent_is_continued_only_when_well_formed() {
         let trace_id = "4bf92f3577b34da6a3ce929d0e0e4736";
         let parent_id = "00f067aa0ba902b7";
-        let expected = Some((trace_id, parent_id));
+        let expected = Some((trace_id, parent_id, "01"));
         let cases = [
             (format!("00-{trace_id}-{parent_id}-01"), expected),
             (format!("cc-{trace_id}-{parent_id}-01-more"), expected),

@@ -32,6 +32,7 @@ mod admin;
 mod aside;
 mod budget;
 mod call;
+mod ended;
 mod grpc;
 mod guard;
 mod health;
@@ -39,6 +40,8 @@ mod http;
 mod listener;
 mod models;
 mod oip;
+mod origin;
+mod otlp;
 mod pages;
 mod ports;
 mod request;
@@ -50,6 +53,7 @@ mod status;
 mod tls;
 mod tokenize;
 mod watch;
+mod witness;
 
 use std::io;
 use std::net::SocketAddr;
@@ -93,6 +97,9 @@ pub use crate::service::models::Loaded;
 pub use crate::service::models::Models;
 pub use crate::service::models::Source;
 use crate::service::oip::grpc::Inference;
+use crate::service::otlp::Exporting;
+pub use crate::service::otlp::Settings as OtlpSettings;
+pub use crate::service::otlp::Variables as OtlpVariables;
 pub use crate::service::ports::Ports;
 pub use crate::service::routing::weight_problems;
 pub use crate::service::state::Limits;
@@ -101,8 +108,10 @@ use crate::service::state::State;
 use crate::service::tls::Tls;
 pub use crate::service::tls::TlsConfig;
 pub use crate::service::tls::TlsError;
+use crate::service::tokenize::TokenizerThreads;
 use crate::service::watch::Stamp;
 use crate::service::watch::Watched;
+use crate::service::witness::Witness;
 
 /// For connections that are cut at the limit of a drain, to be closed and counted.
 const CUT_TIME: Duration = Duration::from_secs(1);
@@ -119,6 +128,12 @@ pub struct Config {
     pub tls: Option<TlsConfig>,
     /// The file of the tokens that callers need.
     pub tokens: Option<PathBuf>,
+    /// Of the requests that have an answer, which have a line in the access log; with any, those that failed all have one.
+    pub access_log: f64,
+    /// Where spans and metrics go.
+    pub otlp: Option<OtlpSettings>,
+    /// That tokenize; else one for each core.
+    pub threads: Option<usize>,
     /// Limits that hold for all callers together.
     pub limits: Limits,
     /// Limits of the engine.
@@ -158,6 +173,9 @@ pub enum StartError {
     /// The file of tokens cannot be used.
     #[error("read the tokens")]
     Tokens(#[source] TokensError),
+    /// The certificate authority of the collector cannot be used.
+    #[error("set up the export over OTLP")]
+    Otlp(#[source] io::Error),
     /// The machine gives no threads.
     #[error("start the tokenizer threads")]
     Threads(#[source] io::Error),
@@ -247,8 +265,17 @@ pub async fn start(config: Config, source: impl Source) -> Result<Running, Start
 
     let bounds = Bounds::find(config.connections.max, &ports)?;
     let engine = Engine::start(config.engine);
-    let state = State::new(config.limits, config.reload, engine, Arc::new(source));
-    let state = Arc::new(state.map_err(StartError::Threads)?);
+    let tokenizers = TokenizerThreads::start(config.threads).map_err(StartError::Threads)?;
+    let (tracer, exporting) = match &config.otlp {
+        Some(settings) => {
+            otlp::start(settings.clone(), exporter.clone()).map(|(tracer, tasks)| (Some(tracer), Some(tasks)))
+        }
+        None => Ok((None, None)),
+    }
+    .map_err(StartError::Otlp)?;
+    let witness = Witness::new(config.access_log, tracer);
+    let state = State::new(config.limits, config.reload, engine, tokenizers, Arc::new(source), witness);
+    let state = Arc::new(state);
     let (reporter, health) = health::service();
     let mut background = JoinSet::new();
     background.spawn(health::report(state.clone(), reporter));
@@ -298,7 +325,7 @@ pub async fn start(config: Config, source: impl Source) -> Result<Running, Start
         metrics = told(Port::Metrics),
         "listening"
     );
-    let life = tokio::spawn(live(config, state.clone(), servers, ending.cutting, background));
+    let life = tokio::spawn(live(config, state.clone(), servers, ending.cutting, background, exporting));
     Ok(Running { ports, state, life })
 }
 
@@ -341,6 +368,7 @@ async fn live(
     mut servers: JoinSet<usize>,
     cutting: CancellationToken,
     mut background: JoinSet<()>,
+    mut exporting: Option<Exporting>,
 ) -> Result<(), LoadError> {
     let mut lost = state.engine.lost();
     let is_lost = async move {
@@ -350,8 +378,9 @@ async fn live(
             None => std::future::pending().await, // nothing can be lost any more
         }
     };
+    let in_order = live_in_order(config, &state, &mut servers, cutting, &mut background, &mut exporting);
     let fault = tokio::select! {
-        ended = live_in_order(config, &state, &mut servers, cutting, &mut background) => return ended,
+        ended = in_order => return ended,
         fault = is_lost => fault,
     };
     // what waited is answered already; what runs elsewhere is finished, and all answers are sent
@@ -362,6 +391,7 @@ async fn live(
         state.calls.wait().await;
         state.closing.cancel();
         while servers.join_next().await.is_some() {}
+        flush(&mut exporting).await;
     };
     let outcome = tokio::time::timeout(LOST_LIMIT, last_answers).await;
     tracing::error!(fault, all_answered = outcome.is_ok(), "a device is lost: the process ends");
@@ -376,6 +406,7 @@ async fn live_in_order(
     servers: &mut JoinSet<usize>,
     cutting: CancellationToken,
     background: &mut JoinSet<()>,
+    exporting: &mut Option<Exporting>,
 ) -> Result<(), LoadError> {
     tokio::select! {
         loaded = state.load(config.models) => {
@@ -397,6 +428,7 @@ async fn live_in_order(
         state.engine.drain().await;
         state.closing.cancel();
         while servers.join_next().await.is_some() {}
+        flush(exporting).await;
     };
     let outcome = tokio::time::timeout(config.drain_limit, orderly).await;
     match outcome {
@@ -416,6 +448,13 @@ async fn live_in_order(
         }
     }
     Ok(())
+}
+
+/// What the collector was not told yet.
+async fn flush(exporting: &mut Option<Exporting>) {
+    if let Some(exporting) = exporting {
+        exporting.flush().await;
+    }
 }
 
 fn reward_routes<H: Health>(state: &Arc<State>, health: HealthServer<H>) -> Router {

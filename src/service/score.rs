@@ -22,7 +22,10 @@ use crate::model::scorer::Reward;
 use crate::ops::batch::Sequence;
 use crate::service::access::Share;
 use crate::service::budget::Room;
+use crate::service::ended::Ended;
+use crate::service::ended::Facts;
 use crate::service::models::ServedVariant;
+use crate::service::origin::Origin;
 use crate::service::request::Request;
 use crate::service::request::Target;
 use crate::service::state::State;
@@ -30,6 +33,7 @@ use crate::service::status::FailedSample;
 use crate::service::status::ServiceError;
 use crate::service::status::brief;
 use crate::service::tokenize::TokenizeError;
+use crate::service::witness::Witness;
 
 /// What became of a request that was served.
 pub(super) struct Scored {
@@ -94,15 +98,20 @@ pub(super) async fn answer(
     method: Method,
     read: Result<(Request, Room), ServiceError>,
     deadline: Option<Instant>,
+    origin: Origin,
 ) -> Result<(Scored, Room), ServiceError> {
+    let facts = Facts { read: Some(origin.arrived.elapsed()), ..Facts::default() };
     let mut record = Record {
         method,
-        variant: String::new(),
+        served: None,
         started: Clock::now(),
         deadline,
         code: Code::Cancelled,
         token: None,
         samples: 0,
+        facts,
+        origin,
+        witness: Some(state.witness.clone()).filter(|witness| !witness.is_idle()),
     };
     let result = match read.and_then(|(mut request, mut room)| {
         if let Some(share) = room.share() {
@@ -112,9 +121,11 @@ pub(super) async fn answer(
         Ok((find(state, &request)?, request, room))
     }) {
         Ok((served, request, mut room)) => {
-            record.variant.clone_from(&served.info.name);
+            record.served = Some(served.clone());
             let whole = request.options.all_or_none;
-            let scored = before(deadline, score(state, served, request, room.share(), deadline)).await;
+            let scored =
+                before(deadline, score(state, served, request, (room.share(), &mut record.facts), deadline))
+                    .await;
             scored.and_then(|scored| whole.map_or(Ok(()), |field| scored.all(field)).map(|()| (scored, room)))
         }
         Err(error) => Err(error),
@@ -163,16 +174,18 @@ async fn score(
     state: &State,
     served: Arc<ServedVariant>,
     request: Request,
-    share: Option<&mut Share>,
+    (share, facts): (Option<&mut Share>, &mut Facts),
     deadline: Option<Instant>,
 ) -> Result<Scored, ServiceError> {
     let Request { inputs, options, .. } = request;
     let variant = &served.info.name;
+    facts.samples = inputs.len();
 
     let started = Clock::now();
     let tokenized = state.tokenizers.tokenize(served.tokenizer.clone(), inputs, options.truncation).await;
     let tokenize = started.elapsed();
     metrics::request_tokenized(variant, tokenize);
+    facts.tokenize = Some(tokenize);
 
     // The samples that have tokens go to the model; the others wait here with their errors.
     let mut sequences = Vec::with_capacity(tokenized.len());
@@ -196,12 +209,15 @@ async fn score(
     );
     metrics::double_bos_seen(variant, double_bos);
 
+    facts.tokens = sequences.iter().map(|sequence| sequence.token_ids.len()).sum();
     if let Some(share) = share {
-        share.hold(sequences.iter().map(|sequence| sequence.token_ids.len()).sum())?;
+        share.hold(facts.tokens)?;
     }
     // No sequences, no wait: the call is still OK.
     let call = Call { priority: options.priority, deadline };
     let scored = served.lane.score(sequences, call).await?;
+    (facts.queue, facts.compute) = (Some(scored.queue), Some(scored.compute));
+    facts.batch_samples = scored.batch_samples;
 
     let mut outcomes = scored.outcomes.into_iter();
     let results = samples.into_iter().map(|sample| match sample {
@@ -255,8 +271,8 @@ pub(super) async fn before<T>(
 /// Counts a request when it is dropped: also one whose caller left half-way.
 struct Record {
     method: Method,
-    /// Empty until one is chosen.
-    variant: String,
+    /// None until a variant is chosen.
+    served: Option<Arc<ServedVariant>>,
     started: Clock,
     deadline: Option<Instant>,
     code: Code,
@@ -264,11 +280,17 @@ struct Record {
     token: Option<Arc<str>>,
     /// Of an answer.
     samples: usize,
+    facts: Facts,
+    origin: Origin,
+    /// None where nobody is told.
+    witness: Option<Arc<Witness>>,
 }
 
 impl Drop for Record {
     fn drop(&mut self) {
-        let Self { method, variant, started, deadline, code, token, samples } = self;
+        let Self { method, served, started, deadline, code, token, samples, facts, origin, witness } = self;
+        let (variant, fingerprint) =
+            served.as_ref().map_or(("", ""), |served| (&served.info.name, &served.info.fingerprint));
         let elapsed = started.elapsed();
         let is_late = deadline.is_some_and(|deadline| deadline <= Instant::now());
         let code = match *code {
@@ -283,6 +305,11 @@ impl Drop for Record {
             metrics::token_request_finished(token, code as i32, *samples);
         }
         tracing::debug!(variant, ?code, seconds = elapsed.as_secs_f64(), "request finished");
+        if let Some(witness) = witness {
+            let (token, elapsed) = (token.as_deref().unwrap_or_default(), origin.arrived.elapsed());
+            let method = *method;
+            witness.tell(&Ended { origin, method, variant, fingerprint, token, code, facts, elapsed });
+        }
     }
 }
 

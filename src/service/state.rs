@@ -30,6 +30,7 @@ use crate::service::routing::Routing;
 use crate::service::routing::weight_problems;
 use crate::service::status::ServiceError;
 use crate::service::tokenize::TokenizerThreads;
+use crate::service::witness::Witness;
 
 /// Limits that hold for all callers together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +72,8 @@ pub enum Reload {
 /// Shared by all handlers.
 pub(super) struct State {
     pub(super) limits: Limits,
+    /// Told of each request that has ended.
+    pub(super) witness: Arc<Witness>,
     reload: Reload,
     pub(super) engine: Engine,
     pub(super) tokenizers: TokenizerThreads,
@@ -101,13 +104,16 @@ impl State {
         limits: Limits,
         reload: Reload,
         engine: Engine,
+        tokenizers: TokenizerThreads,
         source: Arc<dyn Source>,
-    ) -> std::io::Result<Self> {
-        Ok(Self {
+        witness: Witness,
+    ) -> Self {
+        Self {
             limits,
+            witness: Arc::new(witness),
             reload,
             engine,
-            tokenizers: TokenizerThreads::start()?,
+            tokenizers,
             source,
             serving: ArcSwapOption::empty(),
             replaced: Mutex::default(),
@@ -119,7 +125,7 @@ impl State {
             draining: CancellationToken::new(),
             closing: CancellationToken::new(),
             health_changed: Arc::new(Notify::new()),
-        })
+        }
     }
 
     /// Runs a call as a task of its own: known until it ends, aborted when its caller goes, and a panic in it

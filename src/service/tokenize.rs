@@ -87,10 +87,11 @@ struct Request {
 }
 
 impl TokenizerThreads {
-    /// One thread per core, and never one alone: a giant text must not stop everybody else.
-    pub(super) fn start() -> std::io::Result<Self> {
+    /// So many threads, or one per core; and never one alone: a giant text must not stop everybody else.
+    pub(super) fn start(threads: Option<usize>) -> std::io::Result<Self> {
         let turns = Arc::new(Turns::default());
-        let num_threads = std::thread::available_parallelism().map_or(2, |cores| cores.get().max(2));
+        let cores = || std::thread::available_parallelism().map_or(2, usize::from);
+        let num_threads = threads.unwrap_or_else(cores).max(2);
         for index in 0..num_threads {
             let turns = turns.clone();
             let takes_long = index % 2 == 1;
@@ -311,7 +312,7 @@ mod tests {
 
     #[tokio::test]
     async fn outcomes_come_in_the_order_of_the_inputs() {
-        let threads = TokenizerThreads::start().unwrap();
+        let threads = TokenizerThreads::start(None).unwrap();
         let inputs: Vec<Received> = (0..100).map(|id| Received::Input(Input::TokenIds(vec![id]))).collect();
         let tokenizer = request(1).0.tokenizer.clone();
         let outcomes = threads.tokenize(tokenizer, inputs, Truncation::Reject).await;

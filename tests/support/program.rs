@@ -24,7 +24,7 @@ pub(crate) fn rewarm(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rewarm"));
     command.args(args).current_dir(root()).env_remove("COLUMNS");
     for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("REWARM_") {
+        if ["REWARM_", "OTEL_"].iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
             command.env_remove(name);
         }
     }

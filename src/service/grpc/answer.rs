@@ -9,6 +9,7 @@ use crate::service::budget::Room;
 use crate::service::grpc::inbound::Admitted;
 use crate::service::grpc::request::Names;
 use crate::service::grpc::request::check;
+use crate::service::origin::Origin;
 use crate::service::score;
 use crate::service::score::SampleFailure;
 use crate::service::score::Score;
@@ -22,6 +23,7 @@ pub(super) async fn answer(
     method: Method,
     read: Result<Admitted<proto::ScoreRequest>, ServiceError>,
     deadline: Option<Instant>,
+    origin: Origin,
 ) -> Result<(proto::ScoreResponse, Room), ServiceError> {
     let mut names = None;
     let request = read.and_then(|(message, room)| {
@@ -31,7 +33,7 @@ pub(super) async fn answer(
         names = Some(its_names);
         Ok((request, room))
     });
-    let (scored, mut room) = score::answer(state, method, request, deadline).await?;
+    let (scored, mut room) = score::answer(state, method, request, deadline, origin).await?;
     let response = response(scored, names.expect("what was served was checked"));
     room.shrink_to(response.encoded_len());
     Ok((response, room))

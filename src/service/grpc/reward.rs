@@ -34,6 +34,7 @@ use crate::service::grpc::inbound::Shape;
 use crate::service::grpc::info;
 use crate::service::grpc::outbound;
 use crate::service::grpc::stream;
+use crate::service::origin::Origin;
 use crate::service::score;
 use crate::service::state::State;
 
@@ -76,6 +77,7 @@ where
 async fn score(state: Arc<State>, request: Request<Body>) -> Response<Body> {
     let (head, body) = request.into_parts();
     let span = call::span(Method::Score.as_str(), &head.headers);
+    let origin = Origin::new(&head.headers, &head.extensions);
     let deadline = call::deadline_of(&head.extensions);
     let read = async {
         // Who cannot be served need not be listened to.
@@ -85,8 +87,9 @@ async fn score(state: Arc<State>, request: Request<Body>) -> Response<Body> {
             .await
     };
     let read = score::before(deadline, read).await;
-    let answer =
-        |state: Arc<State>| async move { answer::answer(&state, Method::Score, read, deadline).await };
+    let answer = |state: Arc<State>| async move {
+        answer::answer(&state, Method::Score, read, deadline, origin).await
+    };
     match state.run(answer).instrument(span).await {
         Ok((response, room)) => {
             let held: outbound::Held<()> = (Some(room), ());
@@ -99,12 +102,13 @@ async fn score(state: Arc<State>, request: Request<Body>) -> Response<Body> {
 fn score_stream(state: Arc<State>, request: Request<Body>) -> Response<Body> {
     let (head, body) = request.into_parts();
     let span = call::span(Method::ScoreStream.as_str(), &head.headers);
+    let origin = Origin::new(&head.headers, &head.extensions);
     let deadline = call::deadline_of(&head.extensions);
     let inbound = state.serving().and_then(|_| {
         Inbound::new(Shape::Stream, &head.headers, body, state.limits, state.budget.of(&head.extensions))
     });
     match inbound {
-        Ok(inbound) => outbound::response(span.in_scope(|| stream::serve(state, inbound, deadline))),
+        Ok(inbound) => outbound::response(span.in_scope(|| stream::serve(state, inbound, deadline, origin))),
         Err(error) => Status::from(error).into_http(),
     }
 }

@@ -33,6 +33,7 @@ use crate::service::grpc::inbound::Admitted;
 use crate::service::grpc::inbound::Inbound;
 use crate::service::grpc::inbound::Incoming;
 use crate::service::grpc::outbound::Held;
+use crate::service::origin::Origin;
 use crate::service::state::State;
 use crate::service::status::ServiceError;
 
@@ -60,6 +61,7 @@ pub(super) fn serve(
     state: Arc<State>,
     inbound: Inbound<proto::ScoreRequest>,
     deadline: Option<Instant>,
+    origin: Origin,
 ) -> Outbox {
     // Unbounded, and yet never more than one response for each slot.
     let (outbox, responses) = mpsc::unbounded_channel();
@@ -68,7 +70,7 @@ pub(super) fn serve(
         async move {
             let mut requests = JoinSet::new();
             let end = tokio::select! {
-                end = read(&state, inbound, deadline, &mut requests, &outbox) => end,
+                end = read(&state, inbound, (deadline, &origin), &mut requests, &outbox) => end,
                 // Dropping `requests` withdraws them.
                 () = outbox.closed() => return,
             };
@@ -91,7 +93,7 @@ pub(super) fn serve(
 async fn read(
     state: &Arc<State>,
     mut inbound: Inbound<proto::ScoreRequest>,
-    deadline: Option<Instant>,
+    (deadline, origin): (Option<Instant>, &Origin),
     requests: &mut JoinSet<()>,
     outbox: &mpsc::UnboundedSender<Response>,
 ) -> Result<(), ServiceError> {
@@ -118,11 +120,11 @@ async fn read(
         };
         // Reap what has finished, or a long stream would collect it all.
         while requests.try_join_next().is_some() {}
-        let (state, outbox) = (state.clone(), outbox.clone());
+        let (state, outbox, origin) = (state.clone(), outbox.clone(), origin.again());
         let request = async move {
             let Incoming { request_id, request } = incoming;
             let is_named = !request_id.is_empty();
-            let (response, room) = match guarded(state, is_named, request, deadline).await {
+            let (response, room) = match guarded(state, is_named, request, (deadline, origin)).await {
                 Ok((response, room)) => (response, Some(room)),
                 Err(error) => {
                     let error = Some(error.into());
@@ -140,11 +142,13 @@ async fn guarded(
     state: Arc<State>,
     is_named: bool,
     request: Result<Admitted<proto::ScoreRequest>, ServiceError>,
-    deadline: Option<Instant>,
+    (deadline, origin): (Option<Instant>, Origin),
 ) -> Result<(proto::ScoreResponse, Room), ServiceError> {
     let request = match is_named {
         true => request,
         false => Err(ServiceError::field("request_id", "is empty: responses come in any order")),
     };
-    state.run(|state| async move { answer(&state, Method::ScoreStream, request, deadline).await }).await
+    state
+        .run(|state| async move { answer(&state, Method::ScoreStream, request, deadline, origin).await })
+        .await
 }

@@ -82,6 +82,7 @@ use crate::service::http::table::Elsewhere;
 use crate::service::http::table::Kind;
 use crate::service::http::table::ROUTES;
 use crate::service::http::table::Route;
+use crate::service::origin::Origin;
 use crate::service::score;
 use crate::service::state::State;
 use crate::service::status::ServiceError;
@@ -137,6 +138,7 @@ async fn dispatch(state: &Arc<State>, elsewhere: &[&Elsewhere], request: Request
 /// Answers a request for rewards.
 async fn scored(state: &Arc<State>, method: Method, read: Read, head: Parts, body: Body) -> Response<Body> {
     let span = call::span(method.as_str(), &head.headers);
+    let origin = Origin::new(&head.headers, &head.extensions);
     let asked = Asked::read(&head);
     let deadline = asked.as_ref().ok().and_then(|asked| asked.deadline);
     let understood = score::before(deadline, understand(state, read, asked, &head, body)).await;
@@ -147,7 +149,7 @@ async fn scored(state: &Arc<State>, method: Method, read: Read, head: Parts, bod
             write = Some(understood.write);
             (understood.request, room)
         });
-        let (scored, mut room) = score::answer(&state, method, request, deadline).await?;
+        let (scored, mut room) = score::answer(&state, method, request, deadline, origin).await?;
         let write = write.expect("what was scored was understood");
         let bytes = write(&scored).to_string();
         room.shrink_to(bytes.len());

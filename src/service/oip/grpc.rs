@@ -49,6 +49,7 @@ use crate::service::oip::parameters::refuse;
 use crate::service::oip::tensors::Elements;
 use crate::service::oip::tensors::Tensor;
 use crate::service::oip::tensors::quoted;
+use crate::service::origin::Origin;
 use crate::service::request::Violations;
 use crate::service::score;
 use crate::service::state::State;
@@ -183,6 +184,7 @@ impl Wire for ModelInferRequest {
 async fn model_infer(state: Arc<State>, request: Request<Body>) -> Response<Body> {
     let (head, body) = request.into_parts();
     let span = call::span(Method::ModelInfer.as_str(), &head.headers);
+    let origin = Origin::new(&head.headers, &head.extensions);
     let deadline = call::deadline_of(&head.extensions);
     let read = async {
         // Who cannot be served need not be listened to.
@@ -192,7 +194,7 @@ async fn model_infer(state: Arc<State>, request: Request<Body>) -> Response<Body
     };
     let read = score::before(deadline, read).await;
     let answer = |state: Arc<State>| async move {
-        let (answer, mut room) = infer::answer(&state, read, deadline).await?;
+        let (answer, mut room) = infer::answer(&state, read, deadline, origin).await?;
         let response = response(answer);
         room.shrink_to(prost::Message::encoded_len(&response));
         Ok((response, room))

@@ -19,6 +19,7 @@ use crate::service::oip::samples;
 use crate::service::oip::samples::Samples;
 use crate::service::oip::tensors::Tensor;
 use crate::service::oip::tensors::quoted;
+use crate::service::origin::Origin;
 use crate::service::request::Options;
 use crate::service::request::Received;
 use crate::service::request::Request;
@@ -95,6 +96,7 @@ pub(super) async fn answer(
     state: &State,
     read: Result<(impl Form, Room), ServiceError>,
     deadline: Option<Instant>,
+    origin: Origin,
 ) -> Result<(Answer, Room), ServiceError> {
     let arrived = Instant::now();
     let mut asked = None;
@@ -110,7 +112,7 @@ pub(super) async fn answer(
     let request = checked.await;
     let timeout = asked.as_ref().and_then(|asked| arrived.checked_add(asked.timeout?));
     let deadline = [deadline, timeout].into_iter().flatten().min();
-    let (scored, room) = score::answer(state, Method::ModelInfer, request, deadline).await?;
+    let (scored, room) = score::answer(state, Method::ModelInfer, request, deadline, origin).await?;
     let asked = asked.expect("what was served was checked");
     Ok((answered(asked, scored), room))
 }

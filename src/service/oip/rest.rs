@@ -64,6 +64,7 @@ use crate::service::oip::parameters::refuse;
 use crate::service::oip::tensors::Elements;
 use crate::service::oip::tensors::Tensor;
 use crate::service::oip::tensors::quoted;
+use crate::service::origin::Origin;
 use crate::service::request::Violations;
 use crate::service::state::State;
 use crate::service::status::ServiceError;
@@ -327,12 +328,13 @@ async fn index(state: &State, request: Request) -> Response<Body> {
 async fn infer(state: Arc<State>, known: Known, request: Request) -> Response<Body> {
     let (head, body) = request.into_parts();
     let span = call::span(Method::ModelInfer.as_str(), &head.headers);
+    let origin = Origin::new(&head.headers, &head.extensions);
     let options = Asked::read(&head);
     let deadline = options.as_ref().ok().and_then(|options| options.deadline);
     let accepts_gzip = accepts_gzip(&head.headers);
     let answer = |state: Arc<State>| async move {
         let read = crate::service::score::before(deadline, read(&state, options, &known, &head, body)).await;
-        answered(&state, read, deadline).await
+        answered(&state, read, deadline, origin).await
     };
     match state.run(answer).instrument(span).await {
         Ok(written) => respond(written, accepts_gzip),
@@ -521,6 +523,7 @@ async fn answered(
     state: &State,
     read: Result<(Rest, Room), ServiceError>,
     deadline: Option<Instant>,
+    origin: Origin,
 ) -> Result<Written, ServiceError> {
     let is_true = |value| value == Some(Parameter::Bool(true));
     let (by_default, by_name) = match &read {
@@ -532,7 +535,7 @@ async fn answered(
             (is_true(rest.request.parameters.get("binary_data_output")), by_name)
         }
     };
-    let (answer, mut room) = infer::answer(state, read, deadline).await?;
+    let (answer, mut room) = infer::answer(state, read, deadline, origin).await?;
     let is_binary = |name: &str| {
         by_name.iter().find(|(of, _)| of == name).map_or(by_default, |(_, is_binary)| *is_binary)
     };

@@ -179,10 +179,7 @@ class Client(Common):
                 if error is None:
                     pipeline.answered(sending, future.result())
                 else:
-                    failure = channels.failure(error, self._credentials)
-                    if failure["is_distrusted"]:
-                        pool.distrust(sending.address)
-                    pipeline.failed(sending, time.monotonic(), **failure)
+                    pipeline.failed(sending, time.monotonic(), **channels.failure(error, self._credentials))
             return pipeline.responses
         finally:
             for future in flying:
