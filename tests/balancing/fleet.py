@@ -65,7 +65,7 @@ class Server:
         ports = {"--listen": self.grpc, "--http": self.http, "--metrics": self.metrics, "--admin": 0}
         flags = [part for flag, port in ports.items() for part in (flag, f"{self.host}:{port}")]
         # One thread each: the machine's cores are the callers' too.
-        self.process = subprocess.Popen([*self.inside, os.environ["REWARM"], "serve", "--config", self.config, *flags],
+        self.process = subprocess.Popen([*self.inside, os.environ["REWARM"], "serve", "--config", self.config, "--end-with-parent", str(os.getpid()), *flags],
                                         env=os.environ | {"RAYON_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def is_ready(self) -> bool:
@@ -89,16 +89,24 @@ class Fleet:
         config = folder / "rewarm.toml"
         config.write_text(CONFIG)
         self.servers = [Server(config, host, inside) for host, inside in places]
-        for server in self.servers:
-            server.start()
-        self.wait()
-        # What the rewards are, by one server alone.
+        try:
+            for server in self.servers:
+                server.start()
+            self.wait()
+            self.rewards = self.alone()
+        except BaseException:
+            self.stop()
+            raise
+
+    def alone(self) -> list[float]:
+        """What the rewards are, by one server."""
         body = {"samples": [{"formatted": text} for text in TEXTS]}
         request = urllib.request.Request(f"http://{self.servers[0].host}:{self.servers[0].http}/rewarm/v1/score", json.dumps(body).encode(),
                                          {"content-type": "application/json"})
         with urllib.request.urlopen(request, timeout=60) as answer:
-            self.rewards = [result["score"]["reward"] for result in json.load(answer)["results"]]
-        assert len(set(self.rewards)) > KINDS / 2, "rewards must differ, or a mix-up would not be seen"
+            rewards = [result["score"]["reward"] for result in json.load(answer)["results"]]
+        assert len(set(rewards)) > KINDS / 2, "rewards must differ, or a mix-up would not be seen"
+        return rewards
 
     def wait(self) -> None:
         for server in self.servers:
@@ -111,10 +119,9 @@ class Fleet:
         return [server.scored() for server in self.servers]
 
     def stop(self) -> None:
-        for server in self.servers:
-            if server.process.poll() is None:
-                server.process.kill()
-            server.process.wait(timeout=60)
+        for process in [server.process for server in self.servers if server.process is not None]:
+            process.kill()
+            process.wait(timeout=60)
 
 
 class Load:

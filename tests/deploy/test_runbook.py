@@ -1,17 +1,14 @@
 """The runbook: a section for each alert, and commands that work against a real server and a real Prometheus."""
 
-import json
-import random
 import re
 import shlex
-import socket
 import subprocess
-import time
 import urllib.request
 
 import pytest
-from metrics import ROOT, problems
-from test_prometheus import ALERTS, FOLDER, PROMTOOL, RECORDED
+from metrics import ONLY_WHERE_SET_UP, ROOT, problems
+from place import place
+from test_prometheus import ALERTS, PROMTOOL, RECORDED
 from tools import REWARM, run, tool
 
 TEXT = (ROOT / "deploy/RUNBOOK.md").read_text()
@@ -52,80 +49,34 @@ def test_every_command_line_of_ours_is_understood():
         run(REWARM, *arguments, "--help")  # a flag that does not exist is an error before the help is shown
 
 
-def free_port() -> int:
-    """One that is free, and that no client is given as its own meanwhile: Linux takes those from 32768 on."""
-    while True:
-        port = random.randrange(20000, 32000)
-        with socket.socket() as listener:
-            try:
-                listener.bind(("127.0.0.1", port))
-                return port
-            except OSError:
-                continue
+@pytest.fixture(scope="module", params=["open", "closed"])
+def here(request, tmp_path_factory):
+    with place(tmp_path_factory.mktemp(request.param), closed=request.param == "closed") as environment:
+        yield environment
 
 
-def answers(url: str, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            return urllib.request.urlopen(url, timeout=5).close()
-        except OSError:
-            assert time.monotonic() < end, f"{url} did not answer within {seconds} s"
-            time.sleep(0.1)
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A server of the demo family and a Prometheus that scrapes it: what the commands go by."""
-    folder = tmp_path_factory.mktemp("runbook")
-    prometheus = tool("prometheus", "Debian: prometheus")
-    members = json.dumps([str(ROOT / f"deploy/demo/member-{member}") for member in range(2)])
-    (folder / "rewarm.toml").write_text(f'[variants.warm]\nmode = "warm"\nmembers = {members}\n')
-    told, port = folder / "addresses.json", free_port()
-    started = [subprocess.Popen([REWARM, "serve", "--config", folder / "rewarm.toml", "--addresses", told, "--listen", "127.0.0.1:0",
-                                 "--admin", "127.0.0.1:0", "--metrics", "127.0.0.1:0"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)]
-    try:
-        end = time.monotonic() + 60
-        while not told.exists():
-            assert time.monotonic() < end, "the server did not start"
-            time.sleep(0.1)
-        addresses = json.loads(told.read_text())
-        (folder / "rules.yml").write_text((FOLDER / "rules.yml").read_text())
-        text = (FOLDER / "prometheus.yml").read_text().replace("rewarm:9090", addresses["metrics"])
-        (folder / "prometheus.yml").write_text(text.replace("scrape_interval: 5s", "scrape_interval: 1s"))
-        started.append(subprocess.Popen(
-            [prometheus, f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/tsdb",
-             f"--web.listen-address=127.0.0.1:{port}", f"--web.user-assets={ROOT}/deploy/dashboard"],
-            stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
-        answers(f"http://{addresses['metrics']}/readyz")
-        answers(f"http://127.0.0.1:{port}/-/ready")
-        end = time.monotonic() + 60
-        query = f"http://127.0.0.1:{port}/api/v1/query?query=rewarm_ready==1"
-        while not json.load(urllib.request.urlopen(query, timeout=5))["data"]["result"]:
-            assert time.monotonic() < end, "Prometheus did not scrape the server"
-            time.sleep(0.2)
-        yield {"SERVER": f"http://{addresses['listen']}", "METRICS": f"http://{addresses['metrics']}",
-               "PROMETHEUS": f"http://127.0.0.1:{port}", "CONFIG": str(folder / "rewarm.toml"), "NO_PROXY": "127.0.0.1"}
-    finally:
-        for process in started:
-            process.terminate()
-        for process in started:
-            process.wait(timeout=60)
-
-
-def test_every_command_works(place):
+def test_every_command_works(here):
     path = {"PATH": f"{REWARM.rpartition('/')[0]}:/usr/bin:/bin"}
     tool(*PROMTOOL)
     failed = {}
     for command in dict.fromkeys(COMMANDS):
         assert re.match(r"(rewarm|curl|promtool|echo) ", command), f"{command}: who would run this?"
-        done = subprocess.run(["bash", "-o", "pipefail", "-c", command], env=place | path, text=True, timeout=60, capture_output=True)
+        done = subprocess.run(["bash", "-o", "pipefail", "-c", command], env=here | path, text=True, timeout=60, capture_output=True)
         if done.returncode != 0:
             failed[command] = done.stdout + done.stderr
     assert failed == {}
 
 
-def test_prometheus_serves_the_dashboard(place):
+def test_prometheus_serves_the_dashboard(here):
     for name in ("", "dashboard.js", "plot.js", "dashboard.css", "panels.json"):
-        with urllib.request.urlopen(f"{place['PROMETHEUS']}/user/{name}", timeout=5) as reply:
+        with urllib.request.urlopen(f"{here['PROMETHEUS']}/user/{name}", timeout=5) as reply:
             assert reply.status == 200 and reply.read()
+
+
+def test_a_closed_server_has_the_metrics_of_certificates_and_tokens(here):
+    if here["METRICS"].startswith("http:"):
+        pytest.skip("this one is open")
+    page = run("curl", "-fsS", f"{here['METRICS']}/metrics", env=here | {"PATH": "/usr/bin:/bin"})
+    for name in ONLY_WHERE_SET_UP:
+        if re.match("rewarm_(token|certificate)", name):
+            assert f"\n{name}{{" in page or f"\n{name} " in page, name

@@ -5,9 +5,11 @@ import concurrent.futures
 import logging
 import os
 import pickle
+import time
 
 import grpc
 import pytest
+from conftest import PROMPT, WARM, sentences
 
 import rewarm
 import rewarm.trl
@@ -16,6 +18,7 @@ from rewarm.v1 import reward_pb2, reward_pb2_grpc
 trustme = pytest.importorskip("trustme")
 
 TOKEN = "a-Token.of_40~characters+/0123456789abc="
+NEXT = "another-Token-of-the-same-length-or-so"
 VARIABLES = ["REWARM_TOKEN", "REWARM_TOKEN_FILE", "REWARM_CA", "REWARM_CERTIFICATE", "REWARM_KEY", "REWARM_SERVER_NAME"]
 
 
@@ -260,11 +263,82 @@ def test_plain_text_is_warned_of_once_and_not_for_this_machine(caplog):
     ("a:1", {"tls": "yes"}, "tls is 'yes'"),
     ("a:1", {"ca": 7}, "ca is a int"),
     ("a:1", {"token": ""}, "token is empty"),
-    ("a:1", {"token": "ä"}, "no token has"),
+    ("a:1", {"token": "ä"}, "no header holds"),
 ])
 def test_what_contradicts_itself_is_refused(address, options, why):
     with pytest.raises(rewarm.InvalidInput, match=why):
         rewarm.Client(address, **options)
+
+
+@pytest.fixture(scope="module")
+def closed(authority, tmp_path_factory):
+    """The real server with TLS, tokens and client certificates on all its ports, and what it takes to get in."""
+    folder = tmp_path_factory.mktemp("closed")
+    for name, issued in [("server", authority.issue_cert("localhost")), ("client", authority.issue_cert("trainer"))]:
+        issued.private_key_pem.write_to_path(folder / f"{name}.key")
+        (folder / f"{name}.crt").write_bytes(b"".join(part.bytes() for part in issued.cert_chain_pems))
+    tokens = folder / "tokens.toml"
+    tokens.write_text(f'[tokens.trainer]\ntoken = "{TOKEN}"\nallow = ["score", "metrics"]\nmax_requests = 1\n', encoding="utf-8")
+    tls = {"certificate": folder / "server.crt", "key": folder / "server.key", "client_ca": authority.file}
+    environment = {"REWARM_TOKEN": TOKEN, "REWARM_CERTIFICATE": str(folder / "client.crt"), "REWARM_KEY": str(folder / "client.key")}
+    with rewarm.serve({"variants": {"warm": WARM}, "server": {"tokens": tokens, "tls": tls}}, http="127.0.0.1:0",
+                      environment=environment) as server:
+        server.tokens = tokens
+        server.entry = {"token": TOKEN, "ca": authority.file, "server_name": "localhost", "certificate": folder / "client.crt",
+                        "key": folder / "client.key"}
+        yield server
+
+
+def test_the_real_server_lets_in_who_has_all_it_asks_for(kind, closed, expected):
+    with kind(closed.address, timeout=30, **closed.entry) as client:
+        # one request at a time, says the limit of the token, and a call sends four at once: the others wait
+        assert client.score(PROMPT, sentences(200)) == expected[:200]
+    for lacking, why in [("token", "no token was sent"), ("ca", "not signed by who is trusted"), ("server_name", "for another name")]:
+        with kind(closed.address, timeout=5, tls=True, **{**closed.entry, lacking: None}) as client:
+            with pytest.raises(rewarm.AccessDenied, match=why):
+                client.score(PROMPT, ["Yes."])
+    with kind(closed.address, timeout=5, **{**closed.entry, "certificate": None, "key": None}) as client:
+        with pytest.raises(rewarm.AccessDenied, match="certificate") as caught:
+            client.score(PROMPT, ["Yes."])
+        assert caught.value.code == "UNAUTHENTICATED"
+    with kind(closed.address, timeout=5, token=TOKEN) as client:
+        with pytest.raises(rewarm.AccessDenied, match="it speaks TLS: pass tls=True or ca="):
+            client.score(PROMPT, ["Yes."])
+
+
+def test_pages_of_a_server_that_asks_for_everything(closed):
+    """What `serve` and `rewarm.ray` look at."""
+    assert closed.is_ready()
+    status, text = closed.page("/metrics")
+    assert status == 200 and "rewarm_queue_tokens" in text
+
+
+def test_a_token_is_struck_from_the_file_and_another_added(kind, closed, expected):
+    before = closed.tokens.read_text(encoding="utf-8")
+    with kind(closed.address, timeout=30, **{**closed.entry, "token": NEXT}) as client:
+        try:
+            closed.tokens.write_text(before.replace(TOKEN, NEXT), encoding="utf-8")
+            until(lambda: denied(lambda: client.score(PROMPT, sentences(1))) is None)
+            with kind(closed.address, timeout=30, **closed.entry) as old:
+                assert denied(lambda: old.score(PROMPT, sentences(1))) == "UNAUTHENTICATED"
+        finally:
+            closed.tokens.write_text(before, encoding="utf-8")
+        until(lambda: denied(lambda: client.score(PROMPT, sentences(1))) == "UNAUTHENTICATED")
+
+
+def denied(call):
+    try:
+        call()
+        return None
+    except rewarm.AccessDenied as error:
+        return error.code
+
+
+def until(holds):
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(("written", "why"), [(None, "ca .* cannot be read"), ("no certificate", "is not PEM")])

@@ -10,6 +10,7 @@ import ipaddress
 import logging
 import os
 import re
+import ssl
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -22,8 +23,8 @@ from rewarm.types import Access
 NAMES = tuple(get_type_hints(Access))
 #: What `repr` writes in place of a token.
 HIDDEN = "***"
-#: RFC 6750, which is what a header may hold.
-_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
+#: What a header may hold, without spaces.
+_TOKEN = re.compile(r"[!-~]+")
 
 _log = logging.getLogger("rewarm")
 
@@ -31,8 +32,9 @@ _log = logging.getLogger("rewarm")
 class Credentials:
     """`Access`, checked, for servers whose addresses said `http://`, `https://` or nothing."""
 
-    def __init__(self, given: Access, scheme: str = "") -> None:
+    def __init__(self, given: Access, scheme: str = "", environment: Mapping[str, str] = os.environ) -> None:
         self._given = given
+        self._environment = environment
         for name in set(NAMES) - {"tls"}:
             value = given.get(name)
             if not (value is None or isinstance(value, (str, os.PathLike))):
@@ -58,7 +60,7 @@ class Credentials:
     @property
     def is_secure(self) -> bool:
         """Whether connections are TLS: as was said, else if the environment names certificates."""
-        return bool(os.environ.get("REWARM_CA") or os.environ.get("REWARM_CERTIFICATE")) if self._tls is None else self._tls
+        return bool(self._set("CA") or self._set("CERTIFICATE")) if self._tls is None else self._tls
 
     def metadata(self, address: str) -> tuple[tuple[str, str], ...]:
         """What goes with each call."""
@@ -76,9 +78,9 @@ class Credentials:
             return str(self._given["token"])
         file, of = self._given.get("token_file"), "token_file"
         if file is None:
-            if (token := os.environ.get("REWARM_TOKEN", "")):
+            if token := self._set("TOKEN"):
                 return _checked(token.strip(), "REWARM_TOKEN")
-            file, of = os.environ.get("REWARM_TOKEN_FILE"), "REWARM_TOKEN_FILE"
+            file, of = self._set("TOKEN_FILE"), "REWARM_TOKEN_FILE"
         if not file:
             return ""
         seen = _seen(file)
@@ -104,7 +106,7 @@ class Credentials:
         if (certificate is None) != (key is None):
             missing, there = ("key", "certificate") if key is None else ("certificate", "key")
             raise InvalidInput(f"there is a {there} and no {missing}: a client's certificate needs both")
-        name = self._given.get("server_name") or os.environ.get("REWARM_SERVER_NAME")
+        name = self._given.get("server_name") or self._set("SERVER_NAME")
         options = [("grpc.ssl_target_name_override", name), ("grpc.default_authority", name)] if name else []
         return grpc.ssl_channel_credentials(ca, key, certificate), options
 
@@ -116,9 +118,21 @@ class Credentials:
             return " (if it speaks TLS: pass tls=True or ca=, or set REWARM_CA)"
         return ""
 
+    def of_child(self) -> ssl.SSLContext:
+        """For HTTP to a server that this process started: whose certificate it is needs no proof."""
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        files = dict(self._files())
+        if "certificate" in files and "key" in files:
+            context.load_cert_chain(files["certificate"], files["key"])
+        return context
+
+    def _set(self, name: str) -> str:
+        return self._environment.get(f"REWARM_{name}", "")
+
     def _files(self) -> list[tuple[str, str | os.PathLike[str]]]:
         named = {"ca": self._given.get("ca"), "certificate": self._given.get("certificate"), "key": self._given.get("key")}
-        found = [(name, file or os.environ.get(f"REWARM_{name.upper()}")) for name, file in named.items()]
+        found = [(name, file or self._set(name.upper())) for name, file in named.items()]
         return [(name, file) for name, file in found if file]
 
 
@@ -159,13 +173,15 @@ _HANDSHAKES = {
     "CERTIFICATE_VERIFY_FAILED": "its certificate has expired, or is not signed by who is trusted (ca=, REWARM_CA)",
     "Hostname Verification Check failed": "its certificate is for another name (server_name=, REWARM_SERVER_NAME)",
     "WRONG_VERSION_NUMBER": "it does not speak TLS, or a proxy on the way does not",
+    # what our server says to plain text
+    "speaks TLS": "it speaks TLS: pass tls=True or ca=, or set REWARM_CA",
     "Failed to create security handshaker": "what ca=, certificate= or key= name is no certificate or key that can be used",
 }
 
 
 def _checked(token: str, what: str) -> str:
     if not _TOKEN.fullmatch(token):
-        raise InvalidInput(f"{what} is empty, or has a character that no token has (letters, digits, and -._~+/)")
+        raise InvalidInput(f"{what} is empty, or has a space or another character that no header holds")
     return token
 
 

@@ -136,7 +136,10 @@ class AsyncClient(Common):
                     if error is None:
                         pipeline.answered(sending, future.result())
                     elif isinstance(error, grpc.aio.AioRpcError):
-                        pipeline.failed(sending, time.monotonic(), **channels.failure(error, self._credentials))
+                        failure = channels.failure(error, self._credentials)
+                        if failure["is_distrusted"]:
+                            pool.distrust(sending.address)
+                        pipeline.failed(sending, time.monotonic(), **failure)
                     else:
                         raise error
             return pipeline.responses

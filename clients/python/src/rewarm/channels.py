@@ -86,6 +86,7 @@ class Pool:
         self._make = make
         self._lock = threading.Lock()
         self._open: dict[tuple[str, Any], tuple[Any, Any]] = {}
+        self._unwanted: set[str] = set()
         self._calls = 0
 
     def begin(self) -> None:
@@ -107,8 +108,15 @@ class Pool:
             if self._calls:
                 return []
             stamp = self._credentials.stamp()
-            gone = [place for place in self._open if place[0] not in current or place[1] != stamp]
+            gone = [place for place in self._open
+                    if place[0] not in current or place[0] in self._unwanted or place[1] != stamp]
+            self._unwanted.clear()
             return [self._open.pop(place)[0] for place in gone]
+
+    def distrust(self, address: str) -> None:
+        """Lets go of it at the end: gRPC would try its handshake again and again, with no call on its way."""
+        with self._lock:
+            self._unwanted.add(address)
 
     def clear(self) -> list[Any]:
         with self._lock:

@@ -179,7 +179,10 @@ class Client(Common):
                 if error is None:
                     pipeline.answered(sending, future.result())
                 else:
-                    pipeline.failed(sending, time.monotonic(), **channels.failure(error, self._credentials))
+                    failure = channels.failure(error, self._credentials)
+                    if failure["is_distrusted"]:
+                        pool.distrust(sending.address)
+                    pipeline.failed(sending, time.monotonic(), **failure)
             return pipeline.responses
         finally:
             for future in flying:

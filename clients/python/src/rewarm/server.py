@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
+from rewarm.access import Credentials
 from rewarm.errors import RewarmError
 from rewarm.program import find
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 QUOTED_LINES = 10
 #: How long a killed process may take to be gone.
 END_SECONDS = 10.0
+#: What a port with TLS answers to plain text.
+SPEAKS_TLS = "speaks TLS"
 #: Between two looks at whether it is ready.
 LOOK_SECONDS = 0.02
 
@@ -100,6 +103,9 @@ class Server:
         self._folder = folder
         self._published = Path(folder.name) / "addresses.json"
         self._owner = os.getpid()
+        # its pages may want a token, and a client's certificate
+        self._credentials = Credentials({}, environment={**os.environ, **environment})
+        self._is_tls = False
         #: Where gRPC, the admin service and the metrics listen, and HTTP where it does.
         self.address = self.admin = self.metrics = self.http = ""
         #: An id of this start.
@@ -137,10 +143,19 @@ class Server:
 
     def page(self, path: str) -> tuple[int, str]:
         """Status and text of a page of the metrics port; 0 where nothing answers."""
+        status, text = self._get(path)
+        if status >= 400 and SPEAKS_TLS in text and not self._is_tls:
+            self._is_tls = True
+            status, text = self._get(path)
+        return status, text
+
+    def _get(self, path: str) -> tuple[int, str]:
         # not urllib, which may ask a proxy
         connection = http.client.HTTPConnection(self.metrics, timeout=END_SECONDS)
+        if self._is_tls:
+            connection = http.client.HTTPSConnection(self.metrics, timeout=END_SECONDS, context=self._credentials.of_child())
         try:
-            connection.request("GET", path)
+            connection.request("GET", path, headers=dict(self._credentials.metadata(self.metrics)))
             answer = connection.getresponse()
             return answer.status, answer.read().decode()
         except (OSError, http.client.HTTPException):
