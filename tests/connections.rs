@@ -443,24 +443,49 @@ async fn an_old_connection_answers_its_calls_and_ends() {
     assert_eq!(goaway.payload[4..8], [0; 4], "in good order");
     // made before it could know: it counts
     peer.send(&frames::call(3, SCORE, &request(&["6"]))).await;
-    let young = server.client().await;
-    let other = tokio::spawn(async move { call(&young, "7").await });
+    let forwards = model.forwards.load(Ordering::SeqCst);
     model.open();
     let mut answers = Vec::new();
-    for stream in [1, 3] {
-        let answer: proto::ScoreResponse = timeout(SOON, peer.answer(stream)).await.unwrap().unwrap();
-        answers.extend(rewards(&answer));
+    while answers.len() < 2 {
+        let data =
+            timeout(SOON, peer.until(|frame| frame.kind == DATA)).await.unwrap().expect("both are answered");
+        let answer: proto::ScoreResponse = prost::Message::decode(&data.payload[5..]).unwrap();
+        answers.push((data.stream, rewards(&answer)));
     }
-    assert_eq!(answers, [5.0, 6.0]);
-    while timeout(SOON, peer.next()).await.expect("it ends").is_some() {}
-    assert_eq!(other.await.unwrap(), [7.0]);
+    answers.sort_by_key(|(stream, _)| *stream);
+    assert_eq!(answers, [(1, vec![5.0]), (3, vec![6.0])]);
+    assert!(model.forwards.load(Ordering::SeqCst) <= forwards + 2, "each once");
+    timeout(SOON, peer.until(|_| false)).await.expect("it ends");
     eventually("it is counted", async || server.closed("reward", "aged").await > aged).await;
-    // and a caller never notices
-    let client = server.client().await;
-    let begun = Instant::now();
-    while begun.elapsed() < 4 * SHORT {
-        assert_eq!(call(&client, "2").await, [2.0]);
+}
+
+/// Of many connections, each of a few calls; a client of tonic is told of a call that it had not begun to send when its
+/// connection ended, and makes it again, as others do by themselves.
+#[tokio::test]
+async fn callers_of_connections_that_age_get_every_answer() {
+    let model = Fake::new(1.0);
+    let server = start(&model, Connections { max_age: Some(SHORT), ..Connections::default() }).await;
+    let aged = server.closed("reward", "aged").await;
+    let samples = model.samples.load(Ordering::SeqCst);
+    let mut client = server.client().await;
+    let (begun, mut answered) = (Instant::now(), 0);
+    while begun.elapsed() < 5 * SHORT {
+        match timeout(SOON, client.score(request(&["2"]))).await.unwrap() {
+            Ok(response) => {
+                assert_eq!(rewards(&response.into_inner()), [2.0]);
+                answered += 1;
+            }
+            Err(status) => {
+                assert!(format!("{status:?}").contains("connection closed"), "{status:?}");
+            }
+        }
     }
+    eventually("some have aged", async || server.closed("reward", "aged").await >= aged + 2.0).await;
+    assert_eq!(
+        model.samples.load(Ordering::SeqCst) - samples,
+        answered,
+        "what was not answered was not begun"
+    );
 }
 
 #[tokio::test]
