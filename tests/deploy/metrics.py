@@ -74,7 +74,7 @@ def _agreed(**metrics: str) -> dict[str, dict[str, set[str]]]:
     return parsed
 
 
-# Metrics of what is not there until it is set up, which the golden file does not show: TLS, tokens, a shadow, references, an exporter.
+# Metrics of what is not there until it is set up, which the golden file does not show: TLS, tokens, a shadow, references.
 ONLY_WHERE_SET_UP = _agreed(
     token_requests_total="token code",
     token_samples_total="token",
@@ -101,5 +101,4 @@ ONLY_WHERE_SET_UP = _agreed(
     reference_length_correlation="variant",
     reference_disagreement_mean="variant",
     drift="variant token statistic=reward|length|truncation|length_correlation|disagreement",
-    exporter_failures_total="signal=traces|metrics",
 )
