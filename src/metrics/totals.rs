@@ -26,9 +26,7 @@ pub struct Totals {
     pub failed: u64,
     /// Their time.
     pub failed_ns: u64,
-    /// Requests that were rendered and tokenized.
-    pub tokenized: u64,
-    /// Their time for it.
+    /// The time that requests took to be rendered and tokenized.
     pub tokenize_ns: u64,
     /// Requests of which all samples went through the model.
     pub scored: u64,
@@ -46,7 +44,7 @@ pub struct Totals {
 
 /// The counters themselves.
 #[derive(Debug, Default)]
-pub(super) struct Counters([AtomicU64; 13]);
+pub(super) struct Counters([AtomicU64; 12]);
 
 /// Their places.
 #[derive(Clone, Copy)]
@@ -56,7 +54,6 @@ pub(super) enum Count {
     LastAnswerMs,
     Failed,
     FailedNs,
-    Tokenized,
     TokenizeNs,
     Scored,
     QueueNs,
@@ -88,7 +85,6 @@ impl Counters {
             last_answer_ms,
             failed,
             failed_ns,
-            tokenized,
             tokenize_ns,
             scored,
             queue_ns,
@@ -103,7 +99,6 @@ impl Counters {
             last_answer_ms,
             failed,
             failed_ns,
-            tokenized,
             tokenize_ns,
             scored,
             queue_ns,
@@ -144,7 +139,6 @@ impl std::iter::Sum for Totals {
             last_answer_ms: sum.last_answer_ms.max(one.last_answer_ms),
             failed: sum.failed + one.failed,
             failed_ns: sum.failed_ns + one.failed_ns,
-            tokenized: sum.tokenized + one.tokenized,
             tokenize_ns: sum.tokenize_ns + one.tokenize_ns,
             scored: sum.scored + one.scored,
             queue_ns: sum.queue_ns + one.queue_ns,

@@ -56,6 +56,7 @@ def quietly(call):
 def triton(grpc_address, http_address):
     import tritonclient.grpc
     import tritonclient.http
+    from tritonclient.utils import np_to_triton_dtype
 
     for module, address in [(tritonclient.grpc, grpc_address), (tritonclient.http, http_address)]:
         tensor = module.InferInput("text", list(RENDERED.shape), "BYTES")
@@ -63,6 +64,26 @@ def triton(grpc_address, http_address):
         client = module.InferenceServerClient(address)
         quietly(lambda: client.infer("llama", [tensor], request_id="7", timeout=60_000_000, priority=1))
         write(f"tritonclient-{module.__name__.split('.')[-1]}", "tritonclient 2.73.0")
+
+    # token ids as trainers send them, who have tokenized themselves: padded on the right, and said where they end
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    rows = [tokenizer(text["rendered"], add_special_tokens=False)["input_ids"] for text in TEXTS]
+    lengths = np.array([[len(row)] for row in rows])
+    ids = np.array([row + [0] * (lengths.max() - len(row)) for row in rows])
+    for trainer, arrays in {
+        # trlx's examples/hh/ppo_hh.py at 0701714
+        "trlx": {"input_ids": ids.astype(np.int32), "attention_mask": (np.arange(ids.shape[1]) < lengths).astype(np.int8)},
+        # the reward server of NeMo-Aligner, by pytriton
+        "nemo": {"tokens": ids.astype(np.int64), "sequence_lengths": lengths.astype(np.int64)},
+    }.items():
+        tensors = []
+        for name, value in arrays.items():
+            tensors.append(tritonclient.grpc.InferInput(name, value.shape, np_to_triton_dtype(value.dtype)))
+            tensors[-1].set_data_from_numpy(value)
+        quietly(lambda: tritonclient.grpc.InferenceServerClient(grpc_address).infer("llama", tensors))
+        write(f"{trainer}-grpc", "tritonclient 2.73.0")
 
 
 def kserve(grpc_address, http_address):

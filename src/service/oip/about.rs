@@ -261,7 +261,8 @@ fn statistics_of(name: &str, totals: &Totals) -> inference::ModelStatistics {
             success: duration(totals.answered, totals.answered_ns),
             fail: duration(totals.failed, totals.failed_ns),
             queue: duration(totals.scored, totals.queue_ns),
-            compute_input: duration(totals.tokenized, totals.tokenize_ns),
+            // the same count for all three, read once: perf_analyzer ends where they differ
+            compute_input: duration(totals.scored, totals.tokenize_ns),
             compute_infer: duration(totals.scored, totals.compute_ns),
             compute_output: duration(totals.scored, totals.reduce_ns),
         }),
