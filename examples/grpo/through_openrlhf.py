@@ -20,7 +20,7 @@ VARIANT = {"mode": "warm", "members": [str(FAMILY / f"member-{index}") for index
 
 
 def main(runs: pathlib.Path) -> None:
-    said = json.loads((runs / "warm.said.json").read_text(encoding="utf-8"))
+    said = json.loads((runs / "warm-0.said.json").read_text(encoding="utf-8"))
     texts = [f"[CLS] {one['prompt']} [SEP] {one['response']} [SEP]" for one in said]
     with rewarm.serve({"variants": {"warm": VARIANT}}, http="127.0.0.1:0") as server:
         executor = SingleTurnAgentExecutor(f"http://{server.http}/get_reward")

@@ -39,7 +39,7 @@ def batch(said: list[dict[str, str]], tokenizer: object) -> DataProto:
 
 
 def main(runs: pathlib.Path) -> None:
-    said = json.loads((runs / "warm.said.json").read_text(encoding="utf-8"))
+    said = json.loads((runs / "warm-0.said.json").read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as folder, rewarm.serve({"variants": {"warm": VARIANT}}) as server:
         # for its tokenizer, which needs no training
         policy.make(pathlib.Path(folder), steps=2)
