@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from importlib.metadata import PackageNotFoundError, version
 
@@ -34,6 +35,7 @@ RECORDED = ROOT / "tests/data/clients"
 TEXTS = json.loads((MODEL / "golden.json").read_text(encoding="utf-8"))["texts"]
 #: Room for another order of summation in f32, and nothing else.
 F32_ATOL = 1e-5
+TOKEN = "a-token-of-the-tests-0123456789"
 
 
 def recorded(name, client, request, rewards_at, rewards, note=""):
@@ -56,9 +58,10 @@ def recorded(name, client, request, rewards_at, rewards, note=""):
 class Real:
     """A server of the model at ports that stay, so that it can go and come back."""
 
-    def __init__(self, **batching):
+    def __init__(self, server=None, **batching):
         self.grpc, self.http = (f"127.0.0.1:{port}" for port in free_ports(2))
-        self._config = {"variants": {"chat": {"mode": "warm", "model": str(MODEL), "dtype": "f32"}}, "batching": batching}
+        self._config = {"variants": {"chat": {"mode": "warm", "model": str(MODEL), "dtype": "f32"}}, "batching": batching,
+                        "server": server or {}}
         self.start()
 
     def start(self):
@@ -117,6 +120,19 @@ def refused(server):
 @pytest.fixture
 def server():
     real = Real()
+    yield real
+    real.stop()
+
+
+@pytest.fixture
+def closed(tmp_path):
+    """One that wants a token; `http` has it in front, as a trainer's URL does."""
+    tokens = tmp_path / "tokens.toml"
+    tokens.write_text(f'[tokens.trainer]\ntoken = "{TOKEN}"\n', encoding="utf-8")
+    real = Real(server={"tokens": tokens})
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"http://{real.http}/v1/models", timeout=10)
+    real.http = f"any:{TOKEN}@{real.http}"  # requests leaves out a user without a password
     yield real
     real.stop()
 

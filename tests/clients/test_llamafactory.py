@@ -47,6 +47,10 @@ def test_rewards_are_right_and_in_order(server):
     assert rewards(server, TEXTS) == expected(TEXTS)
 
 
+def test_a_token_in_the_url(closed):
+    assert rewards(closed, TEXTS) == expected(TEXTS)
+
+
 def test_a_full_queue_and_a_bad_sample_stop_it(busy):
     """It looks for `scores` and not at the status."""
     outcomes = []

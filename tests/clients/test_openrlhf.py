@@ -55,6 +55,10 @@ def test_rewards_are_right_and_in_order(server):
     assert rewards([f"http://{server.http}/get_reward"] * 2, TEXTS) == expected(TEXTS)
 
 
+def test_a_token_in_the_url(closed):
+    assert rewards(f"http://{closed.http}/get_reward", TEXTS) == expected(TEXTS)
+
+
 def test_a_full_queue(busy):
     """Tried five times, a second apart; then there is no reward, which is OpenRLHF's way. Never a wrong one."""
     found = rewards(f"http://{busy.http}/get_reward", TEXTS * 5)

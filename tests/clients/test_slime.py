@@ -57,6 +57,10 @@ def test_rewards_are_right_and_in_order(server):
     assert rewards(server, TEXTS * 25) == expected(TEXTS * 25)
 
 
+def test_a_token_in_the_url(closed):
+    assert rewards(closed, TEXTS) == expected(TEXTS)
+
+
 def test_a_full_queue(busy):
     """Ten tries, which wait longer and longer: all of them get their reward."""
     assert rewards(busy, TEXTS * 5) == expected(TEXTS * 5)

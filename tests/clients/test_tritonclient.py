@@ -7,7 +7,7 @@ import pytest
 import rewarm
 import tritonclient.grpc
 import tritonclient.http
-from conftest import F32_ATOL, MODEL, TEXTS, outcomes
+from conftest import F32_ATOL, MODEL, TEXTS, TOKEN, outcomes
 from tritonclient.utils import InferenceServerException
 
 MODULES = [tritonclient.grpc, tritonclient.http]
@@ -114,6 +114,15 @@ def asking(server, module):
         return error.status() if isinstance(error, InferenceServerException) else type(error).__name__
 
     return ask, status
+
+
+@pytest.mark.parametrize("module", MODULES, ids=["grpc", "http"])
+def test_a_token_in_a_header(closed, module):
+    client = module.InferenceServerClient(closed.grpc if module is tritonclient.grpc else closed.http.rpartition("@")[2])
+    found = client.infer("chat", [texts(module, RENDERED)], headers={"authorization": f"Bearer {TOKEN}"})
+    np.testing.assert_allclose(found.as_numpy("rewards"), REWARDS, atol=F32_ATOL)
+    with pytest.raises(InferenceServerException, match="there is no token"):
+        client.infer("chat", [texts(module, RENDERED)])
 
 
 @pytest.mark.parametrize("module", MODULES, ids=["grpc", "http"])

@@ -77,6 +77,10 @@ def test_rewards_are_right_and_in_order(server, engine):
     assert scores(engine, server.http, SOME * 20) == expected(SOME * 20)
 
 
+def test_a_token_in_the_url(closed, engine):
+    assert scores(engine, closed.http, SOME) == expected(SOME)
+
+
 def test_a_full_queue(busy, engine):
     """Sixteen tries that wait longer and longer: all of them get their reward."""
     assert scores(engine, busy.http, SOME * 5) == expected(SOME * 5)

@@ -39,10 +39,11 @@ class Credentials:
             value = given.get(name)
             if not (value is None or isinstance(value, (str, os.PathLike))):
                 raise InvalidInput(f"{name} is a {type(value).__name__}, not a string")
-        if given.get("token") is not None and given.get("token_file") is not None:
-            raise InvalidInput("token and token_file are both given")
-        if given.get("token") is not None:
-            _checked(str(given["token"]), "token")
+        self._token = given.get("token")
+        if self._token is not None:
+            if given.get("token_file") is not None:
+                raise InvalidInput("token and token_file are both given")
+            _checked(self._token, "token")
         self._tls = given.get("tls")
         if self._tls not in (None, True, False):
             raise InvalidInput(f"tls is {self._tls!r}, not True or False")
@@ -74,8 +75,8 @@ class Credentials:
 
     def token(self) -> str:
         """Empty where there is none."""
-        if self._given.get("token") is not None:
-            return str(self._given["token"])
+        if self._token is not None:
+            return self._token
         file, of = self._given.get("token_file"), "token_file"
         if file is None:
             if token := self._set("TOKEN"):

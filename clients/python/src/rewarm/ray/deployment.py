@@ -8,6 +8,8 @@ end with them. Ray ends an actor without a word to its child, so servers are dra
 A group is granted as a whole: a cluster that grows on demand starts all its nodes at once. What is added later is a group
 of its own; whoever is removed goes in the reverse order, so that whole groups become free.
 """
+# what Ray's decorators make is not in its types
+# pyright: reportAttributeAccessIssue=false, reportFunctionMemberAccess=false
 from __future__ import annotations
 
 import atexit
@@ -159,7 +161,7 @@ class Deployment:
         options: dict[str, Any] = {
             "name": name, "num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "max_concurrency": 10_000,
             "scheduling_strategy": NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)}
-        self._directory = ray.remote(Directory).options(**options).remote()
+        self._directory: Any = ray.remote(Directory).options(**options).remote()
         self._call(self._directory.reports.remote())
         atexit.register(self.stop)
 

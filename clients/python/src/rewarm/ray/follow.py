@@ -3,6 +3,8 @@
 One for each deployment and process, while its clients are used. After a `fork` Ray does not work, and neither does this: the
 child has the last list.
 """
+# what Ray's decorators make is not in its types
+# pyright: reportAttributeAccessIssue=false, reportFunctionMemberAccess=false
 from __future__ import annotations
 
 import functools

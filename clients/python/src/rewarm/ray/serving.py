@@ -8,6 +8,8 @@ into INTERNAL with a traceback. So Serve does what it is good at, the number and
 `rewarm.Client("ray:serve/NAME")` follows them. The application's own page answers with their addresses, for clients
 without Ray.
 """
+# what Ray's decorators make is not in its types
+# pyright: reportAttributeAccessIssue=false, reportFunctionMemberAccess=false
 from __future__ import annotations
 
 import math
