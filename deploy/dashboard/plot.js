@@ -63,7 +63,7 @@ function range(panel, series) {
   // Amounts from zero, so that the eye compares sizes; a reward has no zero that means something.
   if (panel.min !== undefined || panel.unit !== "number") low = Math.min(low, panel.min ?? 0);
   high = Math.max(high, panel.max ?? -Infinity);
-  const air = 0.08 * (high - low || Math.abs(high) || 1);
+  const air = high > low ? 0.08 * (high - low) : Math.abs(high) || 1;
   return [panel.unit === "number" && panel.min === undefined ? low - air : low, panel.max === undefined ? high + air : high];
 }
 

@@ -25,7 +25,7 @@ def test_a_panel_asks_for_metrics_that_a_server_has(panel):
 def test_prometheus_understands_every_query(tmp_path):
     queries = [query["expr"] for panel in PANELS for query in panel["queries"]]
     filled = [query.replace("$job", "rewarm").replace("$__rate_interval", "1m") for query in queries]
-    assert not any("$" in query for query in filled)
+    assert not any(re.search(r"\$[a-z_]", query) for query in filled)
     rules = [{"record": f"panel:{index}", "expr": query} for index, query in enumerate(filled)]
     (tmp_path / "panels.yml").write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
     run(tool(*PROMTOOL), "check", "rules", str(tmp_path / "panels.yml"))

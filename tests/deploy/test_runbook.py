@@ -42,8 +42,10 @@ def test_queries_ask_for_metrics_that_a_server_has():
 
 
 def test_every_command_line_of_ours_is_understood():
-    lines = [part.strip() for line in COMMANDS + re.findall(r"`([^`\n]*)`", TEXT) for part in line.split("|")]
+    sizing = (ROOT / "deploy/kubernetes/README.md").read_text()
+    lines = [part.strip() for line in COMMANDS + re.findall(r"`([^`\n]*)`", TEXT) + sizing.splitlines() for part in line.split("|")]
     ours = [shlex.split(line.replace("$", ""))[1:] for line in lines if re.match(r"rewarm \w+ ", line)]
+    assert ["bench", "server"] in [words[:2] for words in ours]
     assert len(ours) >= 8
     for arguments in ours:
         run(REWARM, *arguments, "--help")  # a flag that does not exist is an error before the help is shown
