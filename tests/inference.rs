@@ -13,12 +13,16 @@ mod support;
 use std::collections::HashMap;
 use std::io::Write;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use http::get;
 use http::post;
 use program::Server;
 use program::root;
 use prost::Message;
+use rewarm::engine;
 use rewarm::proto::inference::InferParameter;
 use rewarm::proto::inference::InferTensorContents;
 use rewarm::proto::inference::ModelConfigRequest;
@@ -30,6 +34,7 @@ use rewarm::proto::inference::grpc_inference_service_client::GrpcInferenceServic
 use rewarm::proto::inference::infer_parameter::ParameterChoice;
 use rewarm::proto::inference::model_infer_request::InferInputTensor;
 use rewarm::proto::inference::model_infer_request::InferRequestedOutputTensor;
+use rewarm::service::Limits;
 use rewarm::service::Port;
 use serde_json::Value;
 use serde_json::json;
@@ -40,6 +45,7 @@ use support::ensemble;
 use support::eventually;
 use support::models;
 use support::start_with;
+use support::variant;
 use tonic::Code;
 use tonic::Status;
 use tonic::transport::Channel;
@@ -335,19 +341,177 @@ async fn http_has_json_and_binary_both_ways() {
     .unwrap();
 }
 
+/// Small enough to be filled: batches of 16 tokens, a queue of 64.
+async fn small_server(model: &Arc<Fake>) -> TestServer {
+    let mut config = config(models(&[("warm", 1.0)]));
+    config.engine = engine::Config { max_batch_tokens: 16, max_queue_tokens: 64, ..config.engine };
+    config.limits = Limits { max_message_bytes: 64 << 10, max_in_flight_bytes: 128 << 10, ..config.limits };
+    let model = model.clone();
+    let server = start_with(config, move |name| Ok(variant(name, &model))).await;
+    server.ready().await;
+    server
+}
+
+/// Of one sample with so many tokens, each 1.
+fn long(tokens: usize) -> ModelInferRequest {
+    request("warm", vec![(tensor("text", "BYTES", &[1]), lengths_and(&[&support::long_text(tokens)]))])
+}
+
+/// As [`long`], one token, with Triton's parameter for how long it may take.
+fn in_time(milliseconds: i64) -> ModelInferRequest {
+    let timeout = InferParameter { parameter_choice: Some(ParameterChoice::Int64Param(1000 * milliseconds)) };
+    ModelInferRequest { parameters: HashMap::from([("timeout".to_owned(), timeout)]), ..long(1) }
+}
+
+async fn post_long(address: SocketAddr, query: &'static str, tokens: usize) -> http::Answer {
+    let data = [support::long_text(tokens)];
+    let body =
+        json!({"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": data}]}).to_string();
+    let path = format!("/v2/models/warm/infer{query}");
+    tokio::task::spawn_blocking(move || post(address, &path, &[], body.as_bytes())).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn overload_deadlines_and_a_drain_are_those_of_every_door() {
+    let model = Fake::new(1.0);
+    let mut server = small_server(&model).await;
+    let address = server.address(Port::Http);
+    let client = client(&server).await;
+    model.close();
+    let before = model.samples.load(Ordering::SeqCst);
+    let grpc = |request: ModelInferRequest| {
+        let mut client = client.clone();
+        tokio::spawn(async move { client.model_infer(request).await.map(tonic::Response::into_inner) })
+    };
+    let held = [grpc(long(16)), grpc(long(16))];
+    let held_over_http = tokio::spawn(post_long(address, "", 16));
+    let waiting = |count: f64| {
+        let server = &server;
+        async move || server.metric(r#"rewarm_queue_samples{variant="warm"}"#).await == count
+    };
+    eventually("one runs, two wait", waiting(2.0)).await;
+
+    // no room: when to come again is told
+    let full = grpc(long(60)).await.unwrap().unwrap_err();
+    assert_eq!(full.code(), Code::ResourceExhausted, "{full}");
+    let pushback = full.metadata().get("grpc-retry-pushback-ms").unwrap();
+    assert!(pushback.to_str().unwrap().parse::<u64>().unwrap() > 0);
+    let full = post_long(address, "", 60).await;
+    assert_eq!((full.status, full.json()["code"].as_str()), (503, Some("RESOURCE_EXHAUSTED")));
+    assert!(full.header("retry-after").unwrap().parse::<u64>().unwrap() >= 1);
+    let never = grpc(long(65)).await.unwrap().unwrap_err();
+    assert_eq!(never.code(), Code::InvalidArgument, "{never}");
+
+    // too late: by gRPC's own deadline, by Triton's parameter, by ours
+    let mut by_grpc = tonic::Request::new(long(1));
+    by_grpc.set_timeout(Duration::from_millis(400));
+    let late = client.clone().model_infer(by_grpc).await.unwrap_err();
+    assert_eq!(late.code(), Code::DeadlineExceeded, "{late}");
+    let late = grpc(in_time(400)).await.unwrap().unwrap_err();
+    assert_eq!(late.code(), Code::DeadlineExceeded, "{late}");
+    assert_eq!(post_long(address, "?timeout-ms=400", 1).await.status, 504);
+
+    // who leaves takes his work with him
+    let leaver = grpc(long(1));
+    eventually("it waits", waiting(3.0)).await;
+    leaver.abort();
+    eventually("it has left", waiting(2.0)).await;
+    let mut leaver = http::Connection::open(address);
+    let body = r#"{"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["1"]}]}"#;
+    let head =
+        format!("POST /v2/models/warm/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
+    leaver.send(format!("{head}{body}").as_bytes());
+    eventually("it waits", waiting(3.0)).await;
+    drop(leaver);
+    eventually("it has left", waiting(2.0)).await;
+
+    // what was admitted is finished, what comes now is refused
+    server.running.drain();
+    eventually("it drains", async || {
+        let refused = grpc(in_time(200)).await.unwrap().unwrap_err();
+        refused.code() == Code::Unavailable
+    })
+    .await;
+    let refused = post_long(address, "", 1).await;
+    assert_eq!((refused.status, refused.json()["code"].as_str()), (503, Some("UNAVAILABLE")));
+    model.open();
+    for held in held {
+        assert_eq!(floats(&held.await.unwrap().unwrap().raw_output_contents[0]), [16.0]);
+    }
+    let answer = held_over_http.await.unwrap();
+    assert_eq!(answer.json()["outputs"][0]["data"], json!([16.0]));
+    drop(client);
+    tokio::time::timeout(support::SOON, server.running.stopped()).await.unwrap().unwrap();
+    assert_eq!(model.samples.load(Ordering::SeqCst) - before, 3, "each once, and nobody else");
+}
+
+/// What a few bytes can say costs a few bytes, and all of it is given back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sizes_that_are_only_said_cost_nothing() {
+    let server = small_server(&Fake::new(1.0)).await;
+    let address = server.address(Port::Http);
+    let mut client = client(&server).await;
+    let empty = |shape: &[i64]| request("warm", vec![(tensor("input_ids", "INT64", shape), vec![])]);
+    let many = (0..2000).map(|index| (tensor(&format!("t{index}"), "BYTES", &[1]), vec![]));
+    let bombs = [
+        (empty(&[1 << 31, 1 << 31]), Code::InvalidArgument),
+        (empty(&[i64::MAX, 1]), Code::InvalidArgument),
+        (empty(&[-1, 4]), Code::InvalidArgument),
+        (empty(&[1; 1000]), Code::InvalidArgument),
+        (request("warm", many.collect()), Code::InvalidArgument),
+        (
+            request("warm", vec![(tensor("text", "BYTES", &[1]), u32::MAX.to_le_bytes().to_vec())]),
+            Code::InvalidArgument,
+        ),
+        (request("warm", vec![(tensor("text", "BYTES", &[1]), vec![0; 70 << 10])]), Code::OutOfRange),
+    ];
+    let infer = |inputs: Value| json!({ "inputs": inputs }).to_string();
+    let one = |shape: Value| json!({"name": "input_ids", "datatype": "INT64", "shape": shape, "data": []});
+    let binary = |size: Value| {
+        infer(
+            json!([{"name": "text", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": size}}]),
+        )
+    };
+    let bodies = [
+        (infer(json!([one(json!([1_u64 << 40, 1_u64 << 40]))])), 400),
+        (infer(json!([one(json!([i64::MAX, 1]))])), 400),
+        (infer(json!([one(json!([-1, 1]))])), 400),
+        (infer(json!([one(json!(vec![1; 1000]))])), 400),
+        (infer(Value::from(vec![one(json!([1])); 500])), 400),
+        (binary(json!(u64::MAX)), 400),
+        (binary(json!(-1)), 400),
+        (format!("{{\"inputs\": {}", "[".repeat(5000)), 400),
+        (format!("{{\"inputs\": [{}", " ".repeat(70 << 10)), 413),
+    ];
+    for _ in 0..5 {
+        for (bomb, code) in &bombs {
+            let status = client.model_infer(bomb.clone()).await.unwrap_err();
+            assert_eq!(status.code(), *code, "{status}");
+        }
+        let bodies = bodies.clone();
+        let asked = tokio::task::spawn_blocking(move || {
+            for (body, status) in bodies {
+                let answer = post(address, "/v2/models/warm/infer", &[], body.as_bytes());
+                let start: String = body.chars().take(100).collect();
+                assert_eq!(answer.status, status, "{start}: {}", answer.text());
+                assert!(answer.json()["error"].is_string());
+            }
+        });
+        asked.await.unwrap();
+    }
+    // as large as may be, which needs most of what all together may hold
+    let padded = format!("1{}", " ".repeat(50 << 10));
+    let large = request("warm", vec![(tensor("text", "BYTES", &[1]), lengths_and(&[&padded]))]);
+    assert_eq!(floats(&client.model_infer(large).await.unwrap().into_inner().raw_output_contents[0]), [1.0]);
+}
+
 /// The bytes in `tests/data/clients`, noted by `tests/clients/record_inference.py`: what came over HTTP is posted as it was,
 /// and what came over gRPC is decoded, which the descriptors of both sides have made the same.
 #[test]
 fn what_real_clients_send_gets_transformers_rewards() {
     const F32_ATOL: f64 = 1e-5;
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("rewarm.toml");
-    let model = root().join("tests/data/models/llama");
-    let config = format!("[variants.llama]\nmode = 'warm'\nmodel = '{}'\ndtype = 'f32'\n", model.display());
-    std::fs::write(&path, config).unwrap();
-    let server = Server::start(&["--config", path.to_str().unwrap(), "--http", "127.0.0.1:0"]);
-    let listening = server.log.iter().find(|line| line["message"] == "listening").unwrap();
-    let address: SocketAddr = listening["http"].as_str().unwrap().parse().unwrap();
+    let server = Server::of_model("llama");
+    let address = server.http();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let url = format!("http://{}", server.listen);
 

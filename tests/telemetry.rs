@@ -367,8 +367,7 @@ fn the_access_log_has_a_line_for_each_request_and_no_text() {
         );
         std::fs::write(&path, text).unwrap();
         let server = program::Server::start(&["--config", path.to_str().unwrap()]);
-        let listening = server.log.iter().find(|line| line["message"] == "listening").unwrap();
-        let http: SocketAddr = listening["http"].as_str().unwrap().parse().unwrap();
+        let http = server.http();
         let traced = ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
         let good = br#"{"query": ["What happened? I won the lottery."]}"#;
         assert_eq!(http::post(http, "/get_reward?variant=warm", &[traced], good).status, 200);

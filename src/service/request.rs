@@ -41,6 +41,8 @@ pub(super) struct Request {
 pub(super) struct Options {
     pub(super) priority: Priority,
     pub(super) truncation: Truncation,
+    /// Of a sample; it counts where it is below the model's limit.
+    pub(super) max_tokens: Option<usize>,
     pub(super) return_members: bool,
     /// None: any.
     pub(super) expected_fingerprint: Option<String>,

@@ -26,6 +26,7 @@ use crate::service::ended::Ended;
 use crate::service::ended::Facts;
 use crate::service::models::ServedVariant;
 use crate::service::origin::Origin;
+use crate::service::request::Options;
 use crate::service::request::Request;
 use crate::service::request::Target;
 use crate::service::state::State;
@@ -182,7 +183,11 @@ async fn score(
     facts.samples = inputs.len();
 
     let started = Clock::now();
-    let tokenized = state.tokenizers.tokenize(served.tokenizer.clone(), inputs, options.truncation).await;
+    let tokenized = {
+        let Options { truncation, max_tokens, .. } = options;
+        let tokenizer = served.tokenizer.clone();
+        state.tokenizers.tokenize(tokenizer, inputs, truncation, max_tokens.unwrap_or(usize::MAX)).await
+    };
     let tokenize = started.elapsed();
     metrics::request_tokenized(variant, tokenize);
     facts.tokenize = Some(tokenize);

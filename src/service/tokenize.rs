@@ -83,6 +83,7 @@ struct Request {
     tokenizer: Arc<SampleTokenizer>,
     inputs: Vec<Received>,
     truncation: Truncation,
+    max_tokens: usize,
     answers: mpsc::UnboundedSender<(usize, Tokenized)>,
 }
 
@@ -101,19 +102,20 @@ impl TokenizerThreads {
         Ok(Self { turns })
     }
 
-    /// One outcome for each of `inputs`, in their order. Dropping the future withdraws what has not begun.
+    /// One outcome for each of `inputs`, in their order; `max_tokens` counts where it is below the model's limit. Dropping the future withdraws what has not begun.
     pub(super) async fn tokenize(
         &self,
         tokenizer: Arc<SampleTokenizer>,
         inputs: Vec<Received>,
         truncation: Truncation,
+        max_tokens: usize,
     ) -> Vec<Tokenized> {
         if inputs.is_empty() {
             return Vec::new();
         }
         let mut outcomes: Vec<Option<Tokenized>> = inputs.iter().map(|_| None).collect();
         let (answers, mut answered) = mpsc::unbounded_channel();
-        let request = Arc::new(Request { tokenizer, inputs, truncation, answers });
+        let request = Arc::new(Request { tokenizer, inputs, truncation, max_tokens, answers });
         self.turns.lock().requests.push_back(Turn { request, begun: Vec::new(), next: 0 });
         self.turns.changed.notify_all();
         while let Some((index, outcome)) = answered.recv().await {
@@ -211,10 +213,10 @@ enum Step {
 }
 
 fn step(mut work: Work) -> Result<Step, TextError> {
-    let Request { tokenizer, inputs, truncation, .. } = &*work.request;
+    let Request { tokenizer, inputs, truncation, max_tokens, .. } = &*work.request;
     let mut progress = match work.progress.take() {
         Some(progress) => progress,
-        None => inputs[work.index].begin(tokenizer, *truncation)?,
+        None => inputs[work.index].begin(tokenizer, *truncation)?.at_most(*max_tokens),
     };
     Ok(match tokenizer.step(&mut progress)? {
         Some(sample) => Step::Done(sample),
@@ -242,7 +244,16 @@ mod tests {
         let tokenizer = Arc::new(SampleTokenizer::load(&model, &options).unwrap());
         let inputs = inputs.into_iter().map(Received::Input).collect();
         let (answers, answered) = mpsc::unbounded_channel();
-        (Arc::new(Request { tokenizer, inputs, truncation: Truncation::Reject, answers }), answered)
+        (
+            Arc::new(Request {
+                tokenizer,
+                inputs,
+                truncation: Truncation::Reject,
+                max_tokens: usize::MAX,
+                answers,
+            }),
+            answered,
+        )
     }
 
     #[test]
@@ -315,7 +326,7 @@ mod tests {
         let threads = TokenizerThreads::start(None).unwrap();
         let inputs: Vec<Received> = (0..100).map(|id| Received::Input(Input::TokenIds(vec![id]))).collect();
         let tokenizer = request(1).0.tokenizer.clone();
-        let outcomes = threads.tokenize(tokenizer, inputs, Truncation::Reject).await;
+        let outcomes = threads.tokenize(tokenizer, inputs, Truncation::Reject, usize::MAX).await;
         let ids: Vec<u32> = outcomes.into_iter().map(|outcome| outcome.unwrap().token_ids[0]).collect();
         assert_eq!(ids, (0..100).collect::<Vec<u32>>());
     }

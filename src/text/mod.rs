@@ -287,17 +287,17 @@ impl SampleTokenizer {
             Input::Formatted(text) => self.encoder.rendered(text.clone(), vec![Span::whole(text)]),
             Input::TokenIds(ids) => {
                 let sequence = self.encoder.token_ids(ids)?;
-                return Ok(Progress { truncation, appended: None, state: ProgressState::Sequence(sequence) });
+                return Ok(Progress::new(truncation, None, ProgressState::Sequence(sequence)));
             }
         }?;
-        Ok(Progress { truncation, appended, state: ProgressState::Encoding(encoding) })
+        Ok(Progress::new(truncation, appended, ProgressState::Encoding(encoding)))
     }
 
     /// As [`Self::begin`], of a text that the tokenizer adds its own special tokens to, as `tokenizer(text)` of
     /// transformers does; those that stand in it already are kept.
     pub fn begin_plain(&self, text: &str, truncation: Truncation) -> Result<Progress, TextError> {
         let encoding = self.encoder.plain(text.to_owned())?;
-        Ok(Progress { truncation, appended: None, state: ProgressState::Encoding(encoding) })
+        Ok(Progress::new(truncation, None, ProgressState::Encoding(encoding)))
     }
 
     /// Whether a special token of the tokenizer stands in a text: what a chat template rendered has some.
@@ -307,28 +307,30 @@ impl SampleTokenizer {
 
     /// Goes on with a sample for some milliseconds; the sample, once it is done. Fails as [`Self::tokenize`].
     pub fn step(&self, progress: &mut Progress) -> Result<Option<TokenizedSample>, TextError> {
+        let limit = self.max_tokens.min(progress.at_most);
         let sequence = match &mut progress.state {
             ProgressState::Sequence(sequence) => std::mem::take(sequence),
             ProgressState::Encoding(encoding) => {
-                match self.encoder.step(encoding, self.max_tokens, progress.truncation)? {
+                match self.encoder.step(encoding, limit, progress.truncation)? {
                     Some(sequence) => sequence,
                     None => return Ok(None),
                 }
             }
         };
-        self.fit(sequence, progress.truncation, progress.appended).map(Some)
+        self.fit(sequence, limit, progress.truncation, progress.appended).map(Some)
     }
 
     fn fit(
         &self,
         mut sequence: Sequence,
+        limit: usize,
         truncation: Truncation,
         appended: Option<u32>,
     ) -> Result<TokenizedSample, TextError> {
         if let Some(token_id) = appended.filter(|_| !sequence.token_ids.is_empty()) {
             sequence.end_with(token_id);
         }
-        let (sequence, truncated_tokens) = sequence.fit(self.max_tokens, truncation)?;
+        let (sequence, truncated_tokens) = sequence.fit(limit, truncation)?;
         if sequence.token_ids.is_empty() {
             return Err(TextError::Empty);
         }
@@ -416,6 +418,8 @@ impl SampleTokenizer {
 #[derive(Debug)]
 pub struct Progress {
     truncation: Truncation,
+    /// Tokens; below the model's own limit it counts.
+    at_most: usize,
     /// What is to follow the tokens of the text.
     appended: Option<u32>,
     state: ProgressState,
@@ -428,6 +432,15 @@ enum ProgressState {
 }
 
 impl Progress {
+    fn new(truncation: Truncation, appended: Option<u32>, state: ProgressState) -> Self {
+        Self { truncation, at_most: usize::MAX, appended, state }
+    }
+
+    /// With a limit of its own, which counts where it is below the model's.
+    pub fn at_most(self, tokens: usize) -> Self {
+        Self { at_most: tokens, ..self }
+    }
+
     /// Whether the next step takes longer than milliseconds: the text has no place to cut it.
     pub fn is_long(&self) -> bool {
         matches!(&self.state, ProgressState::Encoding(encoding) if encoding.is_long())

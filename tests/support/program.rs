@@ -101,6 +101,17 @@ impl Server {
         server
     }
 
+    /// As [`Self::start`], of one of the tiny models in `tests/data/models`, in f32 as `tests/reference` has it, with HTTP.
+    pub(crate) fn of_model(model: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rewarm.toml");
+        let dir = root().join("tests/data/models").join(model);
+        let config =
+            format!("[variants.{model}]\nmode = 'warm'\nmodel = '{}'\ndtype = 'f32'\n", dir.display());
+        std::fs::write(&path, config).unwrap();
+        Self::start(&["--config", path.to_str().unwrap(), "--http", "127.0.0.1:0"])
+    }
+
     /// As [`Self::start`], with what `set` makes of the command.
     pub(crate) fn start_as(args: &[&str], set: impl FnOnce(&mut Command)) -> Self {
         let mut command = rewarm(&[&SERVE[..], args].concat());
@@ -157,6 +168,12 @@ impl Server {
     /// Of the reward service.
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.listen)
+    }
+
+    /// Where it speaks HTTP.
+    pub(crate) fn http(&self) -> std::net::SocketAddr {
+        let listening = self.log.iter().find(|line| line["message"] == "listening").unwrap();
+        listening["http"].as_str().unwrap().parse().unwrap()
     }
 
     pub(crate) fn pid(&self) -> u32 {

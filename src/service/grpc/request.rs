@@ -69,7 +69,14 @@ pub(in crate::service) fn check(
     violations.none()?;
     let expected_fingerprint = Some(request.expected_fingerprint).filter(|expected| !expected.is_empty());
     let return_members = request.return_members;
-    let options = Options { priority, truncation, return_members, expected_fingerprint, all_or_none: None };
+    let options = Options {
+        priority,
+        truncation,
+        max_tokens: None,
+        return_members,
+        expected_fingerprint,
+        all_or_none: None,
+    };
     let target = Target::new(request.variant, request.routing_key, inputs.first());
     Ok((Request { inputs, target, options }, Names { request: request.request_id, samples: sample_ids }))
 }

@@ -88,6 +88,15 @@ impl Context {
         }
     }
 
+    /// To how many tokens a body wants samples cut, where it says it.
+    pub(super) fn at_most(&mut self, tokens: Option<i64>, field: &str) {
+        let Some(tokens) = tokens else { return };
+        match usize::try_from(tokens) {
+            Ok(tokens @ 1..) => self.asked.max_tokens = Some(tokens),
+            _ => self.violations.add(field, format!("is {tokens}, and no number of tokens")),
+        }
+    }
+
     /// The request of these samples, which all get a reward, or none does; `field` is what the dialect calls them.
     pub(super) fn understand(
         mut self,

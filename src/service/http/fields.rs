@@ -66,11 +66,9 @@ pub(super) struct Fields {
 impl Fields {
     /// Takes what vLLM's routes have in common; refuses what is not done here, and says which activation is asked for.
     pub(super) fn vllm(&mut self, context: &mut Context) -> Activation {
-        context.refuse(
-            self.truncate_prompt_tokens.is_some_and(|tokens| tokens != -1),
-            "truncate_prompt_tokens",
-            "only -1 is known, which cuts to the limit of the model: leave it out, and long texts are errors",
-        );
+        // -1 is the limit of the model
+        let own_limit = self.truncate_prompt_tokens.filter(|tokens| *tokens != -1);
+        context.at_most(own_limit, "truncate_prompt_tokens");
         let is_truncated = self.truncate_prompt_tokens.map(|_| true);
         context.truncate(is_truncated, "truncation_side", self.truncation_side.as_deref());
         context.refuse(

@@ -54,6 +54,8 @@ pub(in crate::service) struct Asked {
     pub(in crate::service) expected_fingerprint: String,
     pub(in crate::service) priority: Option<Priority>,
     pub(in crate::service) truncation: Option<Truncation>,
+    /// Only bodies say it.
+    pub(in crate::service) max_tokens: Option<usize>,
     pub(in crate::service) rendered: Option<bool>,
     pub(in crate::service) deadline: Option<Instant>,
 }
@@ -118,6 +120,7 @@ impl Asked {
         let options = Options {
             priority: self.priority.unwrap_or_default(),
             truncation: self.truncation.unwrap_or_default(),
+            max_tokens: self.max_tokens,
             return_members: false,
             expected_fingerprint: Some(self.expected_fingerprint).filter(|expected| !expected.is_empty()),
             all_or_none,

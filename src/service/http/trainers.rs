@@ -83,7 +83,7 @@ pub(super) fn rm(bytes: &[u8], context: Context, _room: &mut Room) -> Result<Und
 struct Evaluation {
     model: Option<String>,
     messages: Texts,
-    max_length: Option<u64>,
+    max_length: Option<i64>,
 }
 
 /// LLaMA-Factory's.
@@ -93,8 +93,8 @@ pub(super) fn evaluation(
     _room: &mut Room,
 ) -> Result<Understood, ServiceError> {
     let body: Evaluation = parse(bytes)?;
-    let problem = "is not known: the model's own limit counts, and `?truncation=right` cuts to it";
-    context.refuse(body.max_length.is_some(), "max_length", problem);
+    context.at_most(body.max_length, "max_length");
+    context.truncate(body.max_length.map(|_| true), "truncation", None);
     context.model(body.model);
     let request_id = context.asked.request_id.clone();
     context.understand(formatted(body.messages), "messages", move |scored| {

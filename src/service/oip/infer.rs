@@ -137,6 +137,7 @@ fn check(infer: &Infer<'_>, serving: &Serving, max_samples: usize) -> Result<(Re
     let options = Options {
         priority: parameters.priority,
         truncation: parameters.truncation,
+        max_tokens: None,
         return_members: outputs.contains(&Output::MemberRewards),
         expected_fingerprint: Some(parameters.expected_fingerprint).filter(|expected| !expected.is_empty()),
         all_or_none: Some(SAMPLES),
