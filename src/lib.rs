@@ -7,7 +7,7 @@
 //! ```text
 //!                 main · cli · config · telemetry
 //!               ┌──────────┬─────┴───────────┐
-//!            service     client ─▶ bench ─▶ offline           proto: the contract, for service and client
+//!            service   canary ─▶ client ─▶ bench ─▶ offline  proto: the contract, for service and client
 //!               │                              │              metrics, disk: any room may use them; they use none
 //!            engine                          learn
 //!               └──────────┬─────────────────┘
@@ -34,6 +34,7 @@
 //! [`offline::evaluate`] tells what that is worth. What is trained is the same [`model`] that is served.
 
 pub mod bench;
+pub mod canary;
 pub mod checkpoint;
 pub mod cli;
 pub mod client;

@@ -188,6 +188,32 @@ async fn what_a_server_asks_itself_at_a_start_or_a_reload_is_no_traffic() {
 }
 
 #[tokio::test]
+async fn a_reload_tells_whose_fingerprint_changed_and_in_what() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rewarm.toml");
+    let demo = root().join("deploy/demo");
+    let write = |of_ens: &str| {
+        let members: Vec<String> =
+            (0..2).map(|index| format!("'{}/member-{index}'", demo.display())).collect();
+        let members = members.join(", ");
+        let variant = |name: &str, more: &str| format!("[variants.{name}]\nmembers = [{members}]\n{more}\n");
+        let text = variant("warm", "mode = 'warm'")
+            + &variant("ens", of_ens)
+            + "[routing]\nweights = { warm = 1 }\n";
+        std::fs::write(&path, text).unwrap();
+    };
+    write("mode = 'ens'");
+    let server = Server::start(&["--config", path.to_str().unwrap()]);
+    let mut admin = AdminServiceClient::connect(format!("http://{}", server.admin)).await.unwrap();
+    let mut reload = async || admin.reload(proto::ReloadRequest {}).await.unwrap().into_inner().changes;
+    assert_eq!(reload().await, []);
+    write("mode = 'ens'\nreduction = 'min'\ndtype = 'bf16'");
+    let [proto::VariantChange { variant, before, after, parts }] = &reload().await[..] else { panic!() };
+    assert_eq!((variant.as_str(), &parts[..]), ("ens", &["dtype".to_owned(), "reduction".to_owned()][..]));
+    assert!(before.len() == 64 && after.len() == 64 && before != after);
+}
+
+#[tokio::test]
 async fn hostile_samples_get_an_honest_answer_and_harm_nobody() {
     let server = Server::start(&[]);
     let mut client = RewardServiceClient::connect(server.url()).await.unwrap();

@@ -13,6 +13,7 @@ const USES: &[(&str, &[&str])] = &[
         "cli",
         &[
             "bench",
+            "canary",
             "checkpoint",
             "client",
             "config",
@@ -45,6 +46,7 @@ const USES: &[(&str, &[&str])] = &[
     ),
     ("telemetry", &[]),
     ("service", &["disk", "engine", "metrics", "model", "ops", "proto", "text"]),
+    ("canary", &["client"]),
     ("client", &["bench", "disk", "model", "offline", "proto", "text"]),
     ("bench", &["model", "offline", "ops", "text"]),
     ("offline", &["checkpoint", "disk", "hub", "learn", "merge", "model", "ops", "text", "values"]),

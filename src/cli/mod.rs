@@ -2,6 +2,7 @@
 
 mod bench;
 mod calibrate;
+mod canary;
 mod evaluate;
 mod fetch;
 mod load;
@@ -28,6 +29,7 @@ use clap::ValueEnum;
 
 use crate::cli::bench::BenchArgs;
 use crate::cli::calibrate::CalibrateArgs;
+use crate::cli::canary::CanaryArgs;
 use crate::cli::evaluate::EvaluateArgs;
 use crate::cli::merge::MergeArgs;
 use crate::cli::train::TrainArgs;
@@ -90,6 +92,7 @@ enum Command {
     Evaluate(EvaluateArgs),
     Calibrate(CalibrateArgs),
     Bench(BenchArgs),
+    Canary(CanaryArgs),
     Health(HealthArgs),
     /// Tries what standard input names, for a process that is about to load it.
     #[command(name = trial::COMMAND, hide = true)]
@@ -416,6 +419,7 @@ impl Cli {
             Command::Calibrate(args) => calibrate::run(&args),
             Command::Merge(args) => merge::run(args),
             Command::Bench(args) => bench::run(args),
+            Command::Canary(args) => canary::run(&args),
             Command::Train(args) => train::run(&args),
             Command::Evaluate(args) => evaluate::run(args),
             Command::Trial => trial::run(),

@@ -112,6 +112,12 @@ impl CredentialFiles {
 }
 
 impl Credentials {
+    /// The same for a server that is reached by an address, where nobody has said whose its certificate is.
+    pub(super) fn for_host(self, host: &str) -> Self {
+        let name = || host.trim_matches(['[', ']']).to_owned();
+        Self { server_name: self.server_name.or_else(|| Some(name())), ..self }
+    }
+
     /// For tonic.
     pub(super) fn tls(&self) -> ClientTlsConfig {
         let mut config = match &self.ca {

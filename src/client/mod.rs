@@ -3,6 +3,7 @@
 //! A room of its own beside [`service`](crate::service): it speaks the contract and knows neither engine nor
 //! models, and [`offline`](crate::offline), whose [`Backend`] it is, may not name tonic.
 
+mod admin;
 mod credentials;
 mod http;
 mod load;
@@ -35,6 +36,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
+pub use crate::client::admin::AdminClient;
 pub use crate::client::credentials::CredentialFiles;
 pub use crate::client::credentials::Credentials;
 pub use crate::client::credentials::Token;

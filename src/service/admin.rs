@@ -14,6 +14,7 @@ use crate::metrics::Action;
 use crate::proto;
 use crate::proto::admin_service_server::AdminService;
 use crate::service::access::Caller;
+use crate::service::grpc::info::changes;
 use crate::service::grpc::info::routing;
 use crate::service::grpc::info::variants;
 use crate::service::listener::Peer;
@@ -34,12 +35,14 @@ impl AdminService for Admin {
         let audit = Audit::begin(&state, Action::Reload, request.extensions());
         // On a task that outlives the call: a reload whose operator has gone is still finished, and told.
         let reload = tokio::spawn(async move {
+            let before = state.serving().ok();
             let result = state.reload().await;
             audit.end(&state, &result);
-            result
+            result.map(|serving| (before, serving))
         });
-        let serving = reload.await.unwrap_or(Err(ServiceError::Panicked))?;
-        Ok(Response::new(proto::ReloadResponse { variants: variants(&serving) }))
+        let (before, serving) = reload.await.unwrap_or(Err(ServiceError::Panicked))?;
+        let changes = changes(before.as_deref(), &serving);
+        Ok(Response::new(proto::ReloadResponse { variants: variants(&serving), changes }))
     }
 
     async fn set_routing(
@@ -87,6 +90,9 @@ impl Audit {
         let certificate = peer.as_ref().and_then(|peer| peer.certificate.as_deref());
         let (token, after) = (token.as_deref(), serving(state));
         match result {
+            Ok(_) if action == Action::SetRouting.as_str() && before == after => {
+                tracing::debug!(target: "rewarm::audit", action, token, certificate, peer = peer_address, after, "as before");
+            }
             Ok(_) => {
                 tracing::info!(target: "rewarm::audit", action, token, certificate, peer = peer_address, before, after, "done");
             }

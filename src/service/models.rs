@@ -138,7 +138,42 @@ pub(super) struct Serving {
     pub(super) routing: Routing,
 }
 
+/// A variant that is another function than before.
+pub(super) struct Change<'a> {
+    pub(super) variant: &'a str,
+    /// Its fingerprint, if it was there.
+    pub(super) before: Option<&'a str>,
+    /// Its fingerprint, if it is there.
+    pub(super) after: Option<&'a str>,
+    /// What differs, where both are.
+    pub(super) parts: Vec<&'static str>,
+}
+
 impl Serving {
+    /// What is another function than in `before`, which may be nothing.
+    pub(super) fn changes<'a>(&'a self, before: Option<&'a Self>) -> Vec<Change<'a>> {
+        let old = |name: &str| before.and_then(|before| Some(&before.variants.get(name)?.info));
+        let mut changes = Vec::new();
+        for (variant, served) in &*self.variants {
+            let (now, was) = (&served.info, old(variant));
+            if was.is_none_or(|was| was.fingerprint != now.fingerprint) {
+                changes.push(Change {
+                    variant,
+                    before: was.map(|was| &*was.fingerprint),
+                    after: Some(&now.fingerprint),
+                    parts: was.map(|was| now.changed_parts(was)).unwrap_or_default(),
+                });
+            }
+        }
+        for (variant, served) in before.iter().flat_map(|before| &*before.variants) {
+            if !self.variants.contains_key(variant) {
+                let before = Some(&*served.info.fingerprint);
+                changes.push(Change { variant, before, after: None, parts: Vec::new() });
+            }
+        }
+        changes
+    }
+
     /// Loads `models`, gives each a lane, and returns when each has answered a first forward with a finite
     /// reward, and what has golden rewards agrees with them.
     pub(super) async fn load(

@@ -25,6 +25,7 @@ use crate::service::budget::Room;
 use crate::service::ended::Ended;
 use crate::service::ended::Facts;
 use crate::service::models::ServedVariant;
+use crate::service::models::Serving;
 use crate::service::origin::Origin;
 use crate::service::request::Options;
 use crate::service::request::Request;
@@ -152,7 +153,7 @@ fn find(state: &State, request: &Request) -> Result<Arc<ServedVariant>, ServiceE
     let serving = state.serving()?;
     let name = match &request.target {
         Target::Variant(name) => name,
-        Target::Routed(key) => serving.routing.choose(key),
+        Target::Routed(key) => routed(&serving, key, request.options.expected_fingerprint.as_deref()),
     };
     let Some(served) = serving.variants.get(name).cloned() else {
         let names: Vec<&str> = serving.variants.keys().map(String::as_str).collect();
@@ -169,6 +170,19 @@ fn find(state: &State, request: &Request) -> Result<Arc<ServedVariant>, ServiceE
     }
     metrics::request_received(&served.info.name, request.inputs.len());
     Ok(served)
+}
+
+/// The variant that routing finds for `key`; but a caller who has pinned a fingerprint stays with the variant that has it,
+/// wherever weights move his key.
+fn routed<'a>(serving: &'a Serving, key: &[u8], pinned: Option<&str>) -> &'a str {
+    let chosen = serving.routing.choose(key);
+    let Some(pinned) = pinned else { return chosen };
+    let has_it =
+        |name: &str| serving.variants.get(name).is_some_and(|served| served.info.fingerprint == pinned);
+    match has_it(chosen) {
+        true => chosen,
+        false => serving.variants.keys().find(|name| has_it(name)).map_or(chosen, String::as_str),
+    }
 }
 
 async fn score(

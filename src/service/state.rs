@@ -22,6 +22,7 @@ use crate::metrics::ModelInfo;
 use crate::model::chain;
 use crate::model::variant::VariantInfo;
 use crate::service::budget::Budget;
+use crate::service::models::Change;
 use crate::service::models::LoadError;
 use crate::service::models::Models;
 use crate::service::models::Serving;
@@ -287,6 +288,9 @@ impl State {
             return Err(ServiceError::field("weights", problems.join(", ")));
         }
         let routing = Routing::new(&weights);
+        if routing == serving.routing {
+            return Ok(serving); // said again, for servers that may have started anew
+        }
         tracing::info!(weights = ?routing.weights(), "routing changed");
         let Serving { configs, variants, .. } = (*serving).clone();
         Ok(self.serve(Serving { configs, variants, routing }))
@@ -303,7 +307,13 @@ impl State {
         metrics::device_memory(&memory_of(serving.infos()));
         metrics::routing_changed(serving.routing.weights());
         let serving = Arc::new(serving);
-        self.serving.store(Some(serving.clone()));
+        let before = self.serving.swap(Some(serving.clone()));
+        if let Some(before) = &before {
+            for Change { variant, before, after, parts } in serving.changes(Some(before)) {
+                let parts = parts.join(", ");
+                tracing::info!(variant, before, after, changed = parts, "the fingerprint has changed");
+            }
+        }
         self.health_changed.notify_one();
         serving
     }

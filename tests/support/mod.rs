@@ -178,6 +178,7 @@ pub(crate) fn ensemble(name: &str, models: &[Arc<Fake>]) -> Variant {
         placement: Placement::cpu(),
         max_tokens: MAX_TOKENS,
         fingerprint: format!("fingerprint-of-{name}"),
+        parts: Default::default(),
         architecture: "Fake".to_owned(),
         text_rule: Some(TextRule::Concatenation),
         pooling: Pooling::Cls,

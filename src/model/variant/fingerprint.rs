@@ -1,4 +1,9 @@
-//! What tells one function from another, whatever it is called and wherever it lies.
+//! What tells one function from another, whatever it is called and wherever it lies; and in which part two differ.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+use serde_json::json;
 
 use crate::checkpoint::hex;
 use crate::model::ModelError;
@@ -13,7 +18,7 @@ use crate::values::Format;
 
 /// Hex digest of everything that determines a reward: weights, config, head, pooling rule, tokenizer, template,
 /// limit, reduction, calibration, dtype and arithmetic: a card's sums are in another order than a CPU's. Neither paths nor
-/// the variant's name count, nor which card it is.
+/// the variant's name count, nor which card it is. Beside it a digest of each part, by its name.
 pub(super) fn fingerprint(
     config: &VariantConfig,
     members: &[Member],
@@ -21,11 +26,11 @@ pub(super) fn fingerprint(
     heads: &[(HeadKind, Pooling)],
     dtype: Format,
     device: &Device,
-) -> Result<String, ModelError> {
+) -> Result<(String, FingerprintParts), ModelError> {
     let configs: Vec<_> = members.iter().map(|member| &member.config).collect();
     let parts: Vec<_> =
         infos.iter().map(|info| (&info.digest, info.coefficient.to_bits(), info.calibration)).collect();
-    let mut content = serde_json::json!({
+    let mut content = json!({
         "fingerprint_version": 2,
         "mode": config.mode,
         "members": parts,
@@ -39,5 +44,26 @@ pub(super) fn fingerprint(
     if let Device::Card(_) = device {
         content["arithmetic"] = device.arithmetic().into();
     }
-    Ok(blake3::hash(content.to_string().as_bytes()).to_hex().to_string())
+    let of_members = |part: fn(&MemberInfo) -> Value| infos.iter().map(part).collect::<Value>();
+    let parts = [
+        ("mode", content["mode"].clone()),
+        ("weights", of_members(|info| json!(info.digest))),
+        ("coefficients", of_members(|info| json!(info.coefficient.to_bits()))),
+        ("calibration", of_members(|info| json!(info.calibration))),
+        ("config", content["configs"].clone()),
+        ("head or pooling", content["heads"].clone()),
+        ("reduction", content["reduction"].clone()),
+        ("dtype", content["dtype"].clone()),
+        ("tokenizer, template or limit", content["text"].clone()),
+        ("arithmetic", content["arithmetic"].clone()),
+    ];
+    let parts = parts.map(|(name, part)| (name, digest_of(&part)));
+    Ok((digest_of(&content), parts.into()))
+}
+
+/// Of each part of a fingerprint a digest, by its name.
+pub type FingerprintParts = BTreeMap<&'static str, String>;
+
+fn digest_of(content: &Value) -> String {
+    blake3::hash(content.to_string().as_bytes()).to_hex().to_string()
 }

@@ -4,6 +4,7 @@ use crate::model::device::Placement;
 use crate::model::pooling::Pooling;
 use crate::model::scorer::Calibration;
 use crate::model::scorer::Reduction;
+use crate::model::variant::FingerprintParts;
 use crate::model::variant::config::Mode;
 use crate::text::TextRule;
 use crate::values::Format;
@@ -27,6 +28,8 @@ pub struct VariantInfo {
     pub max_tokens: usize,
     /// Hex digest of everything that determines a reward.
     pub fingerprint: String,
+    /// Of each part of the fingerprint a digest.
+    pub parts: FingerprintParts,
     /// For example "LlamaForSequenceClassification".
     pub architecture: String,
     /// Which hidden states its heads read.
@@ -38,6 +41,13 @@ pub struct VariantInfo {
 }
 
 impl VariantInfo {
+    /// The names of the parts in which its fingerprint differs from another's.
+    pub fn changed_parts(&self, before: &Self) -> Vec<&'static str> {
+        let has_changed =
+            |(name, digest): &(&&'static str, &String)| before.parts.get(**name) != Some(*digest);
+        self.parts.iter().filter(has_changed).map(|(name, _)| *name).collect()
+    }
+
     /// For example "mean" or "uwo(lambda=0.5)"; empty in mode `warm`.
     pub fn reduction_name(&self) -> String {
         self.reduction.map(|reduction| reduction.to_string()).unwrap_or_default()

@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 pub use config::Mode;
 pub use config::VariantConfig;
+pub use fingerprint::FingerprintParts;
 use fingerprint::fingerprint;
 pub use info::MemberInfo;
 pub use info::VariantInfo;
@@ -185,7 +186,7 @@ impl Loader {
                 calibration: member.manifest.calibration.filter(|_| config.mode == Mode::Ens),
             })
             .collect();
-        let fingerprint = fingerprint(config, &members, &infos, heads, dtype, &devices[0])?;
+        let (fingerprint, parts_of_it) = fingerprint(config, &members, &infos, heads, dtype, &devices[0])?;
         let notes = notes(&members);
         let architecture = members[0].config.architecture.clone();
         // the members read the same tokens; none may get one that its embedding has no row for
@@ -211,6 +212,7 @@ impl Loader {
             placement: Placement { devices, parts, left: left? },
             max_tokens: tokenizer.max_tokens(),
             fingerprint,
+            parts: parts_of_it,
             architecture,
             pooling,
             text_rule: tokenizer.rule(),

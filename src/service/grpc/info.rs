@@ -4,6 +4,7 @@ use crate::model::device::Device;
 use crate::model::variant::MemberInfo;
 use crate::model::variant::VariantInfo;
 use crate::proto;
+use crate::service::models::Change;
 use crate::service::models::Serving;
 use crate::service::state::State;
 use crate::service::status::ServiceError;
@@ -27,6 +28,17 @@ pub(in crate::service) fn server(state: &State) -> Result<proto::GetServerInfoRe
 /// What serves, by name.
 pub(in crate::service) fn variants(serving: &Serving) -> Vec<proto::VariantInfo> {
     serving.infos().map(variant).collect()
+}
+
+/// What is served otherwise than before.
+pub(in crate::service) fn changes(before: Option<&Serving>, after: &Serving) -> Vec<proto::VariantChange> {
+    let change = |Change { variant, before, after, parts }: Change<'_>| proto::VariantChange {
+        variant: variant.to_owned(),
+        before: before.unwrap_or_default().to_owned(),
+        after: after.unwrap_or_default().to_owned(),
+        parts: parts.into_iter().map(str::to_owned).collect(),
+    };
+    after.changes(before).into_iter().map(change).collect()
 }
 
 /// How requests without a variant are spread.

@@ -1,0 +1,299 @@
+//! Moves traffic to one variant in steps, on all servers alike, while what Prometheus says of it holds; and back when it does
+//! not.
+//!
+//! ```text
+//! share 1% ─▶ 5% ─▶ 25% ─▶ ... ─▶ 100%      each: set on every server, then looked at until the pause is over
+//!    └───────┴───────┴── a guard is broken, nothing can be known for too long, a server does not answer, Ctrl-C
+//!                                            ─▶ the shares from before, on every server
+//! ```
+//!
+//! Servers route by consistent hashing: while the share rises, a key moves at most once, and only to the canary; and a caller
+//! who has pinned a fingerprint stays where it is (`src/service/routing.rs`, `score.rs`). The shares are set again at
+//! every look, so that a server that has started anew, with what its file says, routes like the others.
+//!
+//! This is the decision and its clock; [`World`] is what it acts on, so that tests can play days in a moment.
+
+mod guards;
+mod prometheus;
+mod replicas;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+pub use crate::canary::guards::Guards;
+pub use crate::canary::guards::Judgement;
+pub use crate::canary::prometheus::Prometheus;
+pub use crate::canary::replicas::Replicas;
+
+/// Relative weights by variant.
+pub type Weights = BTreeMap<String, f64>;
+
+/// What a canary shall do.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// The variant whose share rises.
+    pub canary: String,
+    /// Its shares, rising, each above 0 and at most 1.
+    pub steps: Vec<f64>,
+    /// How long each share is looked at.
+    pub pause: Duration,
+    /// Between two looks.
+    pub poll: Duration,
+    /// How long it may take until something can be known, or until a server answers.
+    pub patience: Duration,
+}
+
+/// What a canary acts on.
+pub trait World {
+    /// Since it began.
+    fn now(&self) -> Duration;
+    /// Waits; whether somebody wants it to end.
+    fn sleep(&mut self, time: Duration) -> bool;
+    /// What every server routes by now, by what Prometheus last saw; fails unless all agree.
+    fn weights(&mut self) -> anyhow::Result<Weights>;
+    /// Routes like this on every server; the first that could not, and why.
+    fn set(&mut self, weights: &Weights) -> anyhow::Result<()>;
+    /// What the guards say.
+    fn judge(&mut self) -> Judgement;
+    /// For whoever watches.
+    fn say(&mut self, line: &str);
+}
+
+/// How a canary ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Ending {
+    /// It has all the traffic of the last step.
+    Done,
+    /// The shares are those from before.
+    Back {
+        /// Why.
+        reason: String,
+    },
+    /// They should be, and some server does not answer.
+    Stuck {
+        /// Why it went back.
+        reason: String,
+        /// Which server, and what it said.
+        problem: String,
+    },
+}
+
+/// Runs a plan to its end. Fails if it cannot begin.
+pub fn run(plan: &Plan, world: &mut impl World) -> anyhow::Result<Ending> {
+    let before = world.weights()?;
+    let share_before = share(&before, &plan.canary);
+    anyhow::ensure!(
+        before.iter().any(|(name, weight)| *name != plan.canary && *weight > 0.0),
+        "`{}` has all the traffic already: there is nothing that it could take over",
+        plan.canary
+    );
+    world.say(&format!("`{}` has {:.1}% of the traffic", plan.canary, 100.0 * share_before));
+    for &step in plan.steps.iter().filter(|step| **step > share_before) {
+        let weights = with_share(&before, &plan.canary, step);
+        if let Err(reason) = hold(plan, world, step, &weights) {
+            world.say(&format!("goes back: {reason}"));
+            return Ok(match back(plan, world, &before) {
+                Ok(()) => Ending::Back { reason },
+                Err(error) => Ending::Stuck { reason, problem: format!("{error:#}") },
+            });
+        }
+    }
+    Ok(Ending::Done)
+}
+
+/// Sets one share, and looks until its pause is over. Fails with the reason to go back.
+fn hold(plan: &Plan, world: &mut impl World, step: f64, weights: &Weights) -> Result<(), String> {
+    world.say(&format!("{:.1}% for {:?}", 100.0 * step, plan.pause));
+    let begun = world.now();
+    // when all servers answered, and when the guards could say something, last
+    let (mut set, mut known) = (begun, begun);
+    loop {
+        match world.set(weights) {
+            Ok(()) => set = world.now(),
+            Err(error) => world.say(&format!("{error:#}")),
+        }
+        if world.now() - set > plan.patience {
+            return Err(format!("a server has not answered for {:?}", plan.patience));
+        }
+        if world.sleep(plan.poll) {
+            return Err("it was asked to end".to_owned());
+        }
+        let now = world.now();
+        let is_over = now - begun >= plan.pause;
+        match world.judge() {
+            Judgement::Broken(reason) => return Err(reason),
+            Judgement::Holds(readings) => {
+                known = now;
+                world.say(&readings);
+                if is_over && set >= begun && now - set <= 2 * plan.poll {
+                    return Ok(());
+                }
+            }
+            Judgement::Unknown(reason) => {
+                world.say(&format!("cannot be judged: {reason}"));
+                // The first samples of a step take their time: the pause is theirs, too.
+                if now - known > plan.patience.max(plan.pause) {
+                    return Err(format!("nothing could be known for {:?}: {reason}", now - known));
+                }
+            }
+        }
+    }
+}
+
+/// As before; as long as it takes, within the patience.
+fn back(plan: &Plan, world: &mut impl World, before: &Weights) -> anyhow::Result<()> {
+    let begun = world.now();
+    loop {
+        let Err(error) = world.set(before) else { return Ok(()) };
+        if world.now() - begun > plan.patience {
+            return Err(error);
+        }
+        world.say(&format!("{error:#}"));
+        world.sleep(plan.poll.min(Duration::from_secs(1)));
+    }
+}
+
+fn share(weights: &Weights, name: &str) -> f64 {
+    weights.get(name).unwrap_or(&0.0) / weights.values().sum::<f64>()
+}
+
+/// The canary has this share, and the others what is left, in their old proportions.
+fn with_share(before: &Weights, canary: &str, share: f64) -> Weights {
+    let others: f64 = before.iter().filter(|(name, _)| *name != canary).map(|(_, weight)| weight).sum();
+    let rest = before.iter().filter(|(name, _)| *name != canary);
+    let mut weights: Weights =
+        rest.map(|(name, weight)| (name.clone(), (1.0 - share) * weight / others)).collect();
+    weights.insert(canary.to_owned(), share);
+    weights
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Servers, guards and a clock that do what a test says.
+    struct Played {
+        now: Duration,
+        weights: Weights,
+        set: Vec<f64>,
+        /// What the guards say at a time, of a share.
+        judge: fn(Duration, f64) -> Judgement,
+        /// Whether servers answer at a time.
+        answers: fn(Duration) -> bool,
+        ends: Option<Duration>,
+    }
+
+    impl World for Played {
+        fn now(&self) -> Duration {
+            self.now
+        }
+
+        fn sleep(&mut self, time: Duration) -> bool {
+            self.now += time;
+            self.ends.is_some_and(|end| end <= self.now)
+        }
+
+        fn weights(&mut self) -> anyhow::Result<Weights> {
+            Ok(self.weights.clone())
+        }
+
+        fn set(&mut self, weights: &Weights) -> anyhow::Result<()> {
+            anyhow::ensure!((self.answers)(self.now), "a:50052 does not answer");
+            self.weights.clone_from(weights);
+            let share = (1000.0 * share(weights, "ens")).round() / 1000.0;
+            if self.set.last() != Some(&share) {
+                self.set.push(share);
+            }
+            Ok(())
+        }
+
+        fn judge(&mut self) -> Judgement {
+            (self.judge)(self.now, share(&self.weights, "ens"))
+        }
+
+        fn say(&mut self, _line: &str) {}
+    }
+
+    fn played(judge: fn(Duration, f64) -> Judgement) -> Played {
+        let weights = [("warm", 3.0), ("old", 1.0), ("ens", 0.0)];
+        Played {
+            now: Duration::ZERO,
+            weights: weights.map(|(name, weight)| (name.to_owned(), weight)).into(),
+            set: Vec::new(),
+            judge,
+            answers: |_| true,
+            ends: None,
+        }
+    }
+
+    fn plan() -> Plan {
+        let seconds = Duration::from_secs;
+        Plan {
+            canary: "ens".to_owned(),
+            steps: vec![0.05, 0.5, 1.0],
+            pause: seconds(300),
+            poll: seconds(15),
+            patience: seconds(600),
+        }
+    }
+
+    fn good(_: Duration, _: f64) -> Judgement {
+        Judgement::Holds(String::new())
+    }
+
+    #[test]
+    fn it_rises_step_by_step_and_the_others_keep_their_proportions() {
+        let mut world = played(good);
+        assert_eq!(run(&plan(), &mut world).unwrap(), Ending::Done);
+        assert_eq!(world.set, [0.05, 0.5, 1.0]);
+        assert!(world.now >= Duration::from_secs(900) && world.now < Duration::from_secs(960));
+        let half = with_share(&played(good).weights, "ens", 0.5);
+        assert_eq!((half["warm"], half["old"], half["ens"]), (0.375, 0.125, 0.5));
+    }
+
+    #[test]
+    fn it_begins_above_the_share_that_is_there() {
+        let mut world = played(good);
+        world.weights.insert("ens".to_owned(), 1.0);
+        run(&plan(), &mut world).unwrap();
+        assert_eq!(world.set, [0.5, 1.0]);
+        assert!(run(&plan(), &mut world).is_err(), "all is there");
+    }
+
+    #[test]
+    fn it_goes_back_when_a_guard_is_broken_or_nothing_can_be_known_or_somebody_asks() {
+        let broken = |_, share| match share > 0.4 {
+            true => Judgement::Broken("p99 is 3 times as long".to_owned()),
+            false => Judgement::Holds(String::new()),
+        };
+        let mut world = played(broken);
+        let Ending::Back { reason } = run(&plan(), &mut world).unwrap() else { panic!() };
+        assert!(reason.contains("p99"), "{reason}");
+        assert_eq!(world.set, [0.05, 0.5, 0.0]);
+
+        let mut world = played(|_, _| Judgement::Unknown("too few requests".to_owned()));
+        let Ending::Back { reason } = run(&plan(), &mut world).unwrap() else { panic!() };
+        assert!(reason.contains("nothing could be known") && reason.contains("too few requests"), "{reason}");
+        assert_eq!(world.set, [0.05, 0.0]);
+
+        let mut world = Played { ends: Some(Duration::from_secs(400)), ..played(good) };
+        assert!(matches!(run(&plan(), &mut world).unwrap(), Ending::Back { .. }));
+        assert_eq!(world.set, [0.05, 0.5, 0.0]);
+    }
+
+    #[test]
+    fn servers_that_do_not_answer_for_a_while_are_waited_for_and_then_it_goes_back() {
+        let away = |now: Duration| !(100..400).contains(&now.as_secs());
+        let mut world = Played { answers: away, ..played(good) };
+        assert_eq!(run(&plan(), &mut world).unwrap(), Ending::Done);
+
+        let gone = |now: Duration| now.as_secs() < 100 || now.as_secs() > 1000;
+        let mut world = Played { answers: gone, ..played(good) };
+        assert!(matches!(run(&plan(), &mut world).unwrap(), Ending::Back { .. }));
+        assert_eq!(world.set, [0.05, 0.0]);
+
+        let mut world = Played { answers: |now| now.as_secs() < 100, ..played(good) };
+        let Ending::Stuck { problem, .. } = run(&plan(), &mut world).unwrap() else { panic!() };
+        assert!(problem.contains("a:50052"), "{problem}");
+    }
+}
