@@ -78,7 +78,7 @@ def main() -> None:
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        for model, variant, length, count in [("demo family", DEMO, 32, 8192), ("MiniLM's shape", minilm(folder / "m"), 128, 512)]:
+        for model, variant, length, count in [("demo family", DEMO, 32, 8192), ("MiniLM's shape", minilm(folder / "m"), 64, 256)]:
             with rewarm.serve({"variants": {"rm": variant}}, binary=given.binary, http="127.0.0.1:0") as server, \
                     rewarm.Client(server.address) as client:
                 turns = {

@@ -174,7 +174,7 @@ def test_a_small_limit_of_samples_is_kept(kind):
 
 def test_a_small_queue_gets_small_requests(kind):
     with start(batching={"max_batch_tokens": 64, "max_queue_tokens": 128}) as server, kind(server.address) as client:
-        assert client.server_info().max_queue_tokens == 128
+        assert client.info().max_queue_tokens == 128
         assert len(client.score(PROMPT, sentences(100))) == 100
 
 

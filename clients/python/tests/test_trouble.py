@@ -93,7 +93,7 @@ def scored(server):
 def test_a_server_that_restarts_under_load(kind, expected, patience):
     listen = f"127.0.0.1:{free_port()}"
     first = start(listen=listen)
-    with first, ThreadPoolExecutor(1) as pool, kind(listen, timeout=60) as client:
+    with first, ThreadPoolExecutor(1) as pool, kind(listen, timeout=600) as client:
         call = pool.submit(client.score, PROMPT, sentences(1500))
         while scored(first) == 0:
             assert not call.done()

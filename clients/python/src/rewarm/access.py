@@ -115,7 +115,7 @@ class Credentials:
         """What to do about an answer, as far as it can be known."""
         if code == "UNAUTHENTICATED" and not self.token():
             return " (no token was sent: pass token= or token_file=, or set REWARM_TOKEN or REWARM_TOKEN_FILE)"
-        if code == "UNAVAILABLE" and "Socket closed" in message and not self.is_secure:
+        if code == "UNAVAILABLE" and message.endswith(": Socket closed") and not self.is_secure:
             return " (if it speaks TLS: pass tls=True or ca=, or set REWARM_CA)"
         return ""
 
