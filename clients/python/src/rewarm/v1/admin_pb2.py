@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from rewarm.v1 import reward_pb2 as rewarm_dot_v1_dot_reward__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15rewarm/v1/admin.proto\x12\trewarm.v1\x1a\x16rewarm/v1/reward.proto\"\x0f\n\rReloadRequest\":\n\x0eReloadResponse\x12(\n\x08variants\x18\x01 \x03(\x0b\x32\x16.rewarm.v1.VariantInfo\"\x7f\n\x11SetRoutingRequest\x12:\n\x07weights\x18\x01 \x03(\x0b\x32).rewarm.v1.SetRoutingRequest.WeightsEntry\x1a.\n\x0cWeightsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"9\n\x12SetRoutingResponse\x12#\n\x07routing\x18\x01 \x01(\x0b\x32\x12.rewarm.v1.Routing\"\x0e\n\x0c\x44rainRequest\"\x0f\n\rDrainResponse2\xd4\x01\n\x0c\x41\x64minService\x12=\n\x06Reload\x12\x18.rewarm.v1.ReloadRequest\x1a\x19.rewarm.v1.ReloadResponse\x12I\n\nSetRouting\x12\x1c.rewarm.v1.SetRoutingRequest\x1a\x1d.rewarm.v1.SetRoutingResponse\x12:\n\x05\x44rain\x12\x17.rewarm.v1.DrainRequest\x1a\x18.rewarm.v1.DrainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15rewarm/v1/admin.proto\x12\trewarm.v1\x1a\x16rewarm/v1/reward.proto\"\x0f\n\rReloadRequest\"e\n\x0eReloadResponse\x12(\n\x08variants\x18\x01 \x03(\x0b\x32\x16.rewarm.v1.VariantInfo\x12)\n\x07\x63hanges\x18\x02 \x03(\x0b\x32\x18.rewarm.v1.VariantChange\"N\n\rVariantChange\x12\x0f\n\x07variant\x18\x01 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\x12\r\n\x05parts\x18\x04 \x03(\t\"\x7f\n\x11SetRoutingRequest\x12:\n\x07weights\x18\x01 \x03(\x0b\x32).rewarm.v1.SetRoutingRequest.WeightsEntry\x1a.\n\x0cWeightsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"9\n\x12SetRoutingResponse\x12#\n\x07routing\x18\x01 \x01(\x0b\x32\x12.rewarm.v1.Routing\"\x0e\n\x0c\x44rainRequest\"\x0f\n\rDrainResponse2\xd4\x01\n\x0c\x41\x64minService\x12=\n\x06Reload\x12\x18.rewarm.v1.ReloadRequest\x1a\x19.rewarm.v1.ReloadResponse\x12I\n\nSetRouting\x12\x1c.rewarm.v1.SetRoutingRequest\x1a\x1d.rewarm.v1.SetRoutingResponse\x12:\n\x05\x44rain\x12\x17.rewarm.v1.DrainRequest\x1a\x18.rewarm.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,17 +37,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RELOADREQUEST']._serialized_start=60
   _globals['_RELOADREQUEST']._serialized_end=75
   _globals['_RELOADRESPONSE']._serialized_start=77
-  _globals['_RELOADRESPONSE']._serialized_end=135
-  _globals['_SETROUTINGREQUEST']._serialized_start=137
-  _globals['_SETROUTINGREQUEST']._serialized_end=264
-  _globals['_SETROUTINGREQUEST_WEIGHTSENTRY']._serialized_start=218
-  _globals['_SETROUTINGREQUEST_WEIGHTSENTRY']._serialized_end=264
-  _globals['_SETROUTINGRESPONSE']._serialized_start=266
-  _globals['_SETROUTINGRESPONSE']._serialized_end=323
-  _globals['_DRAINREQUEST']._serialized_start=325
-  _globals['_DRAINREQUEST']._serialized_end=339
-  _globals['_DRAINRESPONSE']._serialized_start=341
-  _globals['_DRAINRESPONSE']._serialized_end=356
-  _globals['_ADMINSERVICE']._serialized_start=359
-  _globals['_ADMINSERVICE']._serialized_end=571
+  _globals['_RELOADRESPONSE']._serialized_end=178
+  _globals['_VARIANTCHANGE']._serialized_start=180
+  _globals['_VARIANTCHANGE']._serialized_end=258
+  _globals['_SETROUTINGREQUEST']._serialized_start=260
+  _globals['_SETROUTINGREQUEST']._serialized_end=387
+  _globals['_SETROUTINGREQUEST_WEIGHTSENTRY']._serialized_start=341
+  _globals['_SETROUTINGREQUEST_WEIGHTSENTRY']._serialized_end=387
+  _globals['_SETROUTINGRESPONSE']._serialized_start=389
+  _globals['_SETROUTINGRESPONSE']._serialized_end=446
+  _globals['_DRAINREQUEST']._serialized_start=448
+  _globals['_DRAINREQUEST']._serialized_end=462
+  _globals['_DRAINRESPONSE']._serialized_start=464
+  _globals['_DRAINRESPONSE']._serialized_end=479
+  _globals['_ADMINSERVICE']._serialized_start=482
+  _globals['_ADMINSERVICE']._serialized_end=694
 # @@protoc_insertion_point(module_scope)

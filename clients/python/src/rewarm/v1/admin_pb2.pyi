@@ -11,10 +11,24 @@ class ReloadRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ReloadResponse(_message.Message):
-    __slots__ = ("variants",)
+    __slots__ = ("variants", "changes")
     VARIANTS_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
     variants: _containers.RepeatedCompositeFieldContainer[_reward_pb2.VariantInfo]
-    def __init__(self, variants: _Optional[_Iterable[_Union[_reward_pb2.VariantInfo, _Mapping]]] = ...) -> None: ...
+    changes: _containers.RepeatedCompositeFieldContainer[VariantChange]
+    def __init__(self, variants: _Optional[_Iterable[_Union[_reward_pb2.VariantInfo, _Mapping]]] = ..., changes: _Optional[_Iterable[_Union[VariantChange, _Mapping]]] = ...) -> None: ...
+
+class VariantChange(_message.Message):
+    __slots__ = ("variant", "before", "after", "parts")
+    VARIANT_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    variant: str
+    before: str
+    after: str
+    parts: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, variant: _Optional[str] = ..., before: _Optional[str] = ..., after: _Optional[str] = ..., parts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SetRoutingRequest(_message.Message):
     __slots__ = ("weights",)
