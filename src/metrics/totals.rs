@@ -13,54 +13,67 @@ use std::time::Duration;
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
 
-/// A variant's counters at one moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Totals {
-    /// Requests with an answer, from their arrival to it.
-    pub answered: u64,
-    /// Their time.
-    pub answered_ns: u64,
-    /// When the last of them was, in milliseconds since 1970; 0: none yet.
-    pub last_answer_ms: u64,
-    /// Requests that found the variant, and have no answer.
-    pub failed: u64,
-    /// Their time.
-    pub failed_ns: u64,
-    /// The time that requests took to be rendered and tokenized.
-    pub tokenize_ns: u64,
-    /// Requests of which all samples went through the model.
-    pub scored: u64,
-    /// Their time in the queue.
-    pub queue_ns: u64,
-    /// In the forwards of the batches that held their samples.
-    pub compute_ns: u64,
-    /// In the reductions after these.
-    pub reduce_ns: u64,
-    /// Samples that have a reward.
-    pub samples: u64,
-    /// Batches that went through the model.
-    pub batches: u64,
+/// The counters, each named once: its field, its place, and how those of several variants become one.
+macro_rules! totals {
+    ($($(#[$doc:meta])* $field:ident: $count:ident by $together:expr,)+) => {
+        /// A variant's counters at one moment.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct Totals {
+            $($(#[$doc])* pub $field: u64,)+
+        }
+
+        /// Their places.
+        #[derive(Clone, Copy)]
+        pub(super) enum Count {
+            $($count,)+
+        }
+
+        /// The counters themselves.
+        #[derive(Debug, Default)]
+        pub(super) struct Counters([AtomicU64; [$(Count::$count),+].len()]);
+
+        impl Counters {
+            fn read(&self) -> Totals {
+                Totals { $($field: self.0[Count::$count as usize].load(Ordering::Relaxed),)+ }
+            }
+        }
+
+        /// Of several variants together.
+        impl std::iter::Sum for Totals {
+            fn sum<I: Iterator<Item = Self>>(totals: I) -> Self {
+                totals.fold(Self::default(), |sum, one| Self { $($field: $together(sum.$field, one.$field),)+ })
+            }
+        }
+    };
 }
 
-/// The counters themselves.
-#[derive(Debug, Default)]
-pub(super) struct Counters([AtomicU64; 12]);
-
-/// Their places.
-#[derive(Clone, Copy)]
-pub(super) enum Count {
-    Answered,
-    AnsweredNs,
-    LastAnswerMs,
-    Failed,
-    FailedNs,
-    TokenizeNs,
-    Scored,
-    QueueNs,
-    ComputeNs,
-    ReduceNs,
-    Samples,
-    Batches,
+totals! {
+    /// Requests with an answer, from their arrival to it.
+    answered: Answered by u64::saturating_add,
+    /// Their time.
+    answered_ns: AnsweredNs by u64::saturating_add,
+    /// When the last of them was, in milliseconds since 1970; 0: none yet.
+    last_answer_ms: LastAnswerMs by u64::max,
+    /// Requests that found the variant, and have no answer.
+    failed: Failed by u64::saturating_add,
+    /// Their time.
+    failed_ns: FailedNs by u64::saturating_add,
+    /// Requests that were rendered and tokenized.
+    tokenized: Tokenized by u64::saturating_add,
+    /// Their time for it.
+    tokenize_ns: TokenizeNs by u64::saturating_add,
+    /// Requests of which all samples went through the model.
+    scored: Scored by u64::saturating_add,
+    /// Their time in the queue.
+    queue_ns: QueueNs by u64::saturating_add,
+    /// In the forwards of the batches that held their samples.
+    compute_ns: ComputeNs by u64::saturating_add,
+    /// In the reductions after these.
+    reduce_ns: ReduceNs by u64::saturating_add,
+    /// Samples that have a reward.
+    samples: Samples by u64::saturating_add,
+    /// Batches that went through the model.
+    batches: Batches by u64::saturating_add,
 }
 
 impl Counters {
@@ -76,37 +89,6 @@ impl Counters {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         let now = u64::try_from(now).unwrap_or(u64::MAX);
         self.0[Count::LastAnswerMs as usize].fetch_max(now, Ordering::Relaxed);
-    }
-
-    fn read(&self) -> Totals {
-        let [
-            answered,
-            answered_ns,
-            last_answer_ms,
-            failed,
-            failed_ns,
-            tokenize_ns,
-            scored,
-            queue_ns,
-            compute_ns,
-            reduce_ns,
-            samples,
-            batches,
-        ] = self.0.each_ref().map(|count| count.load(Ordering::Relaxed));
-        Totals {
-            answered,
-            answered_ns,
-            last_answer_ms,
-            failed,
-            failed_ns,
-            tokenize_ns,
-            scored,
-            queue_ns,
-            compute_ns,
-            reduce_ns,
-            samples,
-            batches,
-        }
     }
 }
 
@@ -128,24 +110,4 @@ pub fn totals(variant: &str) -> Totals {
 fn variants() -> MutexGuard<'static, BTreeMap<String, Arc<Counters>>> {
     static VARIANTS: Mutex<BTreeMap<String, Arc<Counters>>> = Mutex::new(BTreeMap::new());
     VARIANTS.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Of several variants together.
-impl std::iter::Sum for Totals {
-    fn sum<I: Iterator<Item = Self>>(totals: I) -> Self {
-        totals.fold(Self::default(), |sum, one| Self {
-            answered: sum.answered + one.answered,
-            answered_ns: sum.answered_ns + one.answered_ns,
-            last_answer_ms: sum.last_answer_ms.max(one.last_answer_ms),
-            failed: sum.failed + one.failed,
-            failed_ns: sum.failed_ns + one.failed_ns,
-            tokenize_ns: sum.tokenize_ns + one.tokenize_ns,
-            scored: sum.scored + one.scored,
-            queue_ns: sum.queue_ns + one.queue_ns,
-            compute_ns: sum.compute_ns + one.compute_ns,
-            reduce_ns: sum.reduce_ns + one.reduce_ns,
-            samples: sum.samples + one.samples,
-            batches: sum.batches + one.batches,
-        })
-    }
 }

@@ -10,6 +10,7 @@ pub(super) mod outbound;
 pub(super) mod request;
 pub(super) mod reward;
 pub(super) mod scan;
+pub(super) mod unary;
 
 mod answer;
 mod stream;

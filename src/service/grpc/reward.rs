@@ -21,7 +21,6 @@ use tonic::server::NamedService;
 use tonic::server::UnaryService;
 use tonic_prost::ProstCodec;
 use tower_service::Service;
-use tracing::Instrument;
 
 use crate::metrics;
 use crate::metrics::Method;
@@ -34,8 +33,9 @@ use crate::service::grpc::inbound::Shape;
 use crate::service::grpc::info;
 use crate::service::grpc::outbound;
 use crate::service::grpc::stream;
+use crate::service::grpc::unary::Asked;
+use crate::service::grpc::unary::unary;
 use crate::service::origin::Origin;
-use crate::service::score;
 use crate::service::state::State;
 
 /// The handlers; all they know is in [`State`].
@@ -75,28 +75,11 @@ where
 }
 
 async fn score(state: Arc<State>, request: Request<Body>) -> Response<Body> {
-    let (head, body) = request.into_parts();
-    let span = call::span(Method::Score.as_str(), &head.headers);
-    let origin = Origin::new(&head.headers, &head.extensions);
-    let deadline = call::deadline_of(&head.extensions);
-    let read = async {
-        // Who cannot be served need not be listened to.
-        state.serving()?;
-        Inbound::new(Shape::Unary, &head.headers, body, state.limits, state.budget.of(&head.extensions))?
-            .only()
-            .await
+    let method = Method::Score;
+    let answer = |state: Arc<State>, (read, deadline, origin): Asked<proto::ScoreRequest>| async move {
+        answer::answer(&state, method, read, deadline, origin).await
     };
-    let read = score::before(deadline, read).await;
-    let answer = |state: Arc<State>| async move {
-        answer::answer(&state, Method::Score, read, deadline, origin).await
-    };
-    match state.run(answer).instrument(span).await {
-        Ok((response, room)) => {
-            let held: outbound::Held<()> = (Some(room), ());
-            outbound::response(tokio_stream::once(Ok((response, held))))
-        }
-        Err(error) => Status::from(error).into_http(),
-    }
+    unary(state, method, request, answer).await
 }
 
 fn score_stream(state: Arc<State>, request: Request<Body>) -> Response<Body> {

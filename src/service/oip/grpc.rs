@@ -21,7 +21,6 @@ use tonic::server::NamedService;
 use tonic::server::UnaryService;
 use tonic_prost::ProstCodec;
 use tower_service::Service;
-use tracing::Instrument;
 
 use crate::metrics::Method;
 use crate::proto::inference;
@@ -32,12 +31,10 @@ use crate::proto::inference::grpc_inference_service_server::SERVICE_NAME;
 use crate::proto::inference::infer_parameter::ParameterChoice;
 use crate::proto::inference::model_infer_request::InferInputTensor;
 use crate::proto::inference::model_infer_response::InferOutputTensor;
-use crate::service::call;
-use crate::service::grpc::inbound::Inbound;
-use crate::service::grpc::inbound::Shape;
 use crate::service::grpc::inbound::Wire;
-use crate::service::grpc::outbound;
 use crate::service::grpc::scan::Schema;
+use crate::service::grpc::unary::Asked;
+use crate::service::grpc::unary::unary;
 use crate::service::oip::VERSION;
 use crate::service::oip::about;
 use crate::service::oip::infer;
@@ -49,9 +46,7 @@ use crate::service::oip::parameters::refuse;
 use crate::service::oip::tensors::Elements;
 use crate::service::oip::tensors::Tensor;
 use crate::service::oip::tensors::quoted;
-use crate::service::origin::Origin;
 use crate::service::request::Violations;
-use crate::service::score;
 use crate::service::state::State;
 use crate::service::status::ServiceError;
 
@@ -182,30 +177,13 @@ impl Wire for ModelInferRequest {
 }
 
 async fn model_infer(state: Arc<State>, request: Request<Body>) -> Response<Body> {
-    let (head, body) = request.into_parts();
-    let span = call::span(Method::ModelInfer.as_str(), &head.headers);
-    let origin = Origin::new(&head.headers, &head.extensions);
-    let deadline = call::deadline_of(&head.extensions);
-    let read = async {
-        // Who cannot be served need not be listened to.
-        state.serving()?;
-        let (limits, budget) = (state.limits, state.budget.of(&head.extensions));
-        Inbound::<ModelInferRequest>::new(Shape::Unary, &head.headers, body, limits, budget)?.only().await
-    };
-    let read = score::before(deadline, read).await;
-    let answer = |state: Arc<State>| async move {
+    let answer = |state: Arc<State>, (read, deadline, origin): Asked<ModelInferRequest>| async move {
         let (answer, mut room) = infer::answer(&state, read, deadline, origin).await?;
         let response = response(answer);
         room.shrink_to(prost::Message::encoded_len(&response));
         Ok((response, room))
     };
-    match state.run(answer).instrument(span).await {
-        Ok((response, room)) => {
-            let held: outbound::Held<()> = (Some(room), ());
-            outbound::response(tokio_stream::once(Ok((response, held))))
-        }
-        Err(error) => Status::from(error).into_http(),
-    }
+    unary(state, Method::ModelInfer, request, answer).await
 }
 
 impl Form for ModelInferRequest {
