@@ -100,13 +100,15 @@ pub struct Places {
     pub start: usize,
 }
 
-/// Cosines and sines of a rotary position embedding, `[rows of the batch, pairs]`.
+/// Cosines and sines of a rotary position embedding, `[positions, pairs]`, and which of them rows have.
 #[derive(Clone, Debug)]
 pub struct Rope {
     /// `f32`
     pub cos: Integers,
     /// `f32`
     pub sin: Integers,
+    /// Of each row of the batch, its row of both.
+    pub of_rows: Integers,
     /// Of a head.
     pub pairs: usize,
 }
@@ -276,6 +278,7 @@ impl Device {
             list(Some(&rope.cos)),
             list(Some(&rope.sin)),
             number(rope.pairs),
+            list(Some(&rope.of_rows)),
             list(places.list.as_ref()),
             number(places.start),
         ];

@@ -22,6 +22,7 @@ use crate::driver::Argument;
 use crate::driver::Card;
 use crate::driver::CudaError;
 use crate::driver::Driver;
+use crate::driver::Event;
 use crate::driver::Launch;
 use crate::driver::Number;
 use crate::driver::Result;
@@ -57,6 +58,9 @@ pub struct Device {
     queue: Mutex<Queue>,
     /// Of the batch before, for their memory.
     sections: Mutex<Sections>,
+    staging: Mutex<Staging>,
+    /// Bytes that a batch is made of: the most that were uploaded.
+    largest_batch: AtomicUsize,
     forwards: Mutex<()>,
     /// Small tables, by what they hold.
     constants: Mutex<HashMap<Vec<u8>, Matrix>>,
@@ -80,6 +84,25 @@ struct Loading {
     is_behind: AtomicBool,
 }
 
+/// The way of a batch to the card while it computes another one.
+#[derive(Debug, Default)]
+struct Staging {
+    stream: Option<Stream>,
+    memory: Option<Arc<Memory>>,
+    /// When the batch that was there before had been copied from there.
+    copied: Option<Event>,
+}
+
+/// What a batch is made of, where its forward takes it from.
+#[derive(Debug)]
+pub struct Staged {
+    memory: Arc<Memory>,
+    places: Vec<Range<usize>>,
+    bytes: usize,
+    /// When it has arrived.
+    arrived: Event,
+}
+
 /// What a forward would ask for.
 #[derive(Clone, Debug, Default)]
 pub struct Needs {
@@ -89,6 +112,17 @@ pub struct Needs {
     pub shapes: Vec<Shape>,
     /// Its kernels.
     pub kernels: Vec<&'static str>,
+    /// Memory for what the next batch is made of, in bytes.
+    pub staged: usize,
+}
+
+fn lists_in(memory: &Arc<Memory>, places: &[Range<usize>]) -> Vec<Integers> {
+    let of_section = |place: &Range<usize>| Integers {
+        _memory: memory.clone(),
+        at: memory.at.after(place.start),
+        count: place.len() / 4,
+    };
+    places.iter().map(of_section).collect()
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -105,6 +139,8 @@ impl Device {
             loading: Loading::default(),
             queue: Mutex::default(),
             sections: Mutex::default(),
+            staging: Mutex::default(),
+            largest_batch: AtomicUsize::new(0),
             forwards: Mutex::default(),
             constants: Mutex::default(),
             shapes: Mutex::default(),
@@ -127,7 +163,8 @@ impl Device {
     pub fn needs(&self) -> Needs {
         let bytes = locked(&self.lanes).peaks();
         let kernels = locked(&self.kernels).iter().flatten().copied().collect();
-        Needs { bytes, shapes: locked(&self.shapes).keys().copied().collect(), kernels }
+        let shapes = locked(&self.shapes).keys().copied().collect();
+        Needs { bytes, shapes, kernels, staged: self.largest_batch.load(Ordering::Relaxed) }
     }
 
     /// What it is.
@@ -152,6 +189,9 @@ impl Device {
         self.settle();
         // all weights are there
         *locked(&self.loading.staged) = None;
+        if needs.staged > 0 {
+            self.staging_of(&mut locked(&self.staging), needs.staged)?;
+        }
         locked(&self.lanes).reserve(&self.driver, &needs.bytes)?;
         self.most_rows.fetch_max(rows, Ordering::Relaxed);
         // Now, and side by side, instead of one after the other in the first batches.
@@ -366,6 +406,14 @@ impl Device {
         Ok(table)
     }
 
+    /// A list of `f32` that stays as long as somebody holds it, of whatever size.
+    pub fn table(&self, values: &[f32]) -> Result<Integers> {
+        let memory = self.lasting(size_of_val(values), "a table")?;
+        let stream = self.load(bytemuck::cast_slice(values), memory.at)?;
+        self.driver.synchronize(stream)?;
+        Ok(Integers { at: memory.at, _memory: memory, count: values.len() })
+    }
+
     /// For what a batch is made of.
     pub fn sections(&self) -> Sections {
         std::mem::take(&mut *locked(&self.sections)).cleared()
@@ -375,16 +423,57 @@ impl Device {
     /// of the batch.
     pub fn upload_batch(&self, sections: Sections, rows: usize) -> Result<Vec<Integers>> {
         locked(&self.queue).batch(&*self.driver, rows <= SMALL_BATCH)?;
+        self.largest_batch.fetch_max(sections.bytes.len(), Ordering::Relaxed);
         let memory = self.memory(sections.bytes.len())?;
         self.driver.upload(STREAM, &sections.bytes, memory.at)?;
-        let of_section = |place: &Range<usize>| Integers {
-            _memory: memory.clone(),
-            at: memory.at.after(place.start),
-            count: place.len() / 4,
-        };
-        let uploaded = sections.places.iter().map(of_section).collect();
+        let uploaded = lists_in(&memory, &sections.places);
         *locked(&self.sections) = sections;
         Ok(uploaded)
+    }
+
+    /// Sends what a batch is made of while another one is computed; none if one is waiting there already.
+    pub fn stage(&self, sections: Sections) -> Result<Option<Staged>> {
+        let mut staging = locked(&self.staging);
+        if staging.memory.as_ref().is_some_and(|memory| Arc::strong_count(memory) > 1) {
+            return Ok(None);
+        }
+        let bytes = sections.bytes.len();
+        let memory = self.staging_of(&mut staging, bytes)?;
+        let stream = match staging.stream {
+            Some(stream) => stream,
+            None => *staging.stream.insert(self.driver.stream()?),
+        };
+        let _nobody_records = self.retired.nobody_records();
+        if let Some(copied) = &staging.copied {
+            self.driver.wait(stream, copied)?;
+        }
+        self.driver.upload(stream, &sections.bytes, memory.at)?;
+        let arrived = self.driver.record(stream)?;
+        let places = sections.places.clone();
+        *locked(&self.sections) = sections;
+        Ok(Some(Staged { memory, places, bytes, arrived }))
+    }
+
+    /// The memory for a batch of so many bytes.
+    fn staging_of(&self, staging: &mut Staging, bytes: usize) -> Result<Arc<Memory>> {
+        match &staging.memory {
+            Some(memory) if memory.bytes >= bytes => Ok(memory.clone()),
+            _ => {
+                staging.memory = None;
+                Ok(staging.memory.insert(self.lasting(bytes.max(1), "what a batch is made of")?).clone())
+            }
+        }
+    }
+
+    /// [`Self::upload_batch`] of what is on the card already: copied there, to where it would have been uploaded to, for
+    /// the sake of [graphs](crate::driver::Graph).
+    pub fn unstage_batch(&self, staged: &Staged, rows: usize) -> Result<Vec<Integers>> {
+        locked(&self.queue).batch(&*self.driver, rows <= SMALL_BATCH)?;
+        let memory = self.memory(staged.bytes)?;
+        self.driver.wait(STREAM, &staged.arrived)?;
+        self.driver.copy(STREAM, staged.memory.at, memory.at, staged.bytes)?;
+        locked(&self.staging).copied = Some(self.driver.record(STREAM)?);
+        Ok(lists_in(&memory, &staged.places))
     }
 
     /// Lists a launch. Nothing is launched for no rows.
@@ -448,6 +537,15 @@ impl Device {
 
     /// The values of matrices of `f32`, of each so many rows, in one go. Waits for all that was asked for.
     pub fn read(&self, results: &[(&Matrix, usize)]) -> Result<Vec<Vec<f32>>> {
+        self.read_after(results, || ())
+    }
+
+    /// The same; `meanwhile` is called once all is asked for, before anything is waited for.
+    pub fn read_after(
+        &self,
+        results: &[(&Matrix, usize)],
+        meanwhile: impl FnOnce(),
+    ) -> Result<Vec<Vec<f32>>> {
         let counts: Vec<usize> = results.iter().map(|(matrix, rows)| matrix.width() * rows).collect();
         let places: Vec<usize> = counts
             .iter()
@@ -459,10 +557,10 @@ impl Device {
             self.convert_at(matrix, rows, &packed, place)?;
         }
         let mut values = vec![0f32; total];
-        let mut queue = locked(&self.queue);
-        queue.flush(&*self.driver, &self.retired.recording)?;
+        locked(&self.queue).flush(&*self.driver, &self.retired.recording)?;
+        meanwhile();
         self.driver.download(STREAM, packed.at(), bytemuck::cast_slice_mut(&mut values))?;
-        queue.done(&*self.driver)?;
+        locked(&self.queue).done(&*self.driver)?;
         Ok(places.iter().zip(counts).map(|(&place, count)| values[place..place + count].to_vec()).collect())
     }
 }
@@ -507,7 +605,7 @@ mod tests {
         let card = Played::new(Play::new(Arc::new(NoKernels)));
         let device = Device::new(card.clone());
         let shape = shape();
-        let needs = Needs { bytes: vec![1 << 16], shapes: vec![shape], kernels: vec!["add_f"] };
+        let needs = Needs { bytes: vec![1 << 16], shapes: vec![shape], kernels: vec!["add_f"], staged: 0 };
         device.reserve(&needs, 32).unwrap();
         let (used, tried) = (card.used(), card.count(Work::Multiply));
         assert!(used < 128 << 10, "{used}: what was tried on is given back");
@@ -666,7 +764,10 @@ mod tests {
             accumulates: false,
         };
         device
-            .reserve(&Needs { bytes: vec![60 << 10], shapes: vec![shape], kernels: vec!["add_f"] }, 128)
+            .reserve(
+                &Needs { bytes: vec![60 << 10], shapes: vec![shape], kernels: vec!["add_f"], staged: 0 },
+                128,
+            )
             .unwrap();
         assert_eq!(device.algorithm(&shape, 1).unwrap().0[0], 2);
         let short = Device::new(card);

@@ -4,9 +4,8 @@ use std::ops::Range;
 
 /// Lists of numbers of four bytes, each at a multiple of 256 bytes.
 ///
-/// Its memory is used again by the next batch: angles of 16,384 tokens are 8 MB, and to copy them through memory that is new
-/// to the process took 35 ms, which is a forward of 0.6B on an H100; through memory that is used again, 2 ms (this code
-/// imitated by itself, on two shared cores).
+/// Its memory is used again by the next batch: 8 MB through memory that is new to the process took 35 ms, which is a forward of
+/// 0.6B on an H100; through memory that is used again, 2 ms (this code imitated by itself, on two shared cores).
 #[derive(Debug, Default)]
 pub struct Sections {
     pub(crate) bytes: Vec<u8>,

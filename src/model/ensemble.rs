@@ -9,6 +9,7 @@ use crate::model::scorer::Members;
 use crate::model::steps::Steps;
 use crate::model::together;
 use crate::model::together::Participant;
+use crate::ops::Ahead;
 use crate::ops::Ops;
 use crate::ops::batch::PackedBatch;
 use crate::ops::batch::Sequence;
@@ -73,6 +74,10 @@ impl<O: Ops> Members for Ensemble<O> {
         forward_together(&*self.ops, &self.models, batch, spent, steps)
     }
 
+    fn prepare(&self, batch: &PackedBatch) -> Result<Option<Ahead>, ModelError> {
+        Ok(together::prepare(&*self.ops, &participants(&self.models, batch), batch)?)
+    }
+
     fn takes_steps(&self) -> bool {
         self.ops.at_once().is_some()
     }
@@ -94,6 +99,12 @@ pub(super) fn forward_together<O: Ops>(
     Ok(run(ops, models, batch, spent, steps)?)
 }
 
+fn participants<'a, O: Ops>(models: &'a [RewardModel<O>], batch: &PackedBatch) -> Vec<Participant<'a, O>> {
+    let of =
+        |model: &'a RewardModel<O>| Participant { model: &model.backbone, wanted: model.head.wanted(batch) };
+    models.iter().map(of).collect()
+}
+
 fn run<O: Ops>(
     ops: &O,
     models: &[RewardModel<O>],
@@ -101,15 +112,13 @@ fn run<O: Ops>(
     spent: &mut [Duration],
     steps: &mut Steps<'_>,
 ) -> crate::ops::error::Result<Vec<Vec<f32>>> {
-    let participants: Vec<_> = models
-        .iter()
-        .map(|model| Participant { model: &model.backbone, wanted: model.head.wanted(batch) })
-        .collect();
+    let participants = participants(models, batch);
     ops.run(|| {
         let logits = |index: usize, hidden: &[O::Rows], batch: &O::Batch<'_>| {
             models[index].head.logits(ops, hidden, batch)
         };
-        let read = |logits: Vec<Vec<O::Rows>>| ops.read(&logits);
+        let read =
+            |logits: Vec<Vec<O::Rows>>, steps: &mut Steps<'_>| ops.read_after(&logits, || steps.meanwhile());
         let read = together::forward_together(ops, &participants, batch, spent, steps, logits, read)?;
         Ok(models.iter().zip(read).map(|(model, logits)| model.head.rewards(logits)).collect())
     })
@@ -190,7 +199,7 @@ mod tests {
     #[test]
     fn members_side_by_side_have_the_bits_that_they_have_alone() {
         let sequence = |tokens: usize| Sequence {
-            token_ids: (0..tokens as u32).map(|i| i * i % 60 + 3).collect(),
+            token_ids: (0..tokens as u32).map(|i| i * i % 20 + 3).collect(),
             type_ids: vec![0; tokens],
         };
         let batch = PackedBatch::pack(&[sequence(5), sequence(17), sequence(1)]);
@@ -226,6 +235,78 @@ mod tests {
             assert_eq!(card.count(Work::Replay), 2, "the last is one launch, with all its branches");
             assert_eq!(card.used(), used, "memory is what was reserved");
         }
+    }
+
+    /// What a batch is made of is on its way to the card before the results of the one before are waited for.
+    #[test]
+    fn the_next_batch_is_uploaded_before_the_present_one_is_read_and_has_the_same_bits() {
+        use crate::model::scorer::Scorer;
+        let sequence = |tokens: usize, token: u32| Sequence {
+            token_ids: (0..tokens as u32).map(|i| (i * i + token) % 20 + 3).collect(),
+            type_ids: vec![0; tokens],
+        };
+        let batches: Vec<PackedBatch> = [3, 9, 4, 11]
+            .map(|token| PackedBatch::pack(&[sequence(20, token), sequence(7 + token as usize, 1)]))
+            .into();
+        for family in ["llama-f32", "bert-f16"] {
+            let Some(card) = card(0, 1 << 30) else { return };
+            let paths = [0, 1].map(|member| folder(family, member));
+            let ensemble = ensemble(&card, &paths);
+            ensemble.reserve(64, 40).unwrap();
+            let forward = |scorer: &Scorer, batch: &PackedBatch| {
+                scorer.forward(batch, &mut [Duration::ZERO; 2]).unwrap()
+            };
+            let scorer = Scorer::new(Box::new(ensemble), vec![None; 2], Some(Default::default()));
+            let expected: Vec<_> = batches.iter().map(|batch| forward(&scorer, batch)).collect();
+            assert!(expected.concat().concat().iter().all(|reward| reward.is_finite()), "{family}");
+            let works = || [Work::Upload, Work::Download, Work::Allocate].map(|work| card.count(work));
+
+            let mut next = Some(scorer.prepare(batches[0].clone()));
+            for (index, expected) in expected.iter().enumerate() {
+                let mut present = next.take().unwrap();
+                let (before, mut asked) = (works(), None);
+                let mut meanwhile = || {
+                    let at = works();
+                    next = batches.get(index + 1).map(|batch| scorer.prepare(batch.clone()));
+                    asked = Some((at, works()));
+                };
+                let made = scorer.forward_prepared(&mut present, &mut [Duration::ZERO; 2], &mut meanwhile);
+                assert_eq!(made.unwrap(), *expected, "{family}, batch {index}");
+                let [uploads, downloads, allocations] = before;
+                let (at, after) = asked.expect("it is called");
+                let more = usize::from(index + 1 < batches.len());
+                assert_eq!(at, before, "{family}: what was sent ahead is not sent again");
+                assert_eq!(
+                    after,
+                    [uploads + more, downloads, allocations],
+                    "{family}: sent, and nothing read"
+                );
+                assert_eq!(works(), [uploads + more, downloads + 1, allocations], "{family}: read then");
+            }
+            // one that was prepared and forgotten leaves nothing behind
+            drop(scorer.prepare(batches[1].clone()));
+            assert_eq!(forward(&scorer, &batches[2]), expected[2]);
+            // two at a time: the second goes when it is its turn
+            let [mut first, mut second] = [0, 3].map(|index| scorer.prepare(batches[index].clone()));
+            for (prepared, expected) in [(&mut second, &expected[3]), (&mut first, &expected[0])] {
+                let made = scorer.forward_prepared(prepared, &mut [Duration::ZERO; 2], &mut || ());
+                assert_eq!(made.unwrap(), *expected, "{family}");
+            }
+        }
+    }
+
+    /// A batch of 64 tokens is four bytes for each and what its sequences are, once the card has the angles.
+    #[test]
+    fn angles_are_on_the_card_and_a_batch_only_names_them() {
+        let Some(card) = card(0, 1 << 30) else { return };
+        let ensemble = ensemble(&card, &[folder("llama-f32", 0)]);
+        ensemble.reserve(64, 64).unwrap();
+        let used = card.used();
+        let sequence = Sequence { token_ids: (3..67).map(|i| i % 20).collect(), type_ids: vec![0; 64] };
+        let batch = PackedBatch::pack(&[sequence]);
+        let uploads = card.count(Work::Upload);
+        scored(&ensemble, &batch);
+        assert_eq!((card.count(Work::Upload), card.used()), (uploads + 1, used), "the batch, and no angles");
     }
 
     #[test]

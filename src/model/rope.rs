@@ -10,6 +10,8 @@
 //! at the length of the pretraining, and the scaling says how much longer (Qwen's YaRN). [`RopeConfig::max_positions`] takes
 //! the larger of the two, and `max_tokens` of the manifest or of the user may go beyond it.
 
+use std::ops::Range;
+use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 
@@ -19,6 +21,8 @@ use serde_json::Value;
 
 use crate::checkpoint::fields::Fields;
 use crate::ops::batch::PackedBatch;
+use crate::ops::batch::Segment;
+use crate::ops::inputs::AngleTable;
 use crate::ops::inputs::Angles;
 
 /// Which angles.
@@ -509,28 +513,7 @@ fn power(base: f64, exponent: f32) -> f32 {
 #[derive(Debug)]
 pub struct RopeTable {
     config: RopeConfig,
-    grown: Mutex<Table>,
-}
-
-/// Row-major `[positions, head_dim / 2]`, both.
-#[derive(Clone, Debug, Default)]
-struct Table {
-    cos: Vec<f32>,
-    sin: Vec<f32>,
-}
-
-impl Table {
-    fn extend(&mut self, config: &RopeConfig, frequencies: &[f32], positions: std::ops::Range<usize>) {
-        for position in positions {
-            let factor =
-                config.attention_factor() * config.growth.map_or(1.0, |growth| growth.factor(position));
-            for &frequency in frequencies {
-                let angle = f64::from(position as f32 * frequency);
-                self.cos.push(angle.cos() as f32 * factor);
-                self.sin.push(angle.sin() as f32 * factor);
-            }
-        }
-    }
+    grown: Mutex<Arc<AngleTable>>,
 }
 
 impl RopeTable {
@@ -541,39 +524,54 @@ impl RopeTable {
 
     /// An empty table.
     pub fn new(config: RopeConfig) -> Self {
-        Self { config, grown: Mutex::default() }
+        let none = AngleTable { pairs: config.head_dim / 2, ..AngleTable::default() };
+        Self { config, grown: Mutex::new(Arc::new(none)) }
     }
 
-    /// Cosines and sines of all rows of a batch.
-    pub fn packed(&self, batch: &PackedBatch) -> Angles {
-        let pairs = self.config.head_dim / 2;
-        let capacity = batch.num_rows() * pairs;
-        let (mut cos, mut sin) = (Vec::with_capacity(capacity), Vec::with_capacity(capacity));
-        let mut table = self.grown.lock().unwrap_or_else(PoisonError::into_inner);
-        for segment in batch.segments() {
-            let end = segment.end_position();
-            let own; // a long sequence under dynamic scaling and the like has angles of its own
-            let angles = if self.depends_on_length(end) {
-                debug_assert_eq!(segment.parent, None, "such a sequence shares no prefix");
-                let mut angles = Table::default();
-                let frequencies = self.config.frequencies(end);
-                angles.extend(&self.config, &frequencies, 0..end);
-                own = angles;
-                &own
-            } else {
-                let grown = table.cos.len() / pairs;
-                if grown < end {
-                    let frequencies = self.config.frequencies(0);
-                    let target = end.next_power_of_two();
-                    table.extend(&self.config, &frequencies, grown..target);
-                }
-                &*table
-            };
-            let values = segment.first_position * pairs..end * pairs;
-            cos.extend_from_slice(&angles.cos[values.clone()]);
-            sin.extend_from_slice(&angles.sin[values]);
+    fn extend(&self, table: &mut AngleTable, frequencies: &[f32], positions: Range<usize>) {
+        let RopeConfig { growth, .. } = self.config;
+        for position in positions {
+            let factor =
+                self.config.attention_factor() * growth.map_or(1.0, |growth| growth.factor(position));
+            for &frequency in frequencies {
+                let angle = f64::from(position as f32 * frequency);
+                table.cos.push(angle.cos() as f32 * factor);
+                table.sin.push(angle.sin() as f32 * factor);
+            }
         }
-        Angles { cos, sin, pairs }
+    }
+
+    /// Of so many positions at least. Whoever has a smaller one keeps it.
+    fn up_to(&self, end: usize) -> Arc<AngleTable> {
+        let mut table = self.grown.lock().unwrap_or_else(PoisonError::into_inner);
+        let grown = table.cos.len() / table.pairs;
+        if grown < end {
+            let mut larger = AngleTable::clone(&table);
+            self.extend(&mut larger, &self.config.frequencies(0), grown..end.next_power_of_two());
+            *table = Arc::new(larger);
+        }
+        table.clone()
+    }
+
+    /// The angles of all rows of a batch.
+    pub fn packed(&self, batch: &PackedBatch) -> Angles {
+        let segments = batch.segments();
+        let longest = segments.iter().map(Segment::end_position).max().unwrap_or(0);
+        if !self.depends_on_length(longest) {
+            let positions = |of: &Segment| of.first_position as u32..of.end_position() as u32;
+            let of_rows = segments.iter().flat_map(positions).collect();
+            return Angles { table: self.up_to(longest), of_rows, stays: true };
+        }
+        // a long sequence under dynamic scaling and the like has angles of its own
+        let mut table = AngleTable { pairs: self.config.head_dim / 2, ..AngleTable::default() };
+        for segment in segments {
+            let end = segment.end_position();
+            let is_own = self.depends_on_length(end);
+            debug_assert!(!is_own || segment.parent.is_none(), "such a sequence shares no prefix");
+            let frequencies = self.config.frequencies(if is_own { end } else { 0 });
+            self.extend(&mut table, &frequencies, segment.first_position..end);
+        }
+        Angles::of_batch(table)
     }
 
     /// Whether the angles of a sequence of so many tokens are not those of a shorter one.

@@ -13,7 +13,9 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use crate::model::ModelError;
+use crate::model::steps::Meanwhile;
 use crate::model::steps::Steps;
+use crate::ops::Ahead;
 use crate::ops::batch::MIN_SHARED_PREFIX;
 use crate::ops::batch::PackedBatch;
 use crate::ops::batch::Sequence;
@@ -43,6 +45,26 @@ pub trait Forward: Send + Sync {
     }
 }
 
+/// A batch on its way to the models of a scorer.
+pub struct Prepared {
+    batch: PackedBatch,
+    /// What its device got of it.
+    ahead: Option<Ahead>,
+}
+
+impl Prepared {
+    /// As it was packed.
+    pub fn batch(&self) -> &PackedBatch {
+        &self.batch
+    }
+}
+
+impl From<PackedBatch> for Prepared {
+    fn from(batch: PackedBatch) -> Self {
+        Self { batch, ahead: None }
+    }
+}
+
 /// The models of a scorer.
 pub trait Members: Send + Sync {
     /// How many; at least one.
@@ -56,6 +78,12 @@ pub trait Members: Send + Sync {
         spent: &mut [Duration],
         steps: &mut Steps<'_>,
     ) -> Result<Vec<Vec<f32>>, ModelError>;
+
+    /// Gives a device what it can take of a batch while it computes another one, for the `steps` of this one's forward.
+    fn prepare(&self, batch: &PackedBatch) -> Result<Option<Ahead>, ModelError> {
+        let _ = batch;
+        Ok(None)
+    }
 
     /// Whether all can pause, see [`Forward::takes_steps`].
     fn takes_steps(&self) -> bool;
@@ -283,6 +311,24 @@ impl Scorer {
         steps: &mut Steps<'_>,
     ) -> Result<Vec<Vec<f32>>, ModelError> {
         self.members.forward(batch, spent, steps)
+    }
+
+    /// Gives a device what it can take of a batch ahead of its turn. What fails here is tried again then.
+    pub fn prepare(&self, batch: PackedBatch) -> Prepared {
+        let ahead = self.members.prepare(&batch).unwrap_or_default();
+        Prepared { batch, ahead }
+    }
+
+    /// The forward of a batch that was prepared by this scorer, or only packed. `meanwhile` is called at most once, where
+    /// a device computes and this thread would wait for it.
+    pub fn forward_prepared(
+        &self,
+        prepared: &mut Prepared,
+        spent: &mut [Duration],
+        meanwhile: &mut Meanwhile<'_>,
+    ) -> Result<Vec<Vec<f32>>, ModelError> {
+        let Prepared { batch, ahead } = prepared;
+        self.members.forward(batch, spent, &mut Steps::beside(ahead.take(), meanwhile))
     }
 
     /// Whether a forward can pause. Those in the composed form cannot: they take a layer's rows at once, and on

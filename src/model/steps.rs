@@ -27,29 +27,40 @@ use std::ops::ControlFlow;
 use std::time::Duration;
 use std::time::Instant;
 
+use crate::ops::Ahead;
 use crate::ops::error::OpsError;
 use crate::ops::error::Result;
 
 /// Asked at every pause: whether to go on.
 pub type Pause<'a> = dyn FnMut() -> ControlFlow<()> + Send + 'a;
 
-/// How a forward is cut, and the time that its pauses took.
+/// Called when all of a forward is asked for, of a form that computes elsewhere: this machine would wait.
+pub type Meanwhile<'a> = dyn FnMut() + Send + 'a;
+
+/// How a forward is cut, and the time that its pauses took; or what goes on beside one that is not cut.
 pub struct Steps<'a> {
     max_tokens: usize,
     pause: Option<&'a mut Pause<'a>>,
     paused: Duration,
+    ahead: Option<Ahead>,
+    meanwhile: Option<&'a mut Meanwhile<'a>>,
 }
 
 impl<'a> Steps<'a> {
     /// One step: no pause.
     pub fn whole() -> Self {
-        Self { max_tokens: usize::MAX, pause: None, paused: Duration::ZERO }
+        Self { max_tokens: usize::MAX, pause: None, paused: Duration::ZERO, ahead: None, meanwhile: None }
+    }
+
+    /// One step, of a batch of which the form may have got something ahead.
+    pub(super) fn beside(ahead: Option<Ahead>, meanwhile: &'a mut Meanwhile<'a>) -> Self {
+        Self { ahead, meanwhile: Some(meanwhile), ..Self::whole() }
     }
 
     /// Steps of the work of so many tokens. `usize::MAX`: a step for each layer, which costs nothing,
     /// since all rows must have their keys before any can attend.
     pub fn new(max_tokens: usize, pause: &'a mut Pause<'a>) -> Self {
-        Self { max_tokens, pause: Some(pause), paused: Duration::ZERO }
+        Self { max_tokens, pause: Some(pause), ..Self::whole() }
     }
 
     /// The work of a step in tokens, if there is more than one step.
@@ -66,6 +77,18 @@ impl<'a> Steps<'a> {
         match answer {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(OpsError::GivenUp),
+        }
+    }
+
+    /// What the form got ahead, for whoever hands the batch to it.
+    pub fn take_ahead(&mut self) -> Option<Ahead> {
+        self.ahead.take()
+    }
+
+    /// All is asked for, and the results are waited for next.
+    pub fn meanwhile(&mut self) {
+        if let Some(meanwhile) = &mut self.meanwhile {
+            meanwhile();
         }
     }
 

@@ -22,6 +22,7 @@ use crate::model::transformer::BatchPass;
 use crate::model::transformer::Start;
 use crate::model::transformer::Transformer;
 use crate::model::transformer::Wanted;
+use crate::ops::Ahead;
 use crate::ops::Ops;
 use crate::ops::batch::PackedBatch;
 use crate::ops::error::Result;
@@ -50,13 +51,52 @@ pub fn forward_together<O: Ops, T, R>(
     spent: &mut [Duration],
     steps: &mut Steps<'_>,
     arrive: impl Fn(usize, &[O::Rows], &O::Batch<'_>) -> Result<T>,
-    read: impl FnOnce(Vec<T>) -> Result<R>,
+    read: impl FnOnce(Vec<T>, &mut Steps<'_>) -> Result<R>,
 ) -> Result<R> {
     let mut times = Times { spans: Vec::new(), beside: Vec::new() };
     // times last: where they are taken elsewhere, this machine waits for nothing before the results
-    let arrived = run(ops, models, batch, &mut times, steps, arrive).and_then(read);
+    let arrived = run(ops, models, batch, &mut times, steps, arrive);
+    let arrived = arrived.and_then(|arrived| read(arrived, steps));
     times.charge(ops, spent)?;
     arrived
+}
+
+/// Gives a form a batch ahead, if all of the models read the same of it.
+pub fn prepare<O: Ops>(ops: &O, models: &[Participant<'_, O>], batch: &PackedBatch) -> Result<Option<Ahead>> {
+    let (going, lists) = all_going(models, batch);
+    let everyone: Vec<usize> = (0..models.len()).collect();
+    match partition(&everyone, |a, b| read_the_same(&going, a, b)).as_slice() {
+        [readers] => ops.prepare(&going[readers[0]].inputs(batch, &lists)),
+        _ => Ok(None),
+    }
+}
+
+/// The models before they go, and the rows that their heads read.
+fn all_going<'a, O: Ops>(
+    models: &'a [Participant<'_, O>],
+    batch: &'a PackedBatch,
+) -> (Vec<Going<'a, O>>, Vec<Vec<usize>>) {
+    let mut lists: Vec<Vec<usize>> = Vec::new();
+    let mut list_of = |wanted: &Wanted| {
+        let Wanted::Rows(rows) = wanted else { return None };
+        let known = lists.iter().position(|list| list == rows);
+        Some(known.unwrap_or_else(|| {
+            lists.push(rows.clone());
+            lists.len() - 1
+        }))
+    };
+    let going = models.iter().map(|Participant { model, wanted }| Going {
+        model,
+        list: list_of(wanted),
+        ids: model.embedding.part.ids(batch),
+    });
+    (going.collect(), lists)
+}
+
+/// Members of a family read the same of a batch, whatever their weights: the form gets it once.
+fn read_the_same<O: Ops>(going: &[Going<'_, O>], a: usize, b: usize) -> bool {
+    let ropes = |index: usize| going[index].model.ropes.iter().map(RopeTable::config);
+    going[a].ids == going[b].ids && ropes(a).eq(ropes(b))
 }
 
 /// The same; what was spent is told in spans.
@@ -69,39 +109,15 @@ fn run<O: Ops, T>(
     arrive: impl Fn(usize, &[O::Rows], &O::Batch<'_>) -> Result<T>,
 ) -> Result<Vec<T>> {
     let mut arrived: Vec<Option<T>> = models.iter().map(|_| None).collect();
-    let mut lists: Vec<Vec<usize>> = Vec::new();
-    let mut list_of = |wanted: &Wanted| {
-        let Wanted::Rows(rows) = wanted else { return None };
-        let known = lists.iter().position(|list| list == rows);
-        Some(known.unwrap_or_else(|| {
-            lists.push(rows.clone());
-            lists.len() - 1
-        }))
-    };
-    let going: Vec<Going<'_, O>> = models
-        .iter()
-        .map(|Participant { model, wanted }| Going {
-            model,
-            list: list_of(wanted),
-            ids: model.embedding.part.ids(batch),
-        })
-        .collect();
+    let (going, lists) = all_going(models, batch);
     let everyone: Vec<usize> = (0..models.len()).collect();
-    let read_the_same = |a: usize, b: usize| {
-        let ropes = |index: usize| going[index].model.ropes.iter().map(RopeTable::config);
-        going[a].ids == going[b].ids && ropes(a).eq(ropes(b))
-    };
-    // members of a family read the same of a batch, whatever their weights: the form gets it once
-    for readers in partition(&everyone, read_the_same) {
+    for readers in partition(&everyone, |a, b| read_the_same(&going, a, b)) {
         let mut clock = Clock::begin(ops, steps)?;
-        let Going { model, ids, .. } = &going[readers[0]];
-        let inputs = Inputs {
-            packed: batch,
-            ids: ids.iter().map(|ids| Cow::Borrowed(&**ids)).collect(),
-            ropes: model.ropes.iter().map(|rope| rope.packed(batch)).collect(),
-            lists: lists.clone(),
+        let inputs = going[readers[0]].inputs(batch, &lists);
+        let of_form = match steps.take_ahead() {
+            Some(ahead) => ops.prepared_batch(&inputs, ahead)?,
+            None => ops.batch(&inputs)?,
         };
-        let of_form = ops.batch(&inputs)?;
         clock.charge(ops, steps, times, &readers)?;
         let same_embedding =
             |a: usize, b: usize| going[a].model.embedding.identity == going[b].model.embedding.identity;
@@ -182,6 +198,17 @@ struct Going<'a, O: Ops> {
     list: Option<usize>,
     /// `[tables][rows]`
     ids: Vec<Cow<'a, [u32]>>,
+}
+
+impl<O: Ops> Going<'_, O> {
+    fn inputs<'b>(&'b self, batch: &'b PackedBatch, lists: &[Vec<usize>]) -> Inputs<'b> {
+        Inputs {
+            packed: batch,
+            ids: self.ids.iter().map(|ids| Cow::Borrowed(&**ids)).collect(),
+            ropes: self.model.ropes.iter().map(|rope| rope.packed(batch)).collect(),
+            lists: lists.to_vec(),
+        }
+    }
 }
 
 /// What some models took together.
@@ -423,7 +450,10 @@ mod tests {
         let batch = PackedBatch::pack(&[sequence(vec![1, 2]), sequence(vec![3, 1, 2])]);
         let read = |_, hidden: &[Tensor], _: &Batch<'_>| OPS.read(&[hidden.to_vec()]);
         let arrived =
-            forward_together(&OPS, &participants, &batch, spent, &mut Steps::whole(), read, Ok).unwrap();
+            forward_together(&OPS, &participants, &batch, spent, &mut Steps::whole(), read, |made, _| {
+                Ok(made)
+            })
+            .unwrap();
         let arrived = arrived.into_iter().map(|read| read.concat()).collect();
         (arrived, runs.load(Ordering::Relaxed))
     }

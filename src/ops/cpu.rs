@@ -36,7 +36,6 @@ use super::Convolution;
 use super::Ops;
 use super::Precision;
 use crate::ops::error::Result;
-use crate::ops::inputs::Angles;
 use crate::ops::inputs::Inputs;
 use crate::ops::inputs::Which;
 use crate::ops::source::LinearSource;
@@ -348,11 +347,8 @@ impl Ops for Cpu {
         batch: &&Inputs<'_>,
         which: &Which,
     ) -> Result<Rows> {
-        let Angles { cos, sin, pairs } = &batch.ropes[rope];
-        let angles = |place: usize| {
-            let start = batch.row(which, place) * pairs;
-            (&cos[start..][..*pairs], &sin[start..][..*pairs])
-        };
+        let of_rope = &batch.ropes[rope];
+        let angles = |place: usize| of_rope.of_row(batch.row(which, place));
         Ok(x.rotary(self.isa, head_dim, angles))
     }
 

@@ -28,10 +28,12 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::time::Duration;
 
 use rewarm_cuda::Moment;
+use rewarm_cuda::Sections;
 use rewarm_cuda::calls;
 use rewarm_cuda::calls::Distances;
 use rewarm_cuda::calls::Function;
@@ -42,11 +44,13 @@ use rewarm_cuda::calls::TILE;
 use rewarm_cuda::calls::Tiles;
 use rewarm_cuda::device::Device;
 use rewarm_cuda::device::SMALL_BATCH;
+use rewarm_cuda::device::Staged;
 use rewarm_cuda::driver::Number;
 use rewarm_cuda::matrix::Integers;
 use rewarm_cuda::matrix::Matrix;
 
 use super::Activation;
+use super::Ahead;
 use super::AttentionSpec;
 use super::Buckets;
 use super::Convolution;
@@ -57,6 +61,7 @@ use super::whole;
 use crate::ops::batch::PackedBatch;
 use crate::ops::error::OpsError;
 use crate::ops::error::Result;
+use crate::ops::inputs::AngleTable;
 use crate::ops::inputs::Angles;
 use crate::ops::inputs::Inputs;
 use crate::ops::inputs::Which;
@@ -80,6 +85,14 @@ pub struct Cuda {
     format: Format,
     /// Whether nothing is computed.
     rehearses: bool,
+    angles: Arc<Mutex<Vec<OnCard>>>,
+}
+
+/// Angles that batches have in common, where they are on a card: cosines and sines.
+#[derive(Debug)]
+struct OnCard {
+    of: Arc<AngleTable>,
+    numbers: [Integers; 2],
 }
 
 /// Activations.
@@ -175,7 +188,7 @@ pub enum ByDistance {
 impl Cuda {
     /// Weights in `format`: bf16, f16 or f32.
     pub fn new(device: Arc<Device>, format: Format) -> Self {
-        Self { device, format, rehearses: false }
+        Self { device, format, rehearses: false, angles: Arc::default() }
     }
 
     /// What is best on cards for weights that lose nothing by it, and why.
@@ -189,6 +202,84 @@ impl Cuda {
     /// The card.
     pub fn device(&self) -> &Arc<Device> {
         &self.device
+    }
+
+    fn angles(&self) -> MutexGuard<'_, Vec<OnCard>> {
+        self.angles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A table that batches have in common: it is uploaded once, and goes when whoever made it has a larger one.
+    fn on_card(&self, table: &Arc<AngleTable>) -> Result<[Integers; 2]> {
+        let mut angles = self.angles();
+        if let Some(known) = angles.iter().find(|known| Arc::ptr_eq(&known.of, table)) {
+            return Ok(known.numbers.clone());
+        }
+        angles.retain(|known| Arc::strong_count(&known.of) > 1);
+        let numbers = [self.device.table(&table.cos)?, self.device.table(&table.sin)?];
+        angles.push(OnCard { of: table.clone(), numbers: numbers.clone() });
+        Ok(numbers)
+    }
+
+    /// What a batch is made of, list by list as [`Self::batch_of`] takes them.
+    fn sections(&self, inputs: &Inputs<'_>) -> Sections {
+        let packed = inputs.packed;
+        let rows = padded(packed.num_rows());
+        let paths = Paths::of(packed);
+        let (mut first_run, mut runs) = (vec![0u32], Vec::new());
+        for sequence in 0..packed.len() {
+            for rows in packed.runs(sequence) {
+                runs.extend([rows.start as u32, rows.len() as u32]);
+            }
+            first_run.push(runs.len() as u32 / 2);
+        }
+        first_run.resize(padded(packed.len()) + 1, runs.len() as u32 / 2);
+        let bounds = packed.segments().iter().flat_map(|segment| {
+            let of_row = [segment.rows.start as u32, segment.rows.end as u32];
+            segment.rows.clone().flat_map(move |_| of_row)
+        });
+
+        let mut sections = self.device.sections();
+        inputs.ids.iter().for_each(|ids| sections.add(ids, rows));
+        for Angles { table, of_rows, stays } in &inputs.ropes {
+            sections.add(of_rows, rows);
+            if !stays {
+                sections.add(&table.cos, rows * table.pairs);
+                sections.add(&table.sin, rows * table.pairs);
+            }
+        }
+        for list in &inputs.lists {
+            let list: Vec<u32> = list.iter().map(|&row| row as u32).collect();
+            sections.add(&list, padded(list.len()));
+        }
+        sections.add(&paths.runs, padded(paths.runs.len()));
+        let of_lists = inputs.lists.iter().map(|list| paths.of_list(packed, list));
+        for tiles in std::iter::once(paths.of_all(packed)).chain(of_lists) {
+            // no tile: no queries
+            sections.add(tiles.as_flattened(), 6 * padded(tiles.len()));
+        }
+        sections.add(&bounds.collect::<Vec<u32>>(), 2 * rows);
+        sections.add(&first_run, first_run.len());
+        sections.add(&runs, padded(runs.len()));
+        sections
+    }
+
+    /// A batch whose [sections](Self::sections) are on the card.
+    fn batch_of<'a>(&self, inputs: &'a Inputs<'a>, uploaded: Vec<Integers>) -> Result<Batch<'a>> {
+        let (rows, sequences) = (padded(inputs.packed.num_rows()), padded(inputs.packed.len()));
+        let mut uploaded = uploaded.into_iter();
+        let mut next = || uploaded.next().expect("as many as there are sections");
+        let ids = inputs.ids.iter().map(|_| next()).collect();
+        let mut ropes = Vec::with_capacity(inputs.ropes.len());
+        for Angles { table, stays, .. } in &inputs.ropes {
+            let of_rows = next();
+            let [cos, sin] = if *stays { self.on_card(table)? } else { [next(), next()] };
+            ropes.push(Rope { cos, sin, of_rows, pairs: table.pairs });
+        }
+        let lists = inputs.lists.iter().map(|_| next()).collect();
+        let paths = next();
+        let tiles = (0..=inputs.lists.len()).map(|_| Tiles { tiles: next(), runs: paths.clone() }).collect();
+        let (bounds, first_run, runs) = (next(), next(), next());
+        Ok(Batch { inputs, rows, sequences, ids, ropes, lists, tiles, bounds, first_run, runs })
     }
 
     fn number(&self, precision: Precision) -> Number {
@@ -603,58 +694,33 @@ impl Ops for Cuda {
 
     fn reserve(&self, rows: usize, forward: impl Fn(&Self) -> Result<()>) -> Result<()> {
         let device = Arc::new(self.device.rehearsal());
-        forward(&Self { device: device.clone(), format: self.format, rehearses: true })?;
+        let ops = Self { rehearses: true, ..Self::new(device.clone(), self.format) };
+        forward(&ops)?;
+        for OnCard { of, .. } in ops.angles().drain(..).filter(|angles| Arc::strong_count(&angles.of) > 1) {
+            self.on_card(&of)?;
+        }
         Ok(self.device.reserve(&device.needs(), rows)?)
     }
 
     fn batch<'a>(&self, inputs: &'a Inputs<'a>) -> Result<Batch<'a>> {
-        let packed = inputs.packed;
-        let rows = padded(packed.num_rows());
-        let paths = Paths::of(packed);
-        let sequences = padded(packed.len());
-        let (mut first_run, mut runs) = (vec![0u32], Vec::new());
-        for sequence in 0..packed.len() {
-            for rows in packed.runs(sequence) {
-                runs.extend([rows.start as u32, rows.len() as u32]);
+        let uploaded = self.device.upload_batch(self.sections(inputs), inputs.packed.num_rows())?;
+        self.batch_of(inputs, uploaded)
+    }
+
+    /// The host lays the batch out, and the card fetches it, while the one before is computed.
+    fn prepare(&self, inputs: &Inputs<'_>) -> Result<Option<Ahead>> {
+        let staged = self.device.stage(self.sections(inputs))?;
+        Ok(staged.map(|staged| Box::new(staged) as Ahead))
+    }
+
+    fn prepared_batch<'a>(&self, inputs: &'a Inputs<'a>, ahead: Ahead) -> Result<Batch<'a>> {
+        match ahead.downcast::<Staged>() {
+            Ok(staged) => {
+                let uploaded = self.device.unstage_batch(&staged, inputs.packed.num_rows())?;
+                self.batch_of(inputs, uploaded)
             }
-            first_run.push(runs.len() as u32 / 2);
+            Err(_) => self.batch(inputs),
         }
-        first_run.resize(sequences + 1, runs.len() as u32 / 2);
-        let bounds = packed.segments().iter().flat_map(|segment| {
-            let of_row = [segment.rows.start as u32, segment.rows.end as u32];
-            segment.rows.clone().flat_map(move |_| of_row)
-        });
-
-        let mut sections = self.device.sections();
-        inputs.ids.iter().for_each(|ids| sections.add(ids, rows));
-        for Angles { cos, sin, pairs } in &inputs.ropes {
-            sections.add(cos, rows * pairs);
-            sections.add(sin, rows * pairs);
-        }
-        for list in &inputs.lists {
-            let list: Vec<u32> = list.iter().map(|&row| row as u32).collect();
-            sections.add(&list, padded(list.len()));
-        }
-        sections.add(&paths.runs, padded(paths.runs.len()));
-        let of_lists = inputs.lists.iter().map(|list| paths.of_list(packed, list));
-        for tiles in std::iter::once(paths.of_all(packed)).chain(of_lists) {
-            // no tile: no queries
-            sections.add(tiles.as_flattened(), 6 * padded(tiles.len()));
-        }
-        sections.add(&bounds.collect::<Vec<u32>>(), 2 * rows);
-        sections.add(&first_run, first_run.len());
-        sections.add(&runs, padded(runs.len()));
-
-        let mut uploaded = self.device.upload_batch(sections, packed.num_rows())?.into_iter();
-        let mut next = || uploaded.next().expect("as many as there are sections");
-        let ids = inputs.ids.iter().map(|_| next()).collect();
-        let ropes =
-            inputs.ropes.iter().map(|rope| Rope { cos: next(), sin: next(), pairs: rope.pairs }).collect();
-        let lists = inputs.lists.iter().map(|_| next()).collect();
-        let paths = next();
-        let tiles = (0..=inputs.lists.len()).map(|_| Tiles { tiles: next(), runs: paths.clone() }).collect();
-        let (bounds, first_run, runs) = (next(), next(), next());
-        Ok(Batch { inputs, rows, sequences, ids, ropes, lists, tiles, bounds, first_run, runs })
     }
 
     fn moment(&self) -> Result<Moment> {
@@ -926,13 +992,17 @@ impl Ops for Cuda {
     }
 
     fn read(&self, results: &[Vec<Rows>]) -> Result<Vec<Vec<f32>>> {
+        self.read_after(results, || ())
+    }
+
+    fn read_after(&self, results: &[Vec<Rows>], meanwhile: impl FnOnce()) -> Result<Vec<Vec<f32>>> {
         let read = |blocks: &Vec<Rows>| {
             let x = whole(blocks)?;
             Ok((self.either(x)?, x.len))
         };
         let results = results.iter().map(read).collect::<Result<Vec<_>>>()?;
         let results: Vec<(&Matrix, usize)> = results.iter().map(|(matrix, rows)| (matrix, *rows)).collect();
-        Ok(self.device.read(&results)?)
+        Ok(self.device.read_after(&results, meanwhile)?)
     }
 }
 

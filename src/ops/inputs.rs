@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::ops::batch::PackedBatch;
 
@@ -19,15 +20,44 @@ pub struct Inputs<'a> {
     pub lists: Vec<Vec<usize>>,
 }
 
-/// Cosines and sines of one rotary position embedding for every row of a batch.
+/// Angles of one rotary position embedding for every row of a batch: which row of a table they are.
+///
+/// A table of positions is the same for all batches, so a device keeps it: a row of a batch is then four bytes, where its
+/// angles are half a kilobyte.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Angles {
-    /// Row-major `[rows, pairs]`
+    /// Which there are.
+    pub table: Arc<AngleTable>,
+    /// Of each row of the batch, its row of the table.
+    pub of_rows: Vec<u32>,
+    /// Whether other batches have the same table.
+    pub stays: bool,
+}
+
+/// Cosines and sines.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AngleTable {
+    /// Row-major `[positions, pairs]`
     pub cos: Vec<f32>,
     /// The same.
     pub sin: Vec<f32>,
     /// How many pairs of each head turn: half a head, or fewer, and the columns behind stay as they are.
     pub pairs: usize,
+}
+
+impl Angles {
+    /// From a table of this batch alone, with a row for each of its rows.
+    pub fn of_batch(table: AngleTable) -> Self {
+        let rows = (table.cos.len() / table.pairs.max(1)) as u32;
+        Self { table: Arc::new(table), of_rows: (0..rows).collect(), stays: false }
+    }
+
+    /// Cosines and sines of a row of the batch.
+    pub fn of_row(&self, row: usize) -> (&[f32], &[f32]) {
+        let AngleTable { cos, sin, pairs } = &*self.table;
+        let start = self.of_rows[row] as usize * pairs;
+        (&cos[start..][..*pairs], &sin[start..][..*pairs])
+    }
 }
 
 /// Rows of a batch.

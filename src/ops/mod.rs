@@ -32,6 +32,7 @@ mod textbook;
 mod tiny;
 pub mod training;
 
+use std::any::Any;
 use std::borrow::Cow;
 use std::fmt::Debug;
 use std::ops::Range;
@@ -52,6 +53,9 @@ use crate::ops::inputs::Which;
 use crate::ops::source::LinearSource;
 use crate::values::Format;
 use crate::values::Values;
+
+/// What a form was given of a batch before its turn.
+pub type Ahead = Box<dyn Any + Send>;
 
 /// A convolution over positions.
 #[derive(Debug)]
@@ -131,6 +135,16 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
     }
     /// Takes all that models read of a batch, before anything is computed.
     fn batch<'a>(&self, inputs: &'a Inputs<'a>) -> Result<Self::Batch<'a>>;
+    /// Takes the same while another batch is computed, where that gains anything.
+    fn prepare(&self, inputs: &Inputs<'_>) -> Result<Option<Ahead>> {
+        let _ = inputs;
+        Ok(None)
+    }
+    /// [`Self::batch`] of what was [prepared](Self::prepare) from the same inputs, or from others of the same batch.
+    fn prepared_batch<'a>(&self, inputs: &'a Inputs<'a>, ahead: Ahead) -> Result<Self::Batch<'a>> {
+        let _ = ahead;
+        self.batch(inputs)
+    }
     /// When what was asked for until now is done. It need not be done yet.
     fn moment(&self) -> Result<Self::Moment>;
     /// What the form computed between two moments; waits for the second.
@@ -284,6 +298,11 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
     /// All values of several results, each row-major, in one go: where they are computed elsewhere, the one time that
     /// this machine waits for them.
     fn read(&self, results: &[Vec<Self::Rows>]) -> Result<Vec<Vec<f32>>>;
+    /// The same; where they are computed elsewhere, `meanwhile` is called before this machine waits.
+    fn read_after(&self, results: &[Vec<Self::Rows>], meanwhile: impl FnOnce()) -> Result<Vec<Vec<f32>>> {
+        let _ = meanwhile;
+        self.read(results)
+    }
 }
 
 /// The one block that all rows are in, of forms that do not cut.

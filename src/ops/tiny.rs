@@ -13,6 +13,7 @@ use super::textbook::numbers;
 use crate::ops::batch::PackedBatch;
 use crate::ops::batch::Sequence;
 use crate::ops::error::Result;
+use crate::ops::inputs::AngleTable;
 use crate::ops::inputs::Angles;
 use crate::ops::inputs::Inputs;
 use crate::ops::inputs::Which;
@@ -167,7 +168,7 @@ impl<O: Ops> Tiny<O> {
         let rows = batch.num_rows();
         let pairs = HEAD_DIM / 2;
         let [cos, sin] = [0, 1].map(|_| vec![0.0; rows * pairs]);
-        let mut angles = Angles { cos, sin, pairs };
+        let mut angles = AngleTable { cos, sin, pairs };
         for segment in batch.segments() {
             for (position, row) in (segment.first_position..).zip(segment.rows.clone()) {
                 for i in 0..pairs {
@@ -179,7 +180,7 @@ impl<O: Ops> Tiny<O> {
         let last = (0..batch.len()).map(|sequence| batch.row_of(sequence, batch.length(sequence) - 1));
         let inputs = Inputs {
             ids: vec![batch.token_ids().into()],
-            ropes: vec![angles],
+            ropes: vec![Angles::of_batch(angles)],
             lists: vec![last.collect()],
             ..Inputs::of(batch)
         };

@@ -91,12 +91,12 @@ template <bool BIAS, class A, class B> INLINE void norm(const A* x, u32 x_stride
   }
 }
 
-// Turns each pair (i, i + pairs) of each head.
-template <class T> INLINE void rotary(T* x, u32 x_stride, u32 rows, u32 heads, u32 head_dim, const float* cos, const float* sin, u32 pairs, const u32* which, u32 start) {
+// Turns each pair (i, i + pairs) of each head, by the angles that its row of the batch has in the table of cosines and sines.
+template <class T> INLINE void rotary(T* x, u32 x_stride, u32 rows, u32 heads, u32 head_dim, const float* cos, const float* sin, u32 pairs, const u32* of_rows, const u32* which, u32 start) {
   const u32 eights = divided_up(pairs, 8);
   each_eight(rows, heads * eights * 8, [&](u64 place, u32 item, u32) {
     const u32 head = item / 8 / eights, i = (item / 8 % eights) * 8, count = pairs - i;
-    const u64 angle = (u64)row_at(which, start, place) * pairs + i;
+    const u64 angle = (u64)of_rows[row_at(which, start, place)] * pairs + i;
     T* low = x + place * x_stride + head * head_dim + i;
     T* high = low + pairs;
     float a[8], b[8], c[8], s[8], turned[8];
@@ -115,7 +115,7 @@ template <class T> INLINE void rotary(T* x, u32 x_stride, u32 rows, u32 heads, u
 
 // RMS norm of each head, then rotary, rounded once. LANES threads have a head, each eight of its pairs; what is behind the pairs
 // is normed only. Any grid of 256 threads.
-template <int LANES, class T> INLINE void norm_rotary_of(T* x, u32 x_stride, u32 rows, u32 heads, u32 head_dim, const float* cos, const float* sin, u32 pairs, const u32* which, u32 start, const float* weight, float eps) {
+template <int LANES, class T> INLINE void norm_rotary_of(T* x, u32 x_stride, u32 rows, u32 heads, u32 head_dim, const float* cos, const float* sin, u32 pairs, const u32* of_rows, const u32* which, u32 start, const float* weight, float eps) {
   constexpr u32 AT_ONCE = 256 / LANES;
   const u32 me = threadIdx.x % LANES, i = me * 8, count = i < pairs ? pairs - i : 0;
   const u64 total = (u64)rows * heads;
@@ -136,7 +136,7 @@ template <int LANES, class T> INLINE void norm_rotary_of(T* x, u32 x_stride, u32
     const float factor = rsqrtf(lanes_sum<LANES>(sum) / (float)head_dim + eps);
     if (!is_there) continue;
     if (count) {
-      const u64 angle = (u64)row_at(which, start, place) * pairs + i;
+      const u64 angle = (u64)of_rows[row_at(which, start, place)] * pairs + i;
       float c[8], s[8], w[8], turned[8];
       load8(weight + i, count, w);
       #pragma unroll
@@ -157,9 +157,9 @@ template <int LANES, class T> INLINE void norm_rotary_of(T* x, u32 x_stride, u32
   }
 }
 // Heads have at most 256 columns, so at most 128 pairs.
-template <class T> INLINE void norm_rotary(T* x, u32 x_stride, u32 rows, u32 heads, u32 head_dim, const float* cos, const float* sin, u32 pairs, const u32* which, u32 start, const float* weight, float eps) {
-  if (pairs <= 64) norm_rotary_of<8>(x, x_stride, rows, heads, head_dim, cos, sin, pairs, which, start, weight, eps);
-  else norm_rotary_of<16>(x, x_stride, rows, heads, head_dim, cos, sin, pairs, which, start, weight, eps);
+template <class T> INLINE void norm_rotary(T* x, u32 x_stride, u32 rows, u32 heads, u32 head_dim, const float* cos, const float* sin, u32 pairs, const u32* of_rows, const u32* which, u32 start, const float* weight, float eps) {
+  if (pairs <= 64) norm_rotary_of<8>(x, x_stride, rows, heads, head_dim, cos, sin, pairs, of_rows, which, start, weight, eps);
+  else norm_rotary_of<16>(x, x_stride, rows, heads, head_dim, cos, sin, pairs, of_rows, which, start, weight, eps);
 }
 
 #define NORMS(L, A, B) \
@@ -172,8 +172,8 @@ NORMS(bb, bf16, bf16)
 NORMS(hh, f16, f16)
 
 #define ROTARY(L, T) \
-  extern "C" __global__ void __launch_bounds__(256) rotary_##L(T* x, u32 x_stride, u32 rows, u32 heads, u32 head_dim, const float* cos, const float* sin, u32 pairs, const u32* which, u32 start) { rotary(x, x_stride, rows, heads, head_dim, cos, sin, pairs, which, start); } PLAYED(rotary_##L) \
-  extern "C" __global__ void __launch_bounds__(256) norm_rotary_##L(T* x, u32 x_stride, u32 rows, u32 heads, u32 head_dim, const float* cos, const float* sin, u32 pairs, const u32* which, u32 start, const float* weight, float eps) { norm_rotary(x, x_stride, rows, heads, head_dim, cos, sin, pairs, which, start, weight, eps); } PLAYED(norm_rotary_##L)
+  extern "C" __global__ void __launch_bounds__(256) rotary_##L(T* x, u32 x_stride, u32 rows, u32 heads, u32 head_dim, const float* cos, const float* sin, u32 pairs, const u32* of_rows, const u32* which, u32 start) { rotary(x, x_stride, rows, heads, head_dim, cos, sin, pairs, of_rows, which, start); } PLAYED(rotary_##L) \
+  extern "C" __global__ void __launch_bounds__(256) norm_rotary_##L(T* x, u32 x_stride, u32 rows, u32 heads, u32 head_dim, const float* cos, const float* sin, u32 pairs, const u32* of_rows, const u32* which, u32 start, const float* weight, float eps) { norm_rotary(x, x_stride, rows, heads, head_dim, cos, sin, pairs, of_rows, which, start, weight, eps); } PLAYED(norm_rotary_##L)
 ROTARY(f, float)
 ROTARY(b, bf16)
 ROTARY(h, f16)

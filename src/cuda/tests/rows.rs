@@ -104,6 +104,7 @@ fn rotary_turns_pairs_and_leaves_the_rest() {
         {
             let (rows, heads) = (7, 3);
             let which = [9_u32, 0, 1, 2, 8, 4, 4, 7];
+            let of_rows = [0_u32, 7, 3, 3, 1, 9, 2, 8, 4, 5];
             let cos = Matrix::noise(Number::F32, 1, 10 * pairs, 1);
             let sin = Matrix::noise(Number::F32, 1, 10 * pairs, 2);
             let weight = Matrix::noise(Number::F32, 1, head_dim, 3);
@@ -111,7 +112,7 @@ fn rotary_turns_pairs_and_leaves_the_rest() {
                 let x = Matrix::noise(number, rows, heads * head_dim, 4);
                 let before = x.clone();
                 let mut arguments = vec![p(x.address()), x.stride(), u(rows), u(heads), u(head_dim)];
-                arguments.extend([p(cos.address()), p(sin.address()), u(pairs)]);
+                arguments.extend([p(cos.address()), p(sin.address()), u(pairs), list(&of_rows)]);
                 arguments.extend([if is_listed { list(&which) } else { NONE }, u(1)]);
                 if has_norm {
                     arguments.extend([p(weight.address()), f(1e-6)]);
@@ -121,7 +122,10 @@ fn rotary_turns_pairs_and_leaves_the_rest() {
                 let expected: Vec<Vec<f64>> = (0..rows)
                     .map(|place| {
                         let row = if is_listed { which[place + 1] as usize } else { place + 1 };
-                        let angle = |i: usize| (cos.get(0, row * pairs + i), sin.get(0, row * pairs + i));
+                        let angle = |i: usize| {
+                            let place = of_rows[row] as usize * pairs + i;
+                            (cos.get(0, place), sin.get(0, place))
+                        };
                         before
                             .row(place)
                             .chunks(head_dim)

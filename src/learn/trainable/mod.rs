@@ -173,6 +173,9 @@ impl Trainable {
         let model = Participant { model: &self.model.backbone, wanted: self.model.head.wanted(batch) };
         let (mut spent, mut steps) = ([Duration::ZERO], Steps::whole());
         let read = |_, hidden: &[Tensor], batch: &Batch<'_>| read(hidden, batch);
-        Ok(together::forward_together(ops, &[model], batch, &mut spent, &mut steps, read, Ok)?.remove(0))
+        Ok(together::forward_together(ops, &[model], batch, &mut spent, &mut steps, read, |made, _| {
+            Ok(made)
+        })?
+        .remove(0))
     }
 }

@@ -52,10 +52,14 @@ struct MaskShape {
 impl<'a> Batch<'a> {
     /// Ropes are of `dtype`.
     pub(super) fn new(inputs: &'a Inputs<'a>, device: &Device, dtype: DType) -> Result<Self> {
-        let rope = |Angles { cos, sin, pairs }: &Angles| {
-            let tensor = |values: &[f32]| {
-                Tensor::from_slice(values, (inputs.packed.num_rows(), *pairs), device)?.to_dtype(dtype)
-            };
+        let rope = |angles: &Angles| {
+            let (rows, pairs) = (inputs.packed.num_rows(), angles.table.pairs);
+            let (mut cos, mut sin) = (Vec::with_capacity(rows * pairs), Vec::with_capacity(rows * pairs));
+            for (of_cos, of_sin) in (0..rows).map(|row| angles.of_row(row)) {
+                cos.extend_from_slice(of_cos);
+                sin.extend_from_slice(of_sin);
+            }
+            let tensor = |values| Tensor::from_vec(values, (rows, pairs), device)?.to_dtype(dtype);
             Ok((tensor(cos)?, tensor(sin)?))
         };
         let list =

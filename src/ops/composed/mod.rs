@@ -439,6 +439,7 @@ mod tests {
     use crate::ops::Distance;
     use crate::ops::batch::PackedBatch;
     use crate::ops::batch::Sequence;
+    use crate::ops::inputs::AngleTable;
     use crate::ops::inputs::Angles;
 
     const OPS: Composed = Composed { device: Device::Cpu, format: Format::F32 };
@@ -472,7 +473,10 @@ mod tests {
             let batch = batch(&[rows]);
             let angles = (waves(rows * width / 2, 0.2), waves(rows * width / 2, 0.3));
             let (cos, sin) = angles;
-            let inputs = Inputs { ropes: vec![Angles { cos, sin, pairs: width / 2 }], ..Inputs::of(&batch) };
+            let inputs = Inputs {
+                ropes: vec![Angles::of_batch(AngleTable { cos, sin, pairs: width / 2 })],
+                ..Inputs::of(&batch)
+            };
             let batch = OPS.batch(&inputs).unwrap();
             let (cos, sin) = (wave(&[rows, width / 2], 0.2), wave(&[rows, width / 2], 0.3));
             let (eps, scores) = (1e-6, wave(&[rows, heads, width], 2.3));
@@ -529,7 +533,7 @@ mod tests {
             softcap: Some(2.0),
         };
         let batch = batch(&[2, 3]);
-        let angles = Angles { cos: waves(15, 0.2), sin: waves(15, 0.3), pairs: 3 };
+        let angles = Angles::of_batch(AngleTable { cos: waves(15, 0.2), sin: waves(15, 0.3), pairs: 3 });
         let inputs = Inputs {
             ids: vec![vec![3, 1, 4, 1, 5].into(), vec![0, 1, 2, 0, 1].into()],
             ropes: vec![angles],

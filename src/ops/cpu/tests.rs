@@ -11,6 +11,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::ops::batch::PackedBatch;
 use crate::ops::batch::Sequence;
+use crate::ops::inputs::AngleTable;
+use crate::ops::inputs::Angles;
 use crate::ops::textbook;
 use crate::ops::textbook::numbers;
 use crate::ops::tiny::Layer;
@@ -346,7 +348,7 @@ proptest! {
                 assert_within(&name("layer_norm"), &normed, layer_norm(&x, weight, bias))?;
             }
 
-            let angles = Angles { cos: cos.clone(), sin: sin.clone(), pairs };
+            let angles = Angles::of_batch(AngleTable { cos: cos.clone(), sin: sin.clone(), pairs });
             let listed = (0..rows).rev().collect();
             let ropes = vec![Angles::default(), angles];
             let inputs = Inputs { ropes, lists: vec![vec![0], listed], ..Inputs::of(&batch) };

@@ -12,6 +12,7 @@ use crate::ops::batch::PackedBatch;
 use crate::ops::batch::Sequence;
 use crate::ops::composed;
 use crate::ops::composed::Composed;
+use crate::ops::inputs::AngleTable;
 use crate::ops::inputs::Angles;
 use crate::ops::inputs::Inputs;
 use crate::ops::inputs::Which;
@@ -118,7 +119,7 @@ fn rows_are_added_and_turned_as_the_composed_ones() {
     let batch = batch(&[2, 3]);
     let angles = |pairs: usize| {
         let [cos, sin] = [0.2, 0.3].map(|step| values(&wave(&[5, pairs], step)));
-        Angles { cos, sin, pairs }
+        Angles::of_batch(AngleTable { cos, sin, pairs })
     };
     let lists = vec![vec![0, 4, 2, 1, 3]];
     let inputs = Inputs { ropes: [4, 3].map(angles).into(), lists, ..Inputs::of(&batch) };
