@@ -15,6 +15,8 @@
 //! - Rewards can be negative, so `rewarm_reward_sum` may fall and `rate()` over it lies. The mean reward is
 //!   `(rate(rewarm_reward_positive_sum_total[5m]) - rate(rewarm_reward_negative_sum_total[5m])) /
 //!   rate(rewarm_reward_count[5m])`.
+//! - What a variant scores as a shadow of another counts in `rewarm_shadow_*` and in its `rewarm_device_seconds_total`, and
+//!   nowhere else: `rewarm_samples_total`, batches and rewards are of what was asked for.
 //! - `rewarm_model_info` is 1 for what serves. The exporter forgets no series, so what was replaced stays, at 0:
 //!   select with `== 1`.
 //!
@@ -23,7 +25,10 @@
 //! The exporter's counters are integers, and seconds and sums of rewards are not. They are kept as gauges that
 //! only ever rise, and [`Exporter::render`] declares them as the counters they are.
 
+pub mod drift;
+mod shadow;
 mod totals;
+mod window;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -48,6 +53,7 @@ use metrics_exporter_prometheus::Matcher;
 use metrics_exporter_prometheus::PrometheusBuilder;
 use metrics_exporter_prometheus::PrometheusHandle;
 
+pub use self::shadow::Shadowing;
 use self::totals::Count;
 use self::totals::Counters;
 pub use self::totals::Totals;
@@ -71,6 +77,24 @@ const REWARD: &str = "rewarm_reward";
 const REWARD_STD: &str = "rewarm_reward_std";
 const REWARD_POSITIVE_SUM: &str = "rewarm_reward_positive_sum_total";
 const REWARD_NEGATIVE_SUM: &str = "rewarm_reward_negative_sum_total";
+const SHADOW_SAMPLES: &str = "rewarm_shadow_samples_total";
+const SHADOW_PAIRS: &str = "rewarm_shadow_pairs_total";
+const SHADOW_DIFFERENCE: &str = "rewarm_shadow_abs_difference";
+const SHADOW_CORRELATION: &str = "rewarm_shadow_correlation";
+const SHADOW_WINDOW_SAMPLES: &str = "rewarm_shadow_window_samples";
+const WINDOW_SAMPLES: &str = "rewarm_window_samples";
+const WINDOW_REWARD_MEAN: &str = "rewarm_window_reward_mean";
+const WINDOW_REWARD_STD: &str = "rewarm_window_reward_std";
+const WINDOW_TOKENS_MEAN: &str = "rewarm_window_tokens_mean";
+const WINDOW_TRUNCATED_RATIO: &str = "rewarm_window_truncated_ratio";
+const WINDOW_LENGTH_CORRELATION: &str = "rewarm_window_length_correlation";
+const WINDOW_DISAGREEMENT_MEAN: &str = "rewarm_window_disagreement_mean";
+const REFERENCE_REWARD_MEAN: &str = "rewarm_reference_reward_mean";
+const REFERENCE_REWARD_STD: &str = "rewarm_reference_reward_std";
+const REFERENCE_TOKENS_MEAN: &str = "rewarm_reference_tokens_mean";
+const REFERENCE_LENGTH_CORRELATION: &str = "rewarm_reference_length_correlation";
+const REFERENCE_DISAGREEMENT_MEAN: &str = "rewarm_reference_disagreement_mean";
+const DRIFT: &str = "rewarm_drift";
 const TRUNCATED_SAMPLES: &str = "rewarm_truncated_samples_total";
 const DOUBLE_BOS: &str = "rewarm_double_bos_total";
 const NON_FINITE: &str = "rewarm_non_finite_total";
@@ -159,6 +183,42 @@ const METRICS: &[Metric] = &[
     metric(REWARD_POSITIVE_SUM, Kind::RealCounter, Unit::Count, "Sum of the rewards above zero."),
     metric(REWARD_NEGATIVE_SUM, Kind::RealCounter, Unit::Count,
         "Sum of the absolute values of the rewards below zero."),
+    metric(SHADOW_SAMPLES, Kind::Counter, Unit::Count,
+        "Samples of the fraction of requests that another variant scores too, by what became of that."),
+    metric(SHADOW_PAIRS, Kind::Counter, Unit::Count,
+        "Pairs of samples of a request that both variants order, by whether alike."),
+    metric(SHADOW_DIFFERENCE, Kind::Histogram(REWARD_STD_BUCKETS), Unit::Count,
+        "How far the rewards of who answered and who shadowed are apart."),
+    metric(SHADOW_CORRELATION, Kind::Gauge, Unit::Count,
+        "Of both variants' rewards over the last thousand samples or so; NaN before there are some."),
+    metric(SHADOW_WINDOW_SAMPLES, Kind::Gauge, Unit::Count,
+        "Samples that both have scored since the models are served."),
+    metric(WINDOW_SAMPLES, Kind::Gauge, Unit::Count,
+        "Samples with a reward since the models are served; the other rewarm_window metrics are there from 100 on, and are of the last thousand or so."),
+    metric(WINDOW_REWARD_MEAN, Kind::Gauge, Unit::Count,
+        "Mean reward."),
+    metric(WINDOW_REWARD_STD, Kind::Gauge, Unit::Count,
+        "Standard deviation of the rewards."),
+    metric(WINDOW_TOKENS_MEAN, Kind::Gauge, Unit::Count,
+        "Mean tokens of a sample."),
+    metric(WINDOW_TRUNCATED_RATIO, Kind::Gauge, Unit::Count,
+        "Share of the samples that lost tokens to fit."),
+    metric(WINDOW_LENGTH_CORRELATION, Kind::Gauge, Unit::Count,
+        "Correlation of rewards and tokens."),
+    metric(WINDOW_DISAGREEMENT_MEAN, Kind::Gauge, Unit::Count,
+        "Mean of the standard deviations of the members' rewards of a sample; ensembles only."),
+    metric(REFERENCE_REWARD_MEAN, Kind::Gauge, Unit::Count,
+        "Mean reward on the references of `rewarm calibrate`."),
+    metric(REFERENCE_REWARD_STD, Kind::Gauge, Unit::Count,
+        "Standard deviation of the rewards on the references."),
+    metric(REFERENCE_TOKENS_MEAN, Kind::Gauge, Unit::Count,
+        "Mean tokens of a reference."),
+    metric(REFERENCE_LENGTH_CORRELATION, Kind::Gauge, Unit::Count,
+        "Correlation of rewards and tokens on the references."),
+    metric(REFERENCE_DISAGREEMENT_MEAN, Kind::Gauge, Unit::Count,
+        "Mean of the standard deviations of the members' rewards on the references; ensembles only."),
+    metric(DRIFT, Kind::Gauge, Unit::Count,
+        "How far the window is from the references, in their standard deviations; of the correlation, the difference of Fisher's z."),
     metric(TRUNCATED_SAMPLES, Kind::Counter, Unit::Count, "Samples that lost tokens to fit the model's limit."),
     metric(DOUBLE_BOS, Kind::Counter, Unit::Count,
         "Samples that start with two beginning-of-sequence tokens: usually a template applied twice."),
@@ -433,6 +493,18 @@ label! {
 }
 
 label! {
+    /// What became of a sample that another variant was to score too.
+    ShadowOutcome {
+        /// It has two rewards.
+        Scored = "scored",
+        /// The device had something else to do.
+        Dropped = "dropped",
+        /// The other variant has no reward for it.
+        Failed = "failed",
+    }
+}
+
+label! {
     /// How a reload ended.
     Reload {
         /// The new variants serve.
@@ -453,6 +525,7 @@ pub struct Exporter {
 impl Exporter {
     /// All metrics in the Prometheus text format, by their names and labels: two pages of one state are one text.
     pub fn render(&self) -> String {
+        drift::show();
         let mut text = self.handle.render();
         for metric in METRICS {
             if let Kind::RealCounter = metric.kind {
@@ -869,6 +942,11 @@ impl VariantMetrics {
     pub fn muted() -> Self {
         let muted = ::metrics::with_local_recorder(&::metrics::NoopRecorder, || Self::new("", 0));
         Self { totals: Arc::default(), ..muted }
+    }
+
+    /// Counts the device's seconds, and nothing else.
+    pub fn of_device_only(&self) -> Self {
+        Self { member_seconds: self.member_seconds.clone(), ..Self::muted() }
     }
 
     /// Samples were admitted to the queue.

@@ -429,3 +429,47 @@ async fn a_reload_whose_golden_rewards_disagree_leaves_the_old_models_serving() 
     admin.reload(ReloadRequest {}).await.unwrap();
     assert_eq!(rewards(), before);
 }
+
+/// The references themselves have not drifted from the references.
+#[test]
+fn a_server_tells_how_far_its_traffic_is_from_the_references() {
+    let members = Members::demo();
+    members.calibrate(&["--references", REFERENCES, "--golden", "0"]);
+    let reference = members.json("m0/rewarm.reference.json");
+    let texts = reference["rewards"].as_array().unwrap().len();
+    assert!(texts >= 100 && reference["tokens"].as_array().unwrap().len() == texts);
+
+    let config = members.config("");
+    let server = Server::start(&["--config", &config]);
+    let pairs = fs::read_to_string(root().join(REFERENCES)).unwrap();
+    let lines: String = pairs
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        .flat_map(|pair| {
+            ["chosen", "rejected"].map(|of| json!({"prompt": pair["prompt"], "response": pair[of]}))
+        })
+        .map(|line| line.to_string() + "\n")
+        .collect();
+    let scored = score(&["--server", &server.url()], lines);
+    assert!(scored.status.success(), "{}", text(&scored.stderr));
+    let (_, page) = program::get(&server.metrics, "/metrics");
+    let value = |series: &str| -> f64 {
+        let line = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("{series} is not in {page}")).parse().unwrap()
+    };
+    for statistic in ["reward", "length", "truncation", "length_correlation", "disagreement"] {
+        let drift = value(&format!("rewarm_drift{{variant=\"ens\",token=\"\",statistic=\"{statistic}\"}}"));
+        assert!(drift.abs() < 0.15, "{statistic}: {drift}");
+    }
+    assert!(value("rewarm_reference_disagreement_mean{variant=\"ens\"}") > 0.0);
+
+    // one who has no reference of the same texts has none; a file that is broken is told
+    fs::remove_file(members.path("m1/rewarm.reference.json")).unwrap();
+    let server = Server::start(&["--config", &config]);
+    let (_, page) = program::get(&server.metrics, "/metrics");
+    assert!(!page.contains("rewarm_reference_reward_mean{"), "{page}");
+    drop(server);
+    fs::write(members.path("m1/rewarm.reference.json"), "{}").unwrap();
+    let error = members.refused("");
+    assert!(error.contains("rewarm.reference.json") && error.contains("missing field"), "{error}");
+}

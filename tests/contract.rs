@@ -17,6 +17,7 @@ use program::text;
 use prost::Message;
 use rewarm::metrics;
 use rewarm::metrics::VariantMetrics;
+use rewarm::metrics::drift;
 
 /// Compares `actual` with `tests/data/{name}`, or writes it there.
 fn assert_golden(name: &str, actual: &str) {
@@ -60,7 +61,8 @@ fn describe_metrics(exposition: &str) -> String {
         text += &format!("{name} {kind}\n    {}\n", helps.get(name).expect("every metric is described"));
         for (label, values) in labels.get(name).into_iter().flatten() {
             let values = match *label {
-                "code" | "method" | "outcome" | "port" | "reason" | "result" | "stage" | "le" => {
+                "agree" | "code" | "method" | "outcome" | "port" | "reason" | "result" | "stage"
+                | "statistic" | "le" => {
                     let mut values: Vec<&str> = values.iter().copied().collect();
                     values.sort_by(|a, b| match (a.parse::<f64>(), b.parse::<f64>()) {
                         (Ok(a), Ok(b)) => a.total_cmp(&b),
@@ -85,6 +87,23 @@ fn metrics_are_shown_at_zero_from_the_start() {
     metrics::models_served(std::slice::from_ref(&model));
     let memory = metrics::DeviceMemory { device: "cuda:0".into(), total: Some(2), left: Some(1) };
     metrics::device_memory(&[memory]);
+    metrics::Shadowing { variant: "warm".into(), shadow: "ens".into() }.register("");
+    let spread = Some(drift::Spread { mean: 0.0, std: 1.0 });
+    let reference = drift::Reference {
+        reward: spread,
+        tokens: spread,
+        length_correlation: Some(0.5),
+        disagreement: spread,
+        too_long: Some((0.0, 100)),
+    };
+    drift::watch("ens", "", reference);
+    let seen = |index: u8| drift::Seen {
+        reward: index.into(),
+        tokens: usize::from(index / 2),
+        is_truncated: false,
+        reward_std: Some(1.0),
+    };
+    drift::seen("ens", "", "trainer", &(0..100).map(seen).collect::<Vec<_>>());
     assert_golden("metrics.txt", &describe_metrics(&exporter.render()));
 
     // one test function, since one process has one recorder: what is recorded comes after the golden file

@@ -8,6 +8,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::Condvar;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -22,11 +24,15 @@ use rewarm::engine::SampleError;
 use rewarm::engine::Scored;
 use rewarm::model::ModelError;
 use rewarm::model::scorer::Forward;
+use rewarm::model::scorer::Members;
 use rewarm::model::scorer::Reduction;
 use rewarm::model::scorer::Scorer;
 use rewarm::model::steps::Steps;
+use rewarm::ops::Ahead;
 use rewarm::ops::batch::PackedBatch;
 use rewarm::ops::batch::Sequence;
+use rewarm::ops::error::OpsError;
+use rewarm_cuda::driver::CudaError;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -744,4 +750,180 @@ proptest! {
             }
         });
     }
+}
+
+// ---- a batch ahead ----
+
+/// What became of the batches of a [`Card`], by the first token of each: the samples of a test have one token.
+#[derive(Debug, PartialEq)]
+enum Event {
+    /// It was prepared.
+    Prepared(u32),
+    /// All of it is asked for, and whether it was prepared; the next one is, if it was to be.
+    Asked(u32, bool),
+    /// Its results are there.
+    Read(u32),
+}
+
+/// A model on a device that computes by itself: what it asks for takes no time, and then it waits at the gate.
+struct Card {
+    gate: Arc<Gate>,
+    events: mpsc::Sender<Event>,
+    is_lost: AtomicBool,
+}
+
+/// Beside those above: the end of the card.
+const FAULT: u32 = 9006;
+/// Its preparation panics.
+const PANICS_AHEAD: u32 = 9007;
+
+impl Members for Card {
+    fn num_members(&self) -> usize {
+        1
+    }
+
+    fn prepare(&self, batch: &PackedBatch) -> Result<Option<Ahead>, ModelError> {
+        let first = batch.token_ids()[0];
+        let _ = self.events.send(Event::Prepared(first));
+        assert_ne!(first, PANICS_AHEAD, "on demand");
+        Ok(Some(Box::new(batch.clone())))
+    }
+
+    fn forward(
+        &self,
+        batch: &PackedBatch,
+        _: &mut [Duration],
+        steps: &mut Steps<'_>,
+    ) -> Result<Vec<Vec<f32>>, ModelError> {
+        let first = batch.token_ids()[0];
+        let ahead = steps.take_ahead().map(|ahead| ahead.downcast::<PackedBatch>().expect("its own"));
+        if let Some(ahead) = &ahead {
+            assert!(ahead.sequences().eq(batch.sequences()), "what was prepared is what runs");
+        }
+        steps.meanwhile();
+        let _ = self.events.send(Event::Asked(first, ahead.is_some()));
+        self.gate.pass();
+        let _ = self.events.send(Event::Read(first));
+        if first == FAULT || self.is_lost.load(Ordering::SeqCst) {
+            self.is_lost.store(true, Ordering::SeqCst);
+            let (card, problem) = ("a card".to_owned(), "error 700".to_owned());
+            return Err(OpsError::from(CudaError::Fault { card, problem }).into());
+        }
+        Ok(vec![batch.sequences().map(|token_ids| reward_of(&token_ids)).collect()])
+    }
+
+    fn takes_steps(&self) -> bool {
+        false
+    }
+
+    fn shares_prefixes(&self, _: usize) -> bool {
+        false
+    }
+}
+
+/// An engine with a card, whose gate is closed; a batch of the token 1 runs, and a full one of each other token waits.
+async fn card_with(
+    waiting: &[u32],
+) -> (Engine, Lane, Arc<Gate>, mpsc::Receiver<Event>, Vec<JoinHandle<Result<Scored, EngineError>>>) {
+    let (gate, engine) = (Arc::new(Gate::default()), Engine::start(CONFIG));
+    let (events, told) = mpsc::channel();
+    let card = Card { gate: gate.clone(), events, is_lost: AtomicBool::new(false) };
+    let lane = engine.add_lane("card", Scorer::new(Box::new(card), vec![None], None));
+    let mut tasks = vec![submit(&lane, &[&[1; 8]], Call::default()).await];
+    assert_eq!(next_of(&told), Event::Asked(1, false));
+    for token in waiting {
+        tasks.push(submit(&lane, &[&[*token; 8]], Call::default()).await);
+    }
+    (engine, lane, gate, told, tasks)
+}
+
+fn next_of(told: &mpsc::Receiver<Event>) -> Event {
+    told.recv_timeout(Duration::from_secs(60)).expect("the model was asked")
+}
+
+fn events_of<const N: usize>(told: &mpsc::Receiver<Event>) -> [Event; N] {
+    std::array::from_fn(|_| next_of(told))
+}
+
+#[tokio::test]
+async fn the_next_batch_is_prepared_while_a_device_computes_and_each_is_answered_once() {
+    let (_engine, lane, gate, told, tasks) = card_with(&[2, 3, 4]).await;
+    gate.admit();
+    // 1 ran alone when it was asked for; from here on there is always one ahead
+    assert_eq!(events_of(&told), [Event::Read(1), Event::Prepared(3), Event::Asked(2, false)]);
+    // what does not fill a batch waits for company
+    let few = submit(&lane, &[&[5; 3]], Call::default()).await;
+    gate.open();
+    let expected = [
+        Event::Read(2),
+        Event::Prepared(4),
+        Event::Asked(3, true),
+        Event::Read(3),
+        Event::Asked(4, true),
+        Event::Read(4),
+        Event::Asked(5, false),
+        Event::Read(5),
+    ];
+    assert_eq!(events_of(&told), expected);
+    for (task, token) in tasks.into_iter().zip(1..) {
+        assert_scored(&task.await.unwrap().unwrap(), &[&[token; 8]]);
+    }
+    assert_scored(&few.await.unwrap().unwrap(), &[&[5; 3]]);
+}
+
+#[tokio::test]
+async fn whoever_leaves_a_batch_that_is_ahead_is_not_computed_and_the_urgent_go_before_it() {
+    let (_engine, lane, gate, told, mut tasks) = card_with(&[2, 3, 4]).await;
+    gate.admit();
+    assert_eq!(events_of(&told), [Event::Read(1), Event::Prepared(3), Event::Asked(2, false)]);
+    let urgent = submit(&lane, &[&[6; 2]], with_priority(Priority::Interactive)).await;
+    leave(tasks.remove(2)).await;
+    gate.admit();
+    assert_eq!(events_of(&told), [Event::Read(2), Event::Asked(6, false)]);
+    gate.open();
+    // 3 is gone: 4 was not ahead, since 3 was
+    assert_eq!(events_of(&told), [Event::Read(6), Event::Asked(4, false), Event::Read(4)]);
+    assert_scored(&urgent.await.unwrap().unwrap(), &[&[6; 2]]);
+    for (task, token) in tasks.into_iter().zip([1, 2, 4]) {
+        assert_scored(&task.await.unwrap().unwrap(), &[&[token; 8]]);
+    }
+}
+
+#[tokio::test]
+async fn drains_and_reloads_wait_for_the_batch_that_is_ahead() {
+    let (engine, lane, gate, told, tasks) = card_with(&[2, PANICS_AHEAD, 4]).await;
+    gate.admit();
+    let expected = [Event::Read(1), Event::Prepared(PANICS_AHEAD), Event::Asked(2, false)];
+    assert_eq!(events_of(&told), expected);
+    lane.close(); // another one has taken its place
+    drop(lane);
+    let drain = tokio::spawn(async move { engine.drain().await });
+    tokio::task::yield_now().await;
+    assert!(!drain.is_finished());
+    gate.open();
+    // what fails ahead is done when it is its turn
+    assert_eq!(events_of(&told), [Event::Read(2), Event::Prepared(4), Event::Asked(PANICS_AHEAD, false)]);
+    for (task, token) in tasks.into_iter().zip([1, 2, PANICS_AHEAD, 4]) {
+        let scored = task.await.unwrap().unwrap();
+        assert_eq!(scored.outcomes.len(), 1);
+        assert_eq!(scored.outcomes[0].as_ref().unwrap().reward, reward_of(&[token; 8]));
+    }
+    drain.await.unwrap();
+    while told.recv_timeout(Duration::from_secs(60)).is_ok() {} // until the model is dropped
+}
+
+#[tokio::test]
+async fn a_card_that_is_lost_answers_the_batch_that_is_ahead() {
+    let (engine, _lane, gate, told, tasks) = card_with(&[FAULT, 3, 4]).await;
+    gate.admit();
+    assert_eq!(events_of(&told), [Event::Read(1), Event::Prepared(3), Event::Asked(FAULT, false)]);
+    gate.open();
+    let mut answers = Vec::new();
+    for task in tasks {
+        answers.push(task.await.unwrap());
+    }
+    assert_scored(answers[0].as_ref().unwrap(), &[&[1; 8]]);
+    let lost = |answer: &Result<Scored, EngineError>| matches!(answer, Err(EngineError::DeviceLost));
+    assert!(answers[1..].iter().all(lost), "{answers:?}");
+    assert!(engine.lost().borrow().is_some());
 }

@@ -52,7 +52,7 @@ const USES: &[(&str, &[&str])] = &[
     ("offline", &["checkpoint", "disk", "hub", "learn", "merge", "model", "ops", "text", "values"]),
     ("learn", &["checkpoint", "disk", "merge", "model", "ops", "text", "values"]),
     ("engine", &["metrics", "model", "ops"]),
-    ("model", &["checkpoint", "disk", "hub", "merge", "ops", "text", "values"]),
+    ("model", &["checkpoint", "disk", "hub", "merge", "metrics", "ops", "text", "values"]),
     ("merge", &["checkpoint", "values"]),
     ("hub", &["checkpoint", "disk"]),
     ("checkpoint", &["disk", "values"]),

@@ -13,14 +13,18 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use checkpoints::TinyCheckpoint;
+use rewarm::metrics::drift::Reference;
+use rewarm::metrics::drift::Spread;
 use rewarm::model::variant::Loader;
 use rewarm::model::variant::Mode;
+use rewarm::model::variant::Variant;
 use rewarm::model::variant::VariantConfig;
 use rewarm::proto;
 use rewarm::proto::ScoreRequest;
 use rewarm::proto::sample::Input;
 use rewarm::service::Port;
 use rewarm::service::Ports;
+use rewarm::service::ShadowRouting;
 use support::Fake;
 use support::SOON;
 use support::TestServer;
@@ -950,4 +954,160 @@ async fn metrics_show_a_variant_at_zero_before_its_first_request() {
     // its value is that of whichever server of this process changed its routing last
     assert!(page.contains("\nrewarm_route_weight{variant=\"quiet\"} "), "{page}");
     assert_eq!(server.page("/nothing").await.0, 404);
+}
+
+// ---- shadow and drift ----
+
+/// Ready, with a model of scale 1 that answers and one that may shadow it, by their names.
+async fn shadowed_server(names: [&'static str; 2], fraction: f64) -> (TestServer, [Arc<Fake>; 2]) {
+    let fakes = [Fake::new(1.0), Fake::new(-2.0)];
+    let loaded = fakes.clone();
+    let mut served = models(&[(names[0], 1.0), (names[1], 0.0)]);
+    served.shadow = Some(ShadowRouting { variant: names[1].to_owned(), fraction });
+    let load = move |name: &str| Ok(variant(name, &loaded[names.iter().position(|of| *of == name).unwrap()]));
+    let server = start_with(config(served), load).await;
+    server.ready().await;
+    (server, fakes)
+}
+
+#[tokio::test]
+async fn a_shadow_scores_the_same_tokens_and_only_metrics_tell() {
+    let names = ["shadowed", "its-shadow"];
+    let (mut server, [_, shadow]) = shadowed_server(names, 1.0).await;
+    let mut client = server.client().await;
+    let of_both = |metric: &str, more: &str| {
+        format!("rewarm_shadow_{metric}{{variant=\"shadowed\",shadow=\"its-shadow\"{more}}}")
+    };
+    let scored = of_both("samples_total", ",outcome=\"scored\"");
+    let (_, page) = server.page("/metrics").await;
+    assert!(page.lines().any(|line| line == format!("{scored} 0")), "at zero from the start");
+    let before = shadow.samples.load(Ordering::SeqCst);
+
+    // a bad one has nothing to compare; a request that names its variant has a shadow too
+    let answer = client.score(request(&["3", "1", "", "2 2"])).await.unwrap().into_inner();
+    assert_eq!((answer.variant.as_str(), answer.results.len()), ("shadowed", 4));
+    assert_eq!(score(&answer.results[0]).reward, 3.0);
+    let named = ScoreRequest { variant: "shadowed".to_owned(), ..request(&["5"]) };
+    client.score(named).await.unwrap();
+    eventually("the shadow has scored", async || server.metric(&scored).await == 4.0).await;
+
+    assert_eq!(shadow.samples.load(Ordering::SeqCst) - before, 4);
+    assert_eq!(server.metric(&of_both("pairs_total", ",agree=\"false\"")).await, 3.0);
+    assert_eq!(server.metric(&of_both("pairs_total", ",agree=\"true\"")).await, 0.0);
+    assert_eq!(server.metric(&of_both("abs_difference_sum", "")).await, 3.0 * (3.0 + 1.0 + 4.0 + 5.0));
+    assert_eq!(server.metric(&of_both("window_samples", "")).await, 4.0);
+    assert!((server.metric(&of_both("correlation", "")).await + 1.0).abs() < 1e-9);
+    // apart from what was asked for
+    for series in [
+        "rewarm_samples_total{variant=\"its-shadow\",outcome=\"scored\"}",
+        "rewarm_reward_count{variant=\"its-shadow\"}",
+    ] {
+        assert_eq!(server.metric(series).await, 0.0, "{series}");
+    }
+    assert_eq!(server.metric("rewarm_samples_total{variant=\"shadowed\",outcome=\"scored\"}").await, 4.0);
+    assert!(server.metric("rewarm_device_seconds_total{variant=\"its-shadow\",member=\"0\"}").await > 0.0);
+
+    // whom it shadows is told; who shadows has no shadow, and a shadow that fails is nobody's error
+    let info = client.get_server_info(proto::GetServerInfoRequest {}).await.unwrap().into_inner();
+    let told = proto::Shadow { variant: "its-shadow".to_owned(), fraction: 1.0 };
+    assert_eq!(info.routing.unwrap().shadow, Some(told.clone()));
+    shadow.is_broken.store(true, Ordering::SeqCst);
+    let answer = client.score(request(&["7"])).await.unwrap().into_inner();
+    assert_eq!(rewards(&answer), [7.0]);
+    let failed = of_both("samples_total", ",outcome=\"failed\"");
+    eventually("the shadow has failed", async || server.metric(&failed).await == 1.0).await;
+    shadow.is_broken.store(false, Ordering::SeqCst);
+
+    // new weights leave it, and a reload brings another fraction or none
+    let weights = [(names[0].to_owned(), 2.0)].into();
+    let routing = server.admin().await.set_routing(proto::SetRoutingRequest { weights }).await.unwrap();
+    assert_eq!(routing.into_inner().routing.unwrap().shadow, Some(told));
+    *server.reread.lock().unwrap() = Ok(models(&[(names[0], 1.0), (names[1], 0.0)]));
+    server.admin().await.reload(proto::ReloadRequest {}).await.unwrap();
+    let before = shadow.samples.load(Ordering::SeqCst);
+    let info = client.get_server_info(proto::GetServerInfoRequest {}).await.unwrap().into_inner();
+    assert_eq!(info.routing.unwrap().shadow, None);
+    client.score(request(&["1"])).await.unwrap();
+    server.admin().await.drain(proto::DrainRequest {}).await.unwrap();
+    server.running.stopped().await.unwrap();
+    assert_eq!(shadow.samples.load(Ordering::SeqCst), before);
+}
+
+#[tokio::test]
+async fn a_group_is_shadowed_whole_or_not_at_all() {
+    let names = ["grouped", "shadow-of-groups"];
+    let (server, _) = shadowed_server(names, 0.5).await;
+    let mut client = server.client().await;
+    for key in 0..8 {
+        for _ in 0..7 {
+            let asked = ScoreRequest { routing_key: format!("group {key}"), ..request(&["1"]) };
+            client.score(asked).await.unwrap();
+        }
+    }
+    // shadows are scored in their order: what comes last, and is in any sample, comes after them
+    let mut all = models(&[(names[0], 1.0), (names[1], 0.0)]);
+    all.shadow = Some(ShadowRouting { variant: names[1].to_owned(), fraction: 1.0 });
+    *server.reread.lock().unwrap() = Ok(all);
+    server.admin().await.reload(proto::ReloadRequest {}).await.unwrap();
+    let of = |outcome: &str| {
+        format!(
+            "rewarm_shadow_samples_total{{variant=\"grouped\",shadow=\"shadow-of-groups\",outcome=\"{outcome}\"}}"
+        )
+    };
+    let (scored, dropped) = (of("scored"), of("dropped"));
+    let in_sample = async || server.metric(&scored).await + server.metric(&dropped).await;
+    eventually("all of each group is told", async || in_sample().await % 7.0 == 0.0).await;
+    let before = in_sample().await;
+    client.score(request(&["1"])).await.unwrap();
+    eventually("the last one is told", async || in_sample().await == before + 1.0).await;
+    assert!((7.0..=49.0).contains(&before), "some groups of seven, and not all: {before}");
+}
+
+#[tokio::test]
+async fn a_window_tells_how_far_answers_are_from_the_references() {
+    let spread = |mean: f64, std: f64| Some(Spread { mean, std });
+    let reference = Reference {
+        reward: spread(50.0, 10.0),
+        tokens: spread(2.0, 0.5),
+        length_correlation: Some(0.0),
+        disagreement: spread(10.0, 5.0),
+        too_long: Some((0.0, 100)),
+    };
+    let fakes = [Fake::new(1.0), Fake::new(3.0)];
+    let load = move |name: &str| Ok(Variant { reference, ..support::ensemble(name, &fakes) });
+    let server = start_with(config(models(&[("drifting", 1.0)])), load).await;
+    server.ready().await;
+    let mut client = server.client().await;
+    let of_window =
+        |name: &str, more: &str| format!("rewarm_{name}{{variant=\"drifting\",token=\"\"{more}}}");
+    let drift = |statistic: &str| of_window("drift", &format!(",statistic=\"{statistic}\""));
+
+    // rewards of 2 · sum: 20 and 60, in one and three tokens; members are apart by half of it
+    let texts: Vec<&str> = (0..33).flat_map(|_| ["10", "10 10 10", "10"]).collect();
+    client.score(request(&texts)).await.unwrap();
+    let (_, page) = server.page("/metrics").await;
+    assert!(page.lines().any(|line| line == format!("{} 99", of_window("window_samples", ""))), "{page}");
+    let is_shown = |page: &str| page.contains("rewarm_drift{variant=\"drifting\"");
+    assert!(!is_shown(&page), "fewer than a hundred say nothing");
+    client.score(request(&["10", "10 10 10", "10"])).await.unwrap();
+
+    let (_, page) = server.page("/metrics").await;
+    assert!(is_shown(&page), "{page}");
+    for (series, expected) in [
+        (of_window("window_reward_mean", ""), 100.0 / 3.0),
+        (of_window("window_tokens_mean", ""), 5.0 / 3.0),
+        (of_window("window_length_correlation", ""), 1.0),
+        (of_window("window_truncated_ratio", ""), 0.0),
+        (of_window("window_disagreement_mean", ""), 50.0 / 3.0),
+        ("rewarm_reference_reward_mean{variant=\"drifting\"}".to_owned(), 50.0),
+        ("rewarm_reference_disagreement_mean{variant=\"drifting\"}".to_owned(), 10.0),
+        (drift("reward"), (100.0 / 3.0 - 50.0) / 10.0),
+        (drift("length"), (5.0 / 3.0 - 2.0) / 0.5),
+        (drift("truncation"), 0.0),
+        (drift("length_correlation"), 0.999_999_f64.atanh()),
+        (drift("disagreement"), (50.0 / 3.0 - 10.0) / 5.0),
+    ] {
+        let found = server.metric(&series).await;
+        assert!((found - expected).abs() < 1e-3, "{series}: {found}, expected {expected}");
+    }
 }

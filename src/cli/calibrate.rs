@@ -20,6 +20,7 @@ use crate::model::device::DeviceName;
 use crate::model::golden;
 use crate::model::golden::GoldenRewards;
 use crate::model::manifest::Manifest;
+use crate::model::reference::ReferenceRewards;
 use crate::model::scorer::Calibration;
 use crate::model::variant::Loader;
 use crate::model::variant::Mode;
@@ -36,6 +37,9 @@ use crate::text::Truncation;
 /// The calibration, mean and standard deviation of a member's raw rewards, goes into `rewarm.json` beside its
 /// weights: an ensemble reduces (reward - mean) / std, so that its minimum or median compares like with like. It is
 /// part of an ensemble's fingerprint.
+///
+/// What the member answered on each reference, lengths and rewards alone, goes into `rewarm.reference.json`: a server tells
+/// by it how far its traffic has moved from them (`rewarm_drift`).
 ///
 /// Golden rewards, some of the references with the rewards they got, go into `rewarm.golden.json`: a server scores
 /// them at every start and reload, and refuses models that do not give them any more.
@@ -111,6 +115,8 @@ struct Finding<'a> {
     old: Option<Calibration>,
     /// None with `--golden-only`.
     calibration: Option<Calibration>,
+    /// None with `--golden-only`.
+    reference: Option<ReferenceRewards>,
     /// None with `--golden 0`.
     golden: Option<GoldenRewards>,
 }
@@ -119,6 +125,9 @@ impl Finding<'_> {
     fn write(&self) -> anyhow::Result<()> {
         if let Some(golden) = &self.golden {
             golden.write(self.member)?;
+        }
+        if let Some(reference) = &self.reference {
+            reference.write(self.member)?;
         }
         if let Some(calibration) = self.calibration {
             Manifest::write_calibration(self.member, Some(calibration))?;
@@ -172,7 +181,8 @@ fn measure<'a>(args: &CalibrateArgs, member: &'a Path, references: &[Input]) -> 
     let golden =
         (args.golden > 0).then(|| measured.golden_rewards(args.golden, args.seed, pooling)).transpose()?;
     let calibration = (!args.golden_only).then(|| measured.calibration()).transpose()?;
-    Ok(Finding { member, old: Manifest::load(member)?.calibration, measured, calibration, golden })
+    let reference = calibration.is_some().then(|| measured.reference_rewards(references));
+    Ok(Finding { member, old: Manifest::load(member)?.calibration, measured, calibration, reference, golden })
 }
 
 fn report(args: &CalibrateArgs, findings: &[Finding<'_>]) -> String {
@@ -243,8 +253,11 @@ fn aligned(rows: &[Vec<String>]) -> String {
 
 fn clear(members: &[PathBuf]) -> anyhow::Result<()> {
     for member in members {
-        let clear =
-            || anyhow::Ok((Manifest::write_calibration(member, None)?, GoldenRewards::remove(member)?));
+        let clear = || {
+            let of_references = ReferenceRewards::remove(member)?;
+            let calibration = Manifest::write_calibration(member, None)?;
+            anyhow::Ok((calibration || of_references, GoldenRewards::remove(member)?))
+        };
         let removed = match clear().with_context(|| format!("clear {}", member.display()))? {
             (true, true) => "removed calibration and golden rewards",
             (true, false) => "removed the calibration",

@@ -242,6 +242,9 @@ The configuration, with its defaults (unknown keys are errors; paths are relativ
 
   [routing]                           # needed with several variants
   weights = { warm = 9, ens = 1 }     # for requests that name no variant
+  shadow = { variant = \"ens\", fraction = 0.01 }
+                                      # scores so many of what others answer too, when the device has nothing
+                                      # else to do, for metrics alone; by routing key, else by prompt
 
   [log]
   format = \"text\"                     # text or json

@@ -139,11 +139,6 @@ impl<'i> Section<'i> {
         self.entries.contains_key(key)
     }
 
-    /// Takes `key`, whatever it is.
-    pub(super) fn drop_key(&mut self, key: &str) {
-        self.entries.remove(key);
-    }
-
     /// Where `key` stands, before it is taken: "rewarm.toml:12".
     pub(super) fn place_of(&self, key: &str) -> String {
         self.source.at(self.entries.get(key).map_or(0, |(offset, _)| *offset))

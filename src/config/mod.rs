@@ -196,6 +196,7 @@ fn assemble(name: &str, text: &str, base: &Path, overrides: &Overrides) -> Resul
         models: service::Models {
             variants,
             weights: routing.take("weights", &mut problems).unwrap_or_default(),
+            shadow: routing.take("shadow", &mut problems),
         },
     };
     let log_format = log.take("format", &mut problems);
@@ -206,10 +207,6 @@ fn assemble(name: &str, text: &str, base: &Path, overrides: &Overrides) -> Resul
         format: overrides.log_format.or(log_format).unwrap_or_default(),
         level: overrides.log_level.clone().or(log_level).unwrap_or_default(),
     };
-    if routing.has("shadow") {
-        problems.add(format!("{}: routing.shadow is not supported yet", routing.place_of("shadow")));
-        routing.drop_key("shadow");
-    }
     for section in [server, batching, routing, log, file] {
         section.finish(&mut problems);
     }
@@ -403,7 +400,12 @@ fn check_listeners(config: &service::Config, problems: &mut Problems) {
 }
 
 fn check_routing(models: &mut service::Models, problems: &mut Problems) {
-    let service::Models { variants, weights } = models;
+    let service::Models { variants, weights, shadow } = models;
+    if let Some(shadow) = shadow {
+        let names = variants.iter().map(|variant| variant.name.as_str());
+        let found = service::shadow_problems(shadow, names);
+        problems.0.extend(found.iter().map(|problem| format!("routing.shadow {problem}")));
+    }
     match variants.as_slice() {
         [only] if weights.is_empty() => {
             weights.insert(only.name.clone(), 1.0);
@@ -538,7 +540,7 @@ members = ['a', 'missing', './org/name']
 coefficients = [0.5]
 reduction = { mean-std = { beta = -1.0 } }
 [routing]
-shadow = { variant = 'e', fraction = 0.1 }
+shadow = { variant = 'e', fraction = 0.1, colour = 'red' }
 [colours]
 ";
         let ConfigError { problems, .. } = load_text(text, Overrides::default()).unwrap_err();
@@ -553,7 +555,7 @@ shadow = { variant = 'e', fraction = 0.1 }
             "variants.e: reduction: -1 must be finite",
             "missing` is not a directory",
             "/./org/name` is not a directory",
-            "rewarm.toml:16: routing.shadow is not supported yet",
+            "rewarm.toml:16: routing.shadow: unknown field `colour`",
             "rewarm.toml:3: unknown key `server.colour`",
             "rewarm.toml:17: unknown key `colours`",
         ];
@@ -564,6 +566,31 @@ shadow = { variant = 'e', fraction = 0.1 }
             );
         }
         assert_eq!(problems.len(), expected.len(), "{problems:#?}");
+    }
+
+    #[test]
+    fn a_shadow_is_another_variant_and_a_fraction() {
+        let two =
+            format!("{ONE}[variants.two]\nmode = 'warm'\nmodel = 'b'\n[routing]\nweights = {{ one = 1 }}\n");
+        let with = |shadow: &str| load_text(&format!("{two}shadow = {shadow}\n"), Overrides::default());
+        let config = with("{ variant = 'two', fraction = 0.01 }").unwrap();
+        let expected = service::ShadowRouting { variant: "two".to_owned(), fraction: 0.01 };
+        assert_eq!(config.service.models.shadow, Some(expected));
+        for (shadow, problem) in [
+            ("{ variant = 'three', fraction = 0.1 }", "routing.shadow names the unknown variant `three`"),
+            (
+                "{ variant = 'two', fraction = 1.5 }",
+                "routing.shadow has the fraction 1.5: it must be from 0 to 1",
+            ),
+            ("{ variant = 'two', fraction = nan }", "routing.shadow has the fraction NaN"),
+            ("{ variant = 'two' }", "missing field `fraction`"),
+        ] {
+            let error = with(shadow).unwrap_err();
+            assert!(error.problems.len() == 1 && error.problems[0].contains(problem), "{error:?}");
+        }
+        let alone = format!("{ONE}[routing]\nshadow = {{ variant = 'one', fraction = 0.1 }}\n");
+        let error = load_text(&alone, Overrides::default()).unwrap_err();
+        assert!(error.problems[0].contains("which is the only variant"), "{error:?}");
     }
 
     #[test]

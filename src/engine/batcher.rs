@@ -65,6 +65,8 @@ pub(super) enum Waiting {
     Blocked,
     /// Only background work, which yields to anything else in any lane.
     Background,
+    /// Only what nobody waits for, which yields to that too.
+    Shadow,
     /// Something that a caller wants soon.
     Urgent,
 }
@@ -77,10 +79,11 @@ pub(super) struct Contender {
     pub(super) device_time: f64,
 }
 
-/// The lane whose turn it is: the least served of those with urgent work, else of those with background work.
+/// The lane whose turn it is: the least served of those with urgent work, else of those with background work, else of
+/// those with shadow work.
 /// Lifts all that do not contend to the chosen one's device time, but for those that would if they were let.
 pub(super) fn choose_lane(lanes: &mut [Contender]) -> Option<usize> {
-    let contending = [Waiting::Urgent, Waiting::Background]
+    let contending = [Waiting::Urgent, Waiting::Background, Waiting::Shadow]
         .into_iter()
         .find(|&waiting| lanes.iter().any(|lane| lane.waiting == waiting))?;
     let chosen = (0..lanes.len())
@@ -100,7 +103,7 @@ mod tests {
 
     #[test]
     fn the_least_served_lane_goes_first_and_sleepers_get_no_credit() {
-        use Waiting::{Background, Blocked, Nothing, Urgent};
+        use Waiting::{Background, Blocked, Nothing, Shadow, Urgent};
         struct Case {
             name: &'static str,
             lanes: &'static [(Waiting, f64)],
@@ -139,6 +142,12 @@ mod tests {
                 lanes: &[(Blocked, 1.0), (Urgent, 7.0), (Nothing, 1.0)],
                 chosen: Some(1),
                 device_times: &[1.0, 7.0, 7.0],
+            },
+            Case {
+                name: "shadow work yields to background",
+                lanes: &[(Shadow, 1.0), (Background, 7.0)],
+                chosen: Some(1),
+                device_times: &[7.0, 7.0],
             },
             Case {
                 name: "background is shared fairly too",

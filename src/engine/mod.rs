@@ -23,6 +23,8 @@
 //!   anything else in any lane.
 //! - What a caller no longer waits for never reaches the model, or stops at its next step. Its room in the queue is
 //!   free at once.
+//! - [`Shadow`](Priority::Shadow) work finds a device that has nothing else to do, or is refused; what else comes while
+//!   it is computed waits for a step of it at most, on a card for a batch of a step's tokens.
 //! - A [lost](Engine::lost) device ends all: what waits, and what ran there, is answered with
 //!   [`EngineError::DeviceLost`]; what runs elsewhere is finished.
 //!
@@ -58,6 +60,7 @@ use tokio::time::Instant;
 use tokio::time::timeout_at;
 
 use self::queue::Queue;
+use self::request::Batch;
 use self::request::Departure;
 use self::request::Ended;
 use self::request::LaneId;
@@ -65,6 +68,7 @@ use self::request::Request;
 use self::request::Ticket;
 use self::served::Copy;
 use self::served::Served;
+use self::worker::Next;
 use self::worker::Work;
 use crate::metrics;
 use crate::metrics::Rejection;
@@ -114,6 +118,9 @@ pub enum Priority {
     Normal,
     /// Whenever nothing else waits, in any lane.
     Background,
+    /// Nobody waits for it: admitted only where nothing else waits, and forgotten by a drain. It takes the device for a
+    /// step at a time, and is no part of what is estimated, shared or counted.
+    Shadow,
 }
 
 /// How a request wants to be served.
@@ -446,7 +453,9 @@ impl Shared {
         let mut state = self.lock();
         if let Err(error) = state.queue.check(lane, &request) {
             drop(state); // before the request, whose thousand vectors take a while to free
-            error.rejection().into_iter().for_each(metrics::request_rejected);
+            if request.priority != Priority::Shadow {
+                error.rejection().into_iter().for_each(metrics::request_rejected);
+            }
             return Err(error);
         }
         let ticket = state.queue.enter(lane, request);
@@ -455,18 +464,27 @@ impl Shared {
         Ok(ticket)
     }
 
-    /// Blocks a device thread until there is something to do.
-    fn wait_for_work(&self, device: usize) -> Work {
+    /// Blocks a device thread until there is something to do. `ahead` is what it has taken already.
+    fn wait_for_work(&self, device: usize, ahead: &mut Option<Next>) -> Work {
         let mut state = self.lock();
         loop {
             if let Some(served) = state.queue.take_retired() {
                 return Work::Retire(served);
             }
+            if ahead.is_some()
+                && let Some(batch) = state.queue.next_before_ahead(device, Instant::now())
+            {
+                return Work::Score(batch.into());
+            }
+            if let Some(next) = ahead.take() {
+                state.queue.start_ahead(device, Instant::now());
+                return Work::Score(next);
+            }
             if state.is_abandoned {
                 return Work::Stop;
             }
             if let Some(batch) = state.queue.next_batch(device, Instant::now()) {
-                return Work::Score(batch);
+                return Work::Score(batch.into());
             }
             self.idle.notify_waiters();
             state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -480,7 +498,12 @@ impl Shared {
         if let Some(served) = state.queue.take_retired() {
             return Some(Work::Retire(served));
         }
-        state.queue.next_between_steps(device, Instant::now()).map(Work::Score)
+        state.queue.next_between_steps(device, Instant::now()).map(|batch| Work::Score(batch.into()))
+    }
+
+    /// What a device thread will do after the batch that its device computes, if that is certain.
+    fn take_ahead(&self, device: usize) -> Option<Batch> {
+        self.lock().queue.take_ahead(device, Instant::now())
     }
 
     fn batch_ended(&self, device: usize, ended: Ended) {

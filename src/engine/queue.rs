@@ -66,7 +66,7 @@ impl RunningBatch {
 struct Kind {
     waiting: BTreeMap<Ticket, Request>,
     /// By priority.
-    waiting_tokens: [usize; 3],
+    waiting_tokens: [usize; 4],
     throughput: Throughput,
 }
 
@@ -150,6 +150,7 @@ impl Lane {
             None if self.is_empty() => Waiting::Nothing,
             None => Waiting::Blocked,
             Some((Ticket { priority: Priority::Background, .. }, _)) => Waiting::Background,
+            Some((Ticket { priority: Priority::Shadow, .. }, _)) => Waiting::Shadow,
             Some(_) => Waiting::Urgent,
         };
         Contender { waiting, device_time: self.device_times[copy] }
@@ -160,11 +161,24 @@ impl Lane {
         let num_samples = request.waiting().len();
         let kind = self.kind_of(request);
         self.kinds[kind].waiting_tokens[request.priority as usize] -= request.tokens_left;
-        self.served.metrics().queue_left(num_samples, request.tokens_left);
+        let metrics = self.served.metrics_of(request.priority);
+        metrics.queue_left(num_samples, request.tokens_left);
         match departure {
-            Departure::Expired => self.served.metrics().samples_expired(num_samples),
-            Departure::Withdrawn => self.served.metrics().samples_withdrawn(num_samples),
-            Departure::Refused => self.served.metrics().samples_failed(num_samples),
+            Departure::Expired => metrics.samples_expired(num_samples),
+            Departure::Withdrawn => metrics.samples_withdrawn(num_samples),
+            Departure::Refused => metrics.samples_failed(num_samples),
+        }
+    }
+
+    /// Nobody gets what waits with [`Priority::Shadow`].
+    fn forget_shadows(&mut self) {
+        for kind in [SHORT, LONG] {
+            let is_shadow = |ticket: &Ticket, _: &mut Request| ticket.priority == Priority::Shadow;
+            let shadows: Vec<_> = self.kinds[kind].waiting.extract_if(.., is_shadow).collect();
+            for (_, request) in shadows {
+                self.release(&request, Departure::Refused);
+                request.refuse(EngineError::Draining);
+            }
         }
     }
 
@@ -200,7 +214,7 @@ impl Lane {
             }
             let num_tokens = fill.tokens() - tokens_before;
             self.kinds[kind].waiting_tokens[ticket.priority as usize] -= num_tokens;
-            self.served.metrics().queue_left(num_samples, num_tokens);
+            self.served.metrics_of(ticket.priority).queue_left(num_samples, num_tokens);
             if is_cut {
                 break;
             }
@@ -209,11 +223,22 @@ impl Lane {
     }
 }
 
+/// The head of which queue goes next.
+#[derive(Clone, Copy)]
+struct Chosen {
+    lane: LaneId,
+    copy: usize,
+    priority: Priority,
+    kind: usize,
+}
+
 /// What is known of a device.
 #[derive(Default)]
 struct DeviceBooks {
     /// The one that runs is the last; those before it are at a pause.
     running: Vec<RunningBatch>,
+    /// What was taken for when that has ended.
+    ahead: Option<RunningBatch>,
     /// Of the lane that was chosen last, when it was.
     device_time: f64,
 }
@@ -280,12 +305,14 @@ impl Queue {
     pub(super) fn close(&mut self, lane: LaneId) {
         if let Some(lane) = self.lanes.get_mut(&lane) {
             lane.is_closed = true;
+            lane.forget_shadows();
         }
     }
 
     /// Refuses new work for all lanes.
     pub(super) fn drain(&mut self) {
         self.closed.get_or_insert(EngineError::Draining);
+        self.lanes.values_mut().for_each(Lane::forget_shadows);
     }
 
     /// Refuses new work for all lanes, and all that waits.
@@ -303,12 +330,13 @@ impl Queue {
 
     /// Whether everything that was admitted is answered.
     pub(super) fn is_idle(&self) -> bool {
-        self.devices.iter().all(|device| device.running.is_empty()) && self.lanes.values().all(Lane::is_empty)
+        self.running().all(|batch| batch.priority == Priority::Shadow)
+            && self.lanes.values().all(Lane::is_empty)
     }
 
-    /// Batches that run, or are at a pause, on any device.
+    /// Batches that run, or are at a pause, or were taken ahead, on any device.
     fn running(&self) -> impl Iterator<Item = &RunningBatch> {
-        self.devices.iter().flat_map(|device| &device.running)
+        self.devices.iter().flat_map(|device| device.running.iter().chain(&device.ahead))
     }
 
     /// Why a request is not admitted, if so.
@@ -323,6 +351,9 @@ impl Queue {
         if tokens > limit {
             return Err(EngineError::TooLarge { tokens, limit });
         }
+        if request.priority == Priority::Shadow {
+            return self.check_shadow(lane, tokens);
+        }
         // what is less urgent goes after it, and so takes no room from it
         let waiting = lane.tokens_up_to(request.priority);
         if waiting + tokens > limit {
@@ -336,11 +367,12 @@ impl Queue {
             return Ok(());
         };
         if left.is_zero() {
-            lane.served.metrics().samples_expired(request.waiting().len());
+            lane.served.metrics_of(request.priority).samples_expired(request.waiting().len());
             return Err(EngineError::DeadlineExceeded);
         }
         // A lane with nothing to do always tries, or a bad estimate could never be refuted.
-        let has_work = !lane.is_empty() || self.running().any(|batch| batch.lane == lane_id);
+        let has_work = lane.tokens_up_to(Priority::Background) > 0
+            || self.running().any(|batch| batch.lane == lane_id && batch.priority != Priority::Shadow);
         let kind = lane.kind_of(request);
         let until = lane.kinds[kind].tokens_up_to(request.priority) + tokens;
         let seconds = self.seconds_until_served(lane_id, kind, until, request.priority, now);
@@ -350,12 +382,29 @@ impl Queue {
         }
     }
 
+    /// Shadow work waits for a device that is about to be free, a batch of it at most.
+    fn check_shadow(&self, lane: &Lane, tokens: usize) -> Result<(), EngineError> {
+        let others = self.lanes.values().filter(|other| other.shares_a_device_with(lane));
+        let before: usize = others.map(|other| other.tokens_up_to(Priority::Background)).sum();
+        let (waiting, limit) = (lane.tokens_up_to(Priority::Shadow), self.config.max_batch_tokens);
+        let has_room = waiting == 0 || waiting + tokens <= limit;
+        match before == 0 && has_room {
+            true => Ok(()),
+            false => Err(EngineError::QueueFull {
+                waiting: before + waiting,
+                limit,
+                retry_after: retry_after(None),
+            }),
+        }
+    }
+
     /// Lets a request wait that [`Self::check`] has not refused since the lock was taken.
     pub(super) fn enter(&mut self, lane: LaneId, request: Request) -> Ticket {
         let ticket = Ticket { priority: request.priority, number: self.next_ticket };
         self.next_ticket += 1;
         let lane = self.lanes.get_mut(&lane).expect("a lane that was checked is there");
-        lane.served.metrics().queue_entered(request.waiting().len(), request.tokens_left);
+        let metrics = lane.served.metrics_of(request.priority);
+        metrics.queue_entered(request.waiting().len(), request.tokens_left);
         let kind = lane.kind_of(&request);
         lane.kinds[kind].waiting_tokens[ticket.priority as usize] += request.tokens_left;
         lane.kinds[kind].waiting.insert(ticket, request);
@@ -384,15 +433,23 @@ impl Queue {
         let others = backlogs.filter_map(|(id, of_kind, seconds)| {
             ((id, of_kind) != (lane_id, kind) && (kind == LONG || of_kind == SHORT)).then_some(seconds)
         });
-        let stays = |batch: &&RunningBatch| !batch.is_given_up() && !batch.lets_go(priority, kind == LONG);
+        // shadow work makes nobody refused: what of it runs ends soon
+        let stays = |batch: &&RunningBatch| {
+            let is_over = batch.is_given_up() || batch.priority == Priority::Shadow;
+            !is_over && !batch.lets_go(priority, kind == LONG)
+        };
         let left_of = |batch: &RunningBatch| {
-            let kind = if batch.is_long { LONG } else { SHORT };
-            let seconds = self.lanes.get(&batch.lane)?.seconds_for(kind, batch.num_tokens)?;
-            Some((seconds - now.saturating_duration_since(batch.started).as_secs_f64()).max(0.0))
+            Some(
+                (self.expected_of(batch)? - now.saturating_duration_since(batch.started).as_secs_f64())
+                    .max(0.0),
+            )
         };
         // until the first of its devices is free
         let until_free = |device: usize| -> f64 {
-            self.devices[device].running.iter().filter(stays).filter_map(left_of).sum()
+            let DeviceBooks { running, ahead, .. } = &self.devices[device];
+            let running: f64 = running.iter().filter(stays).filter_map(left_of).sum();
+            let goes_first = ahead.iter().filter(|ahead| ahead.priority <= priority);
+            running + goes_first.filter_map(|ahead| self.expected_of(ahead)).sum::<f64>()
         };
         let devices = lane.served.copies.iter().map(|copy| copy.device);
         let running = devices.map(until_free).fold(f64::INFINITY, f64::min);
@@ -405,10 +462,17 @@ impl Queue {
         Some(if kind == SHORT && beside_long { seconds * (1.0 + LONG_SHARE) } else { seconds })
     }
 
+    /// The seconds that a batch should take in all.
+    fn expected_of(&self, batch: &RunningBatch) -> Option<f64> {
+        let kind = if batch.is_long { LONG } else { SHORT };
+        self.lanes.get(&batch.lane)?.seconds_for(kind, batch.num_tokens)
+    }
+
     /// Removes what still waits of a request, and frees its room; from now on no estimate counts on the time of what
     /// runs.
     pub(super) fn withdraw(&mut self, lane: LaneId, ticket: Ticket, departure: Departure) -> Option<Request> {
-        let running = self.devices.iter_mut().flat_map(|device| &mut device.running);
+        let running =
+            self.devices.iter_mut().flat_map(|device| device.running.iter_mut().chain(&mut device.ahead));
         for batch in running.filter(|batch| batch.lane == lane) {
             batch.awaited.retain(|awaited| *awaited != ticket);
         }
@@ -424,12 +488,56 @@ impl Queue {
         self.batch_of(device, Turn::Anybody, now)
     }
 
+    /// What a device should do when its batch has ended, if that is certain now: as many tokens wait as make a batch of
+    /// every device that could take them, and nothing between. What comes later and is more urgent goes before it.
+    pub(super) fn take_ahead(&mut self, device: usize, now: Instant) -> Option<Batch> {
+        let DeviceBooks { running, ahead: None, .. } = &self.devices[device] else { return None };
+        let [RunningBatch { lane: of, copy, takes_steps: false, .. }] = running[..] else { return None };
+        // the lane whose batch runs will have had its time then
+        let expected = self.expected_of(&running[0]).unwrap_or(0.0);
+        self.charge(of, copy, expected);
+        let chosen = self.choose(device, Turn::Anybody);
+        self.charge(of, copy, -expected);
+        let chosen = chosen?;
+        let Chosen { lane, priority, kind, .. } = chosen;
+        let lane = self.lanes.get(&lane)?;
+        let waiting = lane.kinds[kind].waiting_tokens[priority as usize];
+        let is_enough = waiting >= self.config.max_batch_tokens.saturating_mul(lane.served.copies.len());
+        if kind == LONG || priority == Priority::Shadow || !is_enough || self.count_idle(lane) > 0 {
+            return None;
+        }
+        let (running, batch) = self.batch_from(chosen, now)?;
+        self.devices[device].ahead = Some(running);
+        Some(batch)
+    }
+
+    /// Counts seconds of a device against a lane.
+    fn charge(&mut self, lane: LaneId, copy: usize, seconds: f64) {
+        if let Some(lane) = self.lanes.get_mut(&lane) {
+            lane.device_times[copy] += seconds;
+        }
+    }
+
+    /// What goes before the batch that a device has ahead, if anything does.
+    pub(super) fn next_before_ahead(&mut self, device: usize, now: Instant) -> Option<Batch> {
+        let priority = self.devices[device].ahead.as_ref()?.priority;
+        self.batch_of(device, Turn::MoreUrgent(priority), now)
+    }
+
+    /// The batch that a device has ahead runs from now on.
+    pub(super) fn start_ahead(&mut self, device: usize, now: Instant) {
+        let DeviceBooks { running, ahead, .. } = &mut self.devices[device];
+        running.extend(ahead.take().map(|batch| RunningBatch { started: now, ..batch }));
+    }
+
     /// The batch that runs is at a pause, and ran for so long since the last one.
     pub(super) fn step_ended(&mut self, device: usize, ran: Duration) {
         let Some(batch) = self.devices[device].running.last_mut() else { return };
         batch.ran += ran;
         batch.owed = batch.owed.saturating_sub(ran);
-        if let Some(lane) = self.lanes.get_mut(&batch.lane) {
+        if batch.priority != Priority::Shadow
+            && let Some(lane) = self.lanes.get_mut(&batch.lane)
+        {
             lane.device_times[batch.copy] += ran.as_secs_f64();
         }
     }
@@ -448,60 +556,75 @@ impl Queue {
         devices.filter(|&device| self.devices[device].running.is_empty()).count()
     }
 
-    /// Lanes take turns on each device by its own clock, those that have a copy there: what one has of a device that the
-    /// others cannot use is no debt.
     fn batch_of(&mut self, device: usize, turn: Turn, now: Instant) -> Option<Batch> {
         loop {
-            let copies: Vec<(LaneId, usize)> =
-                self.lanes.iter().filter_map(|(&id, lane)| Some((id, lane.copy_on(device)?))).collect();
-            let mut contenders: Vec<Contender> =
-                copies.iter().map(|&(id, copy)| self.lanes[&id].contender(copy, turn)).collect();
-            let chosen = choose_lane(&mut contenders)?;
-            for (&(id, copy), contender) in copies.iter().zip(&contenders) {
-                let lane = self.lanes.get_mut(&id).expect("found among them");
-                lane.device_times[copy] = contender.device_time;
-            }
-            self.devices[device].device_time = contenders[chosen].device_time;
-            let (id, copy) = copies[chosen];
-            let idle = self.count_idle(&self.lanes[&id]).max(1);
-            let lane = self.lanes.get_mut(&id).expect("found among them");
-            let (Ticket { priority, .. }, kind) = lane.head(turn).expect("it contends");
-            // several devices that have nothing to do share what waits
-            let share = lane.kinds[kind].waiting_tokens[priority as usize].div_ceil(idle).max(LEAST_SHARE);
-            let max_tokens = if idle > 1 { share } else { usize::MAX }.min(self.config.max_batch_tokens);
-            let (portions, num_tokens) = lane.take(kind, max_tokens, now);
-            if !portions.is_empty() {
-                let takes_steps = num_tokens > lane.max_step_tokens;
-                let is_long = kind == LONG;
-                // a batch of short ones pauses where that costs nothing
-                let step_tokens =
-                    if is_long { lane.max_step_tokens.div_ceil(STEPS_AT_LEAST) } else { usize::MAX };
-                let (ran, owed) = (Duration::ZERO, Duration::ZERO);
-                let awaited = portions.iter().map(|portion| portion.ticket).collect();
-                let served = lane.served.clone();
-                self.devices[device].running.push(RunningBatch {
-                    lane: id,
-                    copy,
-                    num_tokens,
-                    started: now,
-                    priority,
-                    is_long,
-                    takes_steps,
-                    ran,
-                    owed,
-                    awaited,
-                });
-                return Some(Batch {
-                    served,
-                    copy,
-                    portions,
-                    num_tokens,
-                    started: now,
-                    step_tokens: takes_steps.then_some(step_tokens),
-                });
+            let chosen = self.choose(device, turn)?;
+            if let Some((running, batch)) = self.batch_from(chosen, now) {
+                self.devices[device].running.push(running);
+                return Some(batch);
             }
             // all that was looked at had expired or left: look again
         }
+    }
+
+    /// Lanes take turns on each device by its own clock, those that have a copy there: what one has of a device that the
+    /// others cannot use is no debt.
+    fn choose(&mut self, device: usize, turn: Turn) -> Option<Chosen> {
+        let copies: Vec<(LaneId, usize)> =
+            self.lanes.iter().filter_map(|(&id, lane)| Some((id, lane.copy_on(device)?))).collect();
+        let mut contenders: Vec<Contender> =
+            copies.iter().map(|&(id, copy)| self.lanes[&id].contender(copy, turn)).collect();
+        let chosen = choose_lane(&mut contenders)?;
+        for (&(id, copy), contender) in copies.iter().zip(&contenders) {
+            let lane = self.lanes.get_mut(&id).expect("found among them");
+            lane.device_times[copy] = contender.device_time;
+        }
+        self.devices[device].device_time = contenders[chosen].device_time;
+        let (lane, copy) = copies[chosen];
+        let (Ticket { priority, .. }, kind) = self.lanes[&lane].head(turn).expect("it contends");
+        Some(Chosen { lane, copy, priority, kind })
+    }
+
+    /// The first that waits where it was chosen, as the books have it and as the device does; none if all of it had
+    /// expired or left.
+    fn batch_from(&mut self, chosen: Chosen, now: Instant) -> Option<(RunningBatch, Batch)> {
+        let Chosen { lane: id, copy, priority, kind } = chosen;
+        let idle = self.count_idle(&self.lanes[&id]).max(1);
+        let lane = self.lanes.get_mut(&id).expect("found among them");
+        // several devices that have nothing to do share what waits
+        let share = lane.kinds[kind].waiting_tokens[priority as usize].div_ceil(idle).max(LEAST_SHARE);
+        // what has a device that others may want at any moment lets go of it soon, on a card too
+        let most = match priority {
+            Priority::Shadow => self.config.max_step_tokens.min(self.config.max_batch_tokens),
+            _ => self.config.max_batch_tokens,
+        };
+        let max_tokens = if idle > 1 { share } else { usize::MAX }.min(most);
+        let (portions, num_tokens) = lane.take(kind, max_tokens, now);
+        if portions.is_empty() {
+            return None;
+        }
+        let takes_steps = num_tokens > lane.max_step_tokens;
+        let is_long = kind == LONG;
+        // a batch of short ones pauses where that costs nothing
+        let step_tokens = if is_long { lane.max_step_tokens.div_ceil(STEPS_AT_LEAST) } else { usize::MAX };
+        let (ran, owed) = (Duration::ZERO, Duration::ZERO);
+        let awaited = portions.iter().map(|portion| portion.ticket).collect();
+        let served = lane.served.clone();
+        let step_tokens = takes_steps.then_some(step_tokens);
+        let started = now;
+        let running = RunningBatch {
+            lane: id,
+            copy,
+            num_tokens,
+            started,
+            priority,
+            is_long,
+            takes_steps,
+            ran,
+            owed,
+            awaited,
+        };
+        Some((running, Batch { served, copy, priority, portions, num_tokens, started, step_tokens }))
     }
 
     /// Accounts for the batch that a device took last.
@@ -513,6 +636,9 @@ impl Queue {
             && batch.priority >= outer.priority
         {
             outer.owed = elapsed.mul_f64(LONG_SHARE);
+        }
+        if batch.priority == Priority::Shadow {
+            return; // small batches, at nobody's cost
         }
         let Some(lane) = self.lanes.get_mut(&batch.lane) else { return };
         lane.device_times[batch.copy] += elapsed.saturating_sub(batch.ran).as_secs_f64();
@@ -533,7 +659,10 @@ impl Queue {
     /// Removes everything, whatever state it is in.
     pub(super) fn take_all(&mut self) -> impl Sized + use<> {
         self.drain();
-        self.devices.iter_mut().for_each(|device| device.running.clear());
+        for device in &mut self.devices {
+            device.running.clear();
+            device.ahead = None;
+        }
         std::mem::take(&mut self.lanes)
     }
 }
@@ -634,6 +763,128 @@ mod tests {
             run(queue, batch, Duration::from_secs(1));
         }
         batches
+    }
+
+    /// What a device takes while its batch runs is what it would take after it, if that is a full batch and certain.
+    #[test]
+    fn a_batch_is_taken_ahead_only_where_it_is_full_and_nobody_is_served_worse() {
+        let (mut queue, lanes) = queue(10, 1000, 2);
+        let now = Instant::now();
+        let _first = admit(&mut queue, lanes[0], 1, &[10], Priority::Normal);
+        assert!(queue.take_ahead(DEVICE, now).is_none(), "nothing runs");
+        let running = queue.next_batch(DEVICE, now).unwrap();
+        assert!(queue.take_ahead(DEVICE, now).is_none(), "nothing waits");
+        let _second = admit(&mut queue, lanes[0], 2, &[6], Priority::Normal);
+        assert!(queue.take_ahead(DEVICE, now).is_none(), "more may come beside it");
+        let _third = admit(&mut queue, lanes[0], 3, &[6], Priority::Normal);
+        let ahead = queue.take_ahead(DEVICE, now).unwrap();
+        assert_eq!(tokens(&ahead), [2]);
+        let _others = [4, 5].map(|token| admit(&mut queue, lanes[0], token, &[10], Priority::Normal));
+        assert!(queue.take_ahead(DEVICE, now).is_none(), "one at most");
+        assert!(!queue.is_idle());
+
+        run(&mut queue, running, Duration::from_secs(1));
+        assert!(!queue.is_idle(), "it waits for its turn");
+        let _urgent = admit(&mut queue, lanes[1], 7, &[1], Priority::Interactive);
+        let urgent = queue.next_before_ahead(DEVICE, now).unwrap();
+        assert_eq!(tokens(&urgent), [7]);
+        run(&mut queue, urgent, Duration::from_secs(1));
+        assert!(queue.next_before_ahead(DEVICE, now).is_none());
+        queue.start_ahead(DEVICE, now);
+        run(&mut queue, ahead, Duration::from_secs(1));
+        assert_eq!(run_all(&mut queue), [vec![3], vec![4], vec![5]]);
+        assert!(queue.is_idle());
+    }
+
+    /// The lane whose batch runs will have had its second by then.
+    #[test]
+    fn lanes_take_turns_ahead_too() {
+        let (mut queue, lanes) = queue(10, 1000, 2);
+        let now = Instant::now();
+        let _answers: Vec<_> = (0..4)
+            .flat_map(|_| [0, 1])
+            .map(|lane| admit(&mut queue, lanes[lane], lane as u32, &[10], Priority::Normal))
+            .collect();
+        let mut running = queue.next_batch(DEVICE, now).unwrap();
+        let mut order = Vec::new();
+        while let Some(ahead) = {
+            order.extend(tokens(&running));
+            // before anything was measured nothing is expected of it
+            let ahead = if order.len() > 2 { queue.take_ahead(DEVICE, now) } else { None };
+            run(&mut queue, running, Duration::from_secs(1));
+            match ahead {
+                Some(ahead) => {
+                    queue.start_ahead(DEVICE, now);
+                    Some(ahead)
+                }
+                None => queue.next_batch(DEVICE, now),
+            }
+        } {
+            running = ahead;
+        }
+        assert_eq!(order, [0, 1, 0, 1, 0, 1, 0, 1]);
+    }
+
+    #[test]
+    fn a_lane_that_closes_is_not_retired_before_what_was_taken_ahead_has_run() {
+        let (mut queue, lanes) = queue(10, 1000, 1);
+        let now = Instant::now();
+        let _answers = [1, 2].map(|token| admit(&mut queue, lanes[0], token, &[10], Priority::Normal));
+        let running = queue.next_batch(DEVICE, now).unwrap();
+        let ahead = queue.take_ahead(DEVICE, now).unwrap();
+        queue.close(lanes[0]);
+        run(&mut queue, running, Duration::from_secs(1));
+        assert!(queue.take_retired().is_none());
+        queue.start_ahead(DEVICE, now);
+        run(&mut queue, ahead, Duration::from_secs(1));
+        assert!(queue.take_retired().is_some() && queue.is_idle());
+    }
+
+    #[test]
+    fn shadow_work_is_refused_where_others_wait_and_never_in_their_way() {
+        let (mut queue, lanes) = queue(100, 60, 2);
+        let now = Instant::now();
+        let shadow = |queue: &mut Queue, token: u32, lengths: &[usize]| {
+            let (request, answered) = request(token, lengths, Priority::Shadow, None);
+            queue.check(lanes[1], &request)?;
+            queue.enter(lanes[1], request);
+            Ok::<_, EngineError>(answered)
+        };
+        let _running = admit(&mut queue, lanes[0], 1, &[5], Priority::Normal);
+        let running = queue.next_batch(DEVICE, now).unwrap();
+        let mut first = shadow(&mut queue, 8, &[STEP, STEP]).expect("the device is about to be free");
+        assert!(shadow(&mut queue, 8, &[61]).is_err(), "a batch of it at most");
+        let _second = shadow(&mut queue, 9, &[1]).unwrap();
+        // all the room there is, as if there was no shadow
+        let _full = [[30, 30], [31, 29]].map(|lengths| {
+            let (request, _) = request(2, &lengths, Priority::Background, None);
+            queue.check(lanes[0], &request)
+        });
+        assert!(_full.iter().all(Result::is_ok));
+        let _background = admit(&mut queue, lanes[0], 2, &[10], Priority::Background);
+        assert!(matches!(shadow(&mut queue, 9, &[1]), Err(EngineError::QueueFull { .. })), "others wait");
+        run(&mut queue, running, Duration::from_secs(1));
+        let background = queue.next_batch(DEVICE, now).unwrap();
+        assert_eq!(tokens(&background), [2], "before any shadow");
+        run(&mut queue, background, Duration::from_secs(1));
+
+        // it takes the device for a step's tokens at a time, whatever a batch may have, and is no part of what others share
+        let times: Vec<f64> = queue.lanes.values().map(|lane| lane.device_times[0]).collect();
+        let batch = queue.next_batch(DEVICE, now).unwrap();
+        assert_eq!(tokens(&batch), [8]);
+        let until = |queue: &Queue| queue.seconds_until_served(lanes[0], SHORT, 10, Priority::Normal, now);
+        let running = until(&queue);
+        run(&mut queue, batch, Duration::from_secs(100));
+        assert_eq!((until(&queue), running.is_some()), (running, true), "it makes nobody wait by the books");
+        assert_eq!(queue.lanes.values().map(|lane| lane.device_times[0]).collect::<Vec<_>>(), times);
+
+        // a drain waits for none of it
+        let running = queue.next_batch(DEVICE, now).unwrap();
+        queue.drain();
+        assert!(queue.is_idle() && queue.next_between_steps(DEVICE, now).is_none());
+        run(&mut queue, running, Duration::from_secs(1));
+        assert!(first.try_recv().unwrap().is_ok_and(|scored| scored.outcomes.len() == 2));
+        assert!(queue.next_batch(DEVICE, now).is_none());
     }
 
     #[test]

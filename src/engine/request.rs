@@ -21,6 +21,8 @@ use super::Priority;
 use super::SampleError;
 use super::Scored;
 use super::served::Served;
+use crate::metrics::VariantMetrics;
+use crate::model::scorer::Scorer;
 use crate::ops::batch::Sequence;
 
 /// Names a lane of the queue.
@@ -156,7 +158,7 @@ impl Asked {
         queue: Duration,
         times: Times,
         batch_samples: usize,
-        served: &Served,
+        metrics: &VariantMetrics,
     ) {
         let mut found = self.found();
         found.missing -= samples.len();
@@ -177,7 +179,6 @@ impl Asked {
         let batch_samples = found.batch_samples;
         let scored = Scored { outcomes: outcomes.collect(), queue, compute, batch_samples };
         drop(found);
-        let metrics = served.metrics(); // before the answer, upon which the lane may be shown
         if answer.send(Ok(scored)).is_ok() {
             metrics.request_scored(queue, compute, reduce);
         }
@@ -211,6 +212,8 @@ pub(super) struct Batch {
     pub(super) served: Arc<Served>,
     /// Which of its copies.
     pub(super) copy: usize,
+    /// Of all that is in it.
+    pub(super) priority: Priority,
     pub(super) portions: Vec<Portion>,
     pub(super) num_tokens: usize,
     pub(super) started: Instant,
@@ -229,15 +232,37 @@ pub(super) struct Times {
 }
 
 impl Batch {
+    /// Where to count what becomes of it.
+    pub(super) fn metrics(&self) -> &VariantMetrics {
+        self.served.metrics_of(self.priority)
+    }
+
+    /// What scores it.
+    pub(super) fn scorer(&self) -> &Scorer {
+        &self.served.copies[self.copy].scorer
+    }
+
+    /// It begins now, and may have been taken ahead. Whoever has left meanwhile is no part of it any more; tells whether anybody has.
+    pub(super) fn begin(&mut self, now: Instant) -> bool {
+        self.started = now;
+        let left: Vec<Portion> = self.portions.extract_if(.., |portion| portion.caller_has_left()).collect();
+        for portion in &left {
+            self.num_tokens -= portion.sequences().iter().map(tokens_of).sum::<usize>();
+            self.metrics().samples_withdrawn(portion.samples.len());
+        }
+        !left.is_empty()
+    }
+
     /// Hands out one outcome per sample, in their order, and answers the requests that have all of theirs.
     /// Returns what the queue must be told.
     pub(super) fn answer(self, outcomes: impl IntoIterator<Item = Outcome>, times: Times) -> Ended {
         let mut outcomes = outcomes.into_iter();
         let batch_samples = self.portions.iter().map(|portion| portion.samples.len()).sum();
+        let metrics = self.served.metrics_of(self.priority); // before the answer, upon which the lane may be shown
         for Portion { admitted, asked, samples, .. } in self.portions {
             let queue = self.started.saturating_duration_since(admitted) + times.paused;
             let of_portion = outcomes.by_ref().take(samples.len());
-            asked.bring(samples, of_portion, queue, times, batch_samples, &self.served);
+            asked.bring(samples, of_portion, queue, times, batch_samples, metrics);
         }
         debug_assert!(outcomes.next().is_none(), "one outcome per sample");
         Ended { num_tokens: self.num_tokens, elapsed: times.compute + times.reduce }
@@ -246,7 +271,7 @@ impl Batch {
     /// Ends it without rewards: nobody waits for any.
     pub(super) fn give_up(self, times: Times) -> Ended {
         let num_samples = self.portions.iter().map(|portion| portion.samples.len()).sum();
-        self.served.metrics().samples_withdrawn(num_samples);
+        self.metrics().samples_withdrawn(num_samples);
         let outcomes = vec![Err(SampleError::ForwardFailed); num_samples];
         Ended { num_tokens: 0, ..self.answer(outcomes, times) }
     }

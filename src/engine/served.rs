@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use tokio::sync::watch;
 
+use super::Priority;
 use crate::metrics::VariantMetrics;
 use crate::model::scorer::Scorer;
 
@@ -20,6 +21,8 @@ pub(super) struct Served {
     pub(super) share_prefixes: bool,
     muted: VariantMetrics,
     shown: OnceLock<VariantMetrics>,
+    /// Of shadow work: device seconds, and nothing else.
+    of_shadows: OnceLock<VariantMetrics>,
     // dropped last: who sees it closed knows that the models are gone
     health: watch::Sender<bool>,
 }
@@ -54,6 +57,7 @@ impl Served {
             share_prefixes,
             muted: VariantMetrics::muted(),
             shown: OnceLock::new(),
+            of_shadows: OnceLock::new(),
             health,
         }
     }
@@ -61,12 +65,17 @@ impl Served {
     /// What happens from here on is counted.
     pub(super) fn show(&self) {
         let num_members = self.copies[0].scorer.num_members();
-        self.shown.get_or_init(|| VariantMetrics::new(&self.variant, num_members));
+        let shown = self.shown.get_or_init(|| VariantMetrics::new(&self.variant, num_members));
+        self.of_shadows.get_or_init(|| shown.of_device_only());
     }
 
-    /// Where to count: nowhere before it is shown, since what a server asks itself is no traffic.
-    pub(super) fn metrics(&self) -> &VariantMetrics {
-        self.shown.get().unwrap_or(&self.muted)
+    /// Where to count what has this priority: nowhere before it is shown, since what a server asks itself is no traffic.
+    pub(super) fn metrics_of(&self, priority: Priority) -> &VariantMetrics {
+        let metrics = match priority {
+            Priority::Shadow => &self.of_shadows,
+            Priority::Interactive | Priority::Normal | Priority::Background => &self.shown,
+        };
+        metrics.get().unwrap_or(&self.muted)
     }
 
     /// Whether a forward can pause.

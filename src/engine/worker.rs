@@ -14,6 +14,14 @@
 //! A batch that is larger than a step is computed in [`steps`](crate::model::steps). At each pause the thread asks the queue
 //! who may go now (`batcher` tells), runs that to its end, and goes on: the batch under way waits on the stack, and
 //! is the same code as any. Once all of its callers have left, or their deadlines have passed, it is given up.
+//!
+//! # One batch ahead
+//!
+//! Where a device computes by itself, this thread would wait for it. It takes the next batch instead, packs it, and sends
+//! it there, so that the device goes on without a pause; if a full batch waits, since a smaller one could still grow. What
+//! is more urgent and comes later goes before it, whoever has left it by its turn is no part of it, and drains and reloads
+//! wait for it as for one that runs. Rotary angles of 16,384 tokens were 8 MB of what was sent for each batch: they stay on the
+//! device, and what is left is 0.3 MB.
 
 use std::any::Any;
 use std::ops::ControlFlow;
@@ -25,6 +33,7 @@ use std::time::Instant;
 
 use super::EngineError;
 use super::Outcome;
+use super::Priority;
 use super::SampleError;
 use super::Shared;
 use super::request::Batch;
@@ -33,6 +42,7 @@ use super::request::Portion;
 use super::request::Times;
 use super::served::Served;
 use crate::model::ModelError;
+use crate::model::scorer::Prepared;
 use crate::model::scorer::Reward;
 use crate::model::scorer::Scorer;
 use crate::model::steps::Steps;
@@ -42,28 +52,42 @@ use crate::ops::batch::Sequence;
 /// What the device thread does next.
 pub(super) enum Work {
     /// Score this.
-    Score(Batch),
+    Score(Next),
     /// Drop the scorer of a lane that has served all it admitted.
     Retire(Arc<Served>),
     /// Nobody is left who could ask for anything.
     Stop,
 }
 
+/// A batch, and what was made of it already.
+pub(super) struct Next {
+    batch: Batch,
+    /// Absent: it was not taken ahead, or what failed is to fail when it runs.
+    prepared: Option<Prepared>,
+}
+
+impl From<Batch> for Next {
+    fn from(batch: Batch) -> Self {
+        Self { batch, prepared: None }
+    }
+}
+
 /// Runs one device until the engine and all its lanes are gone.
 pub(super) fn run(shared: Arc<Shared>, device: usize) {
     let _last_act = LastAct(&shared);
+    let mut ahead = None;
     loop {
-        match shared.wait_for_work(device) {
+        match shared.wait_for_work(device, &mut ahead) {
             Work::Stop => return,
-            work => perform(&shared, device, work),
+            work => perform(&shared, device, work, &mut ahead),
         }
     }
 }
 
-fn perform(shared: &Shared, device: usize, work: Work) {
+fn perform(shared: &Shared, device: usize, work: Work, ahead: &mut Option<Next>) {
     match work {
-        Work::Score(batch) => {
-            let ended = score(shared, device, batch);
+        Work::Score(next) => {
+            let ended = score(shared, device, next, ahead);
             shared.batch_ended(device, ended);
         }
         Work::Retire(served) => drop(served),
@@ -76,6 +100,8 @@ struct Pauses<'a> {
     shared: &'a Shared,
     device: usize,
     batch: &'a Batch,
+    /// The one after it, once it is known.
+    ahead: &'a mut Option<Next>,
     begun: Instant,
     /// When it began to run, or went on.
     running_since: Instant,
@@ -84,10 +110,26 @@ struct Pauses<'a> {
 }
 
 impl<'a> Pauses<'a> {
-    fn new(shared: &'a Shared, device: usize, batch: &'a Batch) -> Self {
+    fn new(shared: &'a Shared, device: usize, batch: &'a Batch, ahead: &'a mut Option<Next>) -> Self {
         let now = Instant::now();
         let times = Times::default();
-        Self { shared, device, batch, begun: now, running_since: now, times, is_given_up: false }
+        Self { shared, device, batch, ahead, begun: now, running_since: now, times, is_given_up: false }
+    }
+
+    /// The device computes, and this thread would wait: takes the next batch, packs it, and sends it there.
+    fn prepare_next(&mut self) {
+        if self.ahead.is_some() {
+            return;
+        }
+        // kept first: whatever happens to it below, it will be run
+        let Some(batch) = self.shared.take_ahead(self.device) else { return };
+        let next = self.ahead.insert(batch.into());
+        let prepare = || {
+            let sequences: Vec<&Sequence> = next.batch.portions.iter().flat_map(Portion::sequences).collect();
+            let scorer = next.batch.scorer();
+            scorer.prepare(next.batch.served.pack(scorer, &sequences))
+        };
+        next.prepared = catch_unwind(AssertUnwindSafe(prepare)).ok();
     }
 
     /// Runs whatever may go now, and tells whether the batch goes on.
@@ -99,7 +141,7 @@ impl<'a> Pauses<'a> {
         let begun = Instant::now();
         let mut ran = begun - self.running_since;
         while let Some(work) = self.shared.work_between_steps(self.device, std::mem::take(&mut ran)) {
-            perform(self.shared, self.device, work);
+            perform(self.shared, self.device, work, self.ahead);
         }
         self.running_since = Instant::now();
         self.times.paused += self.running_since - begun;
@@ -146,16 +188,20 @@ impl Failure {
 
 impl Served {
     /// One outcome per sequence.
-    fn score(&self, sequences: &[&Sequence], pauses: &mut Pauses<'_>) -> Result<Vec<Outcome>, Failure> {
+    fn score(
+        &self,
+        sequences: &[&Sequence],
+        prepared: Option<Prepared>,
+        pauses: &mut Pauses<'_>,
+    ) -> Result<Vec<Outcome>, Failure> {
         // Nothing that a panic leaves half done is used again: the batch is packed anew, and a model has no state.
         catch_unwind(AssertUnwindSafe(|| {
-            let scorer = &self.copies[pauses.batch.copy].scorer;
-            let batch = match self.share_prefixes {
-                true => scorer.pack_shared(sequences),
-                false => PackedBatch::pack(sequences.iter().copied()),
-            };
-            let raw_rewards = self.forward(scorer, &batch, pauses)?; // [members][batch]
-            self.metrics().prefix_tokens_shared(batch.shared_tokens());
+            let batch = pauses.batch;
+            let scorer = batch.scorer();
+            let mut prepared = prepared.unwrap_or_else(|| self.pack(scorer, sequences).into());
+            let raw_rewards = self.forward(scorer, &mut prepared, pauses)?; // [members][batch]
+            let batch = prepared.batch();
+            pauses.batch.metrics().prefix_tokens_shared(batch.shared_tokens());
             let begun = Instant::now();
             let mut of_sample = Vec::with_capacity(raw_rewards.len()); // [members]
             let outcomes = (0..batch.len())
@@ -171,46 +217,56 @@ impl Served {
         .unwrap_or_else(|panic| Err(Failure::Panicked(panic_message(&*panic))))
     }
 
+    fn pack(&self, scorer: &Scorer, sequences: &[&Sequence]) -> PackedBatch {
+        match self.share_prefixes {
+            true => scorer.pack_shared(sequences),
+            false => PackedBatch::pack(sequences.iter().copied()),
+        }
+    }
+
     /// Raw rewards of every member, `[members][batch]`.
     fn forward(
         &self,
         scorer: &Scorer,
-        batch: &PackedBatch,
+        prepared: &mut Prepared,
         pauses: &mut Pauses<'_>,
     ) -> Result<Vec<Vec<f32>>, Failure> {
         let mut spent = vec![Duration::ZERO; scorer.num_members()];
         let result = match pauses.batch.step_tokens {
-            None => scorer.forward(batch, &mut spent),
+            None => scorer.forward_prepared(prepared, &mut spent, &mut || pauses.prepare_next()),
             Some(max_tokens) => {
                 let mut pause = || pauses.pause();
                 let mut steps = Steps::new(max_tokens, &mut pause);
-                scorer.forward_in_steps(batch, &mut spent, &mut steps)
+                scorer.forward_in_steps(prepared.batch(), &mut spent, &mut steps)
             }
         };
         for (member, &spent) in spent.iter().enumerate() {
-            self.metrics().member_ran(member, spent);
+            pauses.batch.metrics().member_ran(member, spent);
         }
-        let raw_rewards = result?;
+        let (raw_rewards, samples) = (result?, prepared.batch().len());
         for (member, rewards) in raw_rewards.iter().enumerate() {
-            if rewards.len() != batch.len() {
-                let (rewards, samples) = (rewards.len(), batch.len());
+            if rewards.len() != samples {
+                let rewards = rewards.len();
                 return Err(Failure::WrongCount { member, rewards, samples });
             }
         }
         Ok(raw_rewards)
     }
+}
 
-    /// Tells health and metrics.
-    fn record(&self, copy: usize, outcomes: &[Outcome], num_tokens: usize) {
-        self.metrics().batch_scored(outcomes.len(), num_tokens);
-        for outcome in outcomes {
-            match outcome {
-                Ok(reward) => self.metrics().sample_scored(reward.reward, reward.reward_std),
-                Err(SampleError::NotFinite { .. }) => self.metrics().sample_not_finite(),
-                Err(SampleError::ForwardFailed) => self.metrics().samples_failed(1),
-            }
+/// Tells health and metrics.
+fn record(batch: &Batch, outcomes: &[Outcome]) {
+    let metrics = batch.metrics();
+    metrics.batch_scored(outcomes.len(), batch.num_tokens);
+    for outcome in outcomes {
+        match outcome {
+            Ok(reward) => metrics.sample_scored(reward.reward, reward.reward_std),
+            Err(SampleError::NotFinite { .. }) => metrics.sample_not_finite(),
+            Err(SampleError::ForwardFailed) => metrics.samples_failed(1),
         }
-        self.batch_ended(copy, outcomes.iter().any(Result::is_ok));
+    }
+    if batch.priority != Priority::Shadow {
+        batch.served.batch_ended(batch.copy, outcomes.iter().any(Result::is_ok));
     }
 }
 
@@ -223,11 +279,18 @@ enum NoOutcomes {
 }
 
 /// Scores a batch and answers every request that is complete with it.
-fn score(shared: &Shared, device: usize, batch: Batch) -> Ended {
-    let mut pauses = Pauses::new(shared, device, &batch);
+fn score(shared: &Shared, device: usize, next: Next, ahead: &mut Option<Next>) -> Ended {
+    let Next { mut batch, mut prepared } = next;
+    if batch.begin(tokio::time::Instant::now()) {
+        prepared = None;
+        if batch.portions.is_empty() {
+            return batch.give_up(Times::default());
+        }
+    }
+    let mut pauses = Pauses::new(shared, device, &batch, ahead);
     let served = &batch.served;
     let sequences: Vec<&Sequence> = batch.portions.iter().flat_map(Portion::sequences).collect();
-    let outcomes = served.score(&sequences, &mut pauses).or_else(|failure| {
+    let outcomes = served.score(&sequences, prepared, &mut pauses).or_else(|failure| {
         if let Some(fault) = failure.fault() {
             shared.device_lost(&fault);
             return Err(NoOutcomes::Lost);
@@ -251,12 +314,12 @@ fn score(shared: &Shared, device: usize, batch: Batch) -> Ended {
     let times = pauses.times();
     match outcomes {
         Ok(outcomes) => {
-            served.record(batch.copy, &outcomes, batch.num_tokens);
+            record(&batch, &outcomes);
             batch.answer(outcomes, times)
         }
         Err(NoOutcomes::GivenUp) => batch.give_up(times),
         Err(NoOutcomes::Lost) => {
-            served.metrics().samples_failed(sequences.len());
+            batch.metrics().samples_failed(sequences.len());
             batch.refuse(&EngineError::DeviceLost, times)
         }
     }
@@ -267,7 +330,7 @@ fn score_each_alone(batch: &Batch, pauses: &mut Pauses<'_>) -> Result<Vec<Outcom
     for portion in &batch.portions {
         for sequence in portion.sequences() {
             // nobody waits for the others of a caller who has left
-            let alone = (!portion.caller_has_left()).then(|| batch.served.score(&[sequence], pauses));
+            let alone = (!portion.caller_has_left()).then(|| batch.served.score(&[sequence], None, pauses));
             let outcome = match alone {
                 Some(Ok(mut outcomes)) => outcomes.pop(),
                 Some(Err(failure)) => {

@@ -15,11 +15,12 @@ use crate::hub::HubError;
 use crate::hub::tree::Tree;
 
 /// Beside what belongs to the text: settings, ours among them, and the marks by which trainers are known.
-const SETTINGS: [&str; 9] = [
+const SETTINGS: [&str; 10] = [
     "config.json",
     "adapter_config.json",
     "rewarm.json",
     "rewarm.golden.json",
+    "rewarm.reference.json",
     "training_args.bin",
     "README.md",
     "modules.json",

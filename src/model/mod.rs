@@ -35,6 +35,7 @@ pub mod plan;
 pub mod pooling;
 #[cfg(test)]
 mod published;
+pub mod reference;
 pub mod rope;
 pub mod scorer;
 pub mod steps;

@@ -18,6 +18,7 @@ use crate::disk;
 use crate::model::ModelError;
 use crate::model::golden::GoldenRewards;
 use crate::model::paths;
+use crate::model::reference::ReferenceRewards;
 use crate::model::variant;
 use crate::model::variant::Loader;
 use crate::model::variant::VariantConfig;
@@ -74,6 +75,9 @@ impl Subject {
             Self::Variant { config, with_golden } => {
                 let (tokenizers, found) = Loader::default().checked_tokenizers(config);
                 problems.extend(found);
+                for dir in &config.members {
+                    problems.extend(ReferenceRewards::load(dir).err());
+                }
                 for dir in config.members.iter().filter(|_| *with_golden) {
                     match GoldenRewards::load(dir) {
                         Ok(found) => golden.extend(found),

@@ -23,6 +23,7 @@ use crate::model::golden::GoldenRewards;
 use crate::model::golden::GoldenSample;
 use crate::model::golden::token_digest;
 use crate::model::pooling::Pooling;
+use crate::model::reference::ReferenceRewards;
 use crate::model::scorer::Calibration;
 use crate::offline::random;
 use crate::offline::score::Local;
@@ -173,6 +174,17 @@ impl Measured {
             candidates[bounds[0] + random::below(size, &mut random)].clone()
         };
         (0..count).map(draw).collect()
+    }
+
+    /// What was answered on these references, for a server to tell what is unusual.
+    pub fn reference_rewards(&self, references: &[Input]) -> ReferenceRewards {
+        let mut hasher = blake3::Hasher::new();
+        for input in references {
+            let text = serde_json::to_vec(input).expect("strings and numbers are JSON");
+            hasher.update(&(text.len() as u64).to_le_bytes()).update(&text);
+        }
+        let samples = self.samples.iter().map(|sample| (sample.tokens, sample.reward));
+        ReferenceRewards::new(hasher.finalize().to_hex().to_string(), self.too_long, samples)
     }
 
     /// Golden rewards for the self-test of a server.

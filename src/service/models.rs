@@ -10,6 +10,8 @@ use crate::engine::Call;
 use crate::engine::Engine;
 use crate::engine::Lane;
 use crate::engine::Priority;
+use crate::metrics::Shadowing;
+use crate::metrics::drift::Reference;
 use crate::model::ModelError;
 use crate::model::chain;
 use crate::model::device::Device;
@@ -19,6 +21,7 @@ use crate::model::variant::VariantConfig;
 use crate::model::variant::VariantInfo;
 use crate::ops::batch::Sequence;
 use crate::service::routing::Routing;
+use crate::service::routing::ShadowRouting;
 use crate::service::self_test;
 use crate::text::Input;
 use crate::text::SampleTokenizer;
@@ -33,6 +36,8 @@ pub struct Models {
     pub variants: Vec<VariantConfig>,
     /// Relative weights by variant name; a variant that is not named is only reached by its name.
     pub weights: BTreeMap<String, f64>,
+    /// Who scores a fraction of the requests too.
+    pub shadow: Option<ShadowRouting>,
 }
 
 /// Where models come from. A trait, so that tests can serve models that are slow, fail, or answer NaN.
@@ -90,6 +95,16 @@ pub enum LoadError {
         /// Which member, which sample, and what may be the cause.
         problem: String,
     },
+    /// What it shadows has other tokens.
+    #[error(
+        "routing.shadow: a shadow scores the same tokens, and `{shadow}` has another tokenizer than `{variant}`"
+    )]
+    Shadow {
+        /// Who would shadow.
+        shadow: String,
+        /// Whom.
+        variant: String,
+    },
     /// Several of them cannot, each for a reason of its own.
     #[error("{} problems\n  {}", .0.len(), .0.iter().map(|error| chain(error)).collect::<Vec<_>>().join("\n  "))]
     Several(Vec<LoadError>),
@@ -108,7 +123,7 @@ impl LoadError {
             Self::Model { source, .. } | Self::Together(source) => source.fault(),
             Self::Several(errors) => errors.iter().find_map(Self::fault),
             Self::DeviceLost(fault) => Some(fault.clone()),
-            Self::WarmUp { .. } | Self::SelfTest { .. } | Self::Panicked => None,
+            Self::WarmUp { .. } | Self::SelfTest { .. } | Self::Shadow { .. } | Self::Panicked => None,
         }
     }
 
@@ -117,7 +132,11 @@ impl LoadError {
         match self {
             Self::Model { source, .. } | Self::Together(source) => source.lacks_memory(),
             Self::Several(errors) => errors.iter().any(Self::lacks_memory),
-            Self::WarmUp { .. } | Self::SelfTest { .. } | Self::DeviceLost(_) | Self::Panicked => false,
+            Self::WarmUp { .. }
+            | Self::SelfTest { .. }
+            | Self::Shadow { .. }
+            | Self::DeviceLost(_)
+            | Self::Panicked => false,
         }
     }
 }
@@ -127,6 +146,15 @@ pub(super) struct ServedVariant {
     pub(super) info: VariantInfo,
     pub(super) tokenizer: Arc<SampleTokenizer>,
     pub(super) lane: Lane,
+    /// What it answered on the references of `rewarm calibrate`.
+    pub(super) reference: Reference,
+}
+
+impl ServedVariant {
+    /// Which models it and its shadow are, in one word.
+    pub(super) fn models_with(&self, shadow: &Self) -> String {
+        format!("{}/{}", self.info.fingerprint, shadow.info.fingerprint)
+    }
 }
 
 /// All that serves.
@@ -181,13 +209,13 @@ impl Serving {
         engine: &Engine,
         models: Models,
     ) -> Result<Self, LoadError> {
-        let Models { variants, weights } = models;
+        let Models { variants, weights, shadow } = models;
         let configs = Arc::new(variants);
         let of_task = configs.clone();
         let loading = tokio::task::spawn_blocking(move || source.load(&of_task));
         let loaded = loading.await.map_err(|_| LoadError::Panicked)??;
         let mut served = BTreeMap::new();
-        for Loaded { variant: Variant { info, scorer, others, tokenizer }, golden } in loaded {
+        for Loaded { variant: Variant { info, scorer, others, tokenizer, reference }, golden } in loaded {
             // members that are spread run on the thread of their first device
             let names = info.placement.devices.iter().map(Device::name);
             let copies = names.zip(std::iter::once(scorer).chain(others)).collect();
@@ -209,14 +237,18 @@ impl Serving {
                 fingerprint = info.fingerprint,
                 "loaded variant"
             );
-            served.insert(info.name.clone(), Arc::new(ServedVariant { info, tokenizer, lane }));
+            served.insert(info.name.clone(), Arc::new(ServedVariant { info, tokenizer, lane, reference }));
         }
-        Ok(Self { configs, variants: Arc::new(served), routing: Routing::new(&weights) })
+        if let Some(shadow) = &shadow {
+            reads_the_same(&shadow.variant, &served).await?;
+        }
+        Ok(Self { configs, variants: Arc::new(served), routing: Routing::new(&weights, shadow) })
     }
 
     /// What would serve the same.
     fn models(&self) -> Models {
-        Models { variants: self.configs.to_vec(), weights: self.routing.weights().clone() }
+        let (weights, shadow) = (self.routing.weights().clone(), self.routing.shadow().cloned());
+        Models { variants: self.configs.to_vec(), weights, shadow }
     }
 
     /// Ends it: what was admitted is finished, then the models give back their memory. Returns what would serve the same.
@@ -230,10 +262,46 @@ impl Serving {
         models
     }
 
+    /// Who may be shadowed by whom, and which models they are.
+    pub(super) fn shadowings(&self) -> impl Iterator<Item = (Shadowing, String)> {
+        let shadow = self.routing.shadow().and_then(|shadow| self.variants.get(&shadow.variant));
+        let others = self.variants.values().filter_map(move |of| Some((of, shadow?)));
+        others.filter(|(of, shadow)| !Arc::ptr_eq(of, shadow)).map(|(of, shadow)| {
+            let names = Shadowing { variant: of.info.name.clone(), shadow: shadow.info.name.clone() };
+            (names, of.models_with(shadow))
+        })
+    }
+
     /// The variants' descriptions, by name.
     pub(super) fn infos(&self) -> impl Iterator<Item = &VariantInfo> {
         self.variants.values().map(|served| &served.info)
     }
+}
+
+/// A shadow scores the tokens of others: it must read them as they do.
+pub(super) async fn reads_the_same(
+    shadow: &str,
+    served: &BTreeMap<String, Arc<ServedVariant>>,
+) -> Result<(), LoadError> {
+    const PROBE: &str = "Zürich, 3.14 e-mails\n\tto \u{4f60}\u{597d} — the \u{1f600} same?";
+    let Some(shadow) = served.get(shadow) else { return Ok(()) };
+    for (name, other) in served {
+        if Arc::ptr_eq(&shadow.tokenizer, &other.tokenizer) {
+            continue;
+        }
+        let tokens = |of: &Arc<ServedVariant>| {
+            let tokenize = |tokenizer: &SampleTokenizer| {
+                let probe = Input::Formatted(PROBE.to_owned());
+                tokenizer.tokenize(&probe, Truncation::Right).map(|sample| sample.token_ids).ok()
+            };
+            let tokenizer = of.tokenizer.clone();
+            async move { self_test::in_time(&tokenizer, tokenize).await.ok().flatten() }
+        };
+        if tokens(shadow).await != tokens(other).await {
+            return Err(LoadError::Shadow { shadow: shadow.info.name.clone(), variant: name.clone() });
+        }
+    }
+    Ok(())
 }
 
 /// The first forward: allocates what later ones reuse, and proves that a reward comes out.

@@ -87,24 +87,22 @@ pub(super) struct TemplateArguments {
 }
 
 /// Who shall score.
-pub(super) enum Target {
-    /// The variant of this name.
-    Variant(String),
-    /// The one that routing finds for this key.
-    Routed(Vec<u8>),
+pub(super) struct Target {
+    /// Of this name; else the one that routing finds for the key.
+    pub(super) variant: Option<String>,
+    /// What has the same key is never split.
+    pub(super) key: Vec<u8>,
 }
 
 impl Target {
-    /// Of a request that names a variant, or gives a key, or does neither (both empty): then its first sample's prompt
-    /// takes the key's place, so that a group of responses to one prompt is never split.
+    /// Of a request that may name a variant, and may give a key: without one (empty) its first sample's prompt takes the
+    /// key's place, so that a group of responses to one prompt is never split.
     pub(super) fn new(variant: String, routing_key: String, first: Option<&Received>) -> Self {
-        if !variant.is_empty() {
-            Self::Variant(variant)
-        } else if !routing_key.is_empty() {
-            Self::Routed(routing_key.into_bytes())
-        } else {
-            Self::Routed(first.map(Received::prompt_key).unwrap_or_default())
-        }
+        let key = match routing_key.is_empty() {
+            false => routing_key.into_bytes(),
+            true => first.map(Received::prompt_key).unwrap_or_default(),
+        };
+        Self { variant: Some(variant).filter(|variant| !variant.is_empty()), key }
     }
 }
 

@@ -12,13 +12,41 @@ use std::collections::BTreeMap;
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Routing {
     weights: BTreeMap<String, f64>,
+    shadow: Option<ShadowRouting>,
 }
+
+/// Who scores a fraction of the requests too, beside who answers them.
+#[derive(Clone, Debug, PartialEq, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShadowRouting {
+    /// Its name. What it answers itself has no shadow.
+    pub variant: String,
+    /// Of the keys, from 0 to 1.
+    pub fraction: f64,
+}
+
+/// What a shadow draws its lot by: no variant has this name.
+const SHADOW: &str = "\0shadow";
 
 impl Routing {
     /// Scales `weights` to shares. They were checked: known names, finite, none negative, not all zero.
-    pub(super) fn new(weights: &BTreeMap<String, f64>) -> Self {
+    pub(super) fn new(weights: &BTreeMap<String, f64>, shadow: Option<ShadowRouting>) -> Self {
         let sum: f64 = weights.values().sum();
-        Self { weights: weights.iter().map(|(name, weight)| (name.clone(), weight / sum)).collect() }
+        let weights = weights.iter().map(|(name, weight)| (name.clone(), weight / sum)).collect();
+        Self { weights, shadow }
+    }
+
+    /// Who scores a fraction of the requests too.
+    pub(super) fn shadow(&self) -> Option<&ShadowRouting> {
+        self.shadow.as_ref()
+    }
+
+    /// Who shadows a request with this key that `variant` answers. A larger fraction takes more keys, and all that a smaller
+    /// one took.
+    pub(super) fn shadow_of(&self, variant: &str, key: &[u8]) -> Option<&str> {
+        let shadow = self.shadow.as_ref().filter(|shadow| shadow.variant != variant)?;
+        // 0 is below any draw, and 1 above
+        (shadow.fraction > 0.0 && uniform(SHADOW, key) < shadow.fraction).then_some(&shadow.variant)
     }
 
     /// Shares by variant.
@@ -40,6 +68,24 @@ impl Routing {
             .map(|(name, _)| name.as_str())
             .expect("at least one weight is above zero")
     }
+}
+
+/// What is wrong with a shadow beside `variants`, in words; empty when nothing is.
+pub fn shadow_problems<'a>(
+    shadow: &ShadowRouting,
+    variants: impl Iterator<Item = &'a str> + Clone,
+) -> Vec<String> {
+    let ShadowRouting { variant, fraction } = shadow;
+    let mut problems = Vec::new();
+    if !variants.clone().any(|name| name == variant) {
+        problems.push(format!("names the unknown variant `{variant}`"));
+    } else if variants.count() == 1 {
+        problems.push(format!("names `{variant}`, which is the only variant: it shadows what others answer"));
+    }
+    if !(0.0..=1.0).contains(fraction) {
+        problems.push(format!("has the fraction {fraction}: it must be from 0 to 1"));
+    }
+    problems
 }
 
 /// What is wrong with routing weights for `variants`, in words; empty when nothing is.
@@ -81,7 +127,7 @@ mod tests {
     use super::*;
 
     fn routing(weights: &[(&str, f64)]) -> Routing {
-        Routing::new(&weights.iter().map(|(name, weight)| ((*name).to_owned(), *weight)).collect())
+        Routing::new(&weights.iter().map(|(name, weight)| ((*name).to_owned(), *weight)).collect(), None)
     }
 
     fn keys() -> impl Iterator<Item = String> {
@@ -109,6 +155,26 @@ mod tests {
         // `c` gives up 1/2 − 1/3 of all keys, and nobody else gives up any.
         assert!(moves.iter().all(|(old, _)| old == "c"), "only `c` lost weight");
         assert!((1480..=1860).contains(&moves.len()), "{}", moves.len());
+    }
+
+    #[test]
+    fn a_larger_fraction_shadows_more_keys_and_all_that_it_shadowed() {
+        let weights = BTreeMap::from([("warm".to_owned(), 9.0), ("ens".to_owned(), 1.0)]);
+        let shadowed = |fraction: f64| -> Vec<String> {
+            let shadow = ShadowRouting { variant: "ens".to_owned(), fraction };
+            let routing = Routing::new(&weights, Some(shadow));
+            keys().filter(|key| routing.shadow_of("warm", key.as_bytes()) == Some("ens")).collect()
+        };
+        let (few, more) = (shadowed(0.05), shadowed(0.2));
+        assert!((400..=600).contains(&few.len()) && (1850..=2150).contains(&more.len()), "{}", few.len());
+        assert!(few.iter().all(|key| more.contains(key)));
+        assert_eq!((shadowed(0.0).len(), shadowed(1.0).len()), (0, keys().count()));
+        let routing =
+            Routing::new(&weights, Some(ShadowRouting { variant: "ens".to_owned(), fraction: 1.0 }));
+        assert_eq!(routing.shadow_of("ens", b"key"), None, "nobody shadows itself");
+        // drawn apart from the choice: the sample has its share of both
+        let of_ens = more.iter().filter(|key| routing.choose(key.as_bytes()) == "ens").count();
+        assert!((140..=260).contains(&of_ens), "{of_ens}");
     }
 
     #[test]

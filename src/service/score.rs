@@ -14,10 +14,12 @@ use tonic::Code;
 
 use crate::engine::Call;
 use crate::engine::EngineError;
+use crate::engine::Outcome;
 use crate::engine::SampleError;
 use crate::metrics;
 use crate::metrics::Method;
 use crate::metrics::Rejection;
+use crate::metrics::drift;
 use crate::model::scorer::Reward;
 use crate::ops::batch::Sequence;
 use crate::service::access::Share;
@@ -30,6 +32,7 @@ use crate::service::origin::Origin;
 use crate::service::request::Options;
 use crate::service::request::Request;
 use crate::service::request::Target;
+use crate::service::shadow::Shadow;
 use crate::service::state::State;
 use crate::service::status::FailedSample;
 use crate::service::status::ServiceError;
@@ -122,11 +125,11 @@ pub(super) async fn answer(
         }
         Ok((find(state, &request)?, request, room))
     }) {
-        Ok((served, request, mut room)) => {
-            record.served = Some(served.clone());
+        Ok((found, request, mut room)) => {
+            record.served = Some(found.served.clone());
             let whole = request.options.all_or_none;
             let scored =
-                before(deadline, score(state, served, request, (room.share(), &mut record.facts), deadline))
+                before(deadline, score(state, found, request, (room.share(), &mut record.facts), deadline))
                     .await;
             scored.and_then(|scored| whole.map_or(Ok(()), |field| scored.all(field)).map(|()| (scored, room)))
         }
@@ -148,13 +151,19 @@ pub(super) async fn answer(
     result
 }
 
-/// The variant that shall score.
-fn find(state: &State, request: &Request) -> Result<Arc<ServedVariant>, ServiceError> {
+/// Who scores a request.
+struct Found {
+    served: Arc<ServedVariant>,
+    /// Who scores it again, if it is in the sample.
+    shadow: Option<Arc<ServedVariant>>,
+}
+
+/// The variant that shall score, and the one that shadows it.
+fn find(state: &State, request: &Request) -> Result<Found, ServiceError> {
     let serving = state.serving()?;
-    let name = match &request.target {
-        Target::Variant(name) => name,
-        Target::Routed(key) => routed(&serving, key, request.options.expected_fingerprint.as_deref()),
-    };
+    let Target { variant, key } = &request.target;
+    let pinned = request.options.expected_fingerprint.as_deref();
+    let name = variant.as_deref().unwrap_or_else(|| routed(&serving, key, pinned));
     let Some(served) = serving.variants.get(name).cloned() else {
         let names: Vec<&str> = serving.variants.keys().map(String::as_str).collect();
         return Err(ServiceError::UnknownVariant { known: names.join(", ") });
@@ -169,7 +178,9 @@ fn find(state: &State, request: &Request) -> Result<Arc<ServedVariant>, ServiceE
         });
     }
     metrics::request_received(&served.info.name, request.inputs.len());
-    Ok(served)
+    let shadow = serving.routing.shadow_of(&served.info.name, key);
+    let shadow = shadow.and_then(|shadow| serving.variants.get(shadow)).cloned();
+    Ok(Found { served, shadow })
 }
 
 /// The variant that routing finds for `key`; but a caller who has pinned a fingerprint stays with the variant that has it,
@@ -187,7 +198,7 @@ fn routed<'a>(serving: &'a Serving, key: &[u8], pinned: Option<&str>) -> &'a str
 
 async fn score(
     state: &State,
-    served: Arc<ServedVariant>,
+    Found { served, shadow }: Found,
     request: Request,
     (share, facts): (Option<&mut Share>, &mut Facts),
     deadline: Option<Instant>,
@@ -229,14 +240,20 @@ async fn score(
     metrics::double_bos_seen(variant, double_bos);
 
     facts.tokens = sequences.iter().map(|sequence| sequence.token_ids.len()).sum();
+    let token = share.as_ref().map(|share| share.name().clone());
     if let Some(share) = share {
         share.hold(facts.tokens)?;
     }
     // No sequences, no wait: the call is still OK.
     let call = Call { priority: options.priority, deadline };
+    let shadow = shadow.map(|shadow| Shadow::of(&served, shadow, &sequences));
     let scored = served.lane.score(sequences, call).await?;
     (facts.queue, facts.compute) = (Some(scored.queue), Some(scored.compute));
     facts.batch_samples = scored.batch_samples;
+    watch(&served, token.as_deref().unwrap_or_default(), &samples, &scored.outcomes);
+    if let Some(shadow) = shadow {
+        shadow.begin(&scored.outcomes);
+    }
 
     let mut outcomes = scored.outcomes.into_iter();
     let results = samples.into_iter().map(|sample| match sample {
@@ -254,6 +271,26 @@ async fn score(
         timing: Timing { tokenize, queue: scored.queue, compute: scored.compute },
         served,
     })
+}
+
+/// Tells what drifts.
+fn watch(
+    served: &ServedVariant,
+    token: &str,
+    samples: &[Result<SampleTokens, TokenizeError>],
+    outcomes: &[Outcome],
+) {
+    let seen = samples.iter().flatten().zip(outcomes).filter_map(|(sample, outcome)| {
+        let reward = outcome.as_ref().ok()?;
+        Some(drift::Seen {
+            reward: reward.reward,
+            tokens: sample.tokens,
+            is_truncated: sample.truncated > 0,
+            reward_std: reward.reward_std,
+        })
+    });
+    let seen: Vec<drift::Seen> = seen.collect();
+    drift::seen(&served.info.name, &served.info.fingerprint, token, &seen);
 }
 
 /// What is told of a sample's tokens once they are with the model.

@@ -19,6 +19,7 @@ use crate::engine::Engine;
 use crate::metrics;
 use crate::metrics::DeviceMemory;
 use crate::metrics::ModelInfo;
+use crate::metrics::drift;
 use crate::model::chain;
 use crate::model::variant::VariantInfo;
 use crate::service::budget::Budget;
@@ -287,7 +288,7 @@ impl State {
         if !problems.is_empty() {
             return Err(ServiceError::field("weights", problems.join(", ")));
         }
-        let routing = Routing::new(&weights);
+        let routing = Routing::new(&weights, serving.routing.shadow().cloned());
         if routing == serving.routing {
             return Ok(serving); // said again, for servers that may have started anew
         }
@@ -303,6 +304,10 @@ impl State {
             metrics::register_variant(&model.variant, model.num_members);
         }
         serving.variants.values().for_each(|served| served.lane.show());
+        for served in serving.variants.values() {
+            drift::watch(&served.info.name, &served.info.fingerprint, served.reference);
+        }
+        serving.shadowings().for_each(|(names, models)| names.register(&models));
         metrics::models_served(&models);
         metrics::device_memory(&memory_of(serving.infos()));
         metrics::routing_changed(serving.routing.weights());

@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rewarm::engine;
+use rewarm::metrics::drift::Reference;
 use rewarm::model::ModelError;
 use rewarm::model::device::Placement;
 use rewarm::model::pooling::Pooling;
@@ -191,7 +192,8 @@ pub(crate) fn ensemble(name: &str, models: &[Arc<Fake>]) -> Variant {
             Reduction::Mean,
         ),
     };
-    Variant { info, scorer, others: Vec::new(), tokenizer: tokenizer() }
+    let reference = Reference::default();
+    Variant { info, scorer, others: Vec::new(), tokenizer: tokenizer(), reference }
 }
 
 // ---- the server ----
@@ -232,7 +234,7 @@ pub(crate) fn models(weights: &[(&str, f64)]) -> Models {
     let config = |name: &str| VariantConfig::new(name, Mode::Warm, vec![PathBuf::from("fake")]);
     let weights: BTreeMap<String, f64> =
         weights.iter().map(|(name, weight)| ((*name).to_owned(), *weight)).collect();
-    Models { variants: weights.keys().map(|name| config(name)).collect(), weights }
+    Models { variants: weights.keys().map(|name| config(name)).collect(), weights, shadow: None }
 }
 
 /// Free ports on loopback, small limits, no grace.

@@ -244,7 +244,7 @@ fn service_of(variants: Vec<VariantConfig>) -> service::Config {
         drain_grace: Duration::ZERO,
         drain_limit: Duration::ZERO,
         reload: service::Reload::default(),
-        models: service::Models { variants, weights: Default::default() },
+        models: service::Models { variants, weights: Default::default(), shadow: None },
     }
 }
 

@@ -40,6 +40,7 @@ use placing::Plan;
 use crate::checkpoint::Digest;
 use crate::checkpoint::hex;
 use crate::hub::Snapshot;
+use crate::metrics::drift::Reference;
 use crate::model::ModelError;
 use crate::model::device::Cards;
 use crate::model::device::Device;
@@ -49,6 +50,9 @@ use crate::model::device::Placement;
 use crate::model::device::Resolved;
 use crate::model::memory;
 use crate::model::plan::ModelPlan;
+use crate::model::reference;
+use crate::model::reference::ReferenceRewards;
+use crate::model::scorer::Calibration;
 use crate::model::scorer::Scorer;
 use crate::model::weights::TensorStore;
 use crate::ops::cpu::Cpu;
@@ -68,6 +72,8 @@ pub struct Variant {
     pub others: Vec<Scorer>,
     /// Gives token ids; shared between variants with equal text files.
     pub tokenizer: Arc<SampleTokenizer>,
+    /// What it answered on the references of `rewarm calibrate`, as far as that is known.
+    pub reference: Reference,
 }
 
 /// What can be told of a variant before its weights are read.
@@ -91,6 +97,18 @@ pub struct Loader {
     batch_tokens: usize,
     /// Whether a list of devices means a copy for each.
     with_copies: bool,
+}
+
+/// What a variant answered on the references, from what each member did, if all were measured.
+fn reference_of(
+    measured: &[Option<ReferenceRewards>],
+    coefficients: &[f64],
+    own_calibration: Option<Calibration>,
+    scorer: &Scorer,
+) -> Reference {
+    let all: Option<Vec<ReferenceRewards>> = measured.iter().cloned().collect();
+    let found = all.and_then(|all| reference::of_members(&all, coefficients, scorer));
+    found.or_else(|| own_calibration.map(reference::of_calibration)).unwrap_or_default()
 }
 
 /// What a batch may have where nobody says.
@@ -186,6 +204,12 @@ impl Loader {
                 calibration: member.manifest.calibration.filter(|_| config.mode == Mode::Ens),
             })
             .collect();
+        let measured = members.iter().map(|member| ReferenceRewards::load(&member.path));
+        let measured = measured.collect::<Result<Vec<_>, _>>()?;
+        let own_calibration = match &members[..] {
+            [only] if config.mode == Mode::Warm => only.manifest.calibration,
+            _ => None,
+        };
         let (fingerprint, parts_of_it) = fingerprint(config, &members, &infos, heads, dtype, &devices[0])?;
         let notes = notes(&members);
         let architecture = members[0].config.architecture.clone();
@@ -202,6 +226,7 @@ impl Loader {
         let mut scorers =
             loaded.into_iter().map(|loaded| Scorer::new(loaded.family, calibrations.clone(), reduction));
         let scorer = scorers.next().expect("there is at least one device");
+        let reference = reference_of(&measured, &coefficients, own_calibration, &scorer);
         let others = scorers.collect();
         let info = VariantInfo {
             name: config.name.clone(),
@@ -218,7 +243,7 @@ impl Loader {
             text_rule: tokenizer.rule(),
             notes,
         };
-        Ok(Variant { info, scorer, others, tokenizer })
+        Ok(Variant { info, scorer, others, tokenizer, reference })
     }
 
     /// Refuses variants that do not fit where they would go, alone or together, before any of them is read. Tells which

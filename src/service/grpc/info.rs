@@ -6,6 +6,7 @@ use crate::model::variant::VariantInfo;
 use crate::proto;
 use crate::service::models::Change;
 use crate::service::models::Serving;
+use crate::service::routing::ShadowRouting;
 use crate::service::state::State;
 use crate::service::status::ServiceError;
 use crate::text::TextRule;
@@ -43,7 +44,12 @@ pub(in crate::service) fn changes(before: Option<&Serving>, after: &Serving) -> 
 
 /// How requests without a variant are spread.
 pub(in crate::service) fn routing(serving: &Serving) -> proto::Routing {
-    proto::Routing { weights: serving.routing.weights().clone().into_iter().collect() }
+    let shadow =
+        |shadow: &ShadowRouting| proto::Shadow { variant: shadow.variant.clone(), fraction: shadow.fraction };
+    proto::Routing {
+        weights: serving.routing.weights().clone().into_iter().collect(),
+        shadow: serving.routing.shadow().map(shadow),
+    }
 }
 
 fn variant(info: &VariantInfo) -> proto::VariantInfo {

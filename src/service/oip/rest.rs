@@ -454,7 +454,7 @@ fn of_options(options: &Asked) -> Vec<(&'static str, Parameter<'_>)> {
         let number = match priority {
             Priority::Interactive => 1,
             Priority::Normal => 2,
-            Priority::Background => 3,
+            Priority::Background | Priority::Shadow => 3,
         };
         parameters.push(("priority", Parameter::Integer(number)));
     }

@@ -66,7 +66,7 @@ class AdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SetRouting(self, request, context):
-        """Replaces the routing weights until the next reload or restart.
+        """Replaces the routing weights until the next reload or restart. A shadow stays as it is configured.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

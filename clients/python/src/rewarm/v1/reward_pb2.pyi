@@ -247,7 +247,7 @@ class Calibration(_message.Message):
     def __init__(self, mean: _Optional[float] = ..., std: _Optional[float] = ...) -> None: ...
 
 class Routing(_message.Message):
-    __slots__ = ("weights",)
+    __slots__ = ("weights", "shadow")
     class WeightsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -256,5 +256,15 @@ class Routing(_message.Message):
         value: float
         def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    SHADOW_FIELD_NUMBER: _ClassVar[int]
     weights: _containers.ScalarMap[str, float]
-    def __init__(self, weights: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    shadow: Shadow
+    def __init__(self, weights: _Optional[_Mapping[str, float]] = ..., shadow: _Optional[_Union[Shadow, _Mapping]] = ...) -> None: ...
+
+class Shadow(_message.Message):
+    __slots__ = ("variant", "fraction")
+    VARIANT_FIELD_NUMBER: _ClassVar[int]
+    FRACTION_FIELD_NUMBER: _ClassVar[int]
+    variant: str
+    fraction: float
+    def __init__(self, variant: _Optional[str] = ..., fraction: _Optional[float] = ...) -> None: ...
