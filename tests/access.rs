@@ -378,11 +378,9 @@ async fn all_ports_speak_tls_and_who_speaks_without_is_told() {
         if let Ok(plain) = plain {
             let answer = RewardServiceClient::new(plain).score(request(&["7"])).await;
             let error = answer.unwrap_err();
-            let told = format!("{error:?}");
-            // where the end of the connection was seen first, the client says only that
             assert!(
-                ["INADEQUATE_SECURITY", "connection closed"].iter().any(|end| told.contains(end)),
-                "{told}"
+                [Code::Internal, Code::Unavailable, Code::Cancelled].contains(&error.code()),
+                "{error:?}"
             );
         }
     }

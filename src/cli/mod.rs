@@ -263,7 +263,7 @@ The file of tokens, which is read again when it changes (at most 32 names; they 
   max_priority = \"interactive\"        # requests that ask for more are treated like this; it and the
                                       # limits may be absent: there are none then
 
-A caller sends `authorization: Bearer TOKEN`, or the token in the URL, http://TOKEN@host.
+A caller sends `authorization: Bearer TOKEN`, or the token in the URL, http://any:TOKEN@host.
 
 Models of the hub are kept in the cache that Python's libraries use, and HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_ENDPOINT and
 HF_HUB_OFFLINE mean what they mean there. A reload asks again which commit a branch is.";

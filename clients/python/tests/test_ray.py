@@ -187,9 +187,9 @@ def test_a_server_that_cannot_start_is_not_tried_again_unless_it_could_before(tm
 def test_a_server_has_the_threads_and_the_cards_that_its_actor_was_given():
     Spec = module("replica").Spec
     assert Spec(num_cpus=4.5).surroundings() == {
-        "RAYON_NUM_THREADS": "4", "TOKIO_WORKER_THREADS": "4", "CUDA_VISIBLE_DEVICES": ""}
+        "REWARM_THREADS": "4", "CUDA_VISIBLE_DEVICES": ""}
     assert Spec(num_cpus=0, num_gpus=1).surroundings() == {}
-    assert Spec(num_cpus=0.5, environment={"RAYON_NUM_THREADS": "7"}).surroundings()["RAYON_NUM_THREADS"] == "7"
+    assert Spec(num_cpus=0.5, environment={"REWARM_THREADS": "7"}).surroundings()["REWARM_THREADS"] == "7"
 
 
 def test_without_ray_the_error_says_what_to_install(monkeypatch):

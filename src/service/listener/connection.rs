@@ -145,15 +145,13 @@ async fn shake_hands(
     tls: &Tls,
     listener: &Listener,
 ) -> Result<(TlsStream<TcpStream>, Option<Arc<str>>), Closed> {
-    let mut first = [0; 4];
+    let mut first = [0];
     match stream.peek(&mut first).await {
         Ok(0) | Err(_) => return Err(Closed::ByPeer),
-        Ok(count) if !is_tls(&first[..count]) => {
-            // Whether it was told or not, it is over.
-            let _ = match &first {
-                b"PRI " => refuse_http2(stream, WITHOUT_TLS).await,
-                _ => refuse(stream, Vec::new(), "400 Bad Request", WITHOUT_TLS).await,
-            };
+        Ok(_) if !is_tls(&first) => {
+            // Whether it was told or not, it is over. HTTP/2 is answered in HTTP/1, too: gRPC's clients call that a failed
+            // attempt, and wait longer and longer before the next; after SETTINGS and a GOAWAY they come back at once.
+            let _ = refuse(stream, Vec::new(), "400 Bad Request", WITHOUT_TLS).await;
             return Err(Closed::WithoutTls);
         }
         Ok(_) => {}
@@ -357,22 +355,6 @@ fn reason(end: hyper::Result<()>) -> Closed {
     } else {
         Closed::ByPeer
     }
-}
-
-/// Tells HTTP/2 that it is refused for want of security, with the reason in words, and closes. Source: RFC 9113, sections 3.4,
-/// 6.5 and 6.8.
-async fn refuse_http2(mut stream: TcpStream, notice: &str) -> std::io::Result<()> {
-    const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
-    const INADEQUATE_SECURITY: u32 = 0xc;
-    let words = notice.trim_end().as_bytes();
-    let length = u32::try_from(8 + words.len()).unwrap_or_default().to_be_bytes();
-    let mut answer = SETTINGS.to_vec();
-    answer.extend([length[1], length[2], length[3], 7, 0, 0, 0, 0, 0]); // GOAWAY
-    answer.extend([0; 4]); // no stream was looked at
-    answer.extend(INADEQUATE_SECURITY.to_be_bytes());
-    answer.extend(words);
-    stream.write_all(&answer).await?;
-    end(stream).await
 }
 
 /// Answers HTTP/1, and closes.

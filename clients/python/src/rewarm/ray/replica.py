@@ -61,14 +61,17 @@ class Spec:
         """Starts it on free ports of this address."""
         listen = f"[{host}]:0" if ":" in host else f"{host}:0"
         arguments = [*self.arguments, *(["--device", self.device] if self.device else [])]
-        return server.launch(self.config, binary=self.binary, listen=listen, metrics=listen, arguments=arguments,
-                             environment=self.surroundings())
+        settings = self.config.get("server", {}) if isinstance(self.config, Mapping) else {}
+        # several replicas may share a node: none can have a port of its choice
+        http = listen if settings.get("http") else None
+        return server.launch(self.config, binary=self.binary, listen=listen, metrics=listen, http=http,
+                             arguments=arguments, environment=self.surroundings())
 
     def surroundings(self) -> dict[str, str]:
         """The variables that hold a server to what the actor was given. Ray sets none for threads but OpenMP's, and where
         no GPU was asked for it leaves all in sight."""
         threads = str(max(1, int(self.num_cpus)))
-        found = {"RAYON_NUM_THREADS": threads, "TOKIO_WORKER_THREADS": threads} if self.num_cpus else {}
+        found = {"REWARM_THREADS": threads} if self.num_cpus else {}
         if not self.num_gpus:
             found["CUDA_VISIBLE_DEVICES"] = ""
         return {**found, **self.environment}
