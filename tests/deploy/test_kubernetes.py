@@ -15,7 +15,7 @@ from test_prometheus import PROMTOOL
 from tools import REWARM, run, tool
 
 FOLDER = ROOT / "deploy/kubernetes"
-RENDERED = ["base", "overlays/cpu", "overlays/gpu", "overlays/keda", "overlays/kserve"]
+RENDERED = ["base", "overlays/cpu", "overlays/gpu", "overlays/canary", "overlays/keda", "overlays/kserve"]
 VERSIONS = ["1.32", kubernetes_validate.latest_version()]
 OURS = yaml.safe_load((ROOT / "tests/deploy/schemas.yaml").read_text())
 each = pytest.mark.parametrize("folder", RENDERED)
@@ -37,6 +37,11 @@ def pods(folder: str) -> list[dict]:
         predictor = {key: value for key, value in service["spec"]["predictor"].items() if key not in ("model", "minReplicas", "maxReplicas")}
         found.append(predictor | {key: runtime["spec"][key] for key in ("containers", "volumes")})
     return found
+
+
+def jobs(folder: str) -> list[dict]:
+    """What runs to an end, as a pod's spec."""
+    return [thing["spec"]["jobTemplate"]["spec"]["template"]["spec"] for thing in of_kind(folder, "CronJob")]
 
 
 def configuration(folder: str) -> str:
@@ -88,7 +93,7 @@ def test_a_mistake_in_a_manifest_is_seen(change, said):
 
 @each
 def test_a_pod_is_closed(folder):
-    for pod in pods(folder):
+    for pod in pods(folder) + jobs(folder):
         assert pod["automountServiceAccountToken"] is False
         assert pod["enableServiceLinks"] is False, "a Service called rewarm would set REWARM_* variables"
         whole = pod["securityContext"]
@@ -119,13 +124,13 @@ def test_a_configuration_is_one_that_the_program_takes(folder, tmp_path):
     (tmp_path / "rewarm.toml").write_text(text)
     [pod] = pods(folder)
     settings = {one["name"]: one["value"] for one in pod["containers"][0].get("env", []) if one["name"].startswith("REWARM_")}
-    for name, path in settings.items():
-        settings[name] = str(tmp_path / Path(path).name)
+    for name, value in settings.items():
+        settings[name] = str(tmp_path / Path(value).name) if value.startswith("/") else value
     if "REWARM_TLS_KEY" in settings:
         certify(tmp_path)
         Path(settings["REWARM_TOKENS"]).write_text('[tokens.trainer]\ntoken = "not-a-secret-but-long-enough-for-one"\n')
     said = run(REWARM, "serve", "--check", "--config", str(tmp_path / "rewarm.toml"), "--device", "cpu", env=settings)
-    assert folder.split("/")[-1] not in ("cpu", "keda") or "warning" not in said, "it is closed, and yet"
+    assert folder.split("/")[-1] not in ("cpu", "canary", "keda") or "warning" not in said, "it is closed, and yet"
 
 
 @each
@@ -137,7 +142,10 @@ def test_ports_probes_and_time_to_drain_are_those_of_the_program(folder):
     for pod in pods(folder):
         [container] = pod["containers"]
         opened = {one["name"]: one["containerPort"] for one in container["ports"]}
-        assert opened in ({"grpc": port["listen"], "http": port["http"], "metrics": port["metrics"]}, {"http1": port["http"]})
+        settings = {one["name"]: one.get("value") for one in container.get("env", [])}
+        admin = {"admin": 50052} if settings.get("REWARM_ADMIN") == "0.0.0.0:50052" else {}
+        assert not admin or {"REWARM_TLS_CERTIFICATE", "REWARM_TLS_KEY", "REWARM_TOKENS"} <= settings.keys(), "an open door to reload and drain"
+        assert opened in ({"grpc": port["listen"], "http": port["http"], "metrics": port["metrics"]} | admin, {"http1": port["http"]})
         hook = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
         needed = hook + server["drain_grace_seconds"] + server["drain_seconds"]
         assert pod["terminationGracePeriodSeconds"] >= needed + 5
@@ -171,7 +179,8 @@ def test_services_policy_and_monitor_find_the_pods(folder):
     opened = {one["name"]: one["containerPort"] for one in container["ports"]}
     services = {service["metadata"]["name"]: service["spec"] for service in of_kind(folder, "Service")}
     assert services["rewarm"]["clusterIP"] == "None", "clients balance by request, over what DNS tells"
-    [policy], [budget] = of_kind(folder, "NetworkPolicy"), of_kind(folder, "PodDisruptionBudget")
+    [policy] = [policy for policy in of_kind(folder, "NetworkPolicy") if policy["metadata"]["name"] == "rewarm"]
+    [budget] = of_kind(folder, "PodDisruptionBudget")
     monitors = of_kind(folder, "PodMonitor")
     selectors = [service["selector"] for service in services.values()] + [
         deployment["spec"]["selector"]["matchLabels"], policy["spec"]["podSelector"]["matchLabels"], budget["spec"]["selector"]["matchLabels"],
@@ -179,7 +188,7 @@ def test_services_policy_and_monitor_find_the_pods(folder):
     for selector in selectors:
         assert selector.items() <= labels.items()
     let_in = {port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]}
-    assert let_in == set(opened.values()), "the admin port is let in for nobody"
+    assert let_in == set(opened.values()), "the admin port of loopback is let in for nobody"
     assert {port["targetPort"] for service in services.values() for port in service["ports"]} <= set(opened)
     assert all(endpoint["port"] in opened for monitor in monitors for endpoint in monitor["spec"]["podMetricsEndpoints"])
 
@@ -225,6 +234,36 @@ def test_the_autoscaler_takes_no_silence_for_idleness(tmp_path):
                           "promql_expr_test": [{"expr": query, "eval_time": "8m", "exp_samples": samples}]})
     (tmp_path / "test.yml").write_text(yaml.safe_dump({"rule_files": [], "tests": tests}))
     run(tool(*PROMTOOL), "test", "rules", str(tmp_path / "test.yml"))
+
+
+def test_a_canary_alone_reaches_the_admin_service_and_what_else_it_asks():
+    folder = "overlays/canary"
+    [cron], [job], [deployment] = of_kind(folder, "CronJob"), jobs(folder), of_kind(folder, "Deployment")
+    assert cron["spec"]["suspend"] is True, "it begins when an operator says so"
+    assert cron["spec"]["jobTemplate"]["spec"]["backoffLimit"] == 0 and job["restartPolicy"] == "Never"
+    labels = cron["spec"]["jobTemplate"]["spec"]["template"]["metadata"]["labels"]
+    servers = deployment["spec"]["template"]["metadata"]["labels"]
+    policies = {policy["metadata"]["name"]: policy["spec"] for policy in of_kind(folder, "NetworkPolicy")}
+    for service in of_kind(folder, "Service"):
+        assert not service["spec"]["selector"].items() <= labels.items(), "a Service would send it requests"
+    [rule] = [rule for rule in policies["rewarm"]["ingress"] if 50052 in [port["port"] for port in rule["ports"]]]
+    [source], [port] = rule["from"], rule["ports"]
+    assert source["podSelector"]["matchLabels"].items() <= labels.items() and source.keys() == {"podSelector"} and port["port"] == 50052
+    own = policies["rewarm-canary"]
+    assert own["podSelector"]["matchLabels"].items() <= labels.items() and own["ingress"] == []
+    [to_admin] = [rule for rule in own["egress"] if rule["ports"] == [port]]
+    assert to_admin["to"][0]["podSelector"]["matchLabels"].items() <= servers.items()
+    [container] = job["containers"]
+    run(REWARM, *container["args"], "--help")
+    asked = dict(word.split("=", 1) for word in container["args"] if word.startswith("--"))
+    assert asked["--admin"] == "https://rewarm:50052", "the headless Service, by a name that the certificate has"
+    scaled = of_kind("overlays/keda", "ScaledObject")[0]["spec"]["triggers"][0]["metadata"]
+    assert asked["--prometheus"] == scaled["serverAddress"]
+    assert all(matcher in scaled["query"] and matcher in asked["--alert"] for matcher in asked["--matchers"].split(","))
+    assert f'variants.{container["args"][1]}]' in configuration(folder)
+    held = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    files = {f'{held[volume["name"]]}/{item["path"]}' for volume in job["volumes"] if "secret" in volume for item in volume["secret"]["items"]}
+    assert files == {one["value"] for one in container["env"]}, "not the servers' key, nor the tokens of others"
 
 
 def test_every_folder_is_rendered():

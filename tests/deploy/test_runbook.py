@@ -53,8 +53,8 @@ def test_every_command_line_of_ours_is_understood():
 
 @pytest.fixture(scope="module", params=["open", "closed"])
 def here(request, tmp_path_factory):
-    with place(tmp_path_factory.mktemp(request.param), closed=request.param == "closed") as environment:
-        yield environment
+    with place(tmp_path_factory.mktemp(request.param), closed=request.param == "closed") as here:
+        yield here.environment
 
 
 def test_every_command_works(here):
