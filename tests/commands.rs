@@ -45,8 +45,13 @@ fn check_accepts_a_good_configuration_and_names_every_problem_of_a_bad_one() {
     let answer = text(&output.stdout);
     let lines: Vec<&str> = answer.lines().collect();
     assert_eq!(lines[0], "the configuration is valid: it serves tiny (text_rule: chat_template)");
-    assert!(lines.len() == 2 && lines[1].starts_with("device auto: c"), "{answer}");
-    let on_cpu = run(&["serve", "--check", "--device", "cpu", "--config", good.to_str().unwrap()]);
+    assert!(lines.len() == 3 && lines[1].starts_with("device auto: c"), "{answer}");
+    assert!(
+        lines[2].starts_with("warning: listen 0.0.0.0:50051 (the reward service) is open without TLS"),
+        "{answer}"
+    );
+    let on_loopback = ["--device", "cpu", "--listen", "127.0.0.1:50051", "--config", good.to_str().unwrap()];
+    let on_cpu = run(&[&["serve", "--check"][..], &on_loopback].concat());
     assert!(text(&on_cpu.stdout).ends_with("\ndevice cpu: cpu: as configured\n"), "{on_cpu:?}");
     let on_card = run(&["serve", "--check", "--device", "cuda:99", "--config", good.to_str().unwrap()]);
     assert_eq!(on_card.status.code(), Some(1), "{on_card:?}");

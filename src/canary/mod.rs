@@ -20,6 +20,8 @@ mod replicas;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use anyhow::Context;
+
 pub use crate::canary::guards::Guards;
 pub use crate::canary::guards::Judgement;
 pub use crate::canary::prometheus::Prometheus;
@@ -49,6 +51,8 @@ pub trait World {
     fn now(&self) -> Duration;
     /// Waits; whether somebody wants it to end.
     fn sleep(&mut self, time: Duration) -> bool;
+    /// Waits, whoever wants it to end.
+    fn wait(&mut self, time: Duration);
     /// What every server routes by now, by what Prometheus last saw; fails unless all agree.
     fn weights(&mut self) -> anyhow::Result<Weights>;
     /// Routes like this on every server; the first that could not, and why.
@@ -87,7 +91,15 @@ pub fn run(plan: &Plan, world: &mut impl World) -> anyhow::Result<Ending> {
         "`{}` has all the traffic already: there is nothing that it could take over",
         plan.canary
     );
+    anyhow::ensure!(
+        plan.steps.last().is_some_and(|last| *last > share_before),
+        "`{}` has {:.1}% of the traffic already: none of --steps is above it",
+        plan.canary,
+        100.0 * share_before
+    );
     world.say(&format!("`{}` has {:.1}% of the traffic", plan.canary, 100.0 * share_before));
+    // Whoever may not be told, for want of a token or a certificate, says so here, and not when the patience is over.
+    world.set(&before).context("nothing was changed, since every server must take what it is told")?;
     for &step in plan.steps.iter().filter(|step| **step > share_before) {
         let weights = with_share(&before, &plan.canary, step);
         if let Err(reason) = hold(plan, world, step, &weights) {
@@ -149,7 +161,7 @@ fn back(plan: &Plan, world: &mut impl World, before: &Weights) -> anyhow::Result
             return Err(error);
         }
         world.say(&format!("{error:#}"));
-        world.sleep(plan.poll.min(Duration::from_secs(1)));
+        world.wait(plan.poll.min(Duration::from_secs(1)));
     }
 }
 
@@ -193,17 +205,21 @@ mod tests {
             self.ends.is_some_and(|end| end <= self.now)
         }
 
+        fn wait(&mut self, time: Duration) {
+            self.now += time;
+        }
+
         fn weights(&mut self) -> anyhow::Result<Weights> {
             Ok(self.weights.clone())
         }
 
         fn set(&mut self, weights: &Weights) -> anyhow::Result<()> {
             anyhow::ensure!((self.answers)(self.now), "a:50052 does not answer");
-            self.weights.clone_from(weights);
-            let share = (1000.0 * share(weights, "ens")).round() / 1000.0;
-            if self.set.last() != Some(&share) {
-                self.set.push(share);
+            let rounded = |weights: &Weights| (1000.0 * share(weights, "ens")).round() / 1000.0;
+            if (rounded(&self.weights) - rounded(weights)).abs() > 0.0 {
+                self.set.push(rounded(weights));
             }
+            self.weights.clone_from(weights);
             Ok(())
         }
 
@@ -258,6 +274,10 @@ mod tests {
         run(&plan(), &mut world).unwrap();
         assert_eq!(world.set, [0.5, 1.0]);
         assert!(run(&plan(), &mut world).is_err(), "all is there");
+        world.weights = [("warm", 1.0), ("ens", 9.0)].map(|(name, weight)| (name.to_owned(), weight)).into();
+        let below = Plan { steps: vec![0.5], ..plan() };
+        let error = run(&below, &mut world).unwrap_err().to_string();
+        assert!(error.contains("90.0% of the traffic already"), "{error}");
     }
 
     #[test]
@@ -295,5 +315,11 @@ mod tests {
         let mut world = Played { answers: |now| now.as_secs() < 100, ..played(good) };
         let Ending::Stuck { problem, .. } = run(&plan(), &mut world).unwrap() else { panic!() };
         assert!(problem.contains("a:50052"), "{problem}");
+
+        // who refuses from the first is not waited for
+        let mut world = Played { answers: |_| false, ..played(good) };
+        let error = format!("{:#}", run(&plan(), &mut world).unwrap_err());
+        assert!(error.contains("nothing was changed") && error.contains("a:50052"), "{error}");
+        assert_eq!((world.now, world.set.len()), (Duration::ZERO, 0));
     }
 }

@@ -168,6 +168,10 @@ impl World for Real {
         self.stop.is_set()
     }
 
+    fn wait(&mut self, time: Duration) {
+        std::thread::sleep(time);
+    }
+
     fn weights(&mut self) -> anyhow::Result<Weights> {
         self.replicas.weights(&self.prometheus, &self.guards.canary)
     }

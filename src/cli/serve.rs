@@ -142,14 +142,14 @@ fn check(config: &ServeConfig) -> anyhow::Result<()> {
         })
         .collect();
     let mut answer = format!("the configuration is valid: it serves {}", served.join(", "));
-    for warning in config.service.check_access()? {
-        answer += &format!("\nwarning: {warning}");
-    }
     let mut told = HashSet::new(); // mostly one for all
     for (variant, Checked { resolved, .. }) in variants.iter().zip(&checked) {
         if told.insert(&variant.device) {
             answer += &format!("\ndevice {}: {resolved}", variant.device);
         }
+    }
+    for warning in config.service.check_access()? {
+        answer += &format!("\nwarning: {warning}");
     }
     writeln!(std::io::stdout(), "{answer}").context("write the answer")
 }

@@ -35,13 +35,13 @@ impl AdminService for Admin {
         let audit = Audit::begin(&state, Action::Reload, request.extensions());
         // On a task that outlives the call: a reload whose operator has gone is still finished, and told.
         let reload = tokio::spawn(async move {
-            let before = state.serving().ok();
+            let before = state.serving().map(|serving| serving.functions()).unwrap_or_default();
             let result = state.reload().await;
             audit.end(&state, &result);
             result.map(|serving| (before, serving))
         });
         let (before, serving) = reload.await.unwrap_or(Err(ServiceError::Panicked))?;
-        let changes = changes(before.as_deref(), &serving);
+        let changes = changes(&before, &serving);
         Ok(Response::new(proto::ReloadResponse { variants: variants(&serving), changes }))
     }
 

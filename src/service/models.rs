@@ -16,6 +16,7 @@ use crate::model::ModelError;
 use crate::model::chain;
 use crate::model::device::Device;
 use crate::model::golden::GoldenRewards;
+use crate::model::variant::FingerprintParts;
 use crate::model::variant::Variant;
 use crate::model::variant::VariantConfig;
 use crate::model::variant::VariantInfo;
@@ -166,6 +167,9 @@ pub(super) struct Serving {
     pub(super) routing: Routing,
 }
 
+/// Each variant's fingerprint, and what that is made of: without the models, which a reload may have to give back.
+pub(super) type Functions = BTreeMap<String, (String, FingerprintParts)>;
+
 /// A variant that is another function than before.
 pub(super) struct Change<'a> {
     pub(super) variant: &'a str,
@@ -178,25 +182,30 @@ pub(super) struct Change<'a> {
 }
 
 impl Serving {
+    /// What function each variant is.
+    pub(super) fn functions(&self) -> Functions {
+        let function =
+            |info: &VariantInfo| (info.name.clone(), (info.fingerprint.clone(), info.parts.clone()));
+        self.infos().map(function).collect()
+    }
+
     /// What is another function than in `before`, which may be nothing.
-    pub(super) fn changes<'a>(&'a self, before: Option<&'a Self>) -> Vec<Change<'a>> {
-        let old = |name: &str| before.and_then(|before| Some(&before.variants.get(name)?.info));
+    pub(super) fn changes<'a>(&'a self, before: &'a Functions) -> Vec<Change<'a>> {
         let mut changes = Vec::new();
-        for (variant, served) in &*self.variants {
-            let (now, was) = (&served.info, old(variant));
-            if was.is_none_or(|was| was.fingerprint != now.fingerprint) {
+        for info in self.infos() {
+            let was = before.get(&info.name);
+            if was.is_none_or(|(fingerprint, _)| *fingerprint != info.fingerprint) {
                 changes.push(Change {
-                    variant,
-                    before: was.map(|was| &*was.fingerprint),
-                    after: Some(&now.fingerprint),
-                    parts: was.map(|was| now.changed_parts(was)).unwrap_or_default(),
+                    variant: &info.name,
+                    before: was.map(|(fingerprint, _)| &**fingerprint),
+                    after: Some(&info.fingerprint),
+                    parts: was.map(|(_, parts)| info.changed_parts(parts)).unwrap_or_default(),
                 });
             }
         }
-        for (variant, served) in before.iter().flat_map(|before| &*before.variants) {
+        for (variant, (fingerprint, _)) in before {
             if !self.variants.contains_key(variant) {
-                let before = Some(&*served.info.fingerprint);
-                changes.push(Change { variant, before, after: None, parts: Vec::new() });
+                changes.push(Change { variant, before: Some(fingerprint), after: None, parts: Vec::new() });
             }
         }
         changes

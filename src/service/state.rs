@@ -314,7 +314,7 @@ impl State {
         let serving = Arc::new(serving);
         let before = self.serving.swap(Some(serving.clone()));
         if let Some(before) = &before {
-            for Change { variant, before, after, parts } in serving.changes(Some(before)) {
+            for Change { variant, before, after, parts } in serving.changes(&before.functions()) {
                 let parts = parts.join(", ");
                 tracing::info!(variant, before, after, changed = parts, "the fingerprint has changed");
             }

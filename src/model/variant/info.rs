@@ -41,10 +41,9 @@ pub struct VariantInfo {
 }
 
 impl VariantInfo {
-    /// The names of the parts in which its fingerprint differs from another's.
-    pub fn changed_parts(&self, before: &Self) -> Vec<&'static str> {
-        let has_changed =
-            |(name, digest): &(&&'static str, &String)| before.parts.get(**name) != Some(*digest);
+    /// The names of the parts in which its fingerprint differs from one that is made of `before`.
+    pub fn changed_parts(&self, before: &FingerprintParts) -> Vec<&'static str> {
+        let has_changed = |(name, digest): &(&&'static str, &String)| before.get(**name) != Some(*digest);
         self.parts.iter().filter(has_changed).map(|(name, _)| *name).collect()
     }
 

@@ -135,8 +135,10 @@ impl Candidate<'_> {
             inside.max().unwrap_or(0)
         };
         let widest = self.plans.iter().zip(self.members).map(widest).max().unwrap_or(0);
+        // what a batch is made of, which is there twice while the next one is sent ahead
+        let sections = 64 * batch_tokens + (8 << 10);
         // of the widest rows a few are held at once, in two bytes or four
-        16 * (widest * batch_tokens) as u64
+        (16 * widest * batch_tokens + sections) as u64
     }
 
     /// Refuses what does not fit on a device with so many bytes left.

@@ -5,6 +5,7 @@ use crate::model::variant::MemberInfo;
 use crate::model::variant::VariantInfo;
 use crate::proto;
 use crate::service::models::Change;
+use crate::service::models::Functions;
 use crate::service::models::Serving;
 use crate::service::routing::ShadowRouting;
 use crate::service::state::State;
@@ -32,7 +33,7 @@ pub(in crate::service) fn variants(serving: &Serving) -> Vec<proto::VariantInfo>
 }
 
 /// What is served otherwise than before.
-pub(in crate::service) fn changes(before: Option<&Serving>, after: &Serving) -> Vec<proto::VariantChange> {
+pub(in crate::service) fn changes(before: &Functions, after: &Serving) -> Vec<proto::VariantChange> {
     let change = |Change { variant, before, after, parts }: Change<'_>| proto::VariantChange {
         variant: variant.to_owned(),
         before: before.unwrap_or_default().to_owned(),
