@@ -76,7 +76,8 @@ fn answer(mut stream: TcpStream, p99: f64) {
         _ if path.contains("quantile") && path.replace("%21", "!").contains("!%3D%22ens") => sample("", 0.1),
         _ if path.contains("quantile") => sample("", p99),
         _ if path.contains("increase") => sample("", 1000.0),
-        _ => String::new(), // no failures, no shadows
+        _ if path.contains("shadow") => String::new(),
+        _ => sample("", 0.0), // no failures
     };
     let body =
         format!(r#"{{"status": "success", "data": {{"resultType": "vector", "result": [{samples}]}}}}"#);

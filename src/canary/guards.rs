@@ -64,13 +64,17 @@ impl Guards {
                     "the canary answered {requests:.0} requests in {window:?}, fewer than {needed:.0}"
                 )));
             }
+            let unknown =
+                |what| Ok(Judgement::Unknown(format!("Prometheus has no number for the canary's {what}")));
             let mut told = Vec::new();
             for (what, query) in [
                 ("failed requests", self.failed_requests()),
                 ("samples without reward", self.failed_samples()),
             ] {
                 let of = |is_canary| number(&query.replace(WHO, &self.who(is_canary)));
-                let (canary, others) = (of(true)?.unwrap_or(0.0), of(false)?.unwrap_or(0.0));
+                let Some(canary) = of(true)? else { return unknown(what) };
+                // who has nothing left to compare with has passed the steps before
+                let others = of(false)?.unwrap_or(0.0);
                 let line = format!("{what} {:.2}%, others {:.2}%", 100.0 * canary, 100.0 * others);
                 if canary - others > self.max_errors {
                     return Ok(Judgement::Broken(line));
@@ -78,8 +82,8 @@ impl Guards {
                 told.push(line);
             }
             let p99 = |is_canary| number(&self.p99().replace(WHO, &self.who(is_canary)));
-            // Who has nothing left to compare with has passed the steps before.
-            if let (Some(canary), Some(others)) = (p99(true)?, p99(false)?) {
+            let Some(canary) = p99(true)? else { return unknown("p99") };
+            if let Some(others) = p99(false)? {
                 let line = format!("p99 {:.0} ms, others {:.0} ms", 1e3 * canary, 1e3 * others);
                 if canary > self.max_slowdown * others {
                     return Ok(Judgement::Broken(format!(
@@ -198,7 +202,7 @@ mod tests {
     #[test]
     fn each_guard_breaks_by_itself() {
         assert!(matches!(judge(100.0, 0.002, Some(0.12), Some(0.05)), Judgement::Holds(_)));
-        assert!(matches!(judge(100.0, 0.002, None, Some(0.05)), Judgement::Holds(_)));
+        assert!(matches!(judge(100.0, 0.002, None, Some(0.05)), Judgement::Unknown(_)));
         for (judgement, expected) in [
             (judge(100.0, 0.02, Some(0.1), Some(0.0)), "failed requests 2.00%, others 0.10%"),
             (judge(100.0, 0.0, Some(0.16), Some(0.0)), "p99 160 ms, others 100 ms"),

@@ -7,6 +7,7 @@ use anyhow::Context;
 use anyhow::bail;
 use anyhow::ensure;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use ureq::Agent;
 
 /// A query that takes longer is given up.
@@ -46,8 +47,8 @@ struct Answer {
 enum Data {
     Vector(Vec<Sample>),
     Scalar((f64, String)),
-    #[serde(other)]
-    Other,
+    Matrix(IgnoredAny),
+    String(IgnoredAny),
 }
 
 impl Prometheus {

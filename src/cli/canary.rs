@@ -32,7 +32,8 @@ const STOP_POLL: Duration = Duration::from_millis(200);
 ///
 /// Reads Prometheus and calls the admin service of every server; it runs beside them, once, until the last step has held
 /// (exit code 0; the configuration's weights should then say the same) or all is as before (exit code 1, with
-/// the reason). Ctrl-C and SIGTERM make it go back, too.
+/// the reason). Ctrl-C and SIGTERM make it go back, too. It sets its shares again at every look, whatever else has set
+/// them meanwhile: to stop it by hand, end it first.
 ///
 /// While the share rises, a routing key moves at most once and only to the canary, and a request that has pinned a
 /// fingerprint stays with the variant that has it.
@@ -72,13 +73,13 @@ pub(super) struct CanaryArgs {
     #[arg(long, value_name = "COUNT", default_value_t = 50)]
     min_requests: u32,
     /// By how many percentage points its failed requests, and samples without a reward, may exceed the others'.
-    #[arg(long, value_name = "PERCENT", default_value_t = 1.0)]
+    #[arg(long, value_name = "PERCENT", default_value_t = 1.0, value_parser = bound)]
     max_errors: f64,
     /// How many times as long its 99th percentile may be as the others'; an ensemble of N takes about N times as long.
-    #[arg(long, value_name = "TIMES", default_value_t = 1.5)]
+    #[arg(long, value_name = "TIMES", default_value_t = 1.5, value_parser = bound)]
     max_slowdown: f64,
     /// How many percent of the pairs in shadow traffic it may order otherwise; needs routing.shadow.
-    #[arg(long, value_name = "PERCENT")]
+    #[arg(long, value_name = "PERCENT", value_parser = bound)]
     max_disagreement: Option<f64>,
     /// A query in PromQL; when it finds anything, all goes back, as an alert would say. May be given several times.
     #[arg(long, value_name = "PROMQL")]
@@ -133,6 +134,14 @@ pub(super) fn run(args: &CanaryArgs) -> anyhow::Result<()> {
         Ending::Stuck { reason, problem } => {
             bail!("it should be as before ({reason}), and not every server answers: {problem}")
         }
+    }
+}
+
+/// What a guard may be at most: a number that something can exceed.
+fn bound(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(bound) if bound.is_finite() && bound >= 0.0 => Ok(bound),
+        _ => Err("give a number, 0 or above".to_owned()),
     }
 }
 

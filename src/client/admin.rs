@@ -17,6 +17,7 @@ use crate::client::Credentials;
 use crate::client::Server;
 use crate::client::connect;
 use crate::client::in_words;
+use crate::client::refuse_secrets;
 use crate::client::runtime;
 use crate::proto;
 use crate::proto::admin_service_client::AdminServiceClient;
@@ -33,6 +34,7 @@ impl AdminClient {
     /// Nothing is connected yet.
     pub fn new(urls: &[String], timeout: Duration, credentials: Credentials) -> anyhow::Result<Self> {
         let parse = |url: &String| -> anyhow::Result<Uri> {
+            refuse_secrets(url)?;
             let uri: Uri = url.parse().with_context(|| format!("`{url}` is not a URL"))?;
             ensure!(uri.scheme().is_some(), "`{url}` is not a URL: write http://{url}");
             ensure!(

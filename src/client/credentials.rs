@@ -102,9 +102,16 @@ impl CredentialFiles {
             (None, None) => None,
             _ => bail!("a client certificate needs its key, and a key its certificate: --certificate, --key"),
         };
+        let ca = ca.as_ref().map(|path| {
+            let pem = read(path)?;
+            let holds_one =
+                CertificateDer::pem_slice_iter(pem.as_bytes()).any(|certificate| certificate.is_ok());
+            ensure!(holds_one, "{} has no certificate in PEM", path.display());
+            Ok(pem)
+        });
         Ok(Credentials {
             authorization: authorization.transpose()?,
-            ca: ca.as_ref().map(read).transpose()?,
+            ca: ca.transpose()?,
             identity,
             server_name: server_name.clone(),
         })

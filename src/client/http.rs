@@ -15,6 +15,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
 
 use crate::client::Server;
+use crate::client::refuse_secrets;
 
 /// A caller of one server.
 pub(super) struct Http {
@@ -48,6 +49,7 @@ impl Clone for Http {
 impl Http {
     pub(super) fn new(server: &Server, is_kept: bool) -> anyhow::Result<Self> {
         let Server { url, credentials, .. } = server;
+        refuse_secrets(url)?;
         let uri: Uri = url.parse().with_context(|| format!("`{url}` is not a URL"))?;
         let (scheme, host) = (uri.scheme_str(), uri.host().unwrap_or_default().trim_matches(['[', ']']));
         let tls = match scheme {

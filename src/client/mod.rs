@@ -106,7 +106,15 @@ pub fn check_health_here(
 
 async fn is_serving(server: &Server, channel: Connection, variant: Option<&str>) -> anyhow::Result<()> {
     let service = variant.unwrap_or("rewarm.v1.RewardService").to_owned();
-    let status = health(server, channel, &service).await?.map_err(in_words)?;
+    let status = match health(server, channel, &service).await? {
+        Ok(status) => status,
+        // What comes from the transport, and not from a server, has a cause.
+        Err(status) if std::error::Error::source(&status).is_some() => {
+            let doubt = format!("{} does not speak gRPC{}", server.url, suspicion(&server.url));
+            return Err(in_words(status)).context(doubt);
+        }
+        Err(status) => return Err(in_words(status)),
+    };
     ensure!(status == ServingStatus::Serving, "{service} is {}", status.as_str_name());
     Ok(())
 }
@@ -279,6 +287,7 @@ fn outcomes(response: proto::ScoreResponse, samples: usize) -> anyhow::Result<Ve
 
 async fn connect(server: &Server) -> anyhow::Result<Connection> {
     let Server { url, timeout, credentials } = server;
+    refuse_secrets(url)?;
     let endpoint = Endpoint::from_shared(url.clone()).context(format!("`{url}` is not a URL"))?;
     let scheme = endpoint.uri().scheme_str();
     ensure!(scheme.is_some(), "`{url}` is not a URL: write http://{url}");
@@ -293,8 +302,25 @@ async fn connect(server: &Server) -> anyhow::Result<Connection> {
         true => endpoint.tls_config(credentials.tls()).context("set up TLS")?,
         false => endpoint,
     };
-    let channel = endpoint.connect().await.context(format!("connect to {url}"))?;
+    let trusted = match is_tls {
+        true => {
+            " with TLS (its certificate has to be signed by whom --ca names, by default a public authority)"
+        }
+        false => "",
+    };
+    let channel = endpoint.connect().await.context(format!("connect to {url}{trusted}"))?;
     Ok(InterceptedService::new(channel, credentials.clone()))
+}
+
+/// Fails for a URL with a secret in it, which errors and logs would repeat.
+fn refuse_secrets(url: &str) -> anyhow::Result<()> {
+    let authority =
+        url.split_once("://").map_or(url, |(_, rest)| rest).split(['/', '?']).next().unwrap_or_default();
+    ensure!(
+        !authority.contains('@'),
+        "a URL with a name or a token in it is not taken here: give the token by REWARM_TOKEN or --token-file"
+    );
+    Ok(())
 }
 
 fn warn_of_plain_token(server: &Server, is_tls: bool, host: Option<&str>) {

@@ -67,37 +67,61 @@ impl AdminService for Admin {
     }
 }
 
+/// Reloads whenever a signal asks for it, after what is under way: whoever changed the configuration meanwhile is not
+/// forgotten. Never ends.
+pub(super) async fn reload_when_wanted(state: Arc<State>) {
+    loop {
+        state.reload_wanted.notified().await;
+        let state = state.clone();
+        // On a task of its own: a panic in one reload is not the end of all.
+        let reload = tokio::spawn(async move {
+            let audit = Audit { action: Action::Reload, by: By::Signal, before: serving(&state) };
+            audit.end(&state, &state.reload_after_others().await);
+        });
+        let _ = reload.await;
+    }
+}
+
+/// Who asks for an act.
+enum By {
+    /// SIGHUP, from this machine.
+    Signal,
+    /// A call, with the name of its token where callers have some.
+    Call { token: Option<Arc<str>>, peer: Option<Peer> },
+}
+
 /// What is told of one act.
 struct Audit {
     action: Action,
-    /// The name of the caller's token.
-    token: Option<Arc<str>>,
-    peer: Option<Peer>,
+    by: By,
     before: String,
 }
 
 impl Audit {
     fn begin(state: &State, action: Action, call: &Extensions) -> Self {
         let token = call.get::<Caller>().map(|caller| caller.name().clone());
-        Self { action, token, peer: call.get().cloned(), before: serving(state) }
+        Self { action, by: By::Call { token, peer: call.get().cloned() }, before: serving(state) }
     }
 
     fn end<T>(self, state: &State, result: &Result<T, ServiceError>) {
-        let Self { action, token, peer, before } = self;
+        let Self { action, by, before } = self;
         metrics::admin_acted(action, result.is_ok());
-        let action = action.as_str();
-        let peer_address = peer.as_ref().map(|peer| peer.address.to_string());
-        let certificate = peer.as_ref().and_then(|peer| peer.certificate.as_deref());
-        let (token, after) = (token.as_deref(), serving(state));
+        let (is_routing, action) = (action == Action::SetRouting, action.as_str());
+        let (signal, token, peer) = match &by {
+            By::Signal => (Some("SIGHUP"), None, None),
+            By::Call { token, peer } => (None, token.as_deref(), peer.as_ref()),
+        };
+        let certificate = peer.and_then(|peer| peer.certificate.as_deref());
+        let (peer, after) = (peer.map(|peer| peer.address.to_string()), serving(state));
         match result {
-            Ok(_) if action == Action::SetRouting.as_str() && before == after => {
-                tracing::debug!(target: "rewarm::audit", action, token, certificate, peer = peer_address, after, "as before");
+            Ok(_) if is_routing && before == after => {
+                tracing::debug!(target: "rewarm::audit", action, token, certificate, peer, after, "as before");
             }
             Ok(_) => {
-                tracing::info!(target: "rewarm::audit", action, token, certificate, peer = peer_address, before, after, "done");
+                tracing::info!(target: "rewarm::audit", action, signal, token, certificate, peer, before, after, "done");
             }
             Err(error) => {
-                tracing::warn!(target: "rewarm::audit", action, token, certificate, peer = peer_address, before, %error, "refused");
+                tracing::warn!(target: "rewarm::audit", action, signal, token, certificate, peer, before, %error, "refused");
             }
         }
     }

@@ -414,7 +414,7 @@ async fn live_in_order(
     tokio::select! {
         loaded = state.load(config.models) => {
             loaded?;
-            background.spawn(state.clone().reload_when_wanted());
+            background.spawn(admin::reload_when_wanted(state.clone()));
             state.leaving.cancelled().await;
             tracing::info!(grace_seconds = config.drain_grace.as_secs_f64(), "stopping");
             tokio::time::sleep(config.drain_grace).await;

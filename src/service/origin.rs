@@ -1,12 +1,14 @@
 //! Where a request comes from: what is told of it at its end begins here.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use http::Extensions;
 use http::HeaderMap;
 use tokio::time::Instant;
 
+use crate::service::access::Caller;
 use crate::service::call::traceparent;
 use crate::service::listener::Peer;
 
@@ -18,6 +20,8 @@ pub(super) struct Origin {
     /// The same, for durations.
     pub(super) arrived: Instant,
     pub(super) peer: Option<SocketAddr>,
+    /// The name of its caller's token, where callers have some.
+    pub(super) token: Option<Arc<str>>,
     pub(super) parent: Option<Parent>,
 }
 
@@ -34,7 +38,8 @@ pub(super) struct Parent {
 impl Origin {
     pub(super) fn new(headers: &HeaderMap, extensions: &Extensions) -> Self {
         let peer = extensions.get::<Peer>().map(|peer| peer.address);
-        Self { begun: SystemTime::now(), arrived: Instant::now(), peer, parent: parent(headers) }
+        let token = extensions.get::<Caller>().map(|caller| caller.name().clone());
+        Self { begun: SystemTime::now(), arrived: Instant::now(), peer, token, parent: parent(headers) }
     }
 
     /// Of another message of the same call.

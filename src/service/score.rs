@@ -112,7 +112,7 @@ pub(super) async fn answer(
         started: Clock::now(),
         deadline,
         code: Code::Cancelled,
-        token: None,
+        token: origin.token.clone(),
         samples: 0,
         facts,
         origin,
@@ -120,7 +120,6 @@ pub(super) async fn answer(
     };
     let result = match read.and_then(|(mut request, mut room)| {
         if let Some(share) = room.share() {
-            record.token = Some(share.name().clone());
             request.options.priority = share.priority(request.options.priority);
         }
         Ok((find(state, &request)?, request, room))

@@ -191,19 +191,10 @@ impl State {
         told(result)
     }
 
-    /// Reloads whenever that is wanted, after what is under way: whoever changed the configuration meanwhile is
-    /// not forgotten. Never ends.
-    pub(super) async fn reload_when_wanted(self: Arc<Self>) {
-        loop {
-            self.reload_wanted.notified().await;
-            let state = self.clone();
-            // On a task of its own: a panic in one reload is not the end of all.
-            let reload = tokio::spawn(async move {
-                let _replacing = state.replacing.lock().await;
-                let _ = told(state.replace_models().await);
-            });
-            let _ = reload.await;
-        }
+    /// As [`Self::reload`], after what is under way.
+    pub(super) async fn reload_after_others(&self) -> Result<Arc<Serving>, ServiceError> {
+        let _replacing = self.replacing.lock().await;
+        told(self.replace_models().await)
     }
 
     /// Under the lock.

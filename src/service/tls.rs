@@ -163,9 +163,10 @@ fn accepting(config: &TlsConfig) -> Result<Accepting, TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let chain = certificates(&config.certificate)?;
     let key_bytes = read(&config.key)?;
+    let is_encrypted = key_bytes.windows(9).any(|word| word == b"ENCRYPTED");
     let key = PrivateKeyDer::from_pem_slice(&key_bytes).map_err(|problem| TlsError::NotThere {
         path: config.key.clone(),
-        what: "private key",
+        what: if is_encrypted { "private key without a password (it is encrypted)" } else { "private key" },
         problem,
     })?;
     let builder = ServerConfig::builder_with_provider(provider.clone())

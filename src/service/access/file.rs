@@ -73,7 +73,7 @@ struct Entry {
 
 /// Several are valid at a time while one takes the other's place.
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a string or a list of strings")]
 enum OneOrMore {
     One(String),
     More(Vec<String>),
@@ -115,10 +115,20 @@ pub(super) fn read(path: &Path) -> Result<Vec<Read>, TokensError> {
         Ok(file) => check(file),
         Err(error) => {
             let line = error.span().map_or(0, |span| text[..span.start].matches('\n').count()) + 1;
-            (Vec::new(), vec![format!("line {line}: {}", error.message())])
+            (Vec::new(), vec![format!("line {line}: {}", without_values(error.message()))])
         }
     };
     if problems.is_empty() { Ok(read) } else { Err(TokensError::Wrong { path: path.to_owned(), problems }) }
+}
+
+/// A parser's message without what it quotes of a value, which may be a secret that stands in the wrong place.
+fn without_values(message: &str) -> String {
+    match (message.find('"'), message.rfind('"')) {
+        (Some(start), Some(end)) if start < end => {
+            format!("{}\"…\"{}", &message[..start], &message[end + 1..])
+        }
+        _ => message.to_owned(),
+    }
 }
 
 fn check(File { tokens }: File) -> (Vec<Read>, Vec<String>) {
@@ -157,6 +167,9 @@ fn check(File { tokens }: File) -> (Vec<Read>, Vec<String>) {
         }
         if entry.token.all().is_empty() && entry.sha256.all().is_empty() {
             problems.push(format!("tokens.{name} has neither `sha256` nor `token`"));
+        }
+        if digests.contains(&digest_of(b"")) {
+            problems.push(format!("tokens.{name}: sha256 is that of nothing: whatever made it had no token"));
         }
         for digest in &digests {
             if let Some(other) = read.iter().find(|other| other.digests.contains(digest)) {
@@ -225,6 +238,21 @@ mod tests {
             (format!("[tokens.a]\nsha256 = '{hash}'\nallow = ['all']"), "line 3: unknown variant `all`"),
             (format!("[tokens.a]\ntoken = '{secret}'\nlimit = 3"), "line 3: unknown field `limit`"),
             (format!("[tokens.a]\ntoken = '{secret}\n"), "line 2:"),
+            (format!("[tokens]\na = '{secret}'"), "line 2: invalid type: string \"…\", expected"),
+            (format!("tokens = '{secret}'"), "line 1: invalid type: string \"…\", expected"),
+            (
+                format!("[tokens.a]\nmax_requests = '{secret}'"),
+                "line 2: invalid type: string \"…\", expected",
+            ),
+            (
+                "[tokens.a]\ntoken = 1234567890123456".to_owned(),
+                "line 2: expected a string or a list of strings",
+            ),
+            (
+                "[tokens.a]\nsha256 = 'e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855'"
+                    .to_owned(),
+                "is that of nothing",
+            ),
             (
                 format!("[tokens.a]\ntoken = '{secret}'\n[tokens.b]\ntoken = '{secret}'"),
                 "have the same token",

@@ -128,8 +128,6 @@ impl Tokens {
             let account = match known {
                 Some((_, account)) => {
                     account.grant.store(Arc::new(grant));
-                    // who waits may find more room
-                    account.freed.notify_waiters();
                     account.clone()
                 }
                 None => Arc::new(Account {
@@ -143,6 +141,8 @@ impl Tokens {
         }
         tracing::info!(tokens = listed.len(), "tokens read");
         self.listed.store(Arc::new(Listed(listed)));
+        // who waits may find more room, or that he is listed no longer
+        before.0.iter().for_each(|(_, account)| account.freed.notify_waiters());
     }
 
     /// Whoever presents a token in these headers, if he may do what he asks for.
@@ -152,9 +152,13 @@ impl Tokens {
         needed: Permission,
     ) -> Result<Caller, (Refused, ServiceError)> {
         let refused = |problem| ServiceError::Unauthenticated { problem };
-        let Some(value) = headers.get(AUTHORIZATION) else {
+        let mut values = headers.get_all(AUTHORIZATION).iter();
+        let Some(value) = values.next() else {
             return Err((Refused::Missing, refused("there is no token: send `authorization: Bearer TOKEN`")));
         };
+        if values.next().is_some() {
+            return Err((Refused::Unknown, refused("there are several authorization headers: send one")));
+        }
         let digest = presented(value).ok_or((
             Refused::Unknown,
             refused("authorization is neither `Bearer TOKEN` nor basic authentication with the token in it"),
@@ -189,7 +193,7 @@ fn presented(value: &HeaderValue) -> Option<Digest> {
     let space = value.iter().position(|byte| *byte == b' ')?;
     let (scheme, rest) = (&value[..space], value[space..].trim_ascii());
     if scheme.eq_ignore_ascii_case(b"bearer") {
-        return Some(digest_of(rest));
+        return (!rest.is_empty()).then(|| digest_of(rest));
     }
     if !scheme.eq_ignore_ascii_case(b"basic") {
         return None;
@@ -197,7 +201,8 @@ fn presented(value: &HeaderValue) -> Option<Digest> {
     let pair = BASE64_STANDARD.decode(rest).ok()?;
     let colon = pair.iter().position(|byte| *byte == b':').unwrap_or(pair.len());
     let (name, password) = (&pair[..colon], pair.get(colon + 1..).unwrap_or_default());
-    Some(digest_of(if password.is_empty() { name } else { password }))
+    let token = if password.is_empty() { name } else { password };
+    (!token.is_empty()).then(|| digest_of(token))
 }
 
 fn digest_of(token: &[u8]) -> Digest {
@@ -336,9 +341,14 @@ mod tests {
             let caller = tokens.admit(&headers(&good), Permission::Score);
             assert_eq!(&**caller.ok().unwrap().name(), "a", "{good}");
         }
-        for bad in
-            [format!("Bearer {A}x"), "Bearer".into(), "Bearer ".into(), A.into(), basic(format!("{A}:x"))]
-        {
+        for bad in [
+            format!("Bearer {A}x"),
+            "Bearer".into(),
+            "Bearer ".into(),
+            A.into(),
+            basic(format!("{A}:x")),
+            basic(":".into()),
+        ] {
             let (refused, error) = tokens.admit(&headers(&bad), Permission::Score).err().unwrap();
             assert_eq!(refused, Refused::Unknown, "{bad}");
             assert!(!error.to_string().contains(A), "{error}");
@@ -392,5 +402,24 @@ mod tests {
         write(format!("[tokens.a]\ntoken = '{A}-new'\n"));
         tokens.reread().unwrap();
         assert!(matches!(caller.begin(), Err(ServiceError::Unauthenticated { .. })));
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_for_a_token_that_is_struck_is_told_at_once() {
+        let (folder, tokens) = tokens(&format!("[tokens.a]\ntoken = '{A}'\nmax_requests = 1\n"));
+        let caller = tokens.admit(&headers(&format!("Bearer {A}")), Permission::Score).ok().unwrap();
+        let held = caller.begin().unwrap();
+        let wait = || {
+            let caller = caller.clone();
+            tokio::spawn(async move { caller.begin_when_free().await.map(drop) })
+        };
+        let waiting = [wait(), wait(), wait()];
+        tokio::task::yield_now().await;
+        std::fs::write(folder.path().join("tokens.toml"), format!("[tokens.b]\ntoken = '{A}-b'\n")).unwrap();
+        tokens.reread().unwrap();
+        for waiting in waiting {
+            assert!(matches!(waiting.await.unwrap(), Err(ServiceError::Unauthenticated { .. })));
+        }
+        drop(held);
     }
 }
