@@ -373,7 +373,7 @@ async fn all_ports_speak_tls_and_who_speaks_without_is_told() {
     for port in [Port::Reward, Port::Http, Port::Admin, Port::Metrics] {
         let address = guarded.address(port);
         let (status, answer) = over_http(address, "GET", "/healthz", None, "").await;
-        assert!(status == 400 && answer.contains("speaks TLS"), "{answer}");
+        assert!(status == 426 && answer.contains("speaks TLS"), "{answer}");
         let plain = Channel::from_shared(format!("http://{address}")).unwrap().connect().await;
         if let Ok(plain) = plain {
             let answer = RewardServiceClient::new(plain).score(request(&["7"])).await;

@@ -83,6 +83,10 @@ const MAX_REFUSED_BYTES: usize = 64 << 10;
 const WITHOUT_TLS: &str =
     "this port of rewarm speaks TLS: use an https:// address, or a secure channel for gRPC\n";
 
+/// The status of that answer, and the field that goes with it. Source: RFC 9110, section 15.5.22. gRPC's clients repeat the
+/// number, by which ours tells this from other ports of HTTP/1.
+const UPGRADE: &str = "426 Upgrade Required\r\nUpgrade: TLS/1.2, HTTP/1.1";
+
 /// Serves a connection to its end; says why it ended.
 pub(super) async fn serve(
     stream: TcpStream,
@@ -151,7 +155,7 @@ async fn shake_hands(
         Ok(_) if !is_tls(&first) => {
             // Whether it was told or not, it is over. HTTP/2 is answered in HTTP/1, too: gRPC's clients call that a failed
             // attempt, and wait longer and longer before the next; after SETTINGS and a GOAWAY they come back at once.
-            let _ = refuse(stream, Vec::new(), "400 Bad Request", WITHOUT_TLS).await;
+            let _ = refuse(stream, Vec::new(), UPGRADE, WITHOUT_TLS).await;
             return Err(Closed::WithoutTls);
         }
         Ok(_) => {}

@@ -174,8 +174,8 @@ _HANDSHAKES = {
     "CERTIFICATE_VERIFY_FAILED": "its certificate has expired, or is not signed by who is trusted (ca=, REWARM_CA)",
     "Hostname Verification Check failed": "its certificate is for another name (server_name=, REWARM_SERVER_NAME)",
     "WRONG_VERSION_NUMBER": "it does not speak TLS, or a proxy on the way does not",
-    # what our server says to plain text
-    "speaks TLS": "it speaks TLS: pass tls=True or ca=, or set REWARM_CA",
+    # what our server answers to plain text, as gRPC tells it
+    "(HTTP status 426)": "it speaks TLS: pass tls=True or ca=, or set REWARM_CA",
     "Failed to create security handshaker": "what ca=, certificate= or key= name is no certificate or key that can be used",
 }
 
