@@ -8,9 +8,11 @@ use anyhow::Context;
 use anyhow::bail;
 use anyhow::ensure;
 use rustls::ClientConfig;
+use rustls::ConfigBuilder;
 use rustls::DigitallySignedStruct;
 use rustls::RootCertStore;
 use rustls::SignatureScheme;
+use rustls::WantsVerifier;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::client::danger::ServerCertVerified;
 use rustls::client::danger::ServerCertVerifier;
@@ -151,10 +153,7 @@ impl Credentials {
             }
             None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
         }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots);
+        let builder = builder().with_root_certificates(roots);
         Ok(match &self.identity {
             None => builder.with_no_client_auth(),
             Some((certificate, key)) => {
@@ -191,14 +190,16 @@ impl Interceptor for Credentials {
     }
 }
 
-/// For gRPC with whatever server is there.
-pub(super) fn trusting_any() -> ClientConfig {
-    let mut config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+fn builder() -> ConfigBuilder<ClientConfig, WantsVerifier> {
+    ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
         .expect("ring has the cipher suites of TLS 1.2 and 1.3")
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anybody))
-        .with_no_client_auth();
+}
+
+/// For gRPC with whatever server is there.
+pub(super) fn trusting_any() -> ClientConfig {
+    let mut config =
+        builder().dangerous().with_custom_certificate_verifier(Arc::new(Anybody)).with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec()];
     config
 }

@@ -106,15 +106,7 @@ pub fn check_health_here(
 
 async fn is_serving(server: &Server, channel: Connection, variant: Option<&str>) -> anyhow::Result<()> {
     let service = variant.unwrap_or("rewarm.v1.RewardService").to_owned();
-    let status = match health(server, channel, &service).await? {
-        Ok(status) => status,
-        // What comes from the transport, and not from a server, has a cause.
-        Err(status) if std::error::Error::source(&status).is_some() => {
-            let doubt = format!("{} does not speak gRPC{}", server.url, suspicion(&server.url));
-            return Err(in_words(status)).context(doubt);
-        }
-        Err(status) => return Err(in_words(status)),
-    };
+    let status = health(server, channel, &service).await?.map_err(in_words)?;
     ensure!(status == ServingStatus::Serving, "{service} is {}", status.as_str_name());
     Ok(())
 }
@@ -336,15 +328,12 @@ fn warn_of_plain_token(server: &Server, is_tls: bool, host: Option<&str>) {
 /// Connects, and makes sure that somebody is there who speaks gRPC: a port may accept and then say nothing.
 async fn greet(server: &Server) -> anyhow::Result<Connection> {
     let channel = connect(server).await?;
-    match health(server, channel.clone(), "").await? {
-        // What comes from the transport, and not from a server, has a cause.
-        Err(status) if std::error::Error::source(&status).is_some() => Err(in_words(status))
-            .context(format!("{} does not speak gRPC{}", server.url, suspicion(&server.url))),
-        // A server that does not serve, or tells no health, is one.
-        _ => Ok(channel),
-    }
+    // A server that does not serve, or tells no health, is one.
+    let _ = health(server, channel.clone(), "").await?;
+    Ok(channel)
 }
 
+/// What a server says of its health. Fails where no server of gRPC says anything.
 async fn health(
     server: &Server,
     channel: Connection,
@@ -360,7 +349,13 @@ async fn health(
             suspicion(url)
         )
     })?;
-    Ok(answer.map(|response| response.into_inner().status()))
+    match answer {
+        // What comes from the transport, and not from a server, has a cause.
+        Err(status) if std::error::Error::source(&status).is_some() => {
+            Err(in_words(status)).context(format!("{url} does not speak gRPC{}", suspicion(url)))
+        }
+        answer => Ok(answer.map(|response| response.into_inner().status())),
+    }
 }
 
 /// What may be the matter with a port that does not answer as it should.

@@ -13,7 +13,6 @@
 //! `bf16` 0.026 (SmolLM2-135M; 0.05 in torch), in `f16`, with three bits more, an eighth of it. Other weights, a
 //! swapped pooling rule or a lost layer are further off.
 
-use std::io;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -192,11 +191,7 @@ impl GoldenRewards {
     /// Takes those of a directory away; says whether there were some.
     pub fn remove(dir: &Path) -> Result<bool, ModelError> {
         let path = dir.join(FILE_NAME);
-        match std::fs::remove_file(&path) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(source) => Err(ModelError::write(&path, source)),
-        }
+        disk::remove_if_there(&path).map_err(|source| ModelError::write(&path, source))
     }
 
     /// The tokens of each sample; none of one that is longer than the tokenizer's limit, which a configuration

@@ -6,7 +6,6 @@
 //! has no rewards of its own here: its are taken to be the weighted mean of its members', as they are to first order.
 //! They determine no reward: no fingerprint depends on them.
 
-use std::io;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -84,11 +83,7 @@ impl ReferenceRewards {
     /// Takes those of a directory away; says whether there were some.
     pub fn remove(dir: &Path) -> Result<bool, ModelError> {
         let path = dir.join(FILE_NAME);
-        match std::fs::remove_file(&path) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(source) => Err(ModelError::write(&path, source)),
-        }
+        disk::remove_if_there(&path).map_err(|source| ModelError::write(&path, source))
     }
 }
 

@@ -60,21 +60,32 @@ fn permission(port: Port) -> Permission {
 
 /// The guard of one port.
 pub(super) struct Guard {
-    pub(super) port: Port,
+    port: Port,
     /// None: the server asks for none.
-    pub(super) tokens: Option<Arc<Tokens>>,
+    tokens: Option<Arc<Tokens>>,
     /// Whether a call needs a client certificate.
-    pub(super) needs_certificate: bool,
-    pub(super) state: Arc<State>,
+    needs_certificate: bool,
+    state: Arc<State>,
+    /// When it last spoke of a call that it refused.
+    said: Mutex<Option<Instant>>,
 }
 
 impl Guard {
+    pub(super) fn new(
+        port: Port,
+        tokens: Option<Arc<Tokens>>,
+        needs_certificate: bool,
+        state: Arc<State>,
+    ) -> Self {
+        Self { port, tokens, needs_certificate, state, said: Mutex::default() }
+    }
+
     /// The routes behind the guard; as they are, where there is nothing to ask for.
     pub(super) fn before(self, router: Router) -> Router {
         if self.tokens.is_none() && !self.needs_certificate {
             return router;
         }
-        let this = Arc::new(Watchman { guard: self, said: Mutex::new(None) });
+        let this = Arc::new(self);
         router.layer(middleware::from_fn(move |request: Request, next: Next| {
             let this = this.clone();
             async move { this.let_in(request, next).await }
@@ -89,21 +100,12 @@ impl Guard {
         let Some(tokens) = &self.tokens else { return Ok(None) };
         tokens.admit(request.headers(), permission(self.port)).map(Some)
     }
-}
 
-/// A guard that remembers when it spoke last.
-struct Watchman {
-    guard: Guard,
-    said: Mutex<Option<Instant>>,
-}
-
-impl Watchman {
     async fn let_in(&self, mut request: Request, next: Next) -> Response<Body> {
-        let Guard { port, state, .. } = &self.guard;
-        if is_open(*port, request.uri().path()) {
+        if is_open(self.port, request.uri().path()) {
             return next.run(request).await;
         }
-        match self.guard.admit(&request) {
+        match self.admit(&request) {
             Ok(caller) => {
                 if let Some(caller) = caller {
                     request.extensions_mut().insert(caller);
@@ -111,13 +113,13 @@ impl Watchman {
                 next.run(request).await
             }
             Err((refused, error)) => {
-                metrics::call_refused(*port, refused);
+                metrics::call_refused(self.port, refused);
                 self.say(&request, &error);
-                match port {
+                match self.port {
                     Port::Reward | Port::Admin => Status::from(error).into_http(),
                     Port::Http | Port::Metrics => {
                         let (head, rest) = request.into_parts();
-                        body::discard(state, &head.headers, rest).await;
+                        body::discard(&self.state, &head.headers, rest).await;
                         answer::failed(&error)
                     }
                 }
@@ -133,7 +135,7 @@ impl Watchman {
         *said = Some(Instant::now());
         drop(said);
         let peer = peer(request).map(|peer| peer.address.to_string());
-        tracing::warn!(port = self.guard.port.as_str(), peer, %error, "a call was not let in");
+        tracing::warn!(port = self.port.as_str(), peer, %error, "a call was not let in");
     }
 }
 

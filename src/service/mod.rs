@@ -303,12 +303,8 @@ pub async fn start(config: Config, source: impl Source) -> Result<Running, Start
         };
         // Whoever watches the server may do so until its end: that port never closes, it is dropped.
         let ending = if port == Port::Metrics { Ending::default() } else { ending.clone() };
-        let guard = Guard {
-            port,
-            tokens: access.tokens.clone(),
-            needs_certificate: tls.as_ref().is_some_and(|tls| tls.config().client_ca.is_some()),
-            state: state.clone(),
-        };
+        let needs_certificate = tls.as_ref().is_some_and(|tls| tls.config().client_ca.is_some());
+        let guard = Guard::new(port, access.tokens.clone(), needs_certificate, state.clone());
         let router = guard.before(router);
         let server = Listener::new(port, protocol, tls, router, &config.connections, bounds.of(port), ending);
         if port == Port::Metrics {

@@ -112,8 +112,6 @@ pub(super) async fn answer(
         started: Clock::now(),
         deadline,
         code: Code::Cancelled,
-        token: origin.token.clone(),
-        samples: 0,
         facts,
         origin,
         witness: Some(state.witness.clone()).filter(|witness| !witness.is_idle()),
@@ -135,10 +133,7 @@ pub(super) async fn answer(
         Err(error) => Err(error),
     };
     record.code = match &result {
-        Ok((scored, _)) => {
-            record.samples = scored.results.len();
-            Code::Ok
-        }
+        Ok(_) => Code::Ok,
         Err(error) => error.code(),
     };
     if let Err(error) = &result {
@@ -331,10 +326,6 @@ struct Record {
     started: Clock,
     deadline: Option<Instant>,
     code: Code,
-    /// The name of its token, where callers are told apart.
-    token: Option<Arc<str>>,
-    /// Of an answer.
-    samples: usize,
     facts: Facts,
     origin: Origin,
     /// None where nobody is told.
@@ -343,7 +334,7 @@ struct Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        let Self { method, served, started, deadline, code, token, samples, facts, origin, witness } = self;
+        let Self { method, served, started, deadline, code, facts, origin, witness } = self;
         let (variant, fingerprint) =
             served.as_ref().map_or(("", ""), |served| (&served.info.name, &served.info.fingerprint));
         let elapsed = started.elapsed();
@@ -356,12 +347,13 @@ impl Drop for Record {
             code => code,
         };
         metrics::request_finished(*method, code as i32, variant, elapsed);
-        if let Some(token) = token {
-            metrics::token_request_finished(token, code as i32, *samples);
+        if let Some(token) = &origin.token {
+            let answered = if code == Code::Ok { facts.samples } else { 0 };
+            metrics::token_request_finished(token, code as i32, answered);
         }
         tracing::debug!(variant, ?code, seconds = elapsed.as_secs_f64(), "request finished");
         if let Some(witness) = witness {
-            let (token, elapsed) = (token.as_deref().unwrap_or_default(), origin.arrived.elapsed());
+            let (token, elapsed) = (origin.token.as_deref().unwrap_or_default(), origin.arrived.elapsed());
             let method = *method;
             witness.tell(&Ended { origin, method, variant, fingerprint, token, code, facts, elapsed });
         }

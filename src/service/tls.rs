@@ -97,6 +97,8 @@ pub(super) struct Tls {
 struct Accepting {
     http1: Arc<ServerConfig>,
     http2: Arc<ServerConfig>,
+    /// Until when the certificate holds, where that can be told.
+    end: Option<SystemTime>,
 }
 
 impl TlsConfig {
@@ -110,10 +112,21 @@ impl TlsConfig {
         !self.plain.contains(&port)
     }
 
+    /// What of a certificate that can be used, and holds until `end`, is likely to be refused by clients.
+    fn doubt(&self, end: Option<SystemTime>) -> Option<String> {
+        let path = self.certificate.display();
+        match end?.duration_since(SystemTime::now()) {
+            Err(_) => Some(format!("the certificate {path} has expired: clients will refuse it")),
+            Ok(left) if left < SOON => {
+                Some(format!("the certificate {path} expires in {} hours", left.as_secs() / 3600))
+            }
+            Ok(_) => None,
+        }
+    }
+
     /// Fails if a server could not use it. What clients may refuse is in the answer, in words.
     pub fn check(&self) -> Result<Option<String>, TlsError> {
-        accepting(self)?;
-        Ok(doubt(self))
+        Ok(self.doubt(accepting(self)?.end))
     }
 }
 
@@ -143,10 +156,11 @@ impl Tls {
     }
 
     fn tell(&self) {
-        if let Some(end) = end_of(&self.config.certificate) {
+        let end = self.current.load().end;
+        if let Some(end) = end {
             metrics::certificate_expires(end.duration_since(UNIX_EPOCH).unwrap_or_default());
         }
-        if let Some(doubt) = doubt(&self.config) {
+        if let Some(doubt) = self.config.doubt(end) {
             tracing::warn!("{doubt}");
         }
     }
@@ -162,6 +176,7 @@ pub(super) fn subject(certificate: &CertificateDer<'_>) -> Option<String> {
 fn accepting(config: &TlsConfig) -> Result<Accepting, TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let chain = certificates(&config.certificate)?;
+    let end = chain.first().and_then(end_of);
     let key_bytes = read(&config.key)?;
     let is_encrypted = key_bytes.windows(9).any(|word| word == b"ENCRYPTED");
     let key = PrivateKeyDer::from_pem_slice(&key_bytes).map_err(|problem| TlsError::NotThere {
@@ -195,7 +210,7 @@ fn accepting(config: &TlsConfig) -> Result<Accepting, TlsError> {
     http1.alpn_protocols = vec![b"http/1.1".to_vec()];
     // whoever comes with HTTP/1 all the same is told so in words
     http2.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Accepting { http1: Arc::new(http1), http2: Arc::new(http2) })
+    Ok(Accepting { http1: Arc::new(http1), http2: Arc::new(http2), end })
 }
 
 fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
@@ -221,22 +236,9 @@ fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     text.map(String::into_bytes).map_err(|source| TlsError::Read { path: path.to_owned(), source })
 }
 
-/// Until when the first certificate of a file holds.
-fn end_of(path: &Path) -> Option<SystemTime> {
-    let chain = certificates(path).ok()?;
-    let (_, certificate) = parse_x509_certificate(chain.first()?).ok()?;
+/// Until when a certificate holds.
+fn end_of(certificate: &CertificateDer<'_>) -> Option<SystemTime> {
+    let (_, certificate) = parse_x509_certificate(certificate).ok()?;
     let seconds = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
     UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
-}
-
-/// What of a certificate that can be used is likely to be refused by clients.
-fn doubt(config: &TlsConfig) -> Option<String> {
-    let path = config.certificate.display();
-    match end_of(&config.certificate)?.duration_since(SystemTime::now()) {
-        Err(_) => Some(format!("the certificate {path} has expired: clients will refuse it")),
-        Ok(left) if left < SOON => {
-            Some(format!("the certificate {path} expires in {} hours", left.as_secs() / 3600))
-        }
-        Ok(_) => None,
-    }
 }
