@@ -490,10 +490,14 @@ impl Device {
         if let Some(kernels) = &mut *locked(&self.kernels) {
             kernels.insert(kernel);
         }
-        self.await_loaded()?;
         let shared = crate::modules::shared_bytes(kernel);
         let grid = grid.map(|blocks| u32::try_from(blocks).expect("a grid of less than 2^32 blocks"));
-        let command = Command::Launch { kernel, grid, threads, shared, arguments: arguments.to_vec() };
+        self.list(Command::Launch { kernel, grid, threads, shared, arguments: arguments.to_vec() })
+    }
+
+    /// What is listed comes after all that was loaded until now.
+    fn list(&self, command: Command) -> Result<()> {
+        self.await_loaded()?;
         locked(&self.queue).push(&*self.driver, self.stream(), command)
     }
 
@@ -509,8 +513,7 @@ impl Device {
         }
         let algorithm = self.algorithm(&shape, rows)?;
         let shape = locked(&self.shapes).entry(shape).or_insert_with(|| Arc::new(shape)).clone();
-        let command = Command::Multiply { shape, rows, x, weight, bias, y, algorithm };
-        locked(&self.queue).push(&*self.driver, self.stream(), command)
+        self.list(Command::Multiply { shape, rows, x, weight, bias, y, algorithm })
     }
 
     fn algorithm(&self, shape: &Shape, rows: usize) -> Result<Arc<Algorithm>> {
@@ -676,6 +679,30 @@ mod tests {
         let used = card.used();
         device.reserve(&Needs::default(), 1).unwrap();
         assert!(card.used() < used, "what weights went through is given back");
+    }
+
+    /// A list that is long enough to be asked for while it is made begins with a product.
+    #[test]
+    fn products_wait_for_what_was_loaded_as_launches_do() {
+        if crate::play::compiler().is_none() {
+            return;
+        }
+        let device = Device::new(Played::new(Play::new(Arc::new(crate::play::Compiled))));
+        let [x, early, late] = [(); 3].map(|()| device.weights(8, 8, Number::F32).unwrap());
+        let load = |to: &Matrix| device.fill(to, bytemuck::cast_slice(&[1.0f32; 64]), Number::F32).unwrap();
+        [&x, &early].map(load);
+        let read = device.run(|| {
+            let multiply = |weight| {
+                let y = device.matrix(8, 8, Number::F32).unwrap();
+                device.linear(&x, weight, None, &y, false).unwrap();
+                y
+            };
+            let made: Vec<Matrix> = (0..40).map(|_| multiply(&early)).collect();
+            load(&late);
+            let made: Vec<Matrix> = made.into_iter().chain((0..40).map(|_| multiply(&late))).collect();
+            device.read(&made.iter().map(|y| (y, 8)).collect::<Vec<_>>()).unwrap()
+        });
+        assert_eq!(read.concat(), [8.0; 64 * 80]);
     }
 
     /// Each branch has memory of its own; what does not fit is refused as a whole, and what was there before stays.
