@@ -28,7 +28,7 @@
 //!
 //! Measured on 2 cores of an Intel Xeon (AVX-512, AMX) that is shared with others, so that its speed swings by half
 //! within minutes; ratios are of one sitting, medians. `cargo bench -p rewarm-kernels` repeats the first table,
-//! `tests/reference/torch_bench.py` the comparison with torch in the README.
+//! `tests/reference/peers/run.py` the comparison with torch and others.
 //!
 //! **The floor.** A forward of all-MiniLM-L6's shape over 32 sequences of 128 tokens is 92 GFLOP, 97% of it in matrix
 //! products, over 43 MB of `f32` weights. The peak of fused multiply-adds was 233 to 330 GFLOP/s (2 cores), that of
