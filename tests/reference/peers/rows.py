@@ -93,6 +93,7 @@ MORE = [
     Row("try-group", "try-llama", (16,) * 4, both(None), prompt=64),
     Row("try-served", "try-llama", (32,) * 16, {"f32": None}, kind="served"),
     Row("try-memory", "try-bert", mixed(8, 8, 64), {"f32": None}, kind="memory"),
+    Row("try-ens", "minilm", (16,) * 4, {"f32": None}, kind="ens"),
     Row("modernbert-base-2x512", "modernbert-base", (512,) * 2, both(None)),
     Row("modernbert-base-8-mixed", "modernbert-base", mixed(8, 32, 1024), both(None)),
     Row("deberta-v3-base-1x512", "deberta-v3-base", (512,), both(None)),

@@ -4,6 +4,7 @@ Reads a task from the first line of standard input, then a request from each fur
 
     {"peer", "model", "dtype", "samples", ...}  ->  {"about", "ways"}
     {"way", "repeats"}                          ->  {"seconds": [..], "rewards": [..]}     one untimed repeat, then those
+    {"way", "repeats": 0}                       ->  {}                                     all loaded and compiled, nothing scored
 
 A *way* is how a peer cuts the samples into batches; the driver tries all, and lets the fastest take part. Padding is timed, as packing is.
 """
@@ -43,7 +44,14 @@ def padded(samples, batch):
     return ids, None if mask.all() else mask
 
 
-class Torch:
+class Peer:
+    """What all have: `samples`, `ways`, `about`, and `score(way)` -> rewards."""
+
+    def ready(self, way):
+        pass
+
+
+class Torch(Peer):
     """torch with transformers: as it is, compiled by inductor, or by zentorch; and with a shared prompt computed once."""
 
     def __init__(self, task):
@@ -103,7 +111,7 @@ class Torch:
         return self.model.score(hidden)[:, 0].float().tolist()
 
 
-class OpenVino:
+class OpenVino(Peer):
     """OpenVINO's runtime on its own format, by a hint; batches are requests that run beside each other."""
 
     def __init__(self, task):
@@ -137,6 +145,9 @@ class OpenVino:
             self.compiled[key] = queue
         return self.compiled[key]
 
+    def ready(self, way):
+        self.queue(way)
+
     def keep(self, request, batch):
         logits = request.get_output_tensor(0).data
         for row, index in enumerate(batch):
@@ -154,7 +165,7 @@ class OpenVino:
         return self.rewards
 
 
-class OnnxRuntime:
+class OnnxRuntime(Peer):
     """ONNX Runtime on torch's export, with its own fusions of BERT where they apply."""
 
     def __init__(self, task):
@@ -189,7 +200,7 @@ class OnnxRuntime:
         return rewards
 
 
-class Vllm:
+class Vllm(Peer):
     """vLLM as a classifier, in this process; a shared prompt is in its prefix cache after the first sample."""
 
     def __init__(self, task):
@@ -244,6 +255,10 @@ def main():
         answer(about=peer.about, ways=list(peer.ways))
         for line in sys.stdin:
             request = json.loads(line)
+            if request["repeats"] == 0:
+                peer.ready(request["way"])
+                answer()
+                continue
             rewards, seconds = peer.score(request["way"]), []
             for _ in range(request["repeats"]):
                 started = time.perf_counter()
