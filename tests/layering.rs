@@ -73,7 +73,7 @@ const MUST_NOT_NAME: &[(&str, &[&str])] = &[
     ("ops", &["tonic", "tokio"]),
     ("hub", &["tonic", "tokio", "rewarm_kernels"]),
     ("checkpoint", &["tonic", "tokio", "rewarm_kernels"]),
-    ("merge", &["tonic", "tokio", "rewarm_kernels"]),
+    ("merge", &["tonic", "tokio"]),
     ("offline", &["rewarm_kernels", "tonic", "tokio"]),
     ("text", &["candle_core", "candle_nn", "rewarm_kernels", "tonic", "tokio"]),
 ];

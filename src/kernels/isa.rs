@@ -37,6 +37,25 @@ pub(crate) trait Kernel {
     fn run<S: Simd>(self, simd: S) -> Self::Output;
 }
 
+/// Plain loops, of which the compiler makes vectors: as wide as [`Isa::loops`] says.
+pub trait Loops {
+    /// What they return.
+    type Output;
+    /// Must be `inline(always)`, as everything that it calls: what is not inlined has narrow vectors.
+    fn run(self) -> Self::Output;
+}
+
+/// Loops need no vector unit by name.
+struct Plain<L>(L);
+
+impl<L: Loops> Kernel for Plain<L> {
+    type Output = L::Output;
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> L::Output {
+        self.0.run()
+    }
+}
+
 impl Isa {
     /// The most able that this machine has.
     pub fn best() -> Self {
@@ -97,6 +116,12 @@ impl Isa {
 
     pub(crate) fn level(self) -> Level {
         self.0
+    }
+
+    /// Runs loops, compiled for this instruction set. They compute the same with each: compilers neither change the order of
+    /// additions nor make one rounding of a product and a sum.
+    pub fn loops<L: Loops>(self, loops: L) -> L::Output {
+        self.run(Plain(loops))
     }
 
     /// Runs a kernel, compiled for this instruction set.

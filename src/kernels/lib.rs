@@ -89,6 +89,7 @@ pub use attention::ByDistance;
 pub use attention::Relative;
 pub use attention::Remembered;
 pub use isa::Isa;
+pub use isa::Loops;
 pub use product::Number;
 pub use product::Weights;
 pub use rows::Linear;

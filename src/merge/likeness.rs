@@ -4,13 +4,16 @@
 //! first member) and what each member adds to it. Differences are taken first: members of one pretrain are so alike that
 //! the difference of their squared norms would be rounding noise.
 
-use rayon::prelude::*;
+use std::ops::Range;
+
+use rewarm_kernels::Isa;
+use rewarm_kernels::Loops;
 
 use crate::values::Values;
 
 /// Values that one thread takes at a time; the products of such blocks are added in their order, so that a result does
 /// not depend on the number of threads.
-const BLOCK: usize = 1 << 16;
+pub(super) const BLOCK: usize = 1 << 16;
 /// And of those, what is in the first-level cache together.
 const CHUNK: usize = 512;
 /// Sums that run side by side, as vectors do.
@@ -31,43 +34,36 @@ impl Likeness {
     }
 
     /// Of tensors of numbers, all of one size.
-    pub fn of(reference: &Values, members: &[&Values]) -> Self {
+    #[cfg(test)]
+    fn of(reference: &Values, members: &[&Values]) -> Self {
         let count = reference.count();
-        let blocks = (0..count.div_ceil(BLOCK)).into_par_iter().map(|block| {
-            let mut sum = Self::of_nothing(members.len());
-            let mut vectors = vec![[0.0; CHUNK]; members.len() + 1];
-            let end = ((block + 1) * BLOCK).min(count);
-            for start in (block * BLOCK..end).step_by(CHUNK) {
-                let length = CHUNK.min(end - start);
-                let (first, others) = vectors.split_first_mut().expect("there is a reference");
-                reference.to_f64s(start..start + length, &mut first[..length]);
-                for (vector, member) in others.iter_mut().zip(members) {
-                    member.to_f64s(start..start + length, &mut vector[..length]);
-                    vector.iter_mut().zip(&*first).for_each(|(value, reference)| *value -= reference);
-                }
-                // what is beyond the end must not count
-                vectors.iter_mut().for_each(|vector| vector[length..].fill(0.0));
-                sum.add_products(&vectors);
-            }
-            sum
-        });
-        let blocks: Vec<Self> = blocks.collect();
-        blocks.iter().fold(Self::of_nothing(members.len()), |mut sum, block| {
-            sum.add(block);
+        let blocks = (0..count).step_by(BLOCK).map(|start| start..count.min(start + BLOCK));
+        blocks.fold(Self::of_nothing(members.len()), |mut sum, block| {
+            sum.add(&Self::of_block(reference, members, block));
             sum
         })
     }
 
-    fn add_products(&mut self, vectors: &[[f64; CHUNK]]) {
-        for (i, a) in vectors.iter().enumerate() {
-            for (j, b) in vectors.iter().enumerate().skip(i) {
-                let product = dot(a, b);
-                self.products[i * self.vectors + j] += product;
-                if i != j {
-                    self.products[j * self.vectors + i] += product;
-                }
-            }
+    /// Of one block of them.
+    pub(super) fn of_block(reference: &Values, members: &[&Values], block: Range<usize>) -> Self {
+        let mut sum = Self::of_nothing(members.len());
+        // one that is the reference adds nothing to it
+        let differs = |member: &&Values| !std::ptr::eq(*member, reference);
+        let places: Vec<usize> =
+            members.iter().zip(1..).filter(|(member, _)| differs(member)).map(|(_, at)| at).collect();
+        let mut vectors = vec![[0.0; CHUNK]; places.len() + 1];
+        for start in block.clone().step_by(CHUNK) {
+            let range = start..block.end.min(start + CHUNK);
+            Isa::best().loops(AddProducts {
+                reference,
+                members,
+                places: &places,
+                range,
+                vectors: &mut vectors,
+                sum: &mut sum,
+            });
         }
+        sum
     }
 
     /// Takes in other tensors of the same members.
@@ -156,14 +152,67 @@ fn difference(a: &[f64], b: &[f64]) -> Vec<f64> {
     a.iter().zip(b).map(|(a, b)| a - b).collect()
 }
 
-fn dot(a: &[f64; CHUNK], b: &[f64; CHUNK]) -> f64 {
-    let mut sums = [0.0; LANES];
-    for (a, b) in a.as_chunks::<LANES>().0.iter().zip(b.as_chunks::<LANES>().0) {
-        for lane in 0..LANES {
-            sums[lane] += a[lane] * b[lane];
+/// Adds the products of one chunk.
+struct AddProducts<'a> {
+    reference: &'a Values,
+    members: &'a [&'a Values],
+    /// Of those that differ from the reference, where they are in the products.
+    places: &'a [usize],
+    range: Range<usize>,
+    /// Room for the reference and as many differences.
+    vectors: &'a mut [[f64; CHUNK]],
+    sum: &'a mut Likeness,
+}
+
+impl Loops for AddProducts<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        let Self { reference, members, places, range, vectors, sum } = self;
+        let length = range.len();
+        let (first, others) = vectors.split_first_mut().expect("there is a reference");
+        reference.to_f64s(range.clone(), &mut first[..length]);
+        for (vector, place) in others.iter_mut().zip(places) {
+            members[place - 1].to_f64s(range.clone(), &mut vector[..length]);
+            vector.iter_mut().zip(&*first).for_each(|(value, reference)| *value -= reference);
+        }
+        // what is beyond the end must not count
+        vectors.iter_mut().for_each(|vector| vector[length..].fill(0.0));
+        let place = |vector: usize| if vector == 0 { 0 } else { places[vector - 1] };
+        let mut add = |a: usize, b: usize, product: f64| {
+            let (a, b) = (place(a), place(b));
+            sum.products[a * sum.vectors + b] += product;
+            if a != b {
+                sum.products[b * sum.vectors + a] += product;
+            }
+        };
+        for (i, a) in vectors.iter().enumerate() {
+            let (fours, rest) = vectors[i..].as_chunks::<4>();
+            for (group, [b, c, d, e]) in fours.iter().enumerate() {
+                let products = dots(a, [b, c, d, e]);
+                (0..4).for_each(|at| add(i, i + 4 * group + at, products[at]));
+            }
+            let done = i + 4 * fours.len();
+            rest.iter().enumerate().for_each(|(at, b)| add(i, done + at, dots(a, [b])[0]));
         }
     }
-    sums.iter().sum()
+}
+
+/// The dot products of one vector and some: side by side, so that none waits for its own last sum.
+#[inline(always)]
+fn dots<const N: usize>(a: &[f64; CHUNK], others: [&[f64; CHUNK]; N]) -> [f64; N] {
+    let a = a.as_chunks::<LANES>().0;
+    let others = others.map(|other| other.as_chunks::<LANES>().0);
+    let mut sums = [[0.0; LANES]; N];
+    for (at, a) in a.iter().enumerate() {
+        for (sums, other) in sums.iter_mut().zip(&others) {
+            let b = &other[at];
+            for lane in 0..LANES {
+                sums[lane] += a[lane] * b[lane];
+            }
+        }
+    }
+    sums.map(|sums| sums.iter().sum())
 }
 
 #[cfg(test)]

@@ -9,12 +9,16 @@ pub mod kinship;
 pub mod likeness;
 
 use std::mem::take;
+use std::ops::Range;
 
 use rayon::prelude::*;
+use rewarm_kernels::Isa;
+use rewarm_kernels::Loops;
 use safetensors::Dtype;
 
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::TensorBytes;
+use crate::merge::likeness::Likeness;
 use crate::values::CHUNK;
 use crate::values::Format;
 use crate::values::Run;
@@ -40,19 +44,100 @@ pub fn average(
             _ => {}
         }
     }
-    for (tensor, _) in &*sources {
-        if tensor.values.format().is_none() {
-            return Err(CheckpointError::Unsupported(format!(
-                "tensor `{name}` is stored as {:?}: supported are F64, F32, F16 and BF16",
-                tensor.dtype
-            )));
-        }
-    }
+    let sources: Vec<Term<'_>> = terms(name, sources)?;
     match room(format.into(), sources[0].0.count() * format.bytes()) {
-        Values::F32(room) => round_sums(name, sources, room).map(Values::F32),
-        Values::F16(room) => round_sums(name, sources, room).map(Values::F16),
-        Values::Bf16(room) => round_sums(name, sources, room).map(Values::Bf16),
+        Values::F32(room) => round_sums(name, &sources, room).map(Values::F32),
+        Values::F16(room) => round_sums(name, &sources, room).map(Values::F16),
+        Values::Bf16(room) => round_sums(name, &sources, room).map(Values::Bf16),
         Values::F64(_) | Values::Other(_) => unreachable!("averages are kept in 32 or 16 bits"),
+    }
+}
+
+/// A tensor of several members, and what was found while it was averaged.
+#[derive(Debug)]
+pub struct Compared {
+    /// As [`average`] gives it.
+    pub average: Values,
+    /// Of all members, whatever their share.
+    pub likeness: Likeness,
+    /// The sum of the squared differences between the average and the exact sums.
+    pub squared_rounding_error: f64,
+}
+
+/// [`average`] of the first `averaged` members, and how all of them lie to each other and to `reference`. Each block of
+/// values is worked on while it is in the cache of one core.
+pub fn compare_and_average(
+    name: &str,
+    members: &[(TensorBytes<'_>, f64)],
+    averaged: &[f64],
+    reference: Option<&Values>,
+    format: Format,
+    room: impl FnOnce(Dtype, usize) -> Values,
+) -> Result<Compared, CheckpointError> {
+    let all = terms(name, members)?;
+    let sources: Vec<Term<'_>> =
+        all.iter().zip(averaged).map(|((values, _), share)| (*values, *share)).collect();
+    let members: Vec<&Values> = all.iter().map(|(values, _)| *values).collect();
+    let reference = reference.unwrap_or(members[0]);
+    let task = Task { name, sources: &sources, reference, members: &members };
+    match room(format.into(), members[0].count() * format.bytes()) {
+        Values::F32(room) => task.run(room, Values::F32),
+        Values::F16(room) => task.run(room, Values::F16),
+        Values::Bf16(room) => task.run(room, Values::Bf16),
+        Values::F64(_) | Values::Other(_) => unreachable!("averages are kept in 32 or 16 bits"),
+    }
+}
+
+/// Values, and their share in a sum.
+type Term<'a> = (&'a Values, f64);
+
+/// Refuses what is no number.
+fn terms<'a>(name: &str, sources: &'a [(TensorBytes<'_>, f64)]) -> Result<Vec<Term<'a>>, CheckpointError> {
+    let term = |(tensor, coefficient): &'a (TensorBytes<'_>, f64)| match tensor.values.format() {
+        Some(_) => Ok((&tensor.values, *coefficient)),
+        None => Err(CheckpointError::Unsupported(format!(
+            "tensor `{name}` is stored as {:?}: supported are F64, F32, F16 and BF16",
+            tensor.dtype
+        ))),
+    };
+    sources.iter().map(term).collect()
+}
+
+/// Values that one thread averages and compares at a time; those of some members fit into its second-level cache.
+const BLOCK: usize = likeness::BLOCK;
+
+struct Task<'a> {
+    name: &'a str,
+    sources: &'a [Term<'a>],
+    reference: &'a Values,
+    members: &'a [&'a Values],
+}
+
+impl Task<'_> {
+    /// Overwrites `output`.
+    fn run<T: Kept>(
+        &self,
+        mut output: Vec<T>,
+        values: impl FnOnce(Vec<T>) -> Values,
+    ) -> Result<Compared, CheckpointError> {
+        let blocks = output.par_chunks_mut(BLOCK).enumerate().map(|(block, output)| {
+            let start = block * BLOCK;
+            let mut error = 0.0;
+            for (chunk, output) in output.chunks_mut(CHUNK).enumerate() {
+                let first = start + chunk * CHUNK;
+                let range = first..first + output.len();
+                error += round_chunk(self.name, self.sources, range, output, true)?;
+            }
+            let range = start..start + output.len();
+            Ok((error, Likeness::of_block(self.reference, self.members, range)))
+        });
+        let blocks = blocks.collect::<Result<Vec<_>, CheckpointError>>()?;
+        let (mut error, mut likeness) = (0.0, Likeness::of_nothing(self.members.len()));
+        for (of_block, block) in blocks {
+            error += of_block; // in order: the same with any number of threads
+            likeness.add(&block);
+        }
+        Ok(Compared { average: values(output), likeness, squared_rounding_error: error })
     }
 }
 
@@ -66,33 +151,6 @@ pub fn unrounded(
         Some(value) => Err(not_finite(name, value)),
         None => Ok(std::mem::replace(&mut tensor.values, Values::Other(Vec::new()))),
     }
-}
-
-/// What the rounding of an average moved: the sum of the squared differences to the exact sums. Zero where
-/// [`average`] took the values as they were.
-pub fn squared_rounding_error(sources: &[(TensorBytes<'_>, f64)], rounded: &Values) -> f64 {
-    let count = rounded.count();
-    if sources[0].0.count() != count {
-        return 0.0;
-    }
-    let chunks = (0..count.div_ceil(CHUNK)).into_par_iter().map(|chunk| {
-        let start = chunk * CHUNK;
-        let length = CHUNK.min(count - start);
-        let range = start..start + length;
-        let (mut sums, mut values) = ([0.0; CHUNK], [0.0; CHUNK]);
-        match sources {
-            [(tensor, 1.0)] => tensor.values.to_f64s(range, &mut sums[..length]),
-            _ => {
-                for (tensor, coefficient) in sources {
-                    tensor.values.to_f64s(range.clone(), &mut values[..length]);
-                    sums.iter_mut().zip(&values).for_each(|(sum, x)| *sum += coefficient * x);
-                }
-            }
-        }
-        rounded.to_f64s(start..start + length, &mut values[..length]);
-        sums[..length].iter().zip(&values).map(|(exact, x)| (exact - x) * (exact - x)).sum::<f64>()
-    });
-    chunks.collect::<Vec<f64>>().iter().sum() // in order: the same with any number of threads
 }
 
 /// Which of the sources holds a value that is not finite; none where it was the sum that did not fit into the precision.
@@ -119,29 +177,66 @@ fn checked<T: Kept>(name: &str, values: Vec<T>) -> Result<Vec<T>, CheckpointErro
 /// Overwrites `output`.
 fn round_sums<T: Kept>(
     name: &str,
-    sources: &[(TensorBytes<'_>, f64)],
+    sources: &[Term<'_>],
     mut output: Vec<T>,
 ) -> Result<Vec<T>, CheckpointError> {
     output.par_chunks_mut(CHUNK).enumerate().try_for_each(|(chunk, output)| {
         let range = chunk * CHUNK..chunk * CHUNK + output.len();
-        let (mut wide, mut sums) = ([0.0_f32; CHUNK], [0.0_f64; CHUNK]);
-        let sums = &mut sums[..output.len()];
+        round_chunk(name, sources, range, output, false).map(drop)
+    })?;
+    Ok(output)
+}
+
+/// Of one chunk. Returns what the rounding moved, if that is wanted: the sum of the squares.
+fn round_chunk<T: Kept>(
+    name: &str,
+    sources: &[Term<'_>],
+    range: Range<usize>,
+    output: &mut [T],
+    wants_error: bool,
+) -> Result<f64, CheckpointError> {
+    let mut sums = [0.0_f64; CHUNK];
+    let sums = &mut sums[..output.len()];
+    let (is_finite, error) =
+        Isa::best().loops(RoundChunk { sources, range, sums: &mut *sums, output: &mut *output, wants_error });
+    if is_finite {
+        return Ok(error);
+    }
+    let bad = output.iter().position(|value| !value.is_finite()).expect("one is not finite");
+    Err(not_finite(name, sums[bad]))
+}
+
+struct RoundChunk<'a, T> {
+    sources: &'a [Term<'a>],
+    range: Range<usize>,
+    /// Zeros.
+    sums: &'a mut [f64],
+    output: &'a mut [T],
+    wants_error: bool,
+}
+
+impl<T: Kept> Loops for RoundChunk<'_, T> {
+    /// Whether all are finite, and the error.
+    type Output = (bool, f64);
+    #[inline(always)]
+    fn run(self) -> (bool, f64) {
+        let Self { sources, range, sums, output, wants_error } = self;
+        let mut wide = [0.0_f32; CHUNK];
         match sources {
-            [(tensor, 1.0)] => match tensor.values.run(range, &mut wide) {
+            // as they are stored: a zero keeps its sign
+            [(values, 1.0)] => match values.run(range, &mut wide) {
                 Run::F64(exact) => {
                     sums.copy_from_slice(exact);
                     T::from_f64s(exact, output);
                 }
                 Run::F32(exact) => {
+                    sums.iter_mut().zip(exact).for_each(|(sum, &x)| *sum = x.into());
                     T::from_f32s(exact, output);
-                    if !T::are_finite(output) {
-                        sums.iter_mut().zip(exact).for_each(|(sum, &x)| *sum = x.into()); // for the error
-                    }
                 }
             },
             _ => {
-                for (tensor, coefficient) in sources {
-                    match tensor.values.run(range.clone(), &mut wide) {
+                for (values, coefficient) in sources {
+                    match values.run(range.clone(), &mut wide) {
                         Run::F64(x) => sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += coefficient * x),
                         Run::F32(x) => {
                             sums.iter_mut().zip(x).for_each(|(sum, &x)| *sum += coefficient * f64::from(x));
@@ -151,13 +246,24 @@ fn round_sums<T: Kept>(
                 T::from_f64s(sums, output);
             }
         }
-        if T::are_finite(output) {
-            return Ok(());
+        let error = if wants_error { squared_distance(sums, output) } else { 0.0 };
+        (T::are_finite(output), error)
+    }
+}
+
+#[inline(always)]
+fn squared_distance<T: Kept>(exact: &[f64], rounded: &[T]) -> f64 {
+    const LANES: usize = 8; // sums that run side by side, as vectors do
+    let square = |exact: f64, rounded: T| (exact - rounded.to_f64()) * (exact - rounded.to_f64());
+    let ((exact, last), (rounded, last_rounded)) = (exact.as_chunks::<LANES>(), rounded.as_chunks::<LANES>());
+    let mut sums = [0.0; LANES];
+    for (exact, rounded) in exact.iter().zip(rounded) {
+        for lane in 0..LANES {
+            sums[lane] += square(exact[lane], rounded[lane]);
         }
-        let bad = output.iter().position(|value| !value.is_finite()).expect("one is not finite");
-        Err(not_finite(name, sums[bad]))
-    })?;
-    Ok(output)
+    }
+    let last = last.iter().zip(last_rounded).map(|(&exact, &rounded)| square(exact, rounded));
+    sums.into_iter().chain(last).sum()
 }
 
 #[cfg(test)]

@@ -147,6 +147,7 @@ pub enum Run<'a> {
 
 impl Values {
     /// At most [`CHUNK`] values; `wide` is room for them.
+    #[inline(always)]
     pub fn run<'a>(&'a self, range: Range<usize>, wide: &'a mut [f32; CHUNK]) -> Run<'a> {
         let wide = &mut wide[..range.len()];
         match self {
@@ -162,6 +163,7 @@ impl Values {
     }
 
     /// Some of them, exactly.
+    #[inline(always)]
     pub fn to_f64s(&self, range: Range<usize>, to: &mut [f64]) {
         let mut wide = [0.0; CHUNK];
         for (start, to) in range.step_by(CHUNK).zip(to.chunks_mut(CHUNK)) {

@@ -9,7 +9,8 @@ use half::slice::HalfFloatSliceExt;
 
 use crate::values::CHUNK;
 
-/// What weights are kept as. Written for slices without branches, so that compilers make vectors of it.
+/// What weights are kept as. Written for slices without branches, so that compilers make vectors of it, and inlined where
+/// it is used, so that they are as wide as the vectors there.
 pub trait Kept: Copy + Send + Sync {
     /// One rounding.
     fn from_f64s(exact: &[f64], to: &mut [Self]);
@@ -21,61 +22,75 @@ pub trait Kept: Copy + Send + Sync {
     fn to_f64(self) -> f64;
 
     /// Whether all are finite.
+    #[inline(always)]
     fn are_finite(values: &[Self]) -> bool {
         values.iter().fold(true, |all, value| all & value.is_finite())
     }
 }
 
 impl Kept for f32 {
+    #[inline(always)]
     fn from_f64s(exact: &[f64], to: &mut [Self]) {
         to.iter_mut().zip(exact).for_each(|(to, &x)| *to = x as f32);
     }
+    #[inline(always)]
     fn from_f32s(exact: &[f32], to: &mut [Self]) {
         to.copy_from_slice(exact);
     }
+    #[inline(always)]
     fn is_finite(self) -> bool {
         self.is_finite()
     }
+    #[inline(always)]
     fn to_f64(self) -> f64 {
         self.into()
     }
 }
 
 impl Kept for f16 {
+    #[inline(always)]
     fn from_f64s(exact: &[f64], to: &mut [Self]) {
         let mut odd = [0.0; CHUNK];
         all_to_odd(exact, &mut odd);
         Self::from_f32s(&odd[..exact.len()], to);
     }
+    #[inline(always)]
     fn from_f32s(exact: &[f32], to: &mut [Self]) {
         to.convert_from_f32_slice(exact);
     }
+    #[inline(always)]
     fn is_finite(self) -> bool {
         self.is_finite()
     }
+    #[inline(always)]
     fn to_f64(self) -> f64 {
         self.into()
     }
 }
 
 impl Kept for bf16 {
+    #[inline(always)]
     fn from_f64s(exact: &[f64], to: &mut [Self]) {
         let mut odd = [0.0; CHUNK];
         all_to_odd(exact, &mut odd);
         Self::from_f32s(&odd[..exact.len()], to);
     }
+    #[inline(always)]
     fn from_f32s(exact: &[f32], to: &mut [Self]) {
         to.iter_mut().zip(exact).for_each(|(to, &x)| *to = to_bf16(x));
     }
+    #[inline(always)]
     fn is_finite(self) -> bool {
         self.is_finite()
     }
+    #[inline(always)]
     fn to_f64(self) -> f64 {
         self.into()
     }
 }
 
 /// As `bf16::from_f32`, whose branches cost ten times as much: to the nearest, ties to even, and a NaN stays one.
+#[inline(always)]
 pub fn to_bf16(x: f32) -> bf16 {
     let bits = x.to_bits();
     let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
@@ -83,6 +98,7 @@ pub fn to_bf16(x: f32) -> bf16 {
 }
 
 /// As [`bf16::to_f32`], of a number.
+#[inline(always)]
 pub fn from_bf16(x: bf16) -> f32 {
     f32::from_bits(u32::from(x.to_bits()) << 16)
 }
@@ -106,6 +122,7 @@ pub fn round_to_odd(exact: f64) -> f32 {
 ///
 /// The bits that `f32` has no room for are cut off, and if there were any, adding all ones to them carries into the
 /// last bit that stays. What is above the largest `f32` becomes infinite or that: both overflow in 16 bits.
+#[inline(always)]
 fn all_to_odd(exact: &[f64], odd: &mut [f32]) {
     const CUT: u64 = (1 << (52 - 23)) - 1;
     let is_subnormal = |x: f64| (x.abs() < f64::from(f32::MIN_POSITIVE)) & (x != 0.0);

@@ -5,8 +5,9 @@
 //!                                                            → config, tokenizer, template, provenance → one rename
 //! ```
 //!
-//! Members are compared while they are averaged, so that each is read once; in memory are one tensor of each member (and
-//! of the base), and the average. Whatever is told at the end is also in [`PROVENANCE`], with every tensor's part of it.
+//! Members are compared while they are averaged, so that each is read once; while one tensor is averaged, the next is read
+//! and digested and the one before is written. So in memory are three tensors of each member (one of the base), and three
+//! averages. Whatever is told at the end is also in [`PROVENANCE`], with every tensor's part of it.
 
 mod config_file;
 pub mod greedy;
@@ -14,8 +15,12 @@ pub mod report;
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::mpsc::SyncSender;
+use std::sync::mpsc::sync_channel;
+use std::thread;
 
 use anyhow::Context;
 use anyhow::bail;
@@ -24,9 +29,10 @@ use serde_json::Map;
 use serde_json::Value;
 
 use crate::checkpoint::Checkpoint;
+use crate::checkpoint::CheckpointError;
 use crate::checkpoint::IGNORED_PREFIXES;
 use crate::checkpoint::IGNORED_SUFFIXES;
-use crate::checkpoint::ahead;
+use crate::checkpoint::ahead::ReadAhead;
 use crate::checkpoint::hex;
 use crate::checkpoint::write::CheckpointWriter;
 use crate::checkpoint::write::TensorSpec;
@@ -53,6 +59,7 @@ use crate::text::SampleTokenizer;
 use crate::text::TextEnd;
 use crate::text::compare;
 use crate::values::Format;
+use crate::values::Values;
 
 /// The file beside the weights that says what they were made from.
 pub const PROVENANCE: &str = "rewarm-merge.json";
@@ -204,7 +211,8 @@ impl Merge {
         self.tensors.averaged.iter().chain(&self.tensors.copied).map(spec).collect()
     }
 
-    /// Reads, compares, averages and writes one tensor after the other.
+    /// Reads, compares, averages and writes one tensor after the other: the next is read while one is averaged, and
+    /// written while another is.
     fn average(
         &self,
         coefficients: &[f64],
@@ -212,61 +220,89 @@ impl Merge {
         writer: &mut CheckpointWriter,
         progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> anyhow::Result<Averages> {
-        let checkpoints: Vec<&Checkpoint> = self.members.iter().map(|member| &member.checkpoint).collect();
-        let sources: Vec<(&Checkpoint, f64)> =
-            checkpoints.iter().copied().zip(coefficients.iter().copied()).collect();
-        let (first, num_members) = (checkpoints[0], checkpoints.len());
-        let total = checkpoints.iter().map(|checkpoint| checkpoint.payload_bytes()).sum();
-        let mut averages = Averages::new(num_members);
-        let mut read = 0;
-        for name in &self.tensors.averaged {
-            let mut tensors = ahead::read(name, &sources).with_context(|| format!("read `{name}`"))?;
-            let shape = tensors[0].0.shape;
-            let base = self.base.as_ref().and_then(|base| Some((base, counterpart(base, name, shape)?)));
-            let base_values = base.map(|(base, name)| base.read(name)).transpose()?;
-            let values: Vec<_> = tensors.iter().map(|(tensor, _)| &tensor.values).collect();
-            let reference = base_values.as_ref().map_or(values[0], |base| &base.values);
-            let likeness = Likeness::of(reference, &values);
-            averages.add(name, shape, likeness, base_values.is_some(), is_of_head(&self.plan, name));
-
-            let digests = checkpoints
-                .iter()
-                .map(|checkpoint| checkpoint.digest(name))
-                .collect::<Result<Vec<_>, _>>()?;
-            // as at load: the average of equal tensors is that tensor, exactly
-            let sources = match digests.iter().all(|digest| *digest == digests[0]) {
-                true => {
-                    tensors[0].1 = 1.0;
-                    &mut tensors[..1]
-                }
-                false => &mut tensors[..],
-            };
-            let average = merge::average(name, sources, dtype, |dtype, size| first.room(dtype, size));
-            let average = average.with_context(|| match merge::source_at_fault(sources) {
-                Some(member) => format!("read member {member} ({})", self.members[member].path.display()),
-                None => format!("average `{name}`"),
-            })?;
-            averages.squared_rounding_error += merge::squared_rounding_error(sources, &average);
-            writer.write(name, &average)?;
-
-            first.give_back(average);
-            for ((tensor, _), checkpoint) in tensors.into_iter().zip(&checkpoints) {
-                checkpoint.give_back(tensor.values);
-            }
-            if let (Some(values), Some((base, _))) = (base_values, base) {
-                base.give_back(values.values);
-            }
-            let sizes = checkpoints.iter().filter_map(|checkpoint| checkpoint.info(name));
-            read += sizes.map(|info| (info.data_offsets.1 - info.data_offsets.0) as u64).sum::<u64>();
-            if !progress(read, total) {
-                bail!("interrupted: nothing was written to {}", self.options.output.display());
-            }
-        }
+        let first = &self.members[0].checkpoint;
+        let checkpoints = self.members.iter().map(|member| &member.checkpoint);
+        let sources: Vec<(&Checkpoint, f64)> = checkpoints.zip(coefficients.iter().copied()).collect();
+        let mut averages = Averages::new(sources.len());
+        thread::scope(|scope| {
+            let ahead = ReadAhead::start(scope, &sources, self.tensors.averaged.clone());
+            let (sender, averaged) = sync_channel::<(&String, Values)>(1);
+            let to_write = &mut *writer;
+            let writing = scope.spawn(move || {
+                averaged.into_iter().try_for_each(|(name, average)| {
+                    to_write.write(name, &average)?;
+                    first.give_back(average);
+                    Ok::<_, CheckpointError>(())
+                })
+            });
+            let outcome = self.average_read(&sources, dtype, ahead, &mut averages, sender, progress);
+            // what could not be written is why nothing more was averaged
+            writing.join().unwrap_or_else(|panic| resume_unwind(panic))?;
+            outcome
+        })?;
         for name in &self.tensors.copied {
             let tensor = first.read(name)?;
             writer.write_bytes(name, tensor.dtype, tensor.values.bytes())?;
         }
         Ok(averages)
+    }
+
+    /// Compares and averages what was read, and hands it on, until nobody takes it any more.
+    fn average_read<'m>(
+        &'m self,
+        sources: &'m [(&'m Checkpoint, f64)],
+        dtype: Format,
+        mut ahead: ReadAhead<'m>,
+        averages: &mut Averages,
+        to_write: SyncSender<(&'m String, Values)>,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> anyhow::Result<()> {
+        let first = sources[0].0;
+        let total = sources.iter().map(|(checkpoint, _)| checkpoint.payload_bytes()).sum();
+        let mut read = 0;
+        for name in &self.tensors.averaged {
+            let tensors = ahead.take(name).expect("read in this order, until one cannot be read");
+            let tensors = tensors.with_context(|| format!("read `{name}`"))?;
+            let shape = tensors[0].0.shape;
+            let base = self.base.as_ref().and_then(|base| Some((base, counterpart(base, name, shape)?)));
+            let base_values = base.map(|(base, name)| base.read(name)).transpose()?;
+
+            let digests = sources
+                .iter()
+                .map(|(checkpoint, _)| checkpoint.digest(name))
+                .collect::<Result<Vec<_>, _>>()?;
+            // as at load: the average of equal tensors is that tensor, exactly
+            let shares: Vec<f64> = match digests.iter().all(|digest| *digest == digests[0]) {
+                true => vec![1.0],
+                false => sources.iter().map(|(_, coefficient)| *coefficient).collect(),
+            };
+            let reference = base_values.as_ref().map(|base| &base.values);
+            let room = |dtype, size| first.room(dtype, size);
+            let compared = merge::compare_and_average(name, &tensors, &shares, reference, dtype, room);
+            let compared =
+                compared.with_context(|| match merge::source_at_fault(&tensors[..shares.len()]) {
+                    Some(member) => format!("read member {member} ({})", self.members[member].path.display()),
+                    None => format!("average `{name}`"),
+                })?;
+            averages.squared_rounding_error += compared.squared_rounding_error;
+            averages.add(name, shape, compared.likeness, base_values.is_some(), is_of_head(&self.plan, name));
+            if to_write.send((name, compared.average)).is_err() {
+                return Ok(()); // told by the writer
+            }
+
+            for ((tensor, _), (checkpoint, _)) in tensors.into_iter().zip(sources) {
+                checkpoint.give_back(tensor.values);
+            }
+            if let (Some(values), Some((base, _))) = (base_values, base) {
+                base.give_back(values.values);
+            }
+            let sizes = sources.iter().filter_map(|(checkpoint, _)| checkpoint.info(name));
+            read += sizes.map(|info| (info.data_offsets.1 - info.data_offsets.0) as u64).sum::<u64>();
+            if !progress(read, total) {
+                bail!("interrupted: nothing was written to {}", self.options.output.display());
+            }
+        }
+        Ok(())
     }
 }
 
