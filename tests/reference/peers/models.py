@@ -42,7 +42,9 @@ def checkpoint(shape, path):
     write_tokenizer(path, 1)
 
 
-def load(path, attention="sdpa"):
+def load(path, is_eager=False):
+    # DeBERTa has an attention of its own, and takes no other.
+    attention = None if "deberta" in path.name else "eager" if is_eager else "sdpa"
     model = transformers.AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32, attn_implementation=attention).eval()
     model.config.use_cache = False
     return model
@@ -50,7 +52,7 @@ def load(path, attention="sdpa"):
 
 @torch.inference_mode()
 def reference(path, name, output):
-    model = load(path, "eager" if "deberta" not in str(path) else None)
+    model = load(path, is_eager=True)
     [row] = [row for row in rows.ROWS + rows.MORE if row.name == name]
     rewards = [model(input_ids=torch.tensor([ids])).logits.item() for ids in row.samples()]
     output.write_text(json.dumps(rewards))

@@ -167,17 +167,25 @@ class Bench:
             self.peak.measure()
             for taker in order:
                 repeats = max(1, min(50, math.ceil(self.args.seconds / taker.seconds)))
-                with machine.Watch(taker.pids) as watch:
-                    seconds[taker.name] = statistics.median(taker.take(repeats)[0])
+                try:
+                    with machine.Watch(taker.pids) as watch:
+                        seconds[taker.name] = statistics.median(taker.take(repeats)[0])
+                except turns.Unable as reason:  # it was able before: the others go on without it
+                    result["unable"][taker.name] = f"in round {done + 1}: {reason}"
+                    self.show(f"{key}: {taker.name} cannot go on: {reason}")
+                    del result["rounds"][taker.name]
+                    takers.remove(taker)
+                    break
                 others = max(others, watch.others)
                 if watch.is_disturbed and self.can_repeat(result):
                     break
-            if others > machine.DISTURBED:
-                if self.can_repeat(result):
-                    result["discarded"] += 1
-                    self.show(f"{key}: round {done + 1} again, others took {others:.0%}")
-                    continue
-                result["disturbed"] += 1
+            if others > machine.DISTURBED and self.can_repeat(result):
+                result["discarded"] += 1
+                self.show(f"{key}: round {done + 1} again, others took {others:.0%}")
+                continue
+            if len(seconds) < len(takers):
+                continue  # somebody left in the middle
+            result["disturbed"] += others > machine.DISTURBED
             done += 1
             for name, one in seconds.items():
                 result["rounds"][name].append(one)
