@@ -7,6 +7,7 @@
 //! buffer     aligned memory that is used again
 //! product    rows times packed weights: register tiles, then an epilogue
 //! amx        the same by tile registers
+//! shared     rows that threads share, each with its own columns
 //! rows       activations of a block of rows; norms, rotary, linear layers
 //! attention  packed, over segments of sequences
 //! ```
@@ -78,6 +79,7 @@ mod buffer;
 mod isa;
 mod product;
 mod rows;
+mod shared;
 mod simd;
 mod spec;
 #[cfg(test)]

@@ -87,6 +87,11 @@ impl Isa {
         }
     }
 
+    /// Whether a product has tile registers, which take their rows whole however few are there.
+    pub fn has_tiles(self, number: Number) -> bool {
+        (self.level(), number) == (Level::Amx, Number::Bf16)
+    }
+
     /// Rows that a product takes at a time.
     pub fn tile_rows(self, number: Number) -> usize {
         match (self.level(), number) {
@@ -450,10 +455,22 @@ impl Packed {
         Self { isa, number, input, panels, panel_lines, lines }
     }
 
-    /// Multiplies `rows` rows by all panels.
-    pub(crate) fn multiply<E: Epilogue>(&self, rows: usize, operand: Operand<'_>, epilogue: &mut E) {
+    /// How many panels.
+    pub(crate) fn panels(&self) -> usize {
+        self.panels
+    }
+
+    /// Multiplies `rows` rows by some panels.
+    pub(crate) fn multiply<E: Epilogue>(
+        &self,
+        rows: usize,
+        operand: Operand<'_>,
+        panels: Range<usize>,
+        epilogue: &mut E,
+    ) {
         let mut multiplier = Multiplier::new(self.isa, self.number);
-        for (panel, lines) in self.lines.chunks_exact(self.panel_lines).enumerate() {
+        for panel in panels {
+            let lines = &self.lines[panel * self.panel_lines..][..self.panel_lines];
             let weights = match operand {
                 Operand::F32(..) => Panel::F32(bytemuck::cast_slice(lines)),
                 Operand::Bf16(..) => Panel::Bf16(bytemuck::cast_slice(lines)),

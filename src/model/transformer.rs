@@ -29,6 +29,7 @@ use crate::ops::Convolution;
 use crate::ops::Distance;
 use crate::ops::Ops;
 use crate::ops::batch::PackedBatch;
+use crate::ops::batch::Segment;
 use crate::ops::error::Result;
 use crate::ops::inputs::Inputs;
 use crate::ops::inputs::Which;
@@ -149,7 +150,8 @@ pub struct BatchPass<'a, 'p, O: Ops> {
     pub blocks: Vec<Range<usize>>,
 }
 
-/// How the rows of a batch are cut, such that each block is a small part of a step.
+/// How the rows of a batch are cut: such that blocks take about the same time, or, in steps, that each is a small part of
+/// one.
 pub fn blocks<O: Ops>(
     ops: &O,
     model: &Transformer<O>,
@@ -160,8 +162,11 @@ pub fn blocks<O: Ops>(
     const MIN_ROWS: usize = 16;
     /// Of a block without attention, however many threads there are.
     const ENOUGH_ROWS: usize = 64;
-    let (Some(max_tokens), Some(at_once)) = (steps.max_tokens(), ops.at_once()) else {
+    let Some(at_once) = ops.at_once() else {
         return ops.blocks(batch.num_rows());
+    };
+    let Some(max_tokens) = steps.max_tokens() else {
+        return ops.even_blocks(&costs(model, batch));
     };
     let longest = (0..batch.len()).map(|sequence| batch.length(sequence)).max().unwrap_or(0);
     // of the last row, in the layer where that is most
@@ -173,6 +178,30 @@ pub fn blocks<O: Ops>(
     let of_block = (max_tokens.saturating_mul(model.products()) / at_once).max(ENOUGH_ROWS * products);
     let max_rows = of_block / work / MIN_ROWS * MIN_ROWS;
     ops.small_blocks(batch.num_rows(), max_rows.max(MIN_ROWS))
+}
+
+/// Multiplications of each row of a batch in all layers.
+fn costs<O: Ops>(model: &Transformer<O>, batch: &PackedBatch) -> Vec<usize> {
+    let products = model.products();
+    let mut specs: Vec<(&AttentionSpec, usize)> = Vec::new();
+    for spec in model.layers.iter().map(|layer| layer.part.spec()) {
+        match specs.iter_mut().find(|(known, _)| *known == spec) {
+            Some((_, layers)) => *layers += 1,
+            None => specs.push((spec, 1)),
+        }
+    }
+    let of_row = |segment: &Segment, row: usize| {
+        let of_specs = specs.iter().map(|(spec, layers)| layers * work_of_row(spec, segment, row));
+        products + of_specs.sum::<usize>()
+    };
+    let of_segment =
+        |segment: &Segment| segment.rows.clone().map(|row| of_row(segment, row)).collect::<Vec<_>>();
+    batch.segments().iter().flat_map(of_segment).collect()
+}
+
+/// Those of attention in one layer.
+fn work_of_row(spec: &AttentionSpec, segment: &Segment, row: usize) -> usize {
+    attention_work(spec, if spec.causal { segment.position(row) + 1 } else { segment.end_position() })
 }
 
 /// Multiplications of a query with so many keys before it, itself included.
@@ -247,9 +276,7 @@ impl<O: Ops> BatchPass<'_, '_, O> {
         let spec = layer.spec();
         let of_row = |row: usize| {
             let packed = self.inputs.packed;
-            let segment = &packed.segments()[packed.segment_of(row)];
-            let keys = if spec.causal { segment.position(row) + 1 } else { segment.end_position() };
-            attention_work(spec, keys)
+            work_of_row(spec, &packed.segments()[packed.segment_of(row)], row)
         };
         rows * (layer.products() + of_row(first).max(of_row(last)))
     }

@@ -4,6 +4,14 @@
 //! One pool of threads computes, one for each CPU that the process may use; the engine's device thread waits
 //! meanwhile, and tokenizers and gRPC have threads that mostly sleep. A forward runs inside the pool ([`Ops::run`]), so
 //! that from one attention to the next nothing is handed over but blocks.
+//!
+//! # How rows are cut
+//!
+//! Into blocks that cost the same, attention included ([`Ops::even_blocks`]), as many for each thread; none is smaller
+//! than a tile of a product, so that few rows do not read all weights once for each thread. Whoever has no block
+//! left takes columns of the products, and heads of the attention, of those who have. Blocks are rounded up for the tile
+//! registers of AMX alone: rounded for everybody, 32 rows were 24 and 8 (AVX-512), and one of two threads waited for
+//! the other.
 
 #[cfg(test)]
 mod tests;
@@ -229,14 +237,38 @@ impl Ops for Cpu {
     }
 
     fn small_blocks(&self, rows: usize, max_rows: usize) -> Vec<Range<usize>> {
-        let unit = self.isa.tile_rows(self.operand_number()).min(16);
+        let tile_rows = self.isa.tile_rows(self.operand_number()).min(16);
         let threads = self.pool.current_num_threads();
         let count = rows.div_ceil(max_rows.clamp(1, MAX_BLOCK_ROWS)).next_multiple_of(threads);
-        let mut size = rows.div_ceil(count);
-        if size > unit || self.operand_number() == Number::Bf16 {
-            size = size.next_multiple_of(unit);
+        let mut size = rows.div_ceil(count.min(rows.div_ceil(tile_rows)).max(1));
+        if self.isa.has_tiles(self.operand_number()) {
+            size = size.next_multiple_of(tile_rows);
         }
         (0..rows).step_by(size.max(1)).map(|start| start..(start + size).min(rows)).collect()
+    }
+
+    fn even_blocks(&self, costs: &[usize]) -> Vec<Range<usize>> {
+        let whole = match self.isa.has_tiles(self.operand_number()) {
+            true => self.isa.tile_rows(self.operand_number()).min(16),
+            false => 1,
+        };
+        let count = self.blocks(costs.len()).len();
+        if count < 2 {
+            return self.blocks(costs.len());
+        }
+        let total: usize = costs.iter().sum();
+        let (mut blocks, mut start, mut cost) = (Vec::with_capacity(count), 0, 0);
+        for (row, of_row) in costs.iter().enumerate() {
+            // where half of a row's cost is beyond a block's share, the next one begins
+            let is_full = (2 * cost + of_row) * count >= 2 * total * (blocks.len() + 1);
+            if is_full && row > start && (row - start).is_multiple_of(whole) {
+                blocks.push(start..row);
+                start = row;
+            }
+            cost += of_row;
+        }
+        blocks.push(start..costs.len());
+        blocks
     }
 
     fn at_once(&self) -> Option<usize> {
@@ -247,7 +279,8 @@ impl Ops for Cpu {
         if blocks.len() == 1 {
             blocks.into_iter().map(f).collect()
         } else {
-            blocks.into_par_iter().map(&f).collect()
+            // one at a time: whoever is done takes the next
+            blocks.into_par_iter().with_max_len(1).map(&f).collect()
         }
     }
 
@@ -349,7 +382,7 @@ impl Ops for Cpu {
     ) -> Result<Rows> {
         let of_rope = &batch.ropes[rope];
         let angles = |place: usize| of_rope.of_row(batch.row(which, place));
-        Ok(x.rotary(self.isa, head_dim, angles))
+        Ok(x.rotary(self.isa, head_dim, &angles))
     }
 
     fn products_by_distance(

@@ -182,6 +182,10 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
         let _ = max_rows;
         self.blocks(rows)
     }
+    /// How rows are cut that cost so much each: into blocks that cost about the same, where the form cuts at all.
+    fn even_blocks(&self, costs: &[usize]) -> Vec<Range<usize>> {
+        self.blocks(costs.len())
+    }
     /// How many blocks run at the same time; `None` for a form that takes all rows at once, and so no
     /// [steps](crate::model::steps).
     fn at_once(&self) -> Option<usize> {

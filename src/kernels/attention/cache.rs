@@ -109,7 +109,7 @@ impl Attention<'_> {
     }
 
     /// Packs keys and values.
-    pub(super) fn lay_out(&self, keys: Blocks<'_>, values: Blocks<'_>, in_parallel: bool) -> Cache {
+    pub(super) fn lay_out(&self, rows: [&Blocks<'_>; 2], in_parallel: bool) -> Cache {
         let sizes @ Sizes { width, depth, columns } = self.sizes();
         let mut starts = Vec::with_capacity(self.segments.len());
         let mut panels = 0;
@@ -139,7 +139,7 @@ impl Attention<'_> {
             }
         }
         let pack = |(segment, head, to_keys, to_values): (usize, usize, &mut [u32], &mut [u32])| {
-            self.pack_head([keys, values], segment, head, [to_keys, to_values]);
+            self.pack_head(rows, segment, head, [to_keys, to_values]);
         };
         if in_parallel {
             parts.into_par_iter().for_each(pack);
@@ -171,7 +171,7 @@ impl Attention<'_> {
 
     fn pack_head(
         &self,
-        [keys, values]: [Blocks<'_>; 2],
+        [keys, values]: [&Blocks<'_>; 2],
         segment: usize,
         head: usize,
         [to_keys, to_values]: [&mut [u32]; 2],
@@ -211,7 +211,7 @@ impl Attention<'_> {
 
 /// Keys of one panel of positions: `[depth, width]`, or pairs of bfloat16 `[depth / 2, width]`.
 pub(super) struct PackKeys<'a> {
-    pub(super) keys: Blocks<'a>,
+    pub(super) keys: &'a Blocks<'a>,
     pub(super) number: Number,
     pub(super) rows: &'a [usize],
     pub(super) of_head: Range<usize>,
@@ -272,7 +272,7 @@ impl Kernel for PackKeys<'_> {
 /// Values of one panel of positions, in panels of columns: `[columns / width, positions, width]`, or pairs of
 /// positions in bfloat16 `[columns / width, positions / 2, width]`.
 struct PackValues<'a> {
-    values: Blocks<'a>,
+    values: &'a Blocks<'a>,
     number: Number,
     rows: &'a [usize],
     of_head: Range<usize>,

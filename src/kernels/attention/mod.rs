@@ -10,6 +10,8 @@
 //! query adds up the same numbers in the same order whatever is beside it, and whether its prefix is its own or
 //! shared: a panel that a shared prefix does not fill is packed again for each continuation.
 
+#![expect(unsafe_code, reason = "threads that share attention write columns of the same rows")]
+
 mod bias;
 mod cache;
 mod relative;
@@ -29,23 +31,41 @@ use crate::Segment;
 use crate::isa::Isa;
 use crate::product::Number;
 use crate::rows::Rows;
+use crate::shared::Shared;
+use crate::shared::in_parts;
 
-/// Rows of a batch in blocks of equal size, but for the last.
-#[derive(Clone, Copy)]
+/// Multiplications with keys that are worth handing to another thread.
+const LEAST_WORK: usize = 1 << 18;
+
+/// Rows of a batch in blocks.
 pub struct Blocks<'a> {
     blocks: &'a [Rows],
-    size: usize,
+    /// The first row of each, and how many there are.
+    starts: Vec<usize>,
 }
 
 impl<'a> Blocks<'a> {
     /// All rows of a batch, in order.
     pub fn new(blocks: &'a [Rows]) -> Self {
-        Self { blocks, size: blocks.first().map_or(1, Rows::len) }
+        let mut starts = vec![0];
+        starts.extend(blocks.iter().scan(0, |rows, block| {
+            *rows += block.len();
+            Some(*rows)
+        }));
+        Self { blocks, starts }
     }
 
     /// A row of the batch.
     pub fn row(&self, row: usize) -> &'a [f32] {
-        self.blocks[row / self.size].row(row % self.size)
+        // blocks are of like size
+        let mut block = row * self.blocks.len() / self.starts[self.blocks.len()];
+        while row < self.starts[block] {
+            block -= 1;
+        }
+        while row >= self.starts[block + 1] {
+            block += 1;
+        }
+        self.blocks[block].row(row - self.starts[block])
     }
 }
 
@@ -100,7 +120,7 @@ impl<'a> Attention<'a> {
         parameters: Option<&'a ByDistance>,
         in_parallel: bool,
     ) -> Remembered<'a> {
-        let cache = self.lay_out(keys, values, in_parallel);
+        let cache = self.lay_out([&keys, &values], in_parallel);
         let longest = self.segments.iter().map(Segment::end_position).max().unwrap_or(0);
         let distances = match (&self.spec.distance, parameters) {
             (Distance::Buckets(buckets), Some(ByDistance::Products(relative))) => {
@@ -117,12 +137,11 @@ impl<'a> Attention<'a> {
 impl Remembered<'_> {
     /// Attention of a block of queries, `[rows, heads · head_dim]`; `place(query)` is the segment and the position
     /// of a query. Returns a block like it.
-    pub fn attend(&self, queries: &Rows, place: &dyn Fn(usize) -> (usize, usize)) -> Rows {
+    pub fn attend(&self, queries: &Rows, place: &(dyn Fn(usize) -> (usize, usize) + Sync)) -> Rows {
         let Self { attention, cache, distances, biases } = self;
         let Attention { number, segments, spec, .. } = *attention;
-        let mut output = Rows::new(number, queries.len(), spec.heads * spec.head_dim);
-        let mut work = Work::new(attention, distances.as_ref());
-        let mut first = 0;
+        let mut tiles = Vec::with_capacity(queries.len().div_ceil(MAX_QUERIES));
+        let (mut first, mut of_head) = (0, 0);
         while first < queries.len() {
             let (segment, first_position) = place(first);
             let follows = |&query: &usize| place(query) == (segment, first_position + query - first);
@@ -130,13 +149,22 @@ impl Remembered<'_> {
             let end = (first + 1..last).take_while(follows).last().unwrap_or(first) + 1;
             let end_position = segments[segment].end_position();
             let path = attention.path(segment);
-            let tile = Tile { queries, rows: first..end, first_position, end_position, path };
-            for head in 0..spec.heads {
-                work.attend(attention, cache, biases.as_ref(), &tile, head);
-                work.write(attention, &mut output, &tile, head);
-            }
+            tiles.push(Tile { queries, rows: first..end, first_position, end_position, path });
+            of_head += (end - first) * spec.seen(first_position, end_position).len() * spec.head_dim;
             first = end;
         }
+        let mut output = Rows::new(number, queries.len(), spec.heads * spec.head_dim);
+        let shared = Shared::new(&mut output);
+        in_parts(spec.heads, LEAST_WORK.div_ceil(of_head.max(1)), &|heads| {
+            let mut work = Work::new(attention, distances.as_ref());
+            for tile in &tiles {
+                for head in heads.clone() {
+                    work.attend(attention, cache, biases.as_ref(), tile, head);
+                    // SAFETY: nobody else has this head
+                    unsafe { work.write(attention, shared, tile, head) };
+                }
+            }
+        });
         output
     }
 }

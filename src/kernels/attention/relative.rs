@@ -84,7 +84,7 @@ impl Relative {
             for head in 0..spec.kv_heads {
                 for rows in columns.chunks(width) {
                     let (to, rest) = left.split_at_mut(width * words);
-                    let keys = Blocks::new(std::slice::from_ref(table));
+                    let keys = &Blocks::new(std::slice::from_ref(table));
                     isa.run(PackKeys { keys, number, rows, of_head: of_head(head), to });
                     left = rest;
                 }

@@ -1,5 +1,7 @@
 //! Attention of a tile: queries of one sequence that follow each other, with one head at a time.
 
+#![expect(unsafe_code, reason = "the heads of a block are written by several threads")]
+
 use std::ops::Range;
 
 use half::bf16;
@@ -23,6 +25,7 @@ use crate::product::Operand;
 use crate::product::Part;
 use crate::rows::Rows;
 use crate::rows::round;
+use crate::shared::Shared;
 use crate::simd::Simd;
 
 /// Positions that the online softmax takes at a time; a multiple of every panel's width.
@@ -206,7 +209,16 @@ impl<'a> Work<'a> {
     }
 
     /// Writes a head's result.
-    pub(super) fn write(&self, attention: &Attention<'_>, output: &mut Rows, tile: &Tile<'_>, head: usize) {
+    ///
+    /// # Safety
+    /// Nobody else may have the columns of the head.
+    pub(super) unsafe fn write(
+        &self,
+        attention: &Attention<'_>,
+        output: Shared<'_>,
+        tile: &Tile<'_>,
+        head: usize,
+    ) {
         let Attention { isa, spec, .. } = attention;
         isa.run(Finish {
             sums: self.sums.numbers(),
@@ -311,7 +323,8 @@ struct Finish<'a> {
     sums: &'a [f32],
     columns: usize,
     total: &'a [f32; MAX_QUERIES],
-    output: &'a mut Rows,
+    /// Of which nobody else has those of the head.
+    output: Shared<'a>,
     rows: Range<usize>,
     of_head: Range<usize>,
 }
@@ -319,22 +332,22 @@ struct Finish<'a> {
 impl Kernel for Finish<'_> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let stride = self.output.stride();
+    fn run<S: Simd>(mut self, simd: S) {
         for ((row, sums), &total) in self.rows.zip(self.sums.chunks_exact(self.columns)).zip(self.total) {
             let factor = simd.splat(1.0 / total);
             let sums = sums[..self.of_head.len()].chunks(S::LANES);
-            let at = row * stride + self.of_head.start;
             match self.output.number() {
                 Number::F32 => {
-                    let to = self.output.values_mut()[at..][..self.of_head.len()].chunks_mut(S::LANES);
-                    for (sums, to) in sums.zip(to) {
+                    // SAFETY: nobody else has the columns of the head
+                    let to = unsafe { self.output.f32(row, self.of_head.clone()) };
+                    for (sums, to) in sums.zip(to.chunks_mut(S::LANES)) {
                         simd.store(to, simd.mul(simd.load(sums), factor));
                     }
                 }
                 Number::Bf16 => {
-                    let to = self.output.bf16_mut()[at..][..self.of_head.len()].chunks_mut(S::LANES);
-                    for (sums, to) in sums.zip(to) {
+                    // SAFETY: as above
+                    let to = unsafe { self.output.bf16(row, self.of_head.clone()) };
+                    for (sums, to) in sums.zip(to.chunks_mut(S::LANES)) {
                         simd.store_bf16(to, simd.mul(simd.load(sums), factor));
                     }
                 }

@@ -3,6 +3,7 @@
 //! Buffers come from free lists that were filled with NaN before ([`poison`]), so whatever reads what it did not
 //! write is found by its result.
 
+mod blocks;
 mod laws;
 mod steps;
 
