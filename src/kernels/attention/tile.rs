@@ -16,6 +16,7 @@ use super::relative::Distances;
 use super::relative::OfPanel;
 use super::relative::Relative;
 use super::softmax::Softmax;
+use crate::AttentionSpec;
 use crate::buffer::Buffer;
 use crate::isa::Kernel;
 use crate::product::Epilogue;
@@ -34,6 +35,9 @@ const BLOCK: usize = 512;
 /// Queries that go together.
 pub(super) const MAX_QUERIES: usize = 64;
 
+/// A product of bfloat16 reads 16 rows at a time, wherever they begin.
+const ROOM: usize = 16;
+
 /// An odd number of cache lines, so that rows do not fall into the same set.
 pub(super) const SCORE_STRIDE: usize = BLOCK + 16;
 pub(super) const WEIGHT_STRIDE: usize = BLOCK + 32;
@@ -46,6 +50,22 @@ pub(super) struct Tile<'a> {
     /// Where the segment of the queries ends.
     pub(super) end_position: usize,
     pub(super) path: Vec<Piece>,
+}
+
+impl Tile<'_> {
+    /// The queries in runs: where each sees only itself and what is before it, those of a panel of positions, else all.
+    /// What is cut by position is the same wherever a tile begins.
+    fn seeing_alike(&self, spec: &AttentionSpec, width: usize) -> impl Iterator<Item = Range<usize>> {
+        let (first, count, causal) = (self.first_position, self.rows.len(), spec.causal);
+        let mut start = 0;
+        std::iter::from_fn(move || {
+            let panel = (first + start) / width;
+            let end = if causal { ((panel + 1) * width - first).min(count) } else { count };
+            let run = start..end;
+            start = end;
+            (!run.is_empty()).then_some(run)
+        })
+    }
 }
 
 /// Memory of one thread.
@@ -72,8 +92,8 @@ impl<'a> Work<'a> {
         Self {
             multiplier: Multiplier::new(attention.isa, attention.number),
             scores: Buffer::for_numbers::<f32>(MAX_QUERIES * SCORE_STRIDE),
-            queries: Buffer::for_numbers::<bf16>(MAX_QUERIES * depth),
-            weights: Buffer::for_numbers::<bf16>(MAX_QUERIES * WEIGHT_STRIDE),
+            queries: Buffer::for_numbers::<bf16>((MAX_QUERIES + ROOM) * depth),
+            weights: Buffer::for_numbers::<bf16>((MAX_QUERIES + ROOM) * WEIGHT_STRIDE),
             sums: Buffer::for_numbers::<f32>(MAX_QUERIES * columns),
             largest: [0.0; MAX_QUERIES],
             total: [0.0; MAX_QUERIES],
@@ -143,13 +163,18 @@ impl<'a> Work<'a> {
         panels: &Range<usize>,
     ) {
         let Sizes { width, depth, .. } = cache.sizes;
-        let queries = match attention.number {
+        // from one of the queries on
+        let queries_from = |query: usize| match attention.number {
             Number::F32 => {
-                let at = tile.rows.start * tile.queries.stride() + head * attention.spec.head_dim;
-                Operand::F32(&tile.queries.values()[at..], tile.queries.stride())
+                let (stride, first) = (tile.queries.stride(), tile.rows.start + query);
+                Operand::F32(
+                    &tile.queries.values()[first * stride + head * attention.spec.head_dim..],
+                    stride,
+                )
             }
-            Number::Bf16 => Operand::Bf16(self.queries.numbers(), depth),
+            Number::Bf16 => Operand::Bf16(&self.queries.numbers()[query * depth..], depth),
         };
+        let queries = queries_from(0);
         let kv_head = attention.spec.kv_head(head);
         let positions = tile.first_position..tile.first_position + tile.rows.len();
         if let Some(distances) = &mut self.distances {
@@ -160,14 +185,19 @@ impl<'a> Work<'a> {
             for panel in piece.panels.start.max(panels.start)..piece.panels.end.min(panels.end) {
                 let scores = &mut self.scores.numbers_mut()[panel * width % BLOCK..];
                 let keys = cache.keys(piece, kv_head, panel);
-                let part = Part { rows: queries, panel: keys, depth };
-                let part = std::iter::once(part);
                 match &mut self.distances {
                     None => {
-                        let mut to = Store { to: scores, stride: SCORE_STRIDE };
-                        self.multiplier.multiply(tile.rows.len(), part, 0, &mut to);
+                        // those before the panel see nothing of it
+                        let first = match attention.spec.causal {
+                            true => (panel * width).saturating_sub(tile.first_position),
+                            false => 0,
+                        };
+                        let part = std::iter::once(Part { rows: queries_from(first), panel: keys, depth });
+                        let mut to = Store { to: &mut scores[first * SCORE_STRIDE..], stride: SCORE_STRIDE };
+                        self.multiplier.multiply(tile.rows.len() - first, part, 0, &mut to);
                     }
                     Some(distances) => {
+                        let part = std::iter::once(Part { rows: queries, panel: keys, depth });
                         let of_panel = (head, keys, panel * width);
                         let add = distances.of_panel(&mut self.multiplier, of_panel, &positions);
                         let mut to = StoreWith { to: scores, count: tile.rows.len(), add };
@@ -190,21 +220,36 @@ impl<'a> Work<'a> {
     ) {
         let Sizes { width, columns, .. } = cache.sizes;
         let kv_head = attention.spec.kv_head(head);
-        for of_columns in 0..columns / width {
-            let parts = tile.path.iter().filter_map(|piece| {
-                let panels = piece.panels.start.max(panels.start)..piece.panels.end.min(panels.end);
-                let at = panels.start * width % BLOCK;
-                (!panels.is_empty()).then(|| Part {
-                    rows: match attention.number {
-                        Number::F32 => Operand::F32(&self.scores.numbers()[at..], SCORE_STRIDE),
-                        Number::Bf16 => Operand::Bf16(&self.weights.numbers()[at..], WEIGHT_STRIDE),
-                    },
-                    panel: cache.values(piece, kv_head, &panels, of_columns),
-                    depth: panels.len() * width,
-                })
-            });
-            let mut to = Sums { to: self.sums.numbers_mut(), columns, keep: &self.keep, is_first };
-            self.multiplier.multiply(tile.rows.len(), parts, of_columns, &mut to);
+        for queries in tile.seeing_alike(attention.spec, width) {
+            // what comes after them has no weight
+            let last = match attention.spec.causal {
+                true => (tile.first_position + queries.start) / width + 1,
+                false => panels.end,
+            };
+            let panels = panels.start..panels.end.min(last);
+            for of_columns in 0..columns / width {
+                let parts = tile.path.iter().filter_map(|piece| {
+                    let panels = piece.panels.start.max(panels.start)..piece.panels.end.min(panels.end);
+                    let at = panels.start * width % BLOCK;
+                    (!panels.is_empty()).then(|| Part {
+                        rows: match attention.number {
+                            Number::F32 => {
+                                let weights = &self.scores.numbers()[queries.start * SCORE_STRIDE + at..];
+                                Operand::F32(weights, SCORE_STRIDE)
+                            }
+                            Number::Bf16 => {
+                                let weights = &self.weights.numbers()[queries.start * WEIGHT_STRIDE + at..];
+                                Operand::Bf16(weights, WEIGHT_STRIDE)
+                            }
+                        },
+                        panel: cache.values(piece, kv_head, &panels, of_columns),
+                        depth: panels.len() * width,
+                    })
+                });
+                let to = &mut self.sums.numbers_mut()[queries.start * columns..];
+                let mut to = Sums { to, columns, keep: &self.keep[queries.clone()], is_first };
+                self.multiplier.multiply(queries.len(), parts, of_columns, &mut to);
+            }
         }
     }
 
@@ -296,7 +341,7 @@ impl Epilogue for StoreWith<'_> {
 struct Sums<'a> {
     to: &'a mut [f32],
     columns: usize,
-    keep: &'a [f32; MAX_QUERIES],
+    keep: &'a [f32],
     is_first: bool,
 }
 

@@ -169,6 +169,23 @@ fn attention_to_one_token_is_its_value() {
     }
 }
 
+/// What comes later is not multiplied by zero weights, but left out: by position, so wherever tiles of queries begin.
+#[test]
+fn later_panels_of_positions_do_not_reach_a_query() {
+    let (seq, head_dim, broken) = (150, 20, 97);
+    for cpu in forms() {
+        let panel = 32; // or half of it
+        let q = numbers(seq * head_dim, 1);
+        let mut kv = [2, 3].map(|seed| numbers(seq * head_dim, seed));
+        let expected = attend(&cpu, [&q, &kv[0], &kv[1]], &spec(head_dim, true));
+        kv.iter_mut().for_each(|x| x[broken * head_dim..].fill(f32::NAN));
+        let ours = attend(&cpu, [&q, &kv[0], &kv[1]], &spec(head_dim, true));
+        let before = broken / panel * panel * head_dim;
+        assert_eq!(bits(&ours[..before]), bits(&expected[..before]), "{}", cpu.name());
+        assert!(ours[broken * head_dim..].iter().all(|x| x.is_nan()), "{}", cpu.name());
+    }
+}
+
 #[test]
 fn equal_scores_give_the_mean_and_zeros_give_zeros() {
     let (seq, head_dim) = (1100, 6);
