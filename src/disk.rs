@@ -10,6 +10,9 @@
 //! read ([`noting`]), and the parent accepts no other content ([`holding_to`]). Both are kept per thread: readers need
 //! not know of it, and what other threads read is their own affair.
 
+pub mod kept;
+pub mod write;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::OsString;

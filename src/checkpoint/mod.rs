@@ -20,6 +20,7 @@ pub mod error;
 mod extent;
 pub mod fields;
 mod foreign;
+mod known;
 pub mod lora;
 mod pickled;
 pub mod write;
@@ -43,9 +44,11 @@ use serde::Deserialize;
 
 pub use crate::checkpoint::error::CheckpointError;
 use crate::checkpoint::extent::Extent;
+use crate::checkpoint::known::Known;
 use crate::checkpoint::lora::Change;
 use crate::checkpoint::lora::LowRank;
 use crate::disk;
+use crate::disk::kept::Kept;
 use crate::values::Values;
 
 /// A safetensors file starts with its header's length, in 8 bytes.
@@ -108,6 +111,7 @@ pub struct Checkpoint {
 struct OpenFile {
     path: PathBuf,
     file: File,
+    known: Known,
     /// Offsets are from here.
     data_start: u64,
     tensors: BTreeMap<String, Extent>,
@@ -140,6 +144,16 @@ pub struct TensorBytes<'a> {
     pub shape: &'a [usize],
     /// As many as the shape says, or a sample of them.
     pub values: Values,
+}
+
+impl Update {
+    /// Of a tensor with its update, from the digests of what both are made of.
+    fn digest(&self, stored: &Digest, a: &Digest, b: &Digest) -> Digest {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(b"low rank\n").update(stored).update(a).update(b);
+        hasher.update(&self.scale.to_le_bytes()).update(&[u8::from(self.is_transposed)]);
+        *hasher.finalize().as_bytes()
+    }
 }
 
 impl TensorBytes<'_> {
@@ -390,7 +404,7 @@ impl Checkpoint {
         let Place { file, extent, update } = self.find(name)?;
         let info = &extent.info;
         let (mut values, mut digest) = self.read_stored(*file, extent)?;
-        if let Some(Update { file, a, b, scale, is_transposed }) = update {
+        if let Some(update @ Update { file, a, b, scale, is_transposed }) = update {
             if let Values::Other(_) = values {
                 return Err(CheckpointError::Unsupported(format!(
                     "tensor `{name}` is stored as {:?}, to which no update can be added: supported are F64, F32, F16 \
@@ -407,13 +421,12 @@ impl Checkpoint {
             for read in [std::mem::replace(&mut values, Values::F64(sum)), a, b] {
                 self.give_back(read);
             }
-            let mut hasher = blake3::Hasher::new();
-            hasher.update(b"low rank\n").update(&digest).update(&digest_a).update(&digest_b);
-            hasher.update(&scale.to_le_bytes()).update(&[u8::from(*is_transposed)]);
-            digest = *hasher.finalize().as_bytes();
+            digest = update.digest(&digest, &digest_a, &digest_b);
         }
+        let is_as_recalled = self.recalled_digest(name).is_none_or(|recalled| recalled == digest);
         let mut digests = self.digests.lock().unwrap_or_else(PoisonError::into_inner);
-        if *digests.entry(name.to_owned()).or_insert(digest) != digest {
+        if *digests.entry(name.to_owned()).or_insert(digest) != digest || !is_as_recalled {
+            self.files.iter().for_each(|file| file.known.forget());
             let problem = format!("tensor `{name}` changed while it was read");
             return Err(CheckpointError::Damaged { path: self.files[*file].path.clone(), problem });
         }
@@ -440,7 +453,9 @@ impl Checkpoint {
             hasher.update_rayon(slab);
             at += slab.len() as u64;
         }
-        Ok((values, *hasher.finalize().as_bytes()))
+        let digest = *hasher.finalize().as_bytes();
+        self.files[file].known.was_read(extent, &digest);
+        Ok((values, digest))
     }
 
     /// Reads at most so many values from the middle of a tensor, and compares them with nothing.
@@ -521,8 +536,35 @@ impl Checkpoint {
         Ok(*hasher.finalize().as_bytes())
     }
 
-    /// The same, if it was read already.
+    /// Learns the digests of files that were read before and have not changed since.
+    pub fn recall(&self, kept: &Kept) {
+        self.files.iter().for_each(|file| file.known.recall(kept));
+    }
+
+    /// Notes what was read, for who opens the same files again.
+    pub fn note(&self, kept: &Kept) -> io::Result<()> {
+        self.files.iter().try_for_each(|file| file.known.note(&file.file, kept))
+    }
+
+    fn recalled_digest(&self, name: &str) -> Option<Digest> {
+        let Place { file, extent, update } = self.tensors.get(name)?;
+        let of = |file: usize, extent: &Extent| self.files[file].known.recalled(extent);
+        let stored = of(*file, extent)?;
+        Some(match update {
+            Some(update) => {
+                update.digest(&stored, &of(update.file, &update.a)?, &of(update.file, &update.b)?)
+            }
+            None => stored,
+        })
+    }
+
+    /// The same, if it was read already, or is [recalled](Self::recall).
     pub fn known_digest(&self, name: &str) -> Option<Digest> {
+        self.read_digest(name).or_else(|| self.recalled_digest(name))
+    }
+
+    /// The same, if it was read already.
+    pub fn read_digest(&self, name: &str) -> Option<Digest> {
         self.digests.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied()
     }
 }
@@ -556,7 +598,8 @@ fn open_safetensors(path: PathBuf) -> Result<OpenFile, CheckpointError> {
         return Err(damaged(format!("has {size} bytes, its header tells of {end}: {COPY_AGAIN}")));
     }
     let tensors = metadata.tensors().into_iter().map(|(name, info)| (name, Extent::from(info))).collect();
-    Ok(OpenFile { path, file, data_start, tensors })
+    let known = Known::of(&file);
+    Ok(OpenFile { path, file, known, data_start, tensors })
 }
 
 fn open_pickled(path: PathBuf) -> Result<OpenFile, CheckpointError> {
@@ -567,7 +610,8 @@ fn open_pickled(path: PathBuf) -> Result<OpenFile, CheckpointError> {
         false => damaged(problem),
     })?;
     disk::seen(&path, Some(&read.header)).map_err(|source| CheckpointError::read(&path, source))?;
-    Ok(OpenFile { path, file, data_start: 0, tensors: read.tensors })
+    let known = Known::of(&file);
+    Ok(OpenFile { path, file, known, data_start: 0, tensors: read.tensors })
 }
 
 fn values_in(shape: &[usize]) -> usize {

@@ -6,17 +6,11 @@
 use std::fs::File;
 use std::fs::Permissions;
 use std::io;
-use std::io::BufWriter;
 use std::io::ErrorKind;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::panic::resume_unwind;
 use std::path::Path;
 use std::path::PathBuf;
-use std::sync::mpsc::SyncSender;
-use std::sync::mpsc::sync_channel;
-use std::thread;
-use std::thread::JoinHandle;
 
 use safetensors::Dtype;
 use serde_json::Map;
@@ -26,13 +20,14 @@ use tempfile::TempDir;
 
 use crate::checkpoint::CheckpointError;
 use crate::disk;
+use crate::disk::write::LargeFile;
+use crate::disk::write::sync_folder;
 use crate::values::Values;
 
 /// A larger checkpoint is cut into shards of at most this size, as transformers does.
 pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
-/// What the names of files and folders begin with while they are written; a command that is killed may leave them.
-pub const PARTIAL: &str = ".rewarm-partial-";
+pub use crate::disk::write::PARTIAL;
 
 /// What beside weights and `config.json` makes a checkpoint: text files, some of them only for `transformers`.
 pub const TEXT_FILES: [&str; 15] = [
@@ -71,52 +66,6 @@ impl TensorSpec {
     }
 }
 
-/// So many bytes are sent to the disk while more are made: a `sync_all` of all of them at the end would be waited for.
-const SYNC_BYTES: usize = 64 << 20;
-
-/// A file that is being written.
-#[derive(Debug)]
-struct Shard {
-    file: BufWriter<File>,
-    unsynced: usize,
-    /// Of a file that is large.
-    ahead: Option<(SyncSender<()>, JoinHandle<io::Result<()>>)>,
-}
-
-impl Shard {
-    fn create(path: &Path) -> io::Result<Self> {
-        Ok(Self { file: BufWriter::new(File::create(path)?), unsynced: 0, ahead: None })
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes)?;
-        self.unsynced += bytes.len();
-        if self.unsynced < SYNC_BYTES {
-            return Ok(());
-        }
-        self.unsynced = 0;
-        if self.ahead.is_none() {
-            let file = self.file.get_ref().try_clone()?;
-            let (wake, woken) = sync_channel(1);
-            let sync = move || woken.into_iter().try_for_each(|()| file.sync_data());
-            self.ahead = Some((wake, thread::Builder::new().name("sync".to_owned()).spawn(sync)?));
-        }
-        // where it is busy or has failed, the end will tell
-        let _ = self.ahead.as_ref().map(|(wake, _)| wake.try_send(()));
-        Ok(())
-    }
-
-    fn finish(self) -> io::Result<()> {
-        let file = self.file.into_inner().map_err(|error| error.into_error())?;
-        if let Some((wake, thread)) = self.ahead {
-            drop(wake);
-            // an error of the disk is told once: to whoever asked first
-            thread.join().unwrap_or_else(|panic| resume_unwind(panic))?;
-        }
-        file.sync_all()
-    }
-}
-
 /// Writes one checkpoint.
 #[derive(Debug)]
 pub struct CheckpointWriter {
@@ -125,7 +74,7 @@ pub struct CheckpointWriter {
     /// File names and what they hold, in order.
     shards: Vec<(String, Vec<TensorSpec>)>,
     /// The shard that is being written, and how many of its tensors are there.
-    current: Option<Shard>,
+    current: Option<LargeFile>,
     shard: usize,
     written: usize,
 }
@@ -174,7 +123,7 @@ impl CheckpointWriter {
         let path = self.staging.path().join(file_name);
         let io_error = |source| CheckpointError::write(&path, source);
         if self.current.is_none() {
-            let mut file = Shard::create(&path).map_err(io_error)?;
+            let mut file = LargeFile::new(File::create(&path).map_err(io_error)?);
             file.write(&header(specs)).map_err(io_error)?;
             self.current = Some(file);
         }
@@ -301,10 +250,6 @@ pub fn check_target(target: &Path) -> Result<(), CheckpointError> {
     }
     let problem = "exists already and nothing is overwritten: remove it, or write elsewhere";
     Err(CheckpointError::write(target, io::Error::new(io::ErrorKind::AlreadyExists, problem)))
-}
-
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
 }
 
 fn cut(tensors: Vec<TensorSpec>, max_shard_bytes: u64) -> Vec<(String, Vec<TensorSpec>)> {

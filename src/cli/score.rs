@@ -68,7 +68,7 @@ fn backend(args: ScoreArgs) -> anyhow::Result<Box<dyn Backend>> {
         pooling: None,
     };
     let config = options.check(mode.name(), Path::new(""))?;
-    let variant = load::load(&mut Loader::default(), &config).context("load the models")?;
+    let variant = load::load(&mut Loader::default().from_shelf(), &config).context("load the models")?;
     let max_batch_tokens = args.batch_tokens.unwrap_or(DEFAULT_BATCH_TOKENS) as usize;
     Ok(Box::new(Local { variant, truncation, max_batch_tokens }))
 }

@@ -254,6 +254,6 @@ impl Source for Checkpoints {
 
     fn load(&self, variants: &[VariantConfig]) -> Result<Vec<Loaded>, LoadError> {
         // A loader of its own for each time: what it shares between variants, a reload must read again.
-        load::all(&mut Loader::default().for_server(self.max_batch_tokens), variants)
+        load::all(&mut Loader::default().for_server(self.max_batch_tokens).from_shelf(), variants)
     }
 }

@@ -5,6 +5,7 @@
 //! isa        what the machine has: portable, AVX2, AVX-512, AVX-512 with bfloat16, AMX    (found at run time)
 //! simd       vectors of f32 for each, and exp, tanh, GELU, SiLU over them
 //! buffer     aligned memory that is used again
+//! mapped     files of weights, which nobody changes while they are read
 //! product    rows times packed weights: register tiles, then an epilogue
 //! amx        the same by tile registers
 //! shared     rows that threads share, each with its own columns
@@ -77,6 +78,7 @@ mod amx;
 mod attention;
 mod buffer;
 mod isa;
+mod mapped;
 mod product;
 mod rows;
 mod shared;
@@ -92,6 +94,8 @@ pub use attention::Relative;
 pub use attention::Remembered;
 pub use isa::Isa;
 pub use isa::Loops;
+pub use mapped::Mapped;
+pub use mapped::Region;
 pub use product::Number;
 pub use product::Weights;
 pub use rows::Linear;

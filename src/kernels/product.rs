@@ -23,6 +23,8 @@ use crate::buffer::Line;
 use crate::isa::Isa;
 use crate::isa::Kernel;
 use crate::isa::Level;
+use crate::mapped::Lines;
+use crate::mapped::Region;
 use crate::simd::Simd;
 
 /// Inputs of a product of bfloat16 come in groups of so many, filled up with zeros.
@@ -390,7 +392,7 @@ pub(crate) struct Packed {
     pub(crate) input: usize,
     panels: usize,
     panel_lines: usize,
-    lines: Vec<Line>,
+    lines: Lines,
 }
 
 impl Packed {
@@ -410,10 +412,9 @@ impl Packed {
     ) -> Self {
         let width = isa.panel_width();
         assert_eq!(columns.len() % width, 0, "whole panels");
-        let is_paired = number == Number::Bf16 && isa.multiplies_bf16();
+        let is_paired = is_paired(isa, number);
         let panels = columns.len() / width;
-        let bytes = if is_paired { input.next_multiple_of(BF16_DEPTH) * 2 } else { input * 4 } * width;
-        let panel_lines = bytes.div_ceil(size_of::<Line>());
+        let panel_lines = panel_lines(isa, number, input);
         let in_word = if is_paired { 2 } else { 1 };
         let pack = |panel: &mut [u32], columns: &[Option<usize>]| {
             let mut tile = vec![0_u32; TILE_WORDS * width];
@@ -452,7 +453,31 @@ impl Packed {
             (0..panels * panel_lines).into_par_iter().with_min_len(4096).map(|_| Line::zeroed()).collect();
         let of_panels = lines.par_chunks_mut(panel_lines.max(1)).zip(columns.par_chunks(width));
         of_panels.for_each(|(lines, columns)| pack(bytemuck::cast_slice_mut(lines), columns));
-        Self { isa, number, input, panels, panel_lines, lines }
+        Self { isa, number, input, panels, panel_lines, lines: Lines::Own(lines) }
+    }
+
+    /// The weights whose [`Self::bytes`] these were; `None` if they cannot be.
+    pub(crate) fn mapped(
+        isa: Isa,
+        number: Number,
+        input: usize,
+        panels: usize,
+        bytes: Region,
+    ) -> Option<Self> {
+        let panel_lines = panel_lines(isa, number, input);
+        let expected = panels.checked_mul(panel_lines)?.checked_mul(size_of::<Line>())?;
+        let lines = (expected == bytes.len()).then_some(Lines::Mapped(bytes))?;
+        Some(Self { isa, number, input, panels, panel_lines, lines })
+    }
+
+    /// All panels.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.lines)
+    }
+
+    /// How many columns they have.
+    pub(crate) fn columns(&self) -> usize {
+        self.panels * self.isa.panel_width()
     }
 
     /// How many panels.
@@ -479,6 +504,16 @@ impl Packed {
             multiplier.multiply(rows, std::iter::once(part), panel, epilogue);
         }
     }
+}
+
+/// Whether weights are pairs of bfloat16.
+fn is_paired(isa: Isa, number: Number) -> bool {
+    number == Number::Bf16 && isa.multiplies_bf16()
+}
+
+fn panel_lines(isa: Isa, number: Number, input: usize) -> usize {
+    let depth = if is_paired(isa, number) { input.next_multiple_of(BF16_DEPTH) * 2 } else { input * 4 };
+    (depth * isa.panel_width()).div_ceil(size_of::<Line>())
 }
 
 impl std::fmt::Debug for Packed {

@@ -10,6 +10,7 @@ use crate::Activation;
 use crate::buffer::Buffer;
 use crate::isa::Isa;
 use crate::isa::Kernel;
+use crate::mapped::Region;
 use crate::product::BF16_DEPTH;
 use crate::product::Epilogue;
 use crate::product::Number;
@@ -374,6 +375,40 @@ impl Linear {
             .collect();
         let weights = Packed::new(isa, number, input, &columns, &read);
         Self { isa, weights, bias: in_columns(bias, &columns), output, is_gated: true }
+    }
+
+    /// The layer that had these bytes and this bias, packed for the same instruction set; `None` if they cannot be its own.
+    pub fn mapped(
+        isa: Isa,
+        number: Number,
+        [input, output, columns]: [usize; 3],
+        bytes: Region,
+        bias: Option<Vec<f32>>,
+    ) -> Option<Self> {
+        let is_whole = columns.is_multiple_of(isa.panel_width()) && output <= columns;
+        let fits = bias.as_ref().is_none_or(|bias| bias.len() == columns);
+        let weights = Packed::mapped(isa, number, input, columns / isa.panel_width(), bytes)?;
+        (is_whole && fits).then_some(Self { isa, weights, bias, output })
+    }
+
+    /// Its weights as they lie in memory.
+    pub fn bytes(&self) -> &[u8] {
+        self.weights.bytes()
+    }
+
+    /// In the columns of the panels.
+    pub fn bias(&self) -> Option<&[f32]> {
+        self.bias.as_deref()
+    }
+
+    /// Width of the input, of the output, and columns of all panels.
+    pub fn widths(&self) -> [usize; 3] {
+        [self.weights.input, self.output, self.weights.columns()]
+    }
+
+    /// What its weights were rounded to.
+    pub fn number(&self) -> Number {
+        self.weights.number
     }
 
     /// Width of the output.

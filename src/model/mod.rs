@@ -38,6 +38,7 @@ mod published;
 pub mod reference;
 pub mod rope;
 pub mod scorer;
+pub mod shelf;
 pub mod steps;
 pub mod together;
 pub mod transformer;

@@ -20,6 +20,7 @@ use crate::model::plan::LinearPlan;
 use crate::model::plan::ModelPlan;
 use crate::model::plan::RowsPlan;
 use crate::model::plan::TablePlan;
+use crate::model::shelf::Shelf;
 use crate::ops::Ops;
 use crate::ops::Precision;
 use crate::ops::source::LinearSource;
@@ -45,6 +46,27 @@ pub struct TensorStore {
     held: HashMap<StoreKey, Arc<dyn Any + Send + Sync>>,
 }
 
+impl TensorStore {
+    /// Lets go of what no model has.
+    pub fn drop_unused(&mut self) {
+        self.held.retain(|_, held| Arc::strong_count(held) > 1);
+    }
+}
+
+/// Weights that were packed before, for a form that lays them out so.
+pub struct OnShelf<'a> {
+    /// Where they are.
+    pub shelf: &'a mut Shelf,
+    /// As [`Ops::layout`] names it.
+    pub layout: &'a str,
+}
+
+impl OnShelf<'_> {
+    fn key(&self, key: &StoreKey) -> Digest {
+        *blake3::hash(format!("{}\n{key:?}", self.layout).as_bytes()).as_bytes()
+    }
+}
+
 /// Gives a model its tensors while it is built.
 pub struct Weights<'a, O> {
     members: &'a [(&'a Checkpoint, f64)],
@@ -53,6 +75,8 @@ pub struct Weights<'a, O> {
     store: Option<&'a mut TensorStore>,
     /// Else tensors are read when they are asked for.
     ahead: Option<ReadAhead<'a>>,
+    /// What is packed already need not be read.
+    shelf: Option<OnShelf<'a>>,
     progress: &'a mut dyn FnMut(u64),
     /// What stands before the names that are asked for.
     prefix: String,
@@ -90,6 +114,7 @@ impl<'a, O: Ops> Weights<'a, O> {
             ops: ops.clone(),
             store,
             ahead: None,
+            shelf: None,
             progress,
             prefix: String::new(),
             uses_left: plan.tensors.iter().map(|tensor| (tensor.name.clone(), tensor.uses)).collect(),
@@ -101,6 +126,12 @@ impl<'a, O: Ops> Weights<'a, O> {
     /// Takes from `ahead` what it has read of the same members.
     pub fn reading_ahead(mut self, ahead: Option<ReadAhead<'a>>) -> Self {
         self.ahead = ahead;
+        self
+    }
+
+    /// Takes what was packed from there, and puts there what is packed.
+    pub fn from_shelf(mut self, shelf: Option<OnShelf<'a>>) -> Self {
+        self.shelf = shelf;
         self
     }
 
@@ -250,8 +281,19 @@ impl<'a, O: Ops> Weights<'a, O> {
         let key = StoreKey { sources, usage: usage.to_owned(), form: self.ops.name(), format };
         self.identity.update(format!("{key:?}").as_bytes());
         let held = store.held.get(&key).cloned().and_then(|held| held.downcast::<T>().ok());
-        let made = match held {
-            Some(held) => held,
+        let packed_before = match (&held, &mut self.shelf) {
+            (None, Some(on)) => {
+                let key = on.key(&key);
+                let found = on.shelf.find(&*self.ops, &key);
+                found.and_then(|found| found.downcast::<T>().ok())
+            }
+            _ => None,
+        };
+        let made = match held.or(packed_before) {
+            Some(held) => {
+                store.held.insert(key, held.clone());
+                held
+            }
             None => {
                 let mut values = Vec::with_capacity(names.len());
                 for (name, sources) in names.iter().zip(&mut tensors) {
@@ -267,6 +309,10 @@ impl<'a, O: Ops> Weights<'a, O> {
                         Some(2..) => drop(self.kept.insert((name.clone(), format), values)),
                         _ => self.members[0].0.give_back(values),
                     }
+                }
+                if let Some(on) = &mut self.shelf {
+                    let key = on.key(&key);
+                    on.shelf.put(&*self.ops, &key, &*made);
                 }
                 store.held.insert(key, made.clone());
                 made

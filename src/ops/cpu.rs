@@ -16,6 +16,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::any::Any;
 use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
@@ -46,7 +47,13 @@ use super::Precision;
 use crate::ops::error::Result;
 use crate::ops::inputs::Inputs;
 use crate::ops::inputs::Which;
+use crate::ops::packed;
+use crate::ops::packed::Kind;
+use crate::ops::packed::Packed;
+use crate::ops::packed::Region;
+use crate::ops::packed::Shape;
 use crate::ops::source::LinearSource;
+use crate::ops::source::RowMap;
 use crate::ops::source::Source;
 use crate::values::Format;
 use crate::values::Values;
@@ -66,8 +73,24 @@ pub struct Cpu {
 /// An embedding, row-major.
 #[derive(Debug)]
 pub struct Table {
-    values: Values,
+    values: TableValues,
     width: usize,
+}
+
+#[derive(Debug)]
+enum TableValues {
+    Own(Values),
+    Mapped(Format, Region),
+}
+
+impl Table {
+    fn read_row(&self, row: usize, to: &mut [f32]) {
+        let range = row * self.width..(row + 1) * self.width;
+        match &self.values {
+            TableValues::Own(values) => values.to_f32s(range, to),
+            TableValues::Mapped(format, bytes) => Values::bytes_to_f32s(*format, bytes, range, to),
+        }
+    }
 }
 
 /// Keys and values of a batch.
@@ -213,7 +236,73 @@ impl Ops for Cpu {
     }
 
     fn load_table(&self, _: &str, values: Values, _: usize, width: usize) -> Result<Table> {
-        Ok(Table { values, width })
+        Ok(Table { values: TableValues::Own(values), width })
+    }
+
+    /// Known by what it makes of small layers: whoever changes it need not think of files that were written before.
+    fn layout(&self) -> Option<String> {
+        let numbers = |count: usize| Values::F32((0..count).map(|i| (i as f32 * 0.7).sin()).collect());
+        let (input, output) = (67, 37);
+        let (weights, bias) = (numbers(input * output), numbers(output));
+        let source = |values, rows| Source { name: "", values, rows };
+        let layer = LinearSource {
+            weight: source(&weights, RowMap::all(output)),
+            bias: Some(source(&bias, RowMap::all(output))),
+            output,
+            input,
+        };
+        let mut digest = blake3::Hasher::new();
+        let linears =
+            [Precision::Working, Precision::F32].map(|precision| self.load_linear(layer, precision));
+        for linear in linears.into_iter().chain([self.load_gated(layer, layer)]) {
+            let linear = linear.ok()?;
+            digest.update(linear.bytes()).update(bytemuck::cast_slice(linear.bias()?));
+        }
+        Some(format!("{} {}", self.name(), digest.finalize()))
+    }
+
+    fn packed<'w>(&self, weights: &'w (dyn Any + Send + Sync)) -> Option<Packed<'w>> {
+        let of_layer = |layer: &'w Linear| {
+            let shape = Shape::Panels { is_bf16: layer.number() == Number::Bf16, widths: layer.widths() };
+            let bias = layer.bias().map(|bias| (Shape::Bias, Cow::Borrowed(bytemuck::cast_slice(bias))));
+            std::iter::once((shape, Cow::Borrowed(layer.bytes()))).chain(bias)
+        };
+        if let Some(layer) = weights.downcast_ref::<Linear>() {
+            return Some(Packed { kind: Kind::Linear, pieces: of_layer(layer).collect() });
+        }
+        if let Some(layers) = weights.downcast_ref::<Vec<Linear>>() {
+            return Some(Packed { kind: Kind::Joined, pieces: layers.iter().flat_map(of_layer).collect() });
+        }
+        let Table { values, width } = weights.downcast_ref::<Table>()?;
+        let (format, bytes) = match values {
+            TableValues::Own(values) => (values.format()?, values.bytes()),
+            TableValues::Mapped(format, bytes) => (*format, &bytes[..]),
+        };
+        let shape = Shape::Rows { format, width: *width };
+        Some(Packed { kind: Kind::Table, pieces: vec![(shape, Cow::Borrowed(bytes))] })
+    }
+
+    fn mapped(&self, kind: Kind, pieces: Vec<(Shape, Region)>) -> Option<packed::Weights> {
+        if let (Kind::Table, [(Shape::Rows { format, width }, bytes)]) = (kind, &pieces[..]) {
+            return Some(Arc::new(Table {
+                values: TableValues::Mapped(*format, bytes.clone()),
+                width: *width,
+            }));
+        }
+        let mut pieces = pieces.into_iter().peekable();
+        let mut layers = Vec::new();
+        while let Some((shape, bytes)) = pieces.next() {
+            let Shape::Panels { is_bf16, widths } = shape else { return None };
+            let number = if is_bf16 { Number::Bf16 } else { Number::F32 };
+            let bias = pieces.next_if(|(shape, _)| *shape == Shape::Bias);
+            let bias = bias.map(|(_, bias)| bytemuck::cast_slice(&bias).to_vec());
+            layers.push(Linear::mapped(self.isa, number, widths, bytes, bias)?);
+        }
+        match kind {
+            Kind::Linear => Some(Arc::new(layers.pop()?)),
+            Kind::Joined => Some(Arc::new(layers)),
+            Kind::Table => None,
+        }
     }
 
     fn batch<'a>(&self, inputs: &'a Inputs<'a>) -> Result<&'a Inputs<'a>> {
@@ -298,11 +387,11 @@ impl Ops for Cpu {
         for (place, row) in batch.rows(which).enumerate() {
             let to = x.row_mut(place);
             for (index, (table, ids)) in tables.iter().enumerate() {
-                let start = batch.ids[*ids][row] as usize * width;
+                let id = batch.ids[*ids][row] as usize;
                 if index == 0 {
-                    table.values.to_f32s(start..start + width, to);
+                    table.read_row(id, to);
                 } else {
-                    table.values.to_f32s(start..start + width, &mut of_table);
+                    table.read_row(id, &mut of_table);
                     to.iter_mut().zip(&of_table).for_each(|(to, x)| *to += x);
                 }
             }
@@ -314,10 +403,9 @@ impl Ops for Cpu {
     }
 
     fn rows_of(&self, table: &Table, rows: Range<usize>) -> Result<Rows> {
-        let width = table.width;
-        let mut x = Rows::new(Number::F32, rows.len(), width);
+        let mut x = Rows::new(Number::F32, rows.len(), table.width);
         for (place, row) in rows.enumerate() {
-            table.values.to_f32s(row * width..(row + 1) * width, x.row_mut(place));
+            table.read_row(row, x.row_mut(place));
         }
         Ok(x)
     }

@@ -25,6 +25,7 @@ pub mod cuda;
 pub mod error;
 pub mod inputs;
 pub mod machine;
+pub mod packed;
 pub mod source;
 #[cfg(test)]
 mod textbook;
@@ -50,6 +51,10 @@ use crate::ops::error::OpsError;
 use crate::ops::error::Result;
 use crate::ops::inputs::Inputs;
 use crate::ops::inputs::Which;
+use crate::ops::packed::Kind;
+use crate::ops::packed::Packed;
+use crate::ops::packed::Region;
+use crate::ops::packed::Shape;
 use crate::ops::source::LinearSource;
 use crate::values::Format;
 use crate::values::Values;
@@ -126,6 +131,22 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
     fn constant(&self, values: Vec<f32>) -> Result<Self::Vector>;
     /// An embedding, row-major.
     fn load_table(&self, name: &str, values: Values, rows: usize, width: usize) -> Result<Self::Table>;
+
+    /// How weights lie in memory, where a file can hold them as they do: forms of which this is equal have the same bytes of the
+    /// same weights.
+    fn layout(&self) -> Option<String> {
+        None
+    }
+    /// Weights that were loaded, for a file to hold; `None` of what is not worth it.
+    fn packed<'w>(&self, weights: &'w (dyn Any + Send + Sync)) -> Option<Packed<'w>> {
+        let _ = weights;
+        None
+    }
+    /// The weights that were [`Self::packed`] so, where a file holds them; `None` if they cannot be.
+    fn mapped(&self, kind: Kind, pieces: Vec<(Shape, Region)>) -> Option<packed::Weights> {
+        let _ = (kind, pieces);
+        None
+    }
 
     /// Makes sure of what forwards of up to `rows` rows take, where that is taken in advance: `forward` runs some, of
     /// which nothing is computed.

@@ -181,6 +181,22 @@ impl Values {
         values
     }
 
+    /// The same of values that lie as [`Self::bytes`] has them.
+    pub fn bytes_to_f32s(format: Format, bytes: &[u8], range: Range<usize>, to: &mut [f32]) {
+        match format {
+            Format::F64 => {
+                let values = &bytemuck::cast_slice::<_, f64>(bytes)[range];
+                to.iter_mut().zip(values).for_each(|(to, &x)| *to = x as f32);
+            }
+            Format::F32 => to.copy_from_slice(&bytemuck::cast_slice(bytes)[range]),
+            Format::F16 => bytemuck::cast_slice::<_, f16>(bytes)[range].convert_to_f32_slice(to),
+            Format::Bf16 => {
+                let values = &bytemuck::cast_slice::<_, bf16>(bytes)[range];
+                to.iter_mut().zip(values).for_each(|(to, &x)| *to = from_bf16(x));
+            }
+        }
+    }
+
     /// Some of them, each rounded once.
     pub fn to_f32s(&self, range: Range<usize>, to: &mut [f32]) {
         match self {

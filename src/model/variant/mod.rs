@@ -54,6 +54,7 @@ use crate::model::reference;
 use crate::model::reference::ReferenceRewards;
 use crate::model::scorer::Calibration;
 use crate::model::scorer::Scorer;
+use crate::model::shelf::Shelf;
 use crate::model::weights::TensorStore;
 use crate::ops::cpu::Cpu;
 use crate::ops::cuda::Cuda;
@@ -97,6 +98,8 @@ pub struct Loader {
     batch_tokens: usize,
     /// Whether a list of devices means a copy for each.
     with_copies: bool,
+    /// What was packed before.
+    shelf: Option<Shelf>,
 }
 
 /// What a variant answered on the references, from what each member did, if all were measured.
@@ -125,13 +128,19 @@ impl Loader {
     /// Onto the CPU and these cards.
     pub fn onto(cards: Arc<dyn Cards>) -> Self {
         let (store, tokenizers, held) = Default::default();
-        Self { cards, store, tokenizers, held, batch_tokens: BATCH_TOKENS, with_copies: false }
+        Self { cards, store, tokenizers, held, batch_tokens: BATCH_TOKENS, with_copies: false, shelf: None }
     }
 
     /// For batches of so many tokens, on all devices that a list names at once; else a variant that fits one is only on the
     /// first.
     pub fn for_server(self, batch_tokens: usize) -> Self {
         Self { batch_tokens, with_copies: true, ..self }
+    }
+
+    /// Takes packed weights from the [shelf](crate::model::shelf) of this user, and puts there what is packed: for models that
+    /// will be loaded again.
+    pub fn from_shelf(self) -> Self {
+        Self { shelf: Shelf::of_user(), ..self }
     }
 
     /// Loads one variant. `progress` is told (bytes read, bytes in all) as often as something was read.
@@ -144,6 +153,9 @@ impl Loader {
         tracing::info!(variant = config.name, asked = %config.device, device = %resolved, "device");
         let devices = resolved.devices;
         let Opened { mut members, plans } = open(config)?;
+        if let Some(kept) = self.shelf.as_ref().and_then(Shelf::kept) {
+            members.iter().for_each(|member| member.checkpoint.recall(kept));
+        }
         for kinship in findings(&members)? {
             let path = members[kinship.member].path.display();
             tracing::warn!(variant = config.name, member = %path, "{}", kinship.finding);
@@ -182,6 +194,13 @@ impl Loader {
             families.push(self.load_onto(device, config, part, dtype, &mut progress)?);
         }
         progress(total); // what was read of several copies or not at all counts as read
+        if let Some(kept) = self.shelf.as_ref().and_then(Shelf::kept) {
+            for member in &members {
+                // they are read again, then
+                let noted = member.checkpoint.note(kept);
+                let _ = noted.inspect_err(|error| tracing::debug!(%error, "digests cannot be noted"));
+            }
+        }
         let devices: Vec<Device> = on.into_iter().map(|(device, _)| device).collect();
         let left: Result<Vec<_>, _> =
             devices.iter().map(|device| placing::left_on(&*self.cards, device)).collect();
@@ -305,13 +324,12 @@ impl Loader {
         progress: &mut dyn FnMut(u64),
     ) -> Result<LoadedFamily, ModelError> {
         let tokens = self.batch_tokens;
+        let held = (&mut self.store, self.shelf.as_mut());
         match device {
-            Device::Cpu => {
-                load_family(config, members, plans, Cpu::new(dtype), tokens, &mut self.store, progress)
-            }
+            Device::Cpu => load_family(config, members, plans, Cpu::new(dtype), tokens, held, progress),
             Device::Card(card) => {
                 let form = Cuda::new(placing::opened(&*self.cards, card.index)?, dtype);
-                load_family(config, members, plans, form, tokens, &mut self.store, progress)
+                load_family(config, members, plans, form, tokens, held, progress)
             }
         }
     }

@@ -15,10 +15,12 @@ use crate::model::pooling::HeadKind;
 use crate::model::pooling::Pooling;
 use crate::model::scorer::Members;
 use crate::model::scorer::Spread;
+use crate::model::shelf::Shelf;
 use crate::model::variant::config::Mode;
 use crate::model::variant::config::VariantConfig;
 use crate::model::variant::members::Member;
 use crate::model::variant::members::in_member;
+use crate::model::weights::OnShelf;
 use crate::model::weights::TensorStore;
 use crate::model::weights::Weights;
 use crate::ops::Ops;
@@ -52,11 +54,27 @@ pub(super) fn load_family<O: Ops>(
     plans: &[ModelPlan],
     ops: O,
     batch_tokens: usize,
-    store: &mut TensorStore,
+    (store, mut shelf): (&mut TensorStore, Option<&mut Shelf>),
     progress: &mut dyn FnMut(u64),
 ) -> Result<LoadedFamily, ModelError> {
     let ops = Arc::new(ops);
-    let models = load_models(config, members, plans, &ops, store, progress)?;
+    let layout = shelf.as_ref().and_then(|_| ops.layout());
+    let mut load = |store: &mut TensorStore, shelf: Option<&mut Shelf>| {
+        let shelf = shelf.zip(layout.as_deref());
+        load_models(config, members, plans, &ops, (store, shelf), &mut *progress)
+    };
+    let mut models = load(store, shelf.as_deref_mut())?;
+    if shelf.as_deref_mut().is_some_and(Shelf::was_damaged) {
+        drop(models);
+        store.drop_unused();
+        models = load(store, shelf.as_deref_mut())?;
+    }
+    if shelf.as_deref_mut().is_some_and(Shelf::finish) {
+        // what was packed is in a file now: in memory of our own it would be there twice
+        drop(models);
+        store.drop_unused();
+        models = load(store, shelf)?;
+    }
     let heads = models.iter().map(|loaded| (loaded.head, loaded.model.head().pooling())).collect();
     let digests = models.iter().flat_map(|loaded| loaded.digests.iter().copied()).collect();
     let family = Ensemble::new(ops, models.into_iter().map(|loaded| loaded.model).collect());
@@ -82,7 +100,7 @@ fn load_models<O: Ops>(
     members: &[Member],
     plans: &[ModelPlan],
     ops: &Arc<O>,
-    store: &mut TensorStore,
+    (store, mut shelf): (&mut TensorStore, Option<(&mut Shelf, &str)>),
     progress: &mut dyn FnMut(u64),
 ) -> Result<Vec<LoadedModel<O>>, ModelError> {
     let sources = sources(config, members);
@@ -90,9 +108,15 @@ fn load_models<O: Ops>(
     let mut models = Vec::with_capacity(groups.len());
     for ((group, plan), member) in groups.into_iter().zip(plans).zip(members) {
         let mut load = || {
-            let weights = Weights::new(plan, group, ops, Some(store), progress);
+            let shelf = shelf.as_mut().map(|(shelf, layout)| OnShelf { shelf, layout });
+            // what is packed already is not read, where it is known what it is made of
+            let to_read = match &shelf {
+                Some(on) if !on.shelf.is_empty() => unknown(plan, group),
+                _ => unread(plan, group),
+            };
+            let weights = Weights::new(plan, group, ops, Some(store), progress).from_shelf(shelf);
             thread::scope(|scope| {
-                let ahead = ReadAhead::start(scope, group, unread(plan, group));
+                let ahead = ReadAhead::start(scope, group, to_read);
                 let mut weights = weights.reading_ahead(Some(ahead));
                 let model = RewardModel::load(&mut weights, plan, &member.config)?;
                 Ok(LoadedModel { model, head: plan.head.kind, digests: weights.finish()? })
@@ -147,9 +171,22 @@ pub(super) fn plans(config: &VariantConfig, members: &[Member]) -> Result<Vec<Mo
     if problems.is_empty() { Ok(plans) } else { Err(problems) }
 }
 
-/// The tensors of a plan whose digests are not known yet, in the order in which they are loaded.
+/// The tensors of a plan that were not read yet, in the order in which they are loaded.
 pub(super) fn unread(plan: &ModelPlan, members: &[(&Checkpoint, f64)]) -> Vec<String> {
-    let is_known = |name: &str| members.iter().all(|(checkpoint, _)| checkpoint.known_digest(name).is_some());
+    without(plan, members, Checkpoint::read_digest)
+}
+
+/// Those of them whose digests are not known.
+fn unknown(plan: &ModelPlan, members: &[(&Checkpoint, f64)]) -> Vec<String> {
+    without(plan, members, Checkpoint::known_digest)
+}
+
+fn without(
+    plan: &ModelPlan,
+    members: &[(&Checkpoint, f64)],
+    digest: impl Fn(&Checkpoint, &str) -> Option<Digest>,
+) -> Vec<String> {
+    let has_digest = |name: &str| members.iter().all(|(checkpoint, _)| digest(checkpoint, name).is_some());
     let names = plan.tensors.iter().map(|tensor| &tensor.name);
-    names.filter(|name| !is_known(name)).cloned().collect()
+    names.filter(|name| !has_digest(name)).cloned().collect()
 }
