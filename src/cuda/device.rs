@@ -690,7 +690,7 @@ mod tests {
         let device = Device::new(Played::new(Play::new(Arc::new(crate::play::Compiled))));
         let [x, early, late] = [(); 3].map(|()| device.weights(8, 8, Number::F32).unwrap());
         let load = |to: &Matrix| device.fill(to, bytemuck::cast_slice(&[1.0f32; 64]), Number::F32).unwrap();
-        [&x, &early].map(load);
+        [&x, &early].into_iter().for_each(load);
         let read = device.run(|| {
             let multiply = |weight| {
                 let y = device.matrix(8, 8, Number::F32).unwrap();
