@@ -381,14 +381,14 @@ impl Linear {
     pub fn mapped(
         isa: Isa,
         number: Number,
-        [input, output, columns]: [usize; 3],
+        ([input, output, columns], is_gated): ([usize; 3], bool),
         bytes: Region,
         bias: Option<Vec<f32>>,
     ) -> Option<Self> {
         let is_whole = columns.is_multiple_of(isa.panel_width()) && output <= columns;
         let fits = bias.as_ref().is_none_or(|bias| bias.len() == columns);
         let weights = Packed::mapped(isa, number, input, columns / isa.panel_width(), bytes)?;
-        (is_whole && fits).then_some(Self { isa, weights, bias, output })
+        (is_whole && fits).then_some(Self { isa, weights, bias, output, is_gated })
     }
 
     /// Its weights as they lie in memory.
@@ -404,6 +404,11 @@ impl Linear {
     /// Width of the input, of the output, and columns of all panels.
     pub fn widths(&self) -> [usize; 3] {
         [self.weights.input, self.output, self.weights.columns()]
+    }
+
+    /// Whether it is two layers, gate and up.
+    pub fn is_gated(&self) -> bool {
+        self.is_gated
     }
 
     /// What its weights were rounded to.

@@ -263,7 +263,8 @@ impl Ops for Cpu {
 
     fn packed<'w>(&self, weights: &'w (dyn Any + Send + Sync)) -> Option<Packed<'w>> {
         let of_layer = |layer: &'w Linear| {
-            let shape = Shape::Panels { is_bf16: layer.number() == Number::Bf16, widths: layer.widths() };
+            let is_bf16 = layer.number() == Number::Bf16;
+            let shape = Shape::Panels { is_bf16, widths: layer.widths(), is_gated: layer.is_gated() };
             let bias = layer.bias().map(|bias| (Shape::Bias, Cow::Borrowed(bytemuck::cast_slice(bias))));
             std::iter::once((shape, Cow::Borrowed(layer.bytes()))).chain(bias)
         };
@@ -292,11 +293,11 @@ impl Ops for Cpu {
         let mut pieces = pieces.into_iter().peekable();
         let mut layers = Vec::new();
         while let Some((shape, bytes)) = pieces.next() {
-            let Shape::Panels { is_bf16, widths } = shape else { return None };
+            let Shape::Panels { is_bf16, widths, is_gated } = shape else { return None };
             let number = if is_bf16 { Number::Bf16 } else { Number::F32 };
             let bias = pieces.next_if(|(shape, _)| *shape == Shape::Bias);
             let bias = bias.map(|(_, bias)| bytemuck::cast_slice(&bias).to_vec());
-            layers.push(Linear::mapped(self.isa, number, widths, bytes, bias)?);
+            layers.push(Linear::mapped(self.isa, number, (widths, is_gated), bytes, bias)?);
         }
         match kind {
             Kind::Linear => Some(Arc::new(layers.pop()?)),

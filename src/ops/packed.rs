@@ -36,6 +36,8 @@ pub enum Shape {
         is_bf16: bool,
         /// Width of the input, of the output, and columns of all panels.
         widths: [usize; 3],
+        /// Whether it is two, gate and up.
+        is_gated: bool,
     },
     /// Of the layer before it.
     Bias,
