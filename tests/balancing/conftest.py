@@ -8,7 +8,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from fleet import ROOT, Fleet, free_port, wait
+from fleet import ROOT, Fleet
+from ports import free_port, wait
 
 
 @pytest.fixture

@@ -5,16 +5,18 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
+import sys
 import threading
-import time
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "tests/support"))
+from ports import free_port, wait  # noqa: E402
+
 # Ten callers, which ask for four samples at a time, of sixty-four.
 CALLERS, SAMPLES, KINDS = 10, 4, 64
 TEXTS = [f"I found a wallet with {number} coins and gave it back." for number in range(KINDS)]
@@ -29,25 +31,6 @@ max_age_seconds = 1.0
 mode = "warm"
 model = "{ROOT}/deploy/demo/member-0"
 """
-
-
-def free_port() -> int:
-    """One that is free, and that no client is given as its own meanwhile: Linux takes those from 32768 on."""
-    while True:
-        port = random.randrange(20000, 32000)
-        with socket.socket() as listener:
-            try:
-                listener.bind(("127.0.0.1", port))
-                return port
-            except OSError:
-                continue
-
-
-def wait(until: Callable[[], bool], what: str, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not until():
-        assert time.monotonic() < end, f"{what}: not within {seconds} s"
-        time.sleep(0.02)
 
 
 @dataclass

@@ -211,6 +211,72 @@ def test_the_readmes_example(cluster, expected, tmp_path):
     assert better > worse and done.stdout.count("state='ready'") == 3, done.stdout
 
 
+TOKEN, WATCHER = "the-token-of-a-trainer-on-ray", "the-token-of-its-metrics"
+
+
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory):
+    """A configuration with TLS and tokens, and who signed its certificate."""
+    folder = tmp_path_factory.mktemp("closed")
+    new = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    (folder / "names").write_text("subjectAltName=DNS:rewarm\nbasicConstraints=CA:FALSE\n")
+    for command in [
+        ["req", "-x509", *new, "-days", "9", "-subj", "/CN=a test's", "-keyout", "ca.key", "-out", "ca.crt"],
+        ["req", *new, "-subj", "/CN=rewarm", "-keyout", "tls.key", "-out", "tls.csr"],
+        ["x509", "-req", "-in", "tls.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "9", "-extfile", "names",
+         "-out", "tls.crt"],
+    ]:
+        subprocess.run(["openssl", *command], cwd=folder, check=True, capture_output=True)
+    (folder / "tokens.toml").write_text(f"[tokens.trainer]\ntoken = '{TOKEN}'\n[tokens.watcher]\ntoken = '{WATCHER}'\nallow = ['metrics']\n")
+    tls = {"certificate": str(folder / "tls.crt"), "key": str(folder / "tls.key")}
+    return {**CONFIG, "server": {"tls": tls, "tokens": str(folder / "tokens.toml")}}, str(folder / "ca.crt")
+
+
+@ray.remote(num_cpus=0)
+def _score(client):
+    return client.score(PROMPT, RESPONSES[:20])
+
+
+def test_servers_with_tls_and_tokens(cluster, expected, closed):
+    config, ca = closed
+    access = {"ca": ca, "server_name": "rewarm"}
+    with rewarm.ray.deploy(config, 2, num_cpus=1) as deployment:
+        client = deployment.client(token=TOKEN, timeout=PATIENCE, **access)
+        assert client.score(PROMPT, RESPONSES) == expected
+        # into a task, with what it shows; or with nothing, which is then of the worker's environment
+        assert ray.get(_score.remote(client)) == expected[:20]
+        variables = {"REWARM_TOKEN": TOKEN, "REWARM_CA": ca, "REWARM_SERVER_NAME": "rewarm"}
+        task = _score.options(runtime_env={"env_vars": variables})
+        assert ray.get(task.remote(deployment.client(timeout=PATIENCE))) == expected[:20]
+        for options, said in [({}, "token"), ({"token": "another-one-of-a-stranger"}, "token")]:
+            with pytest.raises(rewarm.AccessDenied, match=said) as caught:
+                deployment.client(timeout=PATIENCE, **access, **options).score(PROMPT, ["one"])
+            assert "stranger" not in str(caught.value)
+        with pytest.raises(rewarm.AccessDenied, match="TLS"):
+            deployment.client(token=TOKEN, timeout=PATIENCE).score(PROMPT, ["one"])
+        # a server that is started anew is closed, too, and found
+        before = ready(deployment)
+        os.kill(before["0"].pid, signal.SIGKILL)
+        wait_for(lambda: ready(deployment).get("0", before["0"]).start != before["0"].start)
+        assert client.score(PROMPT, RESPONSES) == expected
+
+
+def test_what_waits_is_read_from_a_closed_server(closed):
+    """As Serve's replicas do, which are scaled by it: with a token for metrics among the server's variables."""
+    from rewarm.ray.replica import Replica, Spec
+    from rewarm.ray.serving import QUEUE_TOKENS
+
+    pages = {}
+    for token in [WATCHER, ""]:
+        replica = Replica("0", Spec(config=closed[0], environment={"REWARM_TOKEN": token}), "127.0.0.1", "a node", lambda report: True)
+        try:
+            wait_for(lambda: replica.status().state == "ready")
+            pages[token] = replica.page("/metrics")
+        finally:
+            replica.stop()
+    assert QUEUE_TOKENS in pages[WATCHER] and QUEUE_TOKENS not in pages[""]
+
+
 def test_the_only_replica_is_killed_and_calls_wait_for_the_next(cluster, expected):
     with rewarm.ray.deploy(CONFIG, num_cpus=1) as deployment, Load(deployment, expected, tasks=1) as load:
         for _ in range(2):

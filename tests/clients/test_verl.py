@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import rewarm
 import torch
-from conftest import F32_ATOL, MODEL, TEXTS, recorded
+from conftest import F32_ATOL, MODEL, TEXTS, TOKEN, recorded
 from omegaconf import OmegaConf
 from transformers import AutoTokenizer
 from verl import DataProto
@@ -97,23 +97,36 @@ def test_a_bad_sample_ends_the_run(server, engine):
     assert caught.value.status == 400
 
 
-def test_its_own_reward_manager(server):
-    """`rewarm.verl.reward_loop`, through gRPC, as verl finds it."""
+def managed(texts, **options):
+    """Rewards by `rewarm.verl.reward_loop`, through gRPC, as verl finds it."""
     from verl.trainer.ppo.reward import resolve_reward_manager_cls
 
     config = OmegaConf.create({"reward": {
         "reward_manager": {"source": "importlib", "name": "RewardManager", "module": {"path": "pkg://rewarm.verl.reward_loop"}},
-        "rewarm": {"addresses": server.grpc, "timeout": 20},
+        "rewarm": {"timeout": 20, **options},
     }})
 
-    async def run(texts):
+    async def run():
         manager = resolve_reward_manager_cls(config)(config=config, tokenizer=TOKENIZER)
         batch = data(texts)
         outputs = await asyncio.gather(*(manager.run_single(batch[i:i + 1]) for i in range(len(texts))))
         return [output["reward_score"] for output in outputs]
 
-    assert asyncio.run(run(SOME * 20)) == expected(SOME * 20)
+    return asyncio.run(run())
+
+
+def test_its_own_reward_manager(server):
+    assert managed(SOME * 20, addresses=server.grpc) == expected(SOME * 20)
     with server.away():
-        assert asyncio.run(run(SOME)) == expected(SOME)
+        assert managed(SOME, addresses=server.grpc) == expected(SOME)
     with pytest.raises(rewarm.SamplesFailed):
-        asyncio.run(run([{"prompt": "a", "response": "too long " * 100}]))
+        managed([{"prompt": "a", "response": "too long " * 100}], addresses=server.grpc)
+
+
+def test_its_own_reward_manager_with_a_token(closed, tmp_path):
+    file = tmp_path / "token"
+    file.write_text(TOKEN + "\n", encoding="utf-8")
+    assert managed(SOME, addresses=closed.grpc, token=TOKEN) == expected(SOME)
+    assert managed(SOME, addresses=closed.grpc, token_file=str(file)) == expected(SOME)
+    with pytest.raises(rewarm.AccessDenied, match="token"):
+        managed(SOME[:1], addresses=closed.grpc)

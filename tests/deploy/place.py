@@ -1,11 +1,9 @@
 """Servers of the demo family and a Prometheus that scrapes them, open or closed: where the runbook's commands and a canary are run."""
 
 import json
-import random
 import re
-import socket
 import subprocess
-import time
+import sys
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -16,26 +14,10 @@ from pathlib import Path
 from metrics import ROOT
 from tools import REWARM, run, tool
 
+sys.path.append(str(ROOT / "tests/support"))
+from ports import free_port, wait  # noqa: E402
+
 TOKENS = {"trainer": ["score"], "prometheus": ["metrics"], "operator": ["score", "metrics", "admin"]}
-
-
-def free_port() -> int:
-    """One that is free, and that no client is given as its own meanwhile: Linux takes those from 32768 on."""
-    while True:
-        port = random.randrange(20000, 32000)
-        with socket.socket() as listener:
-            try:
-                listener.bind(("127.0.0.1", port))
-                return port
-            except OSError:
-                continue
-
-
-def wait(until, what: str, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not until():
-        assert time.monotonic() < end, f"{what}: not within {seconds} s"
-        time.sleep(0.1)
 
 
 def secret(name: str) -> str:
