@@ -106,6 +106,14 @@ pub fn read_to_string(path: &Path, limit: u64) -> io::Result<String> {
     String::from_utf8(read(path, limit)?).map_err(not_text)
 }
 
+/// Bytes that may still be written where something of this name is, or would be; none where the file system does not tell.
+pub fn free(path: &Path) -> Option<u64> {
+    let there = path.ancestors().find(|path| path.exists()).filter(|path| *path != Path::new(""));
+    let system = rustix::fs::statvfs(there.unwrap_or(Path::new("."))).ok()?;
+    // those without a size of their own, as some of a network, say 0 of everything
+    (system.f_blocks > 0).then(|| system.f_bavail.saturating_mul(system.f_frsize))
+}
+
 /// Whether something has this name, be it a link to nothing.
 pub fn is_there(path: &Path) -> bool {
     !matches!(fs::symlink_metadata(path), Err(error) if error.kind() == ErrorKind::NotFound)
@@ -279,6 +287,14 @@ mod tests {
         assert!(read_to_string(&path("to-file"), 3).is_err());
         assert_eq!(read_if_there(&path("absent"), 3).unwrap(), None);
         assert!(!is_there(&path("absent")));
+    }
+
+    #[test]
+    fn what_is_free_is_told_of_names_that_are_not_there_yet() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(free(&dir.path().join("a/b/c")).unwrap() > 0);
+        assert!(free(Path::new("not-there/yet")).is_some());
+        assert_eq!(free(Path::new("/proc/self")), None, "no disk");
     }
 
     #[test]

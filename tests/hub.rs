@@ -419,6 +419,29 @@ fn what_is_wrong_is_said_with_what_to_do() {
     assert_eq!(setting.hub.asked().len(), 0);
 }
 
+#[test]
+fn what_the_disk_has_no_room_for_is_refused_before_anything_is_written() {
+    let setting = Setting::new();
+    setting.hub.push("org/tiny", files_in(&model("llama")));
+    setting.hub.list("model.safetensors", 1 << 60);
+    let server = ["serve", "--check", "--config"].map(str::to_owned);
+    let config = setting.home.path().join("rewarm.toml");
+    fs::write(&config, "[variants.warm]\nmode = 'warm'\nmodel = 'org/tiny'\n").unwrap();
+    let checked = setting.run(&[&server[0], &server[1], &server[2], config.to_str().unwrap()]);
+    for refusal in [setting.refusal(&["--model", "org/tiny"]), text(&checked.stderr)] {
+        // 2^60 bytes, and the settings and the tokenizer
+        for word in [
+            "`org/tiny@main` has 11529215046",
+            " bytes to fetch, and ",
+            " are free on the disk",
+            "HF_HUB_CACHE",
+        ] {
+            assert!(refusal.contains(word), "{word}: {refusal}");
+        }
+    }
+    assert!(files_asked(&setting.hub.asked()).is_empty() && !setting.repository("org/tiny").exists());
+}
+
 /// A disk loses what it holds, and people edit files of the cache: what is not what the hub lists is no part of a model.
 #[test]
 fn what_is_damaged_in_the_cache_is_fetched_anew() {

@@ -133,6 +133,22 @@ impl Repository {
         self.folder.join("blobs").join(etag)
     }
 
+    /// Bytes of these files that are not here yet.
+    pub(super) fn lacks(&self, tree: &Tree, files: &BTreeSet<String>) -> u64 {
+        let entries = files.iter().filter_map(|file| Some((file, tree.files.get(file)?)));
+        let lacking = entries.filter(|(file, entry)| self.fault_of_blob(file, entry).is_some());
+        let rest = lacking.map(|(_, entry)| {
+            let partial = std::fs::metadata(self.blob(&format!("{}.incomplete", entry.etag())));
+            entry.size.saturating_sub(partial.map_or(0, |partial| partial.len()))
+        });
+        rest.fold(0, u64::saturating_add)
+    }
+
+    /// Where all of it is.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Where it is until it is whole, in a folder that exists.
     pub(super) fn partial(&self, etag: &str) -> Result<PathBuf, HubError> {
         let path = self.blob(&format!("{etag}.incomplete"));

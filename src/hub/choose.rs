@@ -63,6 +63,26 @@ pub(super) fn weights(tree: &Tree, dir: &Path) -> Result<BTreeSet<String>, HubEr
     }
 }
 
+/// The weights as far as the list of files tells, before anything is fetched: of several sets of shards the smallest.
+pub(super) fn likely_weights(tree: &Tree) -> BTreeSet<String> {
+    let has = |name: &str| tree.files.contains_key(name);
+    let Some(index) = first(&has).filter(|name| is_index(name)) else {
+        return weights_of(&has, Path::new("")).unwrap_or_default(); // no index: nothing is read
+    };
+    // model.safetensors.index.json: model-00001-of-00003.safetensors
+    let (stem, end) = index.trim_end_matches(".index.json").split_once('.').unwrap_or((index, ""));
+    let mut sets: BTreeMap<&str, (u64, BTreeSet<String>)> = BTreeMap::new();
+    for (path, entry) in &tree.files {
+        let number = path.strip_prefix(stem).and_then(|rest| rest.strip_suffix(end));
+        if let Some((_, of)) = number.and_then(|number| number.split_once("-of-")) {
+            let (bytes, files) = sets.entry(of).or_default();
+            *bytes += entry.size;
+            files.insert(path.clone());
+        }
+    }
+    sets.into_values().min_by_key(|(bytes, _)| *bytes).map(|(_, files)| files).unwrap_or_default()
+}
+
 /// Whether a directory of which nothing is known holds a model.
 pub(super) fn looks_whole(dir: &Path) -> bool {
     let is_there = |name: &str| dir.join(name).exists();
@@ -121,6 +141,25 @@ fn shards(index: &Path) -> Result<BTreeSet<String>, HubError> {
 mod tests {
     use super::*;
     use crate::hub::tree::Entry;
+
+    #[test]
+    fn shards_are_known_before_their_index_is_here() {
+        let index = "model.safetensors.index.json";
+        let shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
+        let others = [
+            "model-00001-of-00003.safetensors",
+            "model-00002-of-00003.safetensors",
+            "x-00001-of-00001.safetensors",
+        ];
+        let known = |files: &[&str]| likely_weights(&tree(files)).into_iter().collect::<Vec<_>>();
+        assert_eq!(known(&[&[index, "config.json"], &shards[..]].concat()), shards);
+        assert_eq!(
+            known(&[&[index, "model-00003-of-00003.safetensors"], &shards[..], &others].concat()),
+            shards
+        );
+        assert_eq!(known(&["model.safetensors", shards[0], shards[1]]), ["model.safetensors"]);
+        assert!(known(&["config.json", "model.gguf"]).is_empty());
+    }
 
     fn tree(files: &[&str]) -> Tree {
         let entry =

@@ -110,6 +110,21 @@ pub enum HubError {
         /// How long it was waited for another one.
         patience: Duration,
     },
+    /// The disk has less room than what is still to be fetched.
+    #[error(
+        "`{id}` has {needed} bytes to fetch, and {free} are free on the disk of the cache {}: make room there, or point          HF_HUB_CACHE (or HF_HOME) to a larger one",
+        cache.display()
+    )]
+    NoRoom {
+        /// "org/name@revision"
+        id: String,
+        /// Bytes that are not in the cache yet.
+        needed: u64,
+        /// Bytes.
+        free: u64,
+        /// Where it would be.
+        cache: PathBuf,
+    },
     /// An answer that we cannot follow.
     #[error("{url}: {problem}")]
     Answer {

@@ -31,6 +31,7 @@ mod tree;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use crate::disk;
 pub use crate::hub::error::HubError;
 pub use crate::hub::id::HubId;
 pub use crate::hub::id::Snapshot;
@@ -108,19 +109,20 @@ impl Hub {
             Some(commit) => commit.to_owned(),
             None => self.client.commit_of(id)?,
         };
-        let tree = match repository.tree(&commit) {
-            Some(tree) => tree,
-            None => {
-                let tree = self.client.tree(id, &commit)?;
-                repository.write_tree(&commit, &tree)?;
-                tree
-            }
-        };
+        let known = repository.tree(&commit);
+        let is_known = known.is_some();
+        let tree = known.map_or_else(|| self.client.tree(id, &commit), Ok)?;
+        let small = choose::small(&tree);
+        // before anything is written: a disk that is full harms all who use it
+        let all = small.iter().cloned().chain(choose::likely_weights(&tree)).collect();
+        self.check_room(id, repository, &tree, &all)?;
+        if !is_known {
+            repository.write_tree(&commit, &tree)?;
+        }
         if id.pinned().is_none() {
             repository.set_commit(&id.revision, &commit)?;
         }
         let dir = repository.snapshot(&commit);
-        let small = choose::small(&tree);
         self.fetch_files(id, repository, &commit, &tree, &small, progress)?;
         // an index names the shards, so it has to be here before they are chosen
         let weights = choose::weights(&tree, &dir)?;
@@ -128,9 +130,26 @@ impl Hub {
             let others = choose::other_weights(&tree);
             return Err(HubError::NoWeights { id: id.to_string(), commit, others });
         }
+        self.check_room(id, repository, &tree, &weights)?;
         self.fetch_files(id, repository, &commit, &tree, &weights, progress)?;
         tracing::info!(model = %id, commit, files = small.len() + weights.len(), "taken from the hub");
         Ok(dir)
+    }
+
+    fn check_room(
+        &self,
+        id: &HubId,
+        repository: &Repository,
+        tree: &Tree,
+        files: &BTreeSet<String>,
+    ) -> Result<(), HubError> {
+        let needed = repository.lacks(tree, files);
+        match disk::free(repository.folder()) {
+            Some(free) if needed > free => {
+                Err(HubError::NoRoom { id: id.to_string(), needed, free, cache: self.settings.cache.clone() })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn fetch_files(

@@ -81,6 +81,8 @@ struct State {
     ignores_ranges: bool,
     /// The file whose last byte is not the one that is listed.
     damaged: Option<&'static str>,
+    /// A file that is listed with another size than it has.
+    listed: Option<(&'static str, u64)>,
     /// Answers 503 to all.
     is_down: bool,
 }
@@ -139,6 +141,10 @@ impl TestHub {
 
     pub(crate) fn damage(&self, file: Option<&'static str>) {
         self.state.lock().unwrap().damaged = file;
+    }
+
+    pub(crate) fn list(&self, file: &'static str, bytes: u64) {
+        self.state.lock().unwrap().listed = Some((file, bytes));
     }
 
     pub(crate) fn set_down(&self, is_down: bool) {
@@ -220,6 +226,11 @@ impl TestHub {
                 let second = query.contains("cursor=2");
                 let page = files.iter().skip(if second { half } else { 0 }).take(half);
                 let mut listed: Vec<_> = page.map(|(path, content)| entry(path, content)).collect();
+                if let Some((file, bytes)) = state.listed {
+                    for entry in listed.iter_mut().filter(|entry| entry["path"] == file) {
+                        (entry["size"], entry["lfs"]["size"]) = (bytes.into(), bytes.into());
+                    }
+                }
                 listed.push(
                     json!({"type": "directory", "path": "onnx", "oid": git_digest(b"onnx"), "size": 0}),
                 );
