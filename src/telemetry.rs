@@ -14,6 +14,7 @@ use std::io::Write;
 use std::str::FromStr;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
@@ -26,13 +27,14 @@ pub enum Format {
     Json,
 }
 
-/// What is logged: a level, or directives such as `info,rewarm=debug`.
+/// What is logged: a level, or directives such as `info,h2=debug`. A level is that of our crates: what others say (tokenizers
+/// some lines for each text, at trace) is logged from WARN on, unless a directive names them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Level(String);
 
 impl Default for Level {
     fn default() -> Self {
-        Self("info".to_owned())
+        Self(of_ours("info"))
     }
 }
 
@@ -49,10 +51,24 @@ impl FromStr for Level {
     fn from_str(text: &str) -> Result<Self, String> {
         let filter: Result<EnvFilter, _> = EnvFilter::builder().parse(text);
         match filter {
-            Ok(_) if !text.trim().is_empty() => Ok(Self(text.to_owned())),
+            Ok(_) if !text.trim().is_empty() => Ok(Self(of_ours(text))),
             _ => Err(format!("`{text}` is not a log level such as `info`, or `info,rewarm=debug`")),
         }
     }
+}
+
+/// Directives in which those that name nobody are for our crates, whose names all begin with `rewarm`.
+fn of_ours(text: &str) -> String {
+    let one = |directive: &str| match directive.trim().parse::<LevelFilter>() {
+        Ok(level) => format!("{},rewarm={level}", level.min(LevelFilter::WARN)),
+        Err(_) => directive.to_owned(),
+    };
+    // what names nobody first: of two for the same the last one counts
+    let (levels, named): (Vec<&str>, Vec<&str>) = text
+        .split(',')
+        .filter(|directive| !directive.trim().is_empty())
+        .partition(|directive| directive.trim().parse::<LevelFilter>().is_ok());
+    levels.into_iter().chain(named).map(one).collect::<Vec<_>>().join(",")
 }
 
 /// How to log.
@@ -134,6 +150,20 @@ fn one_line(event: &[u8], keeps_colours: bool) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_level_is_for_our_crates() {
+        for (text, directives) in [
+            ("trace", "warn,rewarm=trace"),
+            ("ERROR", "error,rewarm=error"),
+            ("off", "off,rewarm=off"),
+            ("h2=debug, info,", "warn,rewarm=info,h2=debug"),
+            ("info,rewarm=debug", "warn,rewarm=info,rewarm=debug"),
+            ("tokenizers=trace", "tokenizers=trace"),
+        ] {
+            assert_eq!(text.parse::<Level>().unwrap().0, directives);
+        }
+    }
 
     #[test]
     fn an_event_is_one_line() {
