@@ -8,7 +8,7 @@
 //!                 main · cli · config · telemetry
 //!               ┌──────────┬─────┴───────────┐
 //!            service   canary ─▶ client ─▶ bench ─▶ offline  proto: the contract, for service and client
-//!               │                              │              metrics, disk: any room may use them; they use none
+//!               │                              │              metrics, disk, pem: any room may use them
 //!            engine                          learn
 //!               └──────────┬─────────────────┘
 //!                        model
@@ -48,6 +48,7 @@ pub mod metrics;
 pub mod model;
 pub mod offline;
 pub mod ops;
+pub mod pem;
 pub mod proto;
 pub mod service;
 pub mod telemetry;

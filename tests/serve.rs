@@ -13,8 +13,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use checkpoints::TinyCheckpoint;
-use rewarm::metrics::drift::Reference;
-use rewarm::metrics::drift::Spread;
 use rewarm::model::variant::Loader;
 use rewarm::model::variant::Mode;
 use rewarm::model::variant::Variant;
@@ -25,6 +23,8 @@ use rewarm::proto::sample::Input;
 use rewarm::service::Port;
 use rewarm::service::Ports;
 use rewarm::service::ShadowRouting;
+use rewarm::values::reference::Reference;
+use rewarm::values::reference::Spread;
 use support::Fake;
 use support::SOON;
 use support::TestServer;
@@ -822,7 +822,8 @@ async fn a_reload_fails_no_request_and_a_second_one_is_told_to_wait() {
     };
     assert_eq!(told.unwrap().unwrap_err().code(), Code::Aborted);
     let weights = [("swap".to_owned(), 1.0)].into();
-    let status = admin.set_routing(proto::SetRoutingRequest { weights }).await.unwrap_err();
+    let status =
+        admin.set_routing(proto::SetRoutingRequest { weights, ..Default::default() }).await.unwrap_err();
     assert_eq!(status.code(), Code::Aborted);
     model.open();
     first.await.unwrap();
@@ -891,6 +892,7 @@ async fn routing_is_sticky_by_key_or_by_prompt_and_can_be_changed() {
 
     let weights = |pairs: &[(&str, f64)]| proto::SetRoutingRequest {
         weights: pairs.iter().map(|(name, weight)| ((*name).to_owned(), *weight)).collect(),
+        expected: vec![],
     };
     let changed = admin.set_routing(weights(&[("b", 3.0)])).await.unwrap().into_inner();
     assert_eq!(changed.routing.unwrap().weights, [("b".to_owned(), 1.0)].into());
@@ -1020,7 +1022,12 @@ async fn a_shadow_scores_the_same_tokens_and_only_metrics_tell() {
 
     // new weights leave it, and a reload brings another fraction or none
     let weights = [(names[0].to_owned(), 2.0)].into();
-    let routing = server.admin().await.set_routing(proto::SetRoutingRequest { weights }).await.unwrap();
+    let routing = server
+        .admin()
+        .await
+        .set_routing(proto::SetRoutingRequest { weights, ..Default::default() })
+        .await
+        .unwrap();
     assert_eq!(routing.into_inner().routing.unwrap().shadow, Some(told));
     *server.reread.lock().unwrap() = Ok(models(&[(names[0], 1.0), (names[1], 0.0)]));
     server.admin().await.reload(proto::ReloadRequest {}).await.unwrap();

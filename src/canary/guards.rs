@@ -40,6 +40,23 @@ pub enum Judgement {
 const FAILURES: &str = "UNKNOWN|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|DATA_LOSS|RESOURCE_EXHAUSTED";
 
 impl Guards {
+    /// The first of the owner's queries that finds something, and what.
+    pub fn alert(&self, prometheus: &Prometheus) -> anyhow::Result<Option<String>> {
+        self.found(|query| prometheus.finds(query))
+    }
+
+    fn found(
+        &self,
+        finds: impl Fn(&str) -> anyhow::Result<Option<String>>,
+    ) -> anyhow::Result<Option<String>> {
+        for alert in &self.alerts {
+            if let Some(found) = finds(alert)? {
+                return Ok(Some(format!("{alert} finds {found}")));
+            }
+        }
+        Ok(None)
+    }
+
     /// Asks, and decides.
     pub fn judge(&self, prometheus: &Prometheus) -> Judgement {
         self.decide(|query| prometheus.number(query), |query| prometheus.finds(query))
@@ -52,10 +69,8 @@ impl Guards {
         finds: impl Fn(&str) -> anyhow::Result<Option<String>>,
     ) -> Judgement {
         let decided = || -> anyhow::Result<Judgement> {
-            for alert in &self.alerts {
-                if let Some(found) = finds(alert)? {
-                    return Ok(Judgement::Broken(format!("{alert} finds {found}")));
-                }
+            if let Some(found) = self.found(finds)? {
+                return Ok(Judgement::Broken(found));
             }
             let requests = number(&self.requests())?.unwrap_or(0.0);
             if requests < self.min_requests {

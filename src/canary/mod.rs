@@ -9,7 +9,8 @@
 //!
 //! Servers route by consistent hashing: while the share rises, a key moves at most once, and only to the canary; and a caller
 //! who has pinned a fingerprint stays where it is (`src/service/routing.rs`, `score.rs`). The shares are set again at
-//! every look, so that a server that has started anew, with what its file says, routes like the others.
+//! every look, so that a server that has started anew, with what its file says, routes like the others; but only over weights
+//! that are the canary's own, or those from before: by any others somebody else has decided meanwhile, which ends it.
 //!
 //! This is the decision and its clock; [`World`] is what it acts on, so that tests can play days in a moment.
 
@@ -18,13 +19,17 @@ mod prometheus;
 mod replicas;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use anyhow::Context;
+use anyhow::anyhow;
+use anyhow::bail;
 
 pub use crate::canary::guards::Guards;
 pub use crate::canary::guards::Judgement;
 pub use crate::canary::prometheus::Prometheus;
+pub use crate::canary::replicas::Moved;
 pub use crate::canary::replicas::Replicas;
 
 /// Relative weights by variant.
@@ -55,12 +60,30 @@ pub trait World {
     fn wait(&mut self, time: Duration);
     /// What every server routes by now, by what Prometheus last saw; fails unless all agree.
     fn weights(&mut self) -> anyhow::Result<Weights>;
-    /// Routes like this on every server; the first that could not, and why.
-    fn set(&mut self, weights: &Weights) -> anyhow::Result<()>;
+    /// Routes like this on every server that routes by one of `known`; the first of these is what was before.
+    fn set(&mut self, weights: &Weights, known: &[Weights]) -> Result<(), NotSet>;
+    /// A query of the owner's own that finds something, and what.
+    fn alert(&mut self) -> anyhow::Result<Option<String>>;
     /// What the guards say.
     fn judge(&mut self) -> Judgement;
     /// For whoever watches.
     fn say(&mut self, line: &str);
+}
+
+/// Servers that do not route as they were told, each with why.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NotSet {
+    /// By weights that somebody else has set, which stay.
+    pub taken: Vec<String>,
+    /// They did not answer, or refused.
+    pub failed: Vec<String>,
+}
+
+impl fmt::Display for NotSet {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { taken, failed } = self;
+        write!(formatter, "{}", [&taken[..], failed].concat().join("; "))
+    }
 }
 
 /// How a canary ended.
@@ -72,6 +95,11 @@ pub enum Ending {
     Back {
         /// Why.
         reason: String,
+    },
+    /// Somebody else has set weights meanwhile, which stay; the shares are those from before on the other servers.
+    Taken {
+        /// Which servers.
+        by: String,
     },
     /// They should be, and some server does not answer.
     Stuck {
@@ -98,42 +126,57 @@ pub fn run(plan: &Plan, world: &mut impl World) -> anyhow::Result<Ending> {
         100.0 * share_before
     );
     world.say(&format!("`{}` has {:.1}% of the traffic", plan.canary, 100.0 * share_before));
+    // What fires without the canary would take it back for nothing that it has done.
+    if let Some(found) = world.alert().context("nothing was changed, since --alert cannot be asked")? {
+        bail!("nothing was changed: {found} already, before the start");
+    }
     // Whoever may not be told, for want of a token or a certificate, says so here, and not when the patience is over.
-    world.set(&before).context("nothing was changed, since every server must take what it is told")?;
+    let mut known = vec![before];
+    world.set(&known[0], &known).map_err(|problem| match problem.failed.is_empty() {
+        true => anyhow!("nothing was changed, since Prometheus saw other weights than are set: {problem}"),
+        false => anyhow!("nothing was changed, since every server must take what it is told: {problem}"),
+    })?;
     for &step in plan.steps.iter().filter(|step| **step > share_before) {
-        let weights = with_share(&before, &plan.canary, step);
-        if let Err(reason) = hold(plan, world, step, &weights) {
-            world.say(&format!("goes back: {reason}"));
-            return Ok(match back(plan, world, &before) {
-                Ok(()) => Ending::Back { reason },
-                Err(error) => Ending::Stuck { reason, problem: format!("{error:#}") },
-            });
+        known.push(with_share(&known[0], &plan.canary, step));
+        if let Err(end) = hold(plan, world, step, &known) {
+            return Ok(back(plan, world, &known, end));
         }
     }
     Ok(Ending::Done)
 }
 
-/// Sets one share, and looks until its pause is over. Fails with the reason to go back.
-fn hold(plan: &Plan, world: &mut impl World, step: f64, weights: &Weights) -> Result<(), String> {
+/// Why a canary does not go on.
+enum End {
+    /// A reason to go back.
+    Reason(String),
+    /// Others have decided: which servers.
+    Taken(String),
+}
+
+/// Sets one share, the last of what is known, and looks until its pause is over.
+fn hold(plan: &Plan, world: &mut impl World, step: f64, known_weights: &[Weights]) -> Result<(), End> {
+    let weights = &known_weights[known_weights.len() - 1];
+    let reason = |reason| Err(End::Reason(reason));
     world.say(&format!("{:.1}% for {:?}", 100.0 * step, plan.pause));
     let begun = world.now();
     // when all servers answered, and when the guards could say something, last
     let (mut set, mut known) = (begun, begun);
     loop {
-        match world.set(weights) {
+        match world.set(weights, known_weights) {
             Ok(()) => set = world.now(),
-            Err(error) => world.say(&format!("{error:#}")),
+            Err(NotSet { taken, .. }) if !taken.is_empty() => return Err(End::Taken(taken.join("; "))),
+            Err(problem) => world.say(&problem.to_string()),
         }
         if world.now() - set > plan.patience {
-            return Err(format!("a server has not answered for {:?}", plan.patience));
+            return reason(format!("a server has not answered for {:?}", plan.patience));
         }
         if world.sleep(plan.poll) {
-            return Err("it was asked to end".to_owned());
+            return reason("it was asked to end".to_owned());
         }
         let now = world.now();
         let is_over = now - begun >= plan.pause;
         match world.judge() {
-            Judgement::Broken(reason) => return Err(reason),
+            Judgement::Broken(broken) => return reason(broken),
             Judgement::Holds(readings) => {
                 known = now;
                 world.say(&readings);
@@ -141,26 +184,41 @@ fn hold(plan: &Plan, world: &mut impl World, step: f64, weights: &Weights) -> Re
                     return Ok(());
                 }
             }
-            Judgement::Unknown(reason) => {
-                world.say(&format!("cannot be judged: {reason}"));
+            Judgement::Unknown(why) => {
+                world.say(&format!("cannot be judged: {why}"));
                 // The first samples of a step take their time: the pause is theirs, too.
                 if now - known > plan.patience.max(plan.pause) {
-                    return Err(format!("nothing could be known for {:?}: {reason}", now - known));
+                    return reason(format!("nothing could be known for {:?}: {why}", now - known));
                 }
             }
         }
     }
 }
 
-/// As before; as long as it takes, within the patience.
-fn back(plan: &Plan, world: &mut impl World, before: &Weights) -> anyhow::Result<()> {
+/// As before wherever nobody else has decided; as long as it takes, within the patience.
+fn back(plan: &Plan, world: &mut impl World, known: &[Weights], end: End) -> Ending {
+    let (reason, mut by) = match end {
+        End::Reason(reason) => (reason, None),
+        End::Taken(by) => ("somebody else has set weights".to_owned(), Some(by)),
+    };
+    world.say(&format!("goes back: {reason}"));
     let begun = world.now();
     loop {
-        let Err(error) = world.set(before) else { return Ok(()) };
-        if world.now() - begun > plan.patience {
-            return Err(error);
+        let NotSet { taken, failed } = match world.set(&known[0], known) {
+            Ok(()) => NotSet::default(),
+            Err(problem) => problem,
+        };
+        if !taken.is_empty() {
+            by = Some(taken.join("; "));
         }
-        world.say(&format!("{error:#}"));
+        if failed.is_empty() {
+            return by.map_or(Ending::Back { reason }, |by| Ending::Taken { by });
+        }
+        let problem = failed.join("; ");
+        if world.now() - begun > plan.patience {
+            return Ending::Stuck { reason, problem };
+        }
+        world.say(&problem);
         world.wait(plan.poll.min(Duration::from_secs(1)));
     }
 }
@@ -193,6 +251,9 @@ mod tests {
         /// Whether servers answer at a time.
         answers: fn(Duration) -> bool,
         ends: Option<Duration>,
+        /// When somebody else sets the canary's share, and to what.
+        other: Option<(Duration, f64)>,
+        alert: Option<&'static str>,
     }
 
     impl World for Played {
@@ -213,8 +274,19 @@ mod tests {
             Ok(self.weights.clone())
         }
 
-        fn set(&mut self, weights: &Weights) -> anyhow::Result<()> {
-            anyhow::ensure!((self.answers)(self.now), "a:50052 does not answer");
+        fn set(&mut self, weights: &Weights, known: &[Weights]) -> Result<(), NotSet> {
+            if !(self.answers)(self.now) {
+                return Err(NotSet {
+                    failed: vec!["a:50052 does not answer".to_owned()],
+                    ..NotSet::default()
+                });
+            }
+            if let Some((_, share)) = self.other.take_if(|(time, _)| *time <= self.now) {
+                self.weights = with_share(&self.weights, "ens", share);
+            }
+            if !known.contains(&self.weights) {
+                return Err(NotSet { taken: vec!["a:50052 is by others".to_owned()], ..NotSet::default() });
+            }
             let rounded = |weights: &Weights| (1000.0 * share(weights, "ens")).round() / 1000.0;
             if (rounded(&self.weights) - rounded(weights)).abs() > 0.0 {
                 self.set.push(rounded(weights));
@@ -227,7 +299,18 @@ mod tests {
             (self.judge)(self.now, share(&self.weights, "ens"))
         }
 
+        fn alert(&mut self) -> anyhow::Result<Option<String>> {
+            Ok(self.alert.map(str::to_owned))
+        }
+
         fn say(&mut self, _line: &str) {}
+    }
+
+    impl Played {
+        /// The canary's share.
+        fn percent(&self) -> u32 {
+            (100.0 * share(&self.weights, "ens")).round() as u32
+        }
     }
 
     fn played(judge: fn(Duration, f64) -> Judgement) -> Played {
@@ -239,6 +322,8 @@ mod tests {
             judge,
             answers: |_| true,
             ends: None,
+            other: None,
+            alert: None,
         }
     }
 
@@ -320,6 +405,36 @@ mod tests {
         let mut world = Played { answers: |_| false, ..played(good) };
         let error = format!("{:#}", run(&plan(), &mut world).unwrap_err());
         assert!(error.contains("nothing was changed") && error.contains("a:50052"), "{error}");
+        assert_eq!((world.now, world.set.len()), (Duration::ZERO, 0));
+    }
+
+    #[test]
+    fn what_somebody_else_has_set_stays() {
+        // in the middle of a step, while it goes back, and before the start
+        let other = |time, share| Some((Duration::from_secs(time), share));
+        let mut world = Played { other: other(400, 0.3), ..played(good) };
+        let Ending::Taken { by } = run(&plan(), &mut world).unwrap() else { panic!() };
+        assert!(by.contains("a:50052"), "{by}");
+        assert_eq!((world.set.clone(), world.percent()), (vec![0.05, 0.5], 30));
+
+        let broken = |now: Duration, _| match now.as_secs() >= 60 {
+            true => Judgement::Broken("p99".to_owned()),
+            false => Judgement::Holds(String::new()),
+        };
+        let mut world = Played { other: other(60, 0.3), ..played(broken) };
+        assert!(matches!(run(&plan(), &mut world).unwrap(), Ending::Taken { .. }));
+        assert_eq!(world.percent(), 30);
+
+        let mut world = Played { other: other(0, 0.3), ..played(good) };
+        let error = run(&plan(), &mut world).unwrap_err().to_string();
+        assert!(error.contains("Prometheus saw other weights") && error.contains("a:50052"), "{error}");
+    }
+
+    #[test]
+    fn an_alert_that_fires_before_the_start_is_an_error_before_anything_moves() {
+        let mut world = Played { alert: Some("ALERTS finds {} 1"), ..played(good) };
+        let error = run(&plan(), &mut world).unwrap_err().to_string();
+        assert!(error.contains("nothing was changed: ALERTS finds {} 1 already"), "{error}");
         assert_eq!((world.now, world.set.len()), (Duration::ZERO, 0));
     }
 }

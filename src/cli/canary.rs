@@ -1,6 +1,7 @@
 //! `rewarm canary`: moves traffic to a variant while what Prometheus says of it holds, and back when it does not.
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 use std::time::Instant;
@@ -14,6 +15,7 @@ use crate::canary;
 use crate::canary::Ending;
 use crate::canary::Guards;
 use crate::canary::Judgement;
+use crate::canary::NotSet;
 use crate::canary::Plan;
 use crate::canary::Prometheus;
 use crate::canary::Replicas;
@@ -21,6 +23,7 @@ use crate::canary::Weights;
 use crate::canary::World;
 use crate::cli::AskArgs;
 use crate::cli::stop;
+use crate::client;
 use crate::client::AdminClient;
 use crate::disk;
 use crate::offline::Stop;
@@ -32,8 +35,9 @@ const STOP_POLL: Duration = Duration::from_millis(200);
 ///
 /// Reads Prometheus and calls the admin service of every server; it runs beside them, once, until the last step has held
 /// (exit code 0; the configuration's weights should then say the same) or all is as before (exit code 1, with
-/// the reason). Ctrl-C and SIGTERM make it go back, too. It sets its shares again at every look, whatever else has set
-/// them meanwhile: to stop it by hand, end it first.
+/// the reason). Ctrl-C and SIGTERM make it go back, too; a second one ends it at once (exit code 130) and says which servers may not
+/// be as before. It sets its shares again at every look, for servers that have started anew. Weights that somebody else has set
+/// meanwhile stay, and end it: the servers that still have its own go back.
 ///
 /// While the share rises, a routing key moves at most once and only to the canary, and a request that has pinned a
 /// fingerprint stays with the variant that has it.
@@ -51,6 +55,9 @@ pub(super) struct CanaryArgs {
     /// A file with a bearer token for Prometheus.
     #[arg(long, value_name = "FILE")]
     prometheus_token_file: Option<PathBuf>,
+    /// Who signs Prometheus' certificate, in PEM, for a URL with https:// [default: the public roots].
+    #[arg(long, value_name = "FILE", env = "REWARM_PROMETHEUS_CA")]
+    prometheus_ca: Option<PathBuf>,
     /// Which series are the servers', in PromQL's words, for example job="rewarm".
     #[arg(long, value_name = "MATCHERS", default_value = "")]
     matchers: String,
@@ -81,7 +88,8 @@ pub(super) struct CanaryArgs {
     /// How many percent of the pairs in shadow traffic it may order otherwise; needs routing.shadow.
     #[arg(long, value_name = "PERCENT", value_parser = bound)]
     max_disagreement: Option<f64>,
-    /// A query in PromQL; when it finds anything, all goes back, as an alert would say. May be given several times.
+    /// A query in PromQL; when it finds anything, all goes back, as an alert would say. May be given several times. One that finds
+    /// something before the start is an error.
     #[arg(long, value_name = "PROMQL")]
     alert: Vec<String>,
     #[command(flatten)]
@@ -108,19 +116,19 @@ pub(super) fn run(args: &CanaryArgs) -> anyhow::Result<()> {
         max_disagreement: args.max_disagreement.map(|percent| percent / 100.0),
         alerts: args.alert.clone(),
     };
-    let token = args.prometheus_token_file.as_ref().map(|path| {
+    let read = |path: &PathBuf| {
         disk::read_to_string(path, disk::HAND_WRITTEN_BYTES)
             .with_context(|| format!("read {}", path.display()))
-    });
+    };
+    let token = args.prometheus_token_file.as_ref().map(read).transpose()?;
+    let ca = args.prometheus_ca.as_deref().map(client::read_ca).transpose()?;
+    let prometheus = Prometheus::new(&args.prometheus, token.as_deref(), ca.as_deref());
     let server = args.ask.server("")?;
     let admin = AdminClient::new(&args.admin, server.timeout, server.credentials)?;
-    let mut real = Real {
-        begun: Instant::now(),
-        stop: stop::on_signal()?,
-        prometheus: Prometheus::new(&args.prometheus, token.transpose()?.as_deref()),
-        replicas: Replicas::new(admin, args.matchers.clone()),
-        guards,
-    };
+    let replicas = Replicas::new(admin, args.matchers.clone());
+    let moved = replicas.moved();
+    let stop = stop::on_signal_or(move || last_words(&moved.servers()))?;
+    let mut real = Real { begun: Instant::now(), stop, prometheus, replicas, guards };
     match canary::run(&plan, &mut real)? {
         Ending::Done => {
             let share = 100.0 * plan.steps.last().copied().unwrap_or_default();
@@ -131,10 +139,26 @@ pub(super) fn run(args: &CanaryArgs) -> anyhow::Result<()> {
             Ok(())
         }
         Ending::Back { reason } => bail!("all is as before: {reason}"),
+        Ending::Taken { by } => {
+            bail!("weights that others have set were left, and all other servers are as before: {by}")
+        }
         Ending::Stuck { reason, problem } => {
             bail!("it should be as before ({reason}), and not every server answers: {problem}")
         }
     }
+}
+
+/// Of somebody who does not wait until all is as before.
+fn last_words(moved: &[SocketAddr]) {
+    let servers: Vec<String> = moved.iter().map(SocketAddr::to_string).collect();
+    let line = match servers.is_empty() {
+        true => "ended at once: all servers are as before".to_owned(),
+        false => format!(
+            "ended at once: these servers may not be as before, which a reload (SIGHUP) mends: {}",
+            servers.join(", ")
+        ),
+    };
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// What a guard may be at most: a number that something can exceed.
@@ -185,8 +209,12 @@ impl World for Real {
         self.replicas.weights(&self.prometheus, &self.guards.canary)
     }
 
-    fn set(&mut self, weights: &Weights) -> anyhow::Result<()> {
-        self.replicas.set(weights)
+    fn set(&mut self, weights: &Weights, known: &[Weights]) -> Result<(), NotSet> {
+        self.replicas.set(weights, known)
+    }
+
+    fn alert(&mut self) -> anyhow::Result<Option<String>> {
+        self.guards.alert(&self.prometheus)
     }
 
     fn judge(&mut self) -> Judgement {

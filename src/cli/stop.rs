@@ -11,6 +11,11 @@ const EXIT_SIGINT: i32 = 128 + 2;
 
 /// A switch that Ctrl-C and SIGTERM set; a second one ends the program.
 pub(super) fn on_signal() -> anyhow::Result<Stop> {
+    on_signal_or(|| {})
+}
+
+/// As [`on_signal`], with what a second one shall do before it ends the program.
+pub(super) fn on_signal_or(at_the_end: impl Fn() + Send + 'static) -> anyhow::Result<Stop> {
     let stop = Stop::default();
     let switch = stop.clone();
     let waiting = "wait for Ctrl-C";
@@ -28,6 +33,7 @@ pub(super) fn on_signal() -> anyhow::Result<Stop> {
                     _ = terminations.recv() => {}
                 }
                 if is_second {
+                    at_the_end();
                     std::process::exit(EXIT_SIGINT);
                 }
                 switch.set();

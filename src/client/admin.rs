@@ -11,7 +11,7 @@ use anyhow::ensure;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tonic::Request;
+use tonic::Code;
 
 use crate::client::Credentials;
 use crate::client::Server;
@@ -28,6 +28,31 @@ pub struct AdminClient {
     urls: Vec<Uri>,
     timeout: Duration,
     credentials: Credentials,
+}
+
+/// Relative weights by variant.
+type Weights = BTreeMap<String, f64>;
+
+/// Who is told: each address, and the URL that led there.
+#[derive(Clone, Debug, Default)]
+pub struct Servers(BTreeMap<SocketAddr, Uri>);
+
+impl Servers {
+    /// Where they are, each once.
+    pub fn addresses(&self) -> impl ExactSizeIterator<Item = SocketAddr> {
+        self.0.keys().copied()
+    }
+}
+
+/// What became of weights on one server; in words, with its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Set {
+    /// It routes by them.
+    Done,
+    /// Somebody else has set others, which stay.
+    Taken(String),
+    /// It did not answer, or refused; it may have them nevertheless.
+    Failed(String),
 }
 
 impl AdminClient {
@@ -47,30 +72,35 @@ impl AdminClient {
         Ok(Self { runtime: runtime()?, urls, timeout, credentials })
     }
 
-    /// The addresses, each once.
-    pub fn servers(&self) -> anyhow::Result<Vec<SocketAddr>> {
-        let found = self.runtime.block_on(self.found())?;
-        Ok(found.into_keys().collect())
-    }
-
     /// Each address, and the URL that led there.
-    async fn found(&self) -> anyhow::Result<BTreeMap<SocketAddr, &Uri>> {
-        let mut found = BTreeMap::new();
-        for uri in &self.urls {
-            let (host, port) = (uri.host().unwrap_or_default(), uri.port_u16().unwrap_or_default());
-            let host = host.trim_matches(['[', ']']);
-            let addresses = tokio::net::lookup_host((host, port)).await;
-            let addresses = addresses.with_context(|| format!("look up {host}"))?;
-            found.extend(addresses.map(|address| (address, uri)));
-        }
-        Ok(found)
+    pub fn servers(&self) -> anyhow::Result<Servers> {
+        self.runtime.block_on(async {
+            let mut found = BTreeMap::new();
+            for uri in &self.urls {
+                let (host, port) = (uri.host().unwrap_or_default(), uri.port_u16().unwrap_or_default());
+                let host = host.trim_matches(['[', ']']);
+                let addresses = tokio::net::lookup_host((host, port)).await;
+                let addresses = addresses.with_context(|| format!("look up {host}"))?;
+                found.extend(addresses.map(|address| (address, uri.clone())));
+            }
+            Ok(Servers(found))
+        })
     }
 
-    /// Sets the weights on every server, at a time. The error names all that failed.
-    pub fn set_routing(&self, weights: &BTreeMap<String, f64>) -> anyhow::Result<()> {
+    /// Sets the weights on all servers at a time, each only if its weights are one of `expected` before, and tells what
+    /// became of it.
+    pub fn set_routing(
+        &self,
+        servers: &Servers,
+        weights: &Weights,
+        expected: &[Weights],
+    ) -> BTreeMap<SocketAddr, Set> {
+        let message = |weights: &Weights| weights.clone().into_iter().collect();
+        let expected = expected.iter().map(|one| proto::ExpectedWeights { weights: message(one) });
+        let request = proto::SetRoutingRequest { weights: message(weights), expected: expected.collect() };
         self.runtime.block_on(async {
             let mut calls = JoinSet::new();
-            for (address, uri) in self.found().await? {
+            for (&address, uri) in &servers.0 {
                 let scheme = uri.scheme_str().unwrap_or("http");
                 let server = Server {
                     url: format!("{scheme}://{address}"),
@@ -78,28 +108,26 @@ impl AdminClient {
                     // the certificate is of the name, not of the address
                     credentials: self.credentials.clone().for_host(uri.host().unwrap_or_default()),
                 };
-                let weights = weights.clone().into_iter().collect();
+                let request = request.clone();
                 calls.spawn(async move {
-                    let told = timeout(server.timeout, tell(&server, weights)).await;
-                    told.unwrap_or_else(|_| bail!("no answer within {:?}", server.timeout))
-                        .with_context(|| server.url.clone())
+                    let told = timeout(server.timeout, tell(&server, request)).await;
+                    let told = told.unwrap_or_else(|_| bail!("no answer within {:?}", server.timeout));
+                    let url = server.url;
+                    (address, told.unwrap_or_else(|error| Set::Failed(format!("{url}: {error:#}"))))
                 });
             }
-            let mut failures = Vec::new();
-            while let Some(call) = calls.join_next().await {
-                if let Err(error) = call? {
-                    failures.push(format!("{error:#}"));
-                }
-            }
-            ensure!(failures.is_empty(), "{}", failures.join("; "));
-            Ok(())
+            calls.join_all().await.into_iter().collect()
         })
     }
 }
 
-async fn tell(server: &Server, weights: std::collections::HashMap<String, f64>) -> anyhow::Result<()> {
+async fn tell(server: &Server, request: proto::SetRoutingRequest) -> anyhow::Result<Set> {
     let mut admin = AdminServiceClient::new(connect(server).await?);
-    let request = Request::new(proto::SetRoutingRequest { weights });
-    admin.set_routing(request).await.map_err(in_words)?;
-    Ok(())
+    match admin.set_routing(request).await {
+        Ok(_) => Ok(Set::Done),
+        Err(status) if status.code() == Code::FailedPrecondition => {
+            Ok(Set::Taken(format!("{}: {}", server.url, status.message())))
+        }
+        Err(status) => Err(in_words(status)),
+    }
 }

@@ -1,10 +1,12 @@
 //! What a client shows a server, and what it asks of a server's certificate.
 
 use std::fmt;
+use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
+use anyhow::anyhow;
 use anyhow::bail;
 use anyhow::ensure;
 use rustls::ClientConfig;
@@ -17,10 +19,8 @@ use rustls::client::danger::HandshakeSignatureValid;
 use rustls::client::danger::ServerCertVerified;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::pki_types::CertificateDer;
-use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::ServerName;
 use rustls::pki_types::UnixTime;
-use rustls::pki_types::pem::PemObject;
 use tonic::Request;
 use tonic::Status;
 use tonic::metadata::Ascii;
@@ -31,6 +31,7 @@ use tonic::transport::ClientTlsConfig;
 use tonic::transport::Identity;
 
 use crate::disk;
+use crate::pem;
 
 /// Where the parts are: all optional.
 #[derive(Clone, Debug, Default)]
@@ -79,10 +80,6 @@ impl CredentialFiles {
     /// Reads them. Fails on what is missing or contradicts itself.
     pub fn read(&self) -> anyhow::Result<Credentials> {
         let Self { token, token_file, ca, certificate, key, server_name } = self;
-        let read = |path: &PathBuf| {
-            disk::read_to_string(path, disk::HAND_WRITTEN_BYTES)
-                .with_context(|| format!("read {}", path.display()))
-        };
         let token = match (token, token_file) {
             (Some(_), Some(_)) => {
                 bail!("there are a token and a file of one: give REWARM_TOKEN or --token-file")
@@ -100,24 +97,43 @@ impl CredentialFiles {
             Ok(value)
         });
         let identity = match (certificate, key) {
-            (Some(certificate), Some(key)) => Some((read(certificate)?, read(key)?)),
+            (Some(certificate), Some(key)) => Some(read_identity(certificate, key)?),
             (None, None) => None,
             _ => bail!("a client certificate needs its key, and a key its certificate: --certificate, --key"),
         };
-        let ca = ca.as_ref().map(|path| {
-            let pem = read(path)?;
-            let holds_one =
-                CertificateDer::pem_slice_iter(pem.as_bytes()).any(|certificate| certificate.is_ok());
-            ensure!(holds_one, "{} has no certificate in PEM", path.display());
-            Ok(pem)
-        });
         Ok(Credentials {
             authorization: authorization.transpose()?,
-            ca: ca.transpose()?,
+            ca: ca.as_deref().map(read_ca).transpose()?,
             identity,
             server_name: server_name.clone(),
         })
     }
+}
+
+/// The certificates of those who sign others, in PEM.
+pub fn read_ca(path: &Path) -> anyhow::Result<String> {
+    let text = read_pem(path)?;
+    pem::certificates(&text).map_err(|problem| anyhow!("{}: {problem}", path.display()))?;
+    Ok(text)
+}
+
+/// A certificate and its key, in PEM.
+fn read_identity(certificate: &Path, key: &Path) -> anyhow::Result<(String, String)> {
+    let (chain_text, key_text) = (read_pem(certificate)?, read_pem(key)?);
+    let of = |path: &Path, problem: String| anyhow!("{}: {problem}", path.display());
+    let chain = pem::certificates(&chain_text).map_err(|problem| of(certificate, problem))?;
+    let parsed = pem::key(&key_text).map_err(|problem| of(key, problem))?;
+    pem::check_pair(&chain, &parsed)
+        .map_err(|problem| anyhow!("{} with the key {}: {problem}", certificate.display(), key.display()))?;
+    Ok((chain_text, key_text))
+}
+
+fn read_pem(path: &Path) -> anyhow::Result<String> {
+    pem::read(path).with_context(|| format!("read {}", path.display()))
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    disk::read_to_string(path, disk::HAND_WRITTEN_BYTES).with_context(|| format!("read {}", path.display()))
 }
 
 impl Credentials {
@@ -147,8 +163,8 @@ impl Credentials {
         let mut roots = RootCertStore::empty();
         match &self.ca {
             Some(ca) => {
-                for certificate in CertificateDer::pem_slice_iter(ca.as_bytes()) {
-                    roots.add(certificate.context("read --ca")?).context("read --ca")?;
+                for certificate in pem::certificates(ca).map_err(|problem| anyhow!("--ca: {problem}"))? {
+                    roots.add(certificate).context("read --ca")?;
                 }
             }
             None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
@@ -157,9 +173,10 @@ impl Credentials {
         Ok(match &self.identity {
             None => builder.with_no_client_auth(),
             Some((certificate, key)) => {
-                let chain = CertificateDer::pem_slice_iter(certificate.as_bytes()).collect::<Result<_, _>>();
-                let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).context("read --key")?;
-                builder.with_client_auth_cert(chain.context("read --certificate")?, key)?
+                let chain =
+                    pem::certificates(certificate).map_err(|problem| anyhow!("--certificate: {problem}"))?;
+                let key = pem::key(key).map_err(|problem| anyhow!("--key: {problem}"))?;
+                builder.with_client_auth_cert(chain, key)?
             }
         })
     }
@@ -173,6 +190,11 @@ impl Credentials {
     pub(super) fn header_line(&self) -> String {
         let value = self.authorization.as_ref().and_then(|value| value.to_str().ok());
         value.map_or_else(String::new, |value| format!("Authorization: {value}\r\n"))
+    }
+
+    /// Whether somebody has named who signs servers' certificates.
+    pub(super) fn has_ca(&self) -> bool {
+        self.ca.is_some()
     }
 
     /// Whether there is a token, which nobody on the way should read.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
+use anyhow::anyhow;
 use anyhow::bail;
 use anyhow::ensure;
 use http::Uri;
@@ -16,6 +17,7 @@ use tokio_util::either::Either;
 
 use crate::client::Server;
 use crate::client::refuse_secrets;
+use crate::client::words;
 
 /// A caller of one server.
 pub(super) struct Http {
@@ -23,6 +25,8 @@ pub(super) struct Http {
     authority: Arc<str>,
     /// With TLS: whose certificate the server has to show.
     tls: Option<(TlsConnector, ServerName<'static>)>,
+    /// Whether somebody has named who signs the server's certificate.
+    has_ca: bool,
     /// A header line, or empty.
     authorization: Arc<str>,
     /// Whether a connection is used again.
@@ -35,10 +39,11 @@ type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 /// Connections are not shared.
 impl Clone for Http {
     fn clone(&self) -> Self {
-        let Self { authority, tls, authorization, is_kept, connection: _ } = self;
+        let Self { authority, tls, has_ca, authorization, is_kept, connection: _ } = self;
         Self {
             authority: authority.clone(),
             tls: tls.clone(),
+            has_ca: *has_ca,
             authorization: authorization.clone(),
             is_kept: *is_kept,
             connection: None,
@@ -68,7 +73,14 @@ impl Http {
             false => format!("{host}:{port}"),
         };
         let authorization = credentials.header_line().into();
-        Ok(Self { authority: authority.into(), tls, authorization, is_kept, connection: None })
+        Ok(Self {
+            authority: authority.into(),
+            tls,
+            has_ca: credentials.has_ca(),
+            authorization,
+            is_kept,
+            connection: None,
+        })
     }
 
     /// Asks, and reads the answer: its status and its body.
@@ -82,10 +94,11 @@ impl Http {
                 match &self.tls {
                     None => Stream::Left(connection),
                     Some((connector, name)) => {
-                        let shaken = connector.connect(name.clone(), connection).await;
-                        Stream::Right(Box::new(
-                            shaken.with_context(|| format!("shake hands with {}", self.authority))?,
-                        ))
+                        let shaken = connector.connect(name.clone(), connection).await.map_err(|error| {
+                            let problem = words::of_connection(&error, "https:", self.has_ca);
+                            anyhow!("connect to https://{}: {problem}", self.authority)
+                        });
+                        Stream::Right(Box::new(shaken?))
                     }
                 }
             }

@@ -7,6 +7,7 @@ mod admin;
 mod credentials;
 mod http;
 mod load;
+mod words;
 
 use std::net::IpAddr;
 use std::net::SocketAddr;
@@ -37,9 +38,12 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 pub use crate::client::admin::AdminClient;
+pub use crate::client::admin::Servers;
+pub use crate::client::admin::Set;
 pub use crate::client::credentials::CredentialFiles;
 pub use crate::client::credentials::Credentials;
 pub use crate::client::credentials::Token;
+pub use crate::client::credentials::read_ca;
 pub use crate::client::load::LoadClient;
 pub use crate::client::load::Over;
 use crate::model::scorer::Reward;
@@ -294,13 +298,9 @@ async fn connect(server: &Server) -> anyhow::Result<Connection> {
         true => endpoint.tls_config(credentials.tls()).context("set up TLS")?,
         false => endpoint,
     };
-    let trusted = match is_tls {
-        true => {
-            " with TLS (its certificate has to be signed by whom --ca names, by default a public authority)"
-        }
-        false => "",
-    };
-    let channel = endpoint.connect().await.context(format!("connect to {url}{trusted}"))?;
+    let channel = endpoint.connect().await.map_err(|error| {
+        anyhow!("connect to {url}: {}", words::of_connection(&error, url, credentials.has_ca()))
+    })?;
     Ok(InterceptedService::new(channel, credentials.clone()))
 }
 
@@ -344,15 +344,17 @@ async fn health(
     let answer = tokio::time::timeout(*timeout, HealthClient::new(channel).check(request)).await;
     let answer = answer.map_err(|_| {
         anyhow!(
-            "{url} accepts connections and says nothing for {timeout:?}{}, and does it run? (--timeout SECONDS waits \
-             longer)",
+            "{url} accepts connections and says nothing for {timeout:?}{} Does it run? (--timeout SECONDS waits longer)",
             suspicion(url)
         )
     })?;
     match answer {
         // What comes from the transport, and not from a server, has a cause.
         Err(status) if std::error::Error::source(&status).is_some() => {
-            Err(in_words(status)).context(format!("{url} does not speak gRPC{}", suspicion(url)))
+            match words::of_tls_within(&status, server.credentials.has_ca()) {
+                Some(problem) => bail!("{url}: {problem}"),
+                None => bail!("{url} does not speak gRPC{}", suspicion(url)),
+            }
         }
         answer => Ok(answer.map(|response| response.into_inner().status())),
     }
@@ -361,8 +363,8 @@ async fn health(
 /// What may be the matter with a port that does not answer as it should.
 fn suspicion(url: &str) -> &'static str {
     match url.starts_with("https:") {
-        true => " with TLS: is it the gRPC port of a rewarm server that has [server.tls]",
-        false => " without TLS: is it the gRPC port of a rewarm server, or one with TLS (https://)",
+        true => " with TLS: is it the gRPC port of a rewarm server that has [server.tls]?",
+        false => " without TLS: is it the gRPC port of a rewarm server, or one with TLS (https://)?",
     }
 }
 

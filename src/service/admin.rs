@@ -50,8 +50,9 @@ impl AdminService for Admin {
         request: Request<proto::SetRoutingRequest>,
     ) -> Result<Response<proto::SetRoutingResponse>, Status> {
         let audit = Audit::begin(&self.0, Action::SetRouting, request.extensions());
-        let weights = request.into_inner().weights.into_iter().collect();
-        let result = self.0.set_routing(weights);
+        let proto::SetRoutingRequest { weights, expected } = request.into_inner();
+        let expected: Vec<_> = expected.into_iter().map(|one| one.weights.into_iter().collect()).collect();
+        let result = self.0.set_routing(weights.into_iter().collect(), &expected);
         audit.end(&self.0, &result);
         Ok(Response::new(proto::SetRoutingResponse { routing: Some(routing(&*result?)) }))
     }

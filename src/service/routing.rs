@@ -54,6 +54,21 @@ impl Routing {
         &self.weights
     }
 
+    /// Whether these weights lead to the same shares, as far as a caller can tell who knows them from metrics.
+    pub(super) fn is_by(&self, weights: &BTreeMap<String, f64>) -> bool {
+        const SAME: f64 = 1e-6;
+        let sum: f64 = weights.values().sum();
+        let of = |weights: &BTreeMap<String, f64>, name| weights.get(name).copied().unwrap_or(0.0);
+        let mut names = self.weights.keys().chain(weights.keys());
+        names.all(|name| (of(weights, name) / sum - of(&self.weights, name)).abs() < SAME)
+    }
+
+    /// Shares in words.
+    pub(super) fn shares(&self) -> String {
+        let one = |(name, share): (&String, &f64)| format!("{name} {:.1}%", 100.0 * share);
+        self.weights.iter().map(one).collect::<Vec<_>>().join(", ")
+    }
+
     /// The variant for `key`.
     pub(super) fn choose(&self, key: &[u8]) -> &str {
         let drawn = |(name, weight): &(&String, &f64)| {
@@ -142,6 +157,27 @@ mod tests {
         // 10,000 draws at 0.1 have a standard deviation of 30: five of them.
         assert!((850..=1150).contains(&ens), "{ens}");
         assert_eq!(off, 0);
+    }
+
+    #[test]
+    fn weights_that_are_known_from_metrics_are_known_again() {
+        let by = |weights: &[(&str, f64)]| {
+            let weights = weights.iter().map(|(name, weight)| ((*name).to_owned(), *weight)).collect();
+            routing(&[("warm", 2.0), ("ens", 1.0), ("off", 0.0)]).is_by(&weights)
+        };
+        assert!(
+            by(&[("warm", 0.6666667), ("ens", 0.3333333)])
+                && by(&[("warm", 8.0), ("ens", 4.0), ("off", 0.0)])
+        );
+        for other in [
+            &[("warm", 0.67), ("ens", 0.33)][..],
+            &[("warm", 2.0)],
+            &[("warm", 2.0), ("ens", 1.0), ("new", 1.0)],
+            &[],
+        ] {
+            assert!(!by(other), "{other:?}");
+        }
+        assert!(!by(&[("warm", 0.0)]), "no share at all");
     }
 
     #[test]

@@ -393,6 +393,7 @@ fn rejection(error: &ServiceError) -> Option<Rejection> {
         | ServiceError::Unauthenticated { .. }
         | ServiceError::Forbidden { .. }
         | ServiceError::SamplesFailed(_)
+        | ServiceError::OtherWeights { .. }
         | ServiceError::ReloadUnderWay
         | ServiceError::ReloadFailed(_)
         | ServiceError::NothingServes(_)

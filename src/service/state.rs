@@ -271,8 +271,12 @@ impl State {
         Ok(serving)
     }
 
-    /// Replaces the routing weights.
-    pub(super) fn set_routing(&self, weights: BTreeMap<String, f64>) -> Result<Arc<Serving>, ServiceError> {
+    /// Replaces the routing weights; where some are `expected`, only if they are one of these.
+    pub(super) fn set_routing(
+        &self,
+        weights: BTreeMap<String, f64>,
+        expected: &[BTreeMap<String, f64>],
+    ) -> Result<Arc<Serving>, ServiceError> {
         let Ok(_replacing) = self.replacing.try_lock() else { return Err(ServiceError::ReloadUnderWay) };
         let serving = self.serving()?;
         let problems = weight_problems(&weights, serving.variants.keys().map(String::as_str));
@@ -282,6 +286,9 @@ impl State {
         let routing = Routing::new(&weights, serving.routing.shadow().cloned());
         if routing == serving.routing {
             return Ok(serving); // said again, for servers that may have started anew
+        }
+        if !expected.is_empty() && !expected.iter().any(|weights| serving.routing.is_by(weights)) {
+            return Err(ServiceError::OtherWeights { actual: serving.routing.shares() });
         }
         tracing::info!(weights = ?routing.weights(), "routing changed");
         let Serving { configs, variants, .. } = (*serving).clone();

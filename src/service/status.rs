@@ -80,6 +80,8 @@ pub(super) enum ServiceError {
     /// Some samples have no reward, and the answer has no place to say so beside the others.
     #[error("{}", failed(.0))]
     SamplesFailed(Vec<FailedSample>),
+    #[error("somebody else has set the weights meanwhile, which stay: {actual}")]
+    OtherWeights { actual: String },
     #[error("a reload is already under way")]
     ReloadUnderWay,
     #[error("the old models serve on: {0}")]
@@ -148,6 +150,7 @@ impl ServiceError {
                 let is_ours = failed.iter().any(|sample| sample.code != Code::InvalidArgument);
                 (if is_ours { Code::Internal } else { Code::InvalidArgument }, None)
             }
+            Self::OtherWeights { .. } => (Code::FailedPrecondition, None),
             Self::ReloadUnderWay => (Code::Aborted, None),
             Self::ReloadFailed(_) | Self::NothingServes(_) => (Code::FailedPrecondition, None),
             Self::Panicked => (Code::Internal, None),
@@ -334,6 +337,12 @@ mod tests {
             case(EngineError::DeadlineExceeded.into(), Code::DeadlineExceeded, 504, None),
             case(EngineError::Draining.into(), Code::Unavailable, 503, Some("100")),
             case(EngineError::DeviceLost.into(), Code::Unavailable, 503, Some("1000")),
+            case(
+                ServiceError::OtherWeights { actual: "warm 100.0%".into() },
+                Code::FailedPrecondition,
+                500,
+                None,
+            ),
             case(ServiceError::ReloadUnderWay, Code::Aborted, 500, None),
             case(ServiceError::ReloadFailed("x".into()), Code::FailedPrecondition, 500, None),
             case(ServiceError::NothingServes("x".into()), Code::FailedPrecondition, 500, None),

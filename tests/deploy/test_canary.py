@@ -129,13 +129,21 @@ def test_it_goes_to_the_end_on_both_servers_and_on_one_that_is_started_anew(here
 
 @pytest.mark.parametrize(("guard", "reason"), [
     ("--max-slowdown=0.01", "more than 0.01 times as long"),
-    ('--alert=rewarm_ready{job="rewarm"} == 1', "finds {"),
+    ('--alert=rewarm_route_weight{variant="VARIANT"} > 0.4', "finds {"),
 ])
 def test_a_broken_guard_takes_all_back(here, guard, reason):
     variant = idle(here)
-    code, said = end(start(here, variant, "--steps=50", guard))
+    code, said = end(start(here, variant, "--steps=50", guard.replace("VARIANT", variant)))
     assert code == 1, said
     assert "50.0% for 2s" in said and "goes back: " in said and reason in said and "all is as before: " in said
+    assert shares(here, variant) == [0, 0]
+
+
+def test_an_alert_that_fires_before_the_start_is_an_error_and_nothing_moves(here):
+    variant = idle(here)
+    code, said = end(start(here, variant, "--steps=50", '--alert=rewarm_ready{job="rewarm"} == 1'))
+    assert code == 1, said
+    assert "nothing was changed: rewarm_ready" in said and "already, before the start" in said and "50.0%" not in said, said
     assert shares(here, variant) == [0, 0]
 
 

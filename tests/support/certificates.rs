@@ -34,6 +34,11 @@ impl Authority {
         Self { pem, issuer: Issuer::new(params, key) }
     }
 
+    /// Its own key, in PEM.
+    pub(crate) fn key(&self) -> String {
+        self.issuer.key().serialize_pem()
+    }
+
     /// For a server that is known by these names.
     pub(crate) fn server(&self, names: &[&str]) -> Signed {
         self.sign(names, "server", ExtendedKeyUsagePurpose::ServerAuth, false)

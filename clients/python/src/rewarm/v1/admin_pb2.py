@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from rewarm.v1 import reward_pb2 as rewarm_dot_v1_dot_reward__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15rewarm/v1/admin.proto\x12\trewarm.v1\x1a\x16rewarm/v1/reward.proto\"\x0f\n\rReloadRequest\"e\n\x0eReloadResponse\x12(\n\x08variants\x18\x01 \x03(\x0b\x32\x16.rewarm.v1.VariantInfo\x12)\n\x07\x63hanges\x18\x02 \x03(\x0b\x32\x18.rewarm.v1.VariantChange\"N\n\rVariantChange\x12\x0f\n\x07variant\x18\x01 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\x12\r\n\x05parts\x18\x04 \x03(\t\"\x7f\n\x11SetRoutingRequest\x12:\n\x07weights\x18\x01 \x03(\x0b\x32).rewarm.v1.SetRoutingRequest.WeightsEntry\x1a.\n\x0cWeightsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"9\n\x12SetRoutingResponse\x12#\n\x07routing\x18\x01 \x01(\x0b\x32\x12.rewarm.v1.Routing\"\x0e\n\x0c\x44rainRequest\"\x0f\n\rDrainResponse2\xd4\x01\n\x0c\x41\x64minService\x12=\n\x06Reload\x12\x18.rewarm.v1.ReloadRequest\x1a\x19.rewarm.v1.ReloadResponse\x12I\n\nSetRouting\x12\x1c.rewarm.v1.SetRoutingRequest\x1a\x1d.rewarm.v1.SetRoutingResponse\x12:\n\x05\x44rain\x12\x17.rewarm.v1.DrainRequest\x1a\x18.rewarm.v1.DrainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15rewarm/v1/admin.proto\x12\trewarm.v1\x1a\x16rewarm/v1/reward.proto\"\x0f\n\rReloadRequest\"e\n\x0eReloadResponse\x12(\n\x08variants\x18\x01 \x03(\x0b\x32\x16.rewarm.v1.VariantInfo\x12)\n\x07\x63hanges\x18\x02 \x03(\x0b\x32\x18.rewarm.v1.VariantChange\"N\n\rVariantChange\x12\x0f\n\x07variant\x18\x01 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\x12\r\n\x05parts\x18\x04 \x03(\t\"\xad\x01\n\x11SetRoutingRequest\x12:\n\x07weights\x18\x01 \x03(\x0b\x32).rewarm.v1.SetRoutingRequest.WeightsEntry\x12,\n\x08\x65xpected\x18\x02 \x03(\x0b\x32\x1a.rewarm.v1.ExpectedWeights\x1a.\n\x0cWeightsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"{\n\x0f\x45xpectedWeights\x12\x38\n\x07weights\x18\x01 \x03(\x0b\x32\'.rewarm.v1.ExpectedWeights.WeightsEntry\x1a.\n\x0cWeightsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"9\n\x12SetRoutingResponse\x12#\n\x07routing\x18\x01 \x01(\x0b\x32\x12.rewarm.v1.Routing\"\x0e\n\x0c\x44rainRequest\"\x0f\n\rDrainResponse2\xd4\x01\n\x0c\x41\x64minService\x12=\n\x06Reload\x12\x18.rewarm.v1.ReloadRequest\x1a\x19.rewarm.v1.ReloadResponse\x12I\n\nSetRouting\x12\x1c.rewarm.v1.SetRoutingRequest\x1a\x1d.rewarm.v1.SetRoutingResponse\x12:\n\x05\x44rain\x12\x17.rewarm.v1.DrainRequest\x1a\x18.rewarm.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,22 +34,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SETROUTINGREQUEST_WEIGHTSENTRY']._loaded_options = None
   _globals['_SETROUTINGREQUEST_WEIGHTSENTRY']._serialized_options = b'8\001'
+  _globals['_EXPECTEDWEIGHTS_WEIGHTSENTRY']._loaded_options = None
+  _globals['_EXPECTEDWEIGHTS_WEIGHTSENTRY']._serialized_options = b'8\001'
   _globals['_RELOADREQUEST']._serialized_start=60
   _globals['_RELOADREQUEST']._serialized_end=75
   _globals['_RELOADRESPONSE']._serialized_start=77
   _globals['_RELOADRESPONSE']._serialized_end=178
   _globals['_VARIANTCHANGE']._serialized_start=180
   _globals['_VARIANTCHANGE']._serialized_end=258
-  _globals['_SETROUTINGREQUEST']._serialized_start=260
-  _globals['_SETROUTINGREQUEST']._serialized_end=387
-  _globals['_SETROUTINGREQUEST_WEIGHTSENTRY']._serialized_start=341
-  _globals['_SETROUTINGREQUEST_WEIGHTSENTRY']._serialized_end=387
-  _globals['_SETROUTINGRESPONSE']._serialized_start=389
-  _globals['_SETROUTINGRESPONSE']._serialized_end=446
-  _globals['_DRAINREQUEST']._serialized_start=448
-  _globals['_DRAINREQUEST']._serialized_end=462
-  _globals['_DRAINRESPONSE']._serialized_start=464
-  _globals['_DRAINRESPONSE']._serialized_end=479
-  _globals['_ADMINSERVICE']._serialized_start=482
-  _globals['_ADMINSERVICE']._serialized_end=694
+  _globals['_SETROUTINGREQUEST']._serialized_start=261
+  _globals['_SETROUTINGREQUEST']._serialized_end=434
+  _globals['_SETROUTINGREQUEST_WEIGHTSENTRY']._serialized_start=388
+  _globals['_SETROUTINGREQUEST_WEIGHTSENTRY']._serialized_end=434
+  _globals['_EXPECTEDWEIGHTS']._serialized_start=436
+  _globals['_EXPECTEDWEIGHTS']._serialized_end=559
+  _globals['_EXPECTEDWEIGHTS_WEIGHTSENTRY']._serialized_start=388
+  _globals['_EXPECTEDWEIGHTS_WEIGHTSENTRY']._serialized_end=434
+  _globals['_SETROUTINGRESPONSE']._serialized_start=561
+  _globals['_SETROUTINGRESPONSE']._serialized_end=618
+  _globals['_DRAINREQUEST']._serialized_start=620
+  _globals['_DRAINREQUEST']._serialized_end=634
+  _globals['_DRAINRESPONSE']._serialized_start=636
+  _globals['_DRAINRESPONSE']._serialized_end=651
+  _globals['_ADMINSERVICE']._serialized_start=654
+  _globals['_ADMINSERVICE']._serialized_end=866
 # @@protoc_insertion_point(module_scope)

@@ -31,6 +31,21 @@ class VariantChange(_message.Message):
     def __init__(self, variant: _Optional[str] = ..., before: _Optional[str] = ..., after: _Optional[str] = ..., parts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SetRoutingRequest(_message.Message):
+    __slots__ = ("weights", "expected")
+    class WeightsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_FIELD_NUMBER: _ClassVar[int]
+    weights: _containers.ScalarMap[str, float]
+    expected: _containers.RepeatedCompositeFieldContainer[ExpectedWeights]
+    def __init__(self, weights: _Optional[_Mapping[str, float]] = ..., expected: _Optional[_Iterable[_Union[ExpectedWeights, _Mapping]]] = ...) -> None: ...
+
+class ExpectedWeights(_message.Message):
     __slots__ = ("weights",)
     class WeightsEntry(_message.Message):
         __slots__ = ("key", "value")
