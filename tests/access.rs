@@ -187,6 +187,15 @@ async fn every_port_asks_for_a_token_with_its_permission_and_health_for_none() {
     use Code::Unauthenticated as Unknown;
     assert_eq!(codes, [(Unknown, Unknown), (Unknown, Unknown), (Denied, Denied), (Good, Good)]);
 
+    let page = async || {
+        let token = Some(format!("Bearer {PROMETHEUS}"));
+        over_http(guarded.address(Port::Metrics), "GET", "/metrics", token, "").await.1
+    };
+    let denied = r#"rewarm_token_requests_total{token="operator",code="PERMISSION_DENIED"} "#;
+    let counted =
+        async || page().await.lines().find_map(|line| line.strip_prefix(denied)?.parse::<u64>().ok());
+    assert!(counted().await >= Some(2), "a token that is not for this has it counted as its own");
+
     for (token, expected) in [(None, Unknown), (Some(TRAINER), Denied), (Some(OPERATOR), Good)] {
         let url = format!("http://{}", guarded.address(Port::Admin));
         let channel = Channel::from_shared(url).unwrap().connect().await.unwrap();
@@ -231,6 +240,8 @@ fn basic(pair: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_token_cannot_starve_another() {
     let text = tokens().replace("[tokens.other]", "max_requests = 2\nmax_tokens = 5\n[tokens.other]");
+    let text =
+        text.replace("[tokens.trainer]", "[tokens.greedy]").replace("[tokens.other]", "[tokens.modest]");
     let guarded = Guarded::with_tokens(&text).await;
     let (server, model) = (&guarded.server, &guarded.model);
     model.close();
@@ -243,7 +254,7 @@ async fn one_token_cannot_starve_another() {
     eventually("both are in", async || model.forwards.load(std::sync::atomic::Ordering::SeqCst) > 0).await;
     let mut client = with_token(server, Some(TRAINER)).await;
     let over = eventually_over(&mut client).await;
-    assert!(over.message().contains("token `trainer` has 2 requests in flight, its limit"), "{over:?}");
+    assert!(over.message().contains("token `greedy` has 2 requests in flight, its limit"), "{over:?}");
     assert!(over.metadata().contains_key("grpc-retry-pushback-ms"));
     const BODY: &str = r#"{"query": ["1"]}"#;
     let door = guarded.address(Port::Http);
@@ -261,8 +272,27 @@ async fn one_token_cannot_starve_another() {
     }
     let large = client.score(request(&["1 2 3", "4 5 6"])).await.unwrap_err();
     assert_eq!(large.code(), Code::InvalidArgument);
-    assert!(large.message().contains("has 6 tokens, and token `trainer` may have 5 in flight"), "{large:?}");
+    assert!(large.message().contains("has 6 tokens, and token `greedy` may have 5 in flight"), "{large:?}");
     client.score(request(&["1 2 3", "4 5"])).await.unwrap();
+
+    // what a token was refused is counted as its own
+    let (_, page) = over_http(
+        guarded.address(Port::Metrics),
+        "GET",
+        "/metrics",
+        Some(format!("Bearer {PROMETHEUS}")),
+        "",
+    )
+    .await;
+    let counted = |token: &str, code: &str| {
+        let series = format!("rewarm_token_requests_total{{token=\"{token}\",code=\"{code}\"}} ");
+        let value =
+            page.lines().find_map(|line| line.strip_prefix(&series)).unwrap_or_else(|| panic!("{series}"));
+        value.parse::<u64>().unwrap()
+    };
+    assert!(counted("greedy", "RESOURCE_EXHAUSTED") >= 2, "over gRPC and over HTTP");
+    assert_eq!(counted("greedy", "INVALID_ARGUMENT"), 1);
+    assert_eq!((counted("modest", "RESOURCE_EXHAUSTED"), counted("modest", "OK")), (0, 1));
 }
 
 /// Asks until it is refused for its token's limit: the requests before it may not be there yet.
@@ -323,7 +353,10 @@ async fn a_token_that_is_struck_from_the_file_ends_in_the_midst_of_a_stream() {
 // ---- TLS ----
 
 async fn with_tls(authority: &Authority, is_mutual: bool) -> Guarded {
-    let signed = authority.server(&["localhost", "127.0.0.1"]);
+    with_tls_of(authority, &authority.server(&["localhost", "127.0.0.1"]), is_mutual).await
+}
+
+async fn with_tls_of(authority: &Authority, signed: &Signed, is_mutual: bool) -> Guarded {
     Guarded::start(|folder, config| {
         let (certificate, key) = signed.write(folder, "server");
         let client_ca = folder.join("ca.crt");
@@ -405,7 +438,79 @@ async fn all_ports_speak_tls_and_who_speaks_without_is_told() {
     .unwrap();
     good.unwrap();
     here.unwrap();
-    assert!(format!("{:#}", bad.unwrap_err()).contains("UnknownIssuer"));
+    let bad = format!("{:#}", bad.unwrap_err());
+    assert!(
+        bad.contains(&format!(
+            "connect to {url}: its certificate is signed by nobody whom this machine knows"
+        )),
+        "{bad}"
+    );
+    assert!(bad.ends_with("name who signs it with --ca"), "{bad}");
+}
+
+/// What the program's clients say where TLS, or what is spoken, does not fit: once, and with what to do.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_says_in_plain_words_why_it_cannot_be_served() {
+    let authority = Authority::new("ca");
+    let with = with_tls(&authority, false).await;
+    let without = Guarded::start(|_, _| {}).await;
+    without.server.ready().await;
+    let expired = Authority::new("old");
+    let stale = with_tls_of(&expired, &expired.expired_server(&["localhost"]), false).await;
+    let of_authority = Authority::new("self");
+    let shown = Signed { certificate: of_authority.pem.clone(), key: of_authority.key() };
+    let self_signed = with_tls_of(&of_authority, &shown, false).await;
+
+    let ca = |guarded: &Guarded| Some(guarded.folder.path().join("ca.crt"));
+    let ask = |url: String, ca: Option<std::path::PathBuf>, name: Option<&str>| {
+        let server_name = name.map(str::to_owned);
+        let credentials = client::CredentialFiles { ca, server_name, ..Default::default() }.read().unwrap();
+        let server = client::Server { url, timeout: Duration::from_secs(5), credentials };
+        tokio::task::spawn_blocking(move || format!("{:#}", client::check_health(&server, None).unwrap_err()))
+    };
+    let url = |scheme: &str, guarded: &Guarded, port| {
+        format!("{scheme}://localhost:{}", guarded.address(port).port())
+    };
+    for (said, part) in [
+        (
+            ask(url("https", &with, Port::Reward), ca(&stale), None),
+            "signed by somebody who is not in the file of --ca",
+        ),
+        (ask(url("https", &with, Port::Reward), ca(&with), Some("another")), "is not of another, but of"),
+        (ask(url("https", &with, Port::Http), ca(&with), None), "but no gRPC: is this the port of HTTP"),
+        (ask(url("https", &stale, Port::Reward), ca(&stale), None), "its certificate has expired"),
+        (
+            ask(url("https", &self_signed, Port::Reward), ca(&self_signed), None),
+            "that of an authority (CA:TRUE)",
+        ),
+        (ask(url("https", &without, Port::Reward), ca(&with), None), "http://"),
+        (ask(url("https", &without, Port::Http), ca(&with), None), "http://"),
+        (ask(url("http", &without, Port::Http), None, None), "does not speak gRPC without TLS: is it"),
+        (ask(url("http", &without, Port::Metrics), None, None), "does not speak gRPC without TLS: is it"),
+        (ask(url("http", &with, Port::Reward), None, None), "one with TLS (https://)"),
+    ] {
+        let said = said.await.unwrap();
+        assert!(said.contains(part) && said.matches(part).count() == 1, "{part}: {said}");
+        for jargon in ["transport error", "UnknownIssuer", "CaUsedAsEndEntity", "h2"] {
+            assert!(!said.contains(jargon), "{jargon}: {said}");
+        }
+    }
+    // and who comes with HTTP/2 to a port of HTTP/1 is told by the server, too
+    use std::io::Write as _;
+    let port = without.address(Port::Http);
+    let told = tokio::task::spawn_blocking(move || {
+        let mut stream = std::net::TcpStream::connect(port).unwrap();
+        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    });
+    let told = told.await.unwrap();
+    let reward = without.address(Port::Reward).port();
+    assert!(
+        told.starts_with("HTTP/1.1 505 ") && told.contains(&format!("gRPC is on port {reward}")),
+        "{told}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -487,4 +592,48 @@ fn what_is_open_and_what_is_about_to_end_is_told_before_it_starts() {
     std::fs::write(&key, "no key").unwrap();
     let error = config.check_access().unwrap_err();
     assert!(std::error::Error::source(&error).unwrap().to_string().contains("has no private key in PEM"));
+
+    // keys that openssl makes and rustls does not take: `openssl req -x509 -nodes -newkey rsa:1024`, and `-newkey ec -pkeyopt
+    // ec_paramgen_curve:secp521r1`
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tls");
+    let mut with = |certificate: &Path, key: &Path| {
+        let (certificate, key) = (certificate.to_owned(), key.to_owned());
+        config.tls = Some(TlsConfig { certificate, key, client_ca: None, plain: Vec::new() });
+        let error = config.check_access();
+        error.map_err(|error| std::error::Error::source(&error).unwrap().to_string())
+    };
+    for (name, kind) in [("rsa-1024", "RSA with 1024 bits"), ("ecdsa-p521", "ECDSA with P-521")] {
+        let problem = with(&data.join(name).with_extension("crt"), &data.join(name).with_extension("key"));
+        let problem = problem.unwrap_err();
+        assert!(
+            problem.contains(&format!("the key ({kind}) cannot be used here: take ECDSA with P-256")),
+            "{problem}"
+        );
+        let files = client::CredentialFiles {
+            certificate: Some(data.join(name).with_extension("crt")),
+            key: Some(data.join(name).with_extension("key")),
+            ..Default::default()
+        };
+        let problem = format!("{:#}", files.read().err().unwrap());
+        assert!(problem.contains(&format!("the key ({kind}) cannot be used here")), "{problem}");
+    }
+    // an editor's mark, before which nobody sees a certificate
+    let (certificate, key) = authority.server(&["localhost"]).write(folder.path(), "marked");
+    assert!(with(&certificate, &key).is_ok());
+    for path in [&certificate, &key] {
+        let text = std::fs::read_to_string(path).unwrap();
+        std::fs::write(path, format!("\u{feff}{text}")).unwrap();
+        let problem = with(&certificate, &key).unwrap_err();
+        assert!(problem.starts_with(&format!("read {}", path.display())), "{problem}");
+        std::fs::write(path, text).unwrap();
+    }
+    let ca = folder.path().join("ca.crt");
+    std::fs::write(&ca, format!("\u{feff}{}", authority.pem)).unwrap();
+    let files = client::CredentialFiles { ca: Some(ca), ..Default::default() };
+    assert!(format!("{:#}", files.read().err().unwrap()).contains("byte order mark (BOM)"));
+    // that of an authority works with some clients only
+    let own = Authority::new("self");
+    let (certificate, key) =
+        Signed { certificate: own.pem.clone(), key: own.key() }.write(folder.path(), "own");
+    assert!(with(&certificate, &key).unwrap().iter().any(|line| line.contains("CA:TRUE")));
 }

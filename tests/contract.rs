@@ -88,8 +88,8 @@ fn metrics_are_shown_at_zero_from_the_start() {
     let memory = metrics::DeviceMemory { device: "cuda:0".into(), total: Some(2), left: Some(1) };
     metrics::device_memory(&[memory]);
     metrics::Shadowing { variant: "warm".into(), shadow: "ens".into() }.register("");
-    let spread = Some(drift::Spread { mean: 0.0, std: 1.0 });
-    let reference = drift::Reference {
+    let spread = Some(rewarm::values::reference::Spread { mean: 0.0, std: 1.0 });
+    let reference = rewarm::values::reference::Reference {
         reward: spread,
         tokens: spread,
         length_correlation: Some(0.5),

@@ -198,7 +198,7 @@ const CASES: &[Hostile] = &[
         name: "weights larger than any memory",
         spoil: NOTHING,
         then: huge,
-        says: &["8796.", " GB in f32", " GB of memory are left", "dtype = \"bf16\""],
+        says: &["8796.", " GB in f32", " GB of memory are left", "dtype = \"bf16\"", "reload = \"replace\""],
     },
     Hostile {
         name: "absurd layers",

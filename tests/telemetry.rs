@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
+#[path = "support/certificates.rs"]
+#[expect(dead_code, reason = "each test file uses its part")]
+mod certificates;
 #[path = "support/http.rs"]
 #[expect(dead_code, reason = "each test file uses its part")]
 mod http;
@@ -11,6 +14,7 @@ mod program;
 #[expect(dead_code, reason = "each test file uses its part")]
 mod support;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -18,6 +22,8 @@ use std::sync::MutexGuard;
 use std::time::Duration;
 use std::time::Instant;
 
+use certificates::Authority;
+use certificates::Signed;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceResponse;
 use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::MetricsService;
@@ -47,7 +53,9 @@ use tokio::net::TcpListener;
 use tonic::Request;
 use tonic::Response;
 use tonic::Status;
+use tonic::transport::Identity;
 use tonic::transport::Server;
+use tonic::transport::ServerTlsConfig;
 use tonic::transport::server::TcpIncoming;
 
 /// What a collector was sent.
@@ -79,9 +87,17 @@ impl Collector {
 
     /// Listens at this address until it is dropped.
     async fn start(&self, address: SocketAddr) -> (SocketAddr, tokio::task::JoinHandle<()>) {
+        self.start_with(address, Server::builder()).await
+    }
+
+    async fn start_with(
+        &self,
+        address: SocketAddr,
+        mut server: Server,
+    ) -> (SocketAddr, tokio::task::JoinHandle<()>) {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let served = Server::builder()
+        let served = server
             .add_service(TraceServiceServer::new(self.clone()))
             .add_service(MetricsServiceServer::new(self.clone()))
             .serve_with_incoming(TcpIncoming::from(listener));
@@ -145,8 +161,10 @@ async fn server(model: &Arc<Fake>, collector: SocketAddr, variables: &[(&str, &s
     let model = model.clone();
     let mut config = config(models(&[("warm", 1.0)]));
     let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
-    let variables = variables.iter().map(owned).collect();
-    config.otlp = OtlpSettings::read(Some(&format!("http://{collector}")), None, &variables).unwrap();
+    let variables: std::collections::BTreeMap<_, _> = variables.iter().map(owned).collect();
+    let scheme = if variables.contains_key("OTEL_EXPORTER_OTLP_CERTIFICATE") { "https" } else { "http" };
+    let endpoint = format!("{scheme}://localhost:{}", collector.port());
+    config.otlp = OtlpSettings::read(Some(&endpoint), None, &variables).unwrap();
     let server = start_with(config, move |name| Ok(variant(name, &model))).await;
     server.ready().await;
     server
@@ -353,6 +371,36 @@ async fn what_is_left_is_sent_at_the_end() {
     assert!(seen.metrics.iter().any(|metric| metric.name == "rewarm_requests_total"));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collector_with_tls_is_trusted_by_its_authority_and_others_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let ca = |name: &str, authority: &Authority| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, &authority.pem).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (authority, other) = (Authority::new("of the house"), Authority::new("another"));
+    let Signed { certificate, key } = authority.server(&["localhost"]);
+    let tls = ServerTlsConfig::new().identity(Identity::from_pem(certificate, key));
+    let collector = Collector::default();
+    let (address, _collecting) =
+        collector.start_with(free(), Server::builder().tls_config(tls).unwrap()).await;
+
+    let (trusted, not) = (ca("ca.crt", &authority), ca("other.crt", &other));
+    let with = |path| [&SOON[..], &[("OTEL_EXPORTER_OTLP_CERTIFICATE", path)]].concat();
+    let distrusting = server(&Fake::new(1.0), address, &with(&*not)).await;
+    let failures = "rewarm_exporter_failures_total{signal=\"traces\"}";
+    let before = distrusting.metric(failures).await;
+    distrusting.client().await.score(request(&["1"])).await.unwrap();
+    eventually("what cannot be sent is counted", async || distrusting.metric(failures).await > before).await;
+    assert!(collector.seen().spans.is_empty());
+    drop(distrusting);
+
+    let trusting = server(&Fake::new(1.0), address, &with(&*trusted)).await;
+    trusting.client().await.score(request(&["1"])).await.unwrap();
+    assert_eq!(collector.traces(1).await[0].0.name, "Score");
+}
+
 /// By the program: a line for each request, and of those that fail where others have few; never a text.
 #[test]
 fn the_access_log_has_a_line_for_each_request_and_no_text() {
@@ -398,6 +446,129 @@ fn the_access_log_has_a_line_for_each_request_and_no_text() {
         "{sampled:?}"
     );
     assert!(lines("0").is_empty());
+}
+
+/// By the program: pages have lines, and calls that were not let in, by their reason.
+#[test]
+fn the_access_log_has_pages_and_who_was_not_let_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokens = folder.path().join("tokens.toml");
+    const TOKEN: &str = "token-of-prometheus-and-all";
+    const WRONG: &str = "a-secret-of-somebody-else";
+    let text = format!(
+        "[tokens.watcher]\ntoken = '{TOKEN}'\nallow = ['metrics']\n[tokens.trainer]\ntoken = '{TOKEN}-2'\n"
+    );
+    std::fs::write(&tokens, text).unwrap();
+    let server = program::Server::start(&[
+        "--access-log",
+        "1",
+        "--http",
+        "127.0.0.1:0",
+        "--tokens",
+        tokens.to_str().unwrap(),
+    ]);
+    let (metrics, door): (SocketAddr, _) = (server.metrics.parse().unwrap(), server.http());
+    let get = |address, path: &str, token: Option<&str>| {
+        let header = token.map_or(String::new(), |token| format!("Authorization: Bearer {token}\r\n"));
+        let mut connection = http::Connection::open(address);
+        connection.send(format!("GET {path} HTTP/1.1\r\nHost: x\r\n{header}\r\n").as_bytes());
+        connection.answer_to("GET").status
+    };
+    assert_eq!(get(metrics, "/metrics", Some(TOKEN)), 200);
+    assert_eq!(get(metrics, "/healthz", None), 200);
+    assert_eq!(get(door, "/openapi.json", Some(&format!("{TOKEN}-2"))), 200);
+    assert_eq!(get(door, "/health", None), 200);
+    assert_eq!(get(door, "/nowhere?token=hidden", Some(&format!("{TOKEN}-2"))), 404);
+    assert_eq!(get(door, "/openapi.json", None), 401);
+    assert_eq!(get(door, "/openapi.json", Some(WRONG)), 401);
+    assert_eq!(get(door, "/openapi.json", Some(TOKEN)), 403);
+    server.signal("-TERM");
+    server.signal("-TERM");
+    let (_, log) = server.wait_with_log();
+    for secret in [TOKEN, WRONG, "hidden"] {
+        assert!(log.iter().all(|line| !line.to_string().contains(secret)), "{secret}");
+    }
+    let lines: Vec<_> = log.iter().filter(|line| line["target"] == "rewarm::access").collect();
+    let told = |line: &&serde_json::Value| {
+        let text = |name: &str| line[name].as_str().unwrap_or("-").to_owned();
+        ["method", "code", "port", "page", "reason", "token"].map(text).join(" ")
+    };
+    let expected = [
+        "page OK metrics /metrics - watcher",
+        "page OK metrics /healthz - ",
+        "page OK http /openapi.json - trainer",
+        "page OK http /health - ",
+        "page NOT_FOUND http - - trainer",
+        "refused UNAUTHENTICATED http - missing ",
+        "refused UNAUTHENTICATED http - unknown ",
+        "refused PERMISSION_DENIED http - forbidden watcher",
+    ];
+    assert_eq!(lines.iter().map(told).collect::<Vec<_>>(), expected);
+    assert!(lines.iter().all(|line| line["peer"].as_str().unwrap().starts_with("127.0.0.1:")));
+}
+
+/// By the program: who asked for a reload, be it a signal, is in the log.
+#[test]
+fn a_reload_by_signal_is_in_the_audit_log() {
+    let server = program::Server::start(&[]);
+    let reloads = || {
+        let (_, page) = program::get(&server.metrics, "/metrics");
+        page.contains("rewarm_admin_actions_total{action=\"reload\",result=\"success\"} 1")
+    };
+    assert!(!reloads());
+    server.signal("-HUP");
+    let begun = Instant::now();
+    while !reloads() {
+        assert!(begun.elapsed() < support::SOON, "the reload is counted");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    server.signal("-TERM");
+    server.signal("-TERM");
+    let (_, log) = server.wait_with_log();
+    let audit: Vec<_> = log.iter().filter(|line| line["target"] == "rewarm::audit").collect();
+    let [line] = &audit[..] else { panic!("{audit:?}") };
+    assert_eq!(
+        (&line["action"], &line["signal"], &line["message"]),
+        (&"reload".into(), &"SIGHUP".into(), &"done".into())
+    );
+    for facts in [&line["before"], &line["after"]] {
+        assert!(facts.as_str().unwrap().contains("warm 100.0% "), "{line}");
+    }
+}
+
+/// By the program: a shadow is scored the same tokens, so it has the same tokenizer.
+#[test]
+fn a_shadow_with_another_tokenizer_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("rewarm.toml");
+    let model = |name: &str| program::root().join("tests/data/models").join(name).display().to_string();
+    let variant =
+        |name: &str, model: String| format!("[variants.{name}]\nmode = 'warm'\nmodel = '{model}'\n");
+    let routing = "[routing]\nweights = { a = 1 }\nshadow = { variant = 'b', fraction = 0.5 }\n";
+    let text = variant("a", model("llama")) + &variant("b", model("bert")) + routing;
+    std::fs::write(&config, text).unwrap();
+    let free = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--metrics", "127.0.0.1:0"];
+    let refused = program::run(&[&["serve", "--config", config.to_str().unwrap()][..], &free].concat());
+    let problem = program::text(&refused.stderr);
+    assert!(refused.status.code() == Some(1), "{problem}");
+    assert!(
+        problem.contains("a shadow scores the same tokens, and `b` has another tokenizer than `a`"),
+        "{problem}"
+    );
+}
+
+/// At the lowest level too: `tokenizers` alone has some lines for each text, and quotes it.
+#[test]
+fn other_crates_are_not_heard_at_trace() {
+    let server = program::Server::start(&["--log-level", "trace", "--http", "127.0.0.1:0"]);
+    let body = br#"{"query": ["I won the lottery."]}"#;
+    assert_eq!(http::post(server.http(), "/get_reward?variant=warm", &[], body).status, 200);
+    server.signal("-TERM");
+    server.signal("-TERM");
+    let (_, log) = server.wait_with_log();
+    let targets: BTreeSet<_> = log.iter().map(|line| line["target"].as_str().unwrap()).collect();
+    assert!(targets.iter().all(|target| target.starts_with("rewarm::")), "{targets:?}");
+    assert!(targets.contains("rewarm::service::score"), "{targets:?}");
 }
 
 /// As Ray and Kubernetes tell a server what it may use.

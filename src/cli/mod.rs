@@ -157,7 +157,8 @@ struct ServeArgs {
     /// Threads that compute, that tokenize and that serve: so many of each [default: one for each CPU].
     #[arg(long, value_name = "COUNT", env = "REWARM_THREADS", value_parser = clap::value_parser!(u16).range(1..=MAX_THREADS as i64))]
     threads: Option<u16>,
-    /// The fraction of the requests that has a line in the access log; above 0, those that fail all have one [default: 0].
+    /// The fraction of the requests and pages that has a line in the access log; above 0, those that fail all have one, but of calls
+    /// that were not let in the fraction [default: 0].
     #[arg(long, value_name = "FRACTION", env = "REWARM_ACCESS_LOG", value_parser = parse_fraction)]
     access_log: Option<f64>,
     /// A collector of spans and metrics (OTLP over gRPC), for example http://127.0.0.1:4317 [default: none].
@@ -166,7 +167,8 @@ struct ServeArgs {
     /// How log lines look [default: text].
     #[arg(long, value_name = "FORMAT", env = "REWARM_LOG_FORMAT")]
     log_format: Option<telemetry::Format>,
-    /// What is logged: a level, or directives such as info,rewarm=debug [default: info].
+    /// What is logged: a level, of rewarm's own crates (others are heard from warn on), or directives such as info,h2=debug
+    /// [default: info].
     #[arg(long, value_name = "LEVEL", env = "REWARM_LOG_LEVEL")]
     log_level: Option<telemetry::Level>,
 }
@@ -201,8 +203,9 @@ The configuration, with its defaults (unknown keys are errors; paths are relativ
                                       # answered: callers find servers that came later; 0: never
 
   [server.access_log]
-  fraction = 0                        # of the requests with an answer, one line each; above 0, those
-                                      # that fail all have one. Texts are never logged
+  fraction = 0                        # of the requests and pages with an answer, one line each; above 0,
+                                      # those that fail all have one, and of calls that were not let in
+                                      # the fraction. Texts are never logged
 
   [server.otlp]
   endpoint = \"http://127.0.0.1:4317\"  # spans and metrics go there, over gRPC; none unless it is set.

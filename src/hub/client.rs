@@ -17,7 +17,6 @@ use ureq::Agent;
 use ureq::Body;
 use ureq::config::RedirectAuthHeaders;
 use ureq::tls::Certificate;
-use ureq::tls::PemItem;
 use ureq::tls::RootCerts;
 use ureq::tls::TlsConfig;
 
@@ -27,6 +26,7 @@ use crate::hub::id::HubId;
 use crate::hub::id::is_commit;
 use crate::hub::tree::Entry;
 use crate::hub::tree::Tree;
+use crate::pem;
 
 /// Before an attempt; what nobody answers may be in the cache.
 const QUESTION_WAITS: [Duration; 2] = [Duration::ZERO, Duration::from_millis(500)];
@@ -79,16 +79,14 @@ impl Client {
         let roots = match &settings.certificates {
             None => RootCerts::WebPki,
             Some(path) => {
-                let pem = std::fs::read(path).map_err(|error| {
-                    HubError::Setting(format!("read the certificates {}: {error}", path.display()))
-                })?;
-                let certificates: Vec<Certificate<'static>> = ureq::tls::parse_pem(&pem)
-                    .filter_map(|item| match item {
-                        Ok(PemItem::Certificate(certificate)) => Some(certificate),
-                        _ => None,
-                    })
-                    .collect();
-                RootCerts::from(certificates)
+                let failed = |problem: String| {
+                    HubError::Setting(format!("read the certificates {}: {problem}", path.display()))
+                };
+                let text = pem::read(path).map_err(|error| failed(error.to_string()))?;
+                let certificates = pem::certificates(&text).map_err(failed)?;
+                let trusted =
+                    certificates.iter().map(|certificate| Certificate::from_der(certificate).to_owned());
+                RootCerts::from(trusted.collect::<Vec<Certificate<'static>>>())
             }
         };
         let agent = Agent::config_builder()

@@ -73,6 +73,12 @@ impl Settings {
             .or_else(|| home.as_ref().map(|home| home.join("hub")));
         let endpoint = text("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned());
         let endpoint = endpoint.trim_end_matches('/').to_owned();
+        let authority =
+            endpoint.split_once("://").map_or("", |(_, rest)| rest.split('/').next().unwrap_or_default());
+        if authority.contains('@') {
+            let problem = "HF_ENDPOINT has a name or a password in it, which errors would repeat: give the token in HF_TOKEN";
+            return Err(HubError::Setting(problem.to_owned()));
+        }
         if !["http://", "https://"].iter().any(|scheme| endpoint.starts_with(scheme)) {
             return Err(HubError::Setting(format!(
                 "HF_ENDPOINT is `{endpoint}`: expected a URL, for example {ENDPOINT}"
@@ -149,6 +155,9 @@ mod tests {
         assert_eq!(endpoint("").unwrap(), ENDPOINT);
         assert_eq!(endpoint("http://127.0.0.1:8/").unwrap(), "http://127.0.0.1:8");
         assert!(endpoint("hub.example").unwrap_err().to_string().contains("expected a URL"));
+        let secret = endpoint("https://me:hidden@hub.example/path").unwrap_err().to_string();
+        assert!(secret.contains("give the token in HF_TOKEN") && !secret.contains("hidden"), "{secret}");
+        assert!(endpoint("https://hub.example/@path").is_ok());
 
         let timeouts = |variables: &[(&str, &str)]| {
             let settings = read(&[variables, &[("HOME", "/u")]].concat())?;

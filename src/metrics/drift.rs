@@ -11,35 +11,13 @@ use std::sync::PoisonError;
 use ::metrics::gauge;
 
 use super::window::Window;
+use crate::values::reference::Reference;
+use crate::values::reference::Spread;
 
 /// A window of fewer is not shown.
 const LEAST_SAMPLES: u64 = 100;
 /// Fisher's z of a correlation of one is infinite.
 const MOST_CORRELATED: f64 = 0.999_999;
-
-/// Mean and population standard deviation.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Spread {
-    /// Mean.
-    pub mean: f64,
-    /// At least 0.
-    pub std: f64,
-}
-
-/// What a variant answered on the references. What is not known has no drift.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Reference {
-    /// Rewards, as the variant gives them.
-    pub reward: Option<Spread>,
-    /// Tokens of a sample.
-    pub tokens: Option<Spread>,
-    /// Pearson's, of both.
-    pub length_correlation: Option<f64>,
-    /// Standard deviations of the members' rewards.
-    pub disagreement: Option<Spread>,
-    /// Share of the references that were longer than the variant's limit, and how many there were.
-    pub too_long: Option<(f64, usize)>,
-}
 
 /// A sample that has a reward.
 #[derive(Clone, Copy, Debug)]

@@ -13,11 +13,11 @@ use serde::Serialize;
 
 use crate::checkpoint::write::replace_file;
 use crate::disk;
-use crate::metrics::drift::Reference;
-use crate::metrics::drift::Spread;
 use crate::model::ModelError;
 use crate::model::scorer::Calibration;
 use crate::model::scorer::Scorer;
+use crate::values::reference::Reference;
+use crate::values::reference::Spread;
 
 /// The file's name in a checkpoint directory.
 pub const FILE_NAME: &str = "rewarm.reference.json";

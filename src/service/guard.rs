@@ -16,19 +16,25 @@ use axum::extract::Request;
 use axum::middleware;
 use axum::middleware::Next;
 use http::Response;
+use http::StatusCode;
+use tonic::Code;
 use tonic::Status;
 
 use crate::metrics;
+use crate::metrics::Method;
 use crate::metrics::Port;
 use crate::metrics::Refused;
 use crate::service::access::Caller;
 use crate::service::access::Permission;
 use crate::service::access::Tokens;
 use crate::service::http::answer;
+use crate::service::http::answer::Counted;
 use crate::service::http::body;
 use crate::service::listener::Peer;
+use crate::service::seldom::Seldom;
 use crate::service::state::State;
 use crate::service::status::ServiceError;
+use crate::service::witness::Aside;
 
 /// Between two lines about calls that were refused: each would be a way to fill the disk.
 const LOG_PAUSE: Duration = Duration::from_secs(10);
@@ -66,8 +72,8 @@ pub(super) struct Guard {
     /// Whether a call needs a client certificate.
     needs_certificate: bool,
     state: Arc<State>,
-    /// When it last spoke of a call that it refused.
-    said: Mutex<Option<Instant>>,
+    /// When to speak of calls that it refused.
+    said: Mutex<Seldom>,
 }
 
 impl Guard {
@@ -77,12 +83,12 @@ impl Guard {
         needs_certificate: bool,
         state: Arc<State>,
     ) -> Self {
-        Self { port, tokens, needs_certificate, state, said: Mutex::default() }
+        Self { port, tokens, needs_certificate, state, said: Mutex::new(Seldom::new(LOG_PAUSE)) }
     }
 
-    /// The routes behind the guard; as they are, where there is nothing to ask for.
+    /// The routes behind the guard; as they are, where there is nothing to ask for and nobody to tell.
     pub(super) fn before(self, router: Router) -> Router {
-        if self.tokens.is_none() && !self.needs_certificate {
+        if self.tokens.is_none() && !self.needs_certificate && !self.state.witness.has_log() {
             return router;
         }
         let this = Arc::new(self);
@@ -102,19 +108,40 @@ impl Guard {
     }
 
     async fn let_in(&self, mut request: Request, next: Next) -> Response<Body> {
-        if is_open(self.port, request.uri().path()) {
-            return next.run(request).await;
-        }
-        match self.admit(&request) {
+        let begun = Instant::now();
+        let peer = peer(&request).map(|peer| peer.address);
+        let admitted = match is_open(self.port, request.uri().path()) {
+            true => Ok(None),
+            false => self.admit(&request),
+        };
+        let aside = |page, refused, code, token: &str| {
+            let elapsed = begun.elapsed();
+            let witness = &self.state.witness;
+            witness.tell_aside(&Aside { port: self.port, page, refused, code, token, peer, elapsed });
+        };
+        match admitted {
             Ok(caller) => {
+                let token = caller.as_ref().map(|caller| caller.name().clone());
                 if let Some(caller) = caller {
                     request.extensions_mut().insert(caller);
                 }
-                next.run(request).await
+                let path = self.state.witness.has_log().then(|| request.uri().path().to_owned());
+                let response = next.run(request).await;
+                if let Some(path) = path
+                    && let Some((is_page, code)) = self.page(&response)
+                {
+                    aside(is_page.then_some(&*path), None, code, token.as_deref().unwrap_or_default());
+                }
+                response
             }
             Err((refused, error)) => {
                 metrics::call_refused(self.port, refused);
                 self.say(&request, &error);
+                let token = if let ServiceError::Forbidden { name, .. } = &error { name } else { "" };
+                if !token.is_empty() {
+                    metrics::token_request_finished(token, error.code() as i32, 0);
+                }
+                aside(None, Some(refused), error.code(), token);
                 match self.port {
                     Port::Reward | Port::Admin => Status::from(error).into_http(),
                     Port::Http | Port::Metrics => {
@@ -127,15 +154,27 @@ impl Guard {
         }
     }
 
-    fn say(&self, request: &Request, error: &ServiceError) {
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        if said.is_some_and(|last| last.elapsed() < LOG_PAUSE) {
-            return;
+    /// Of an answer that nobody else tells of: whether it is a page that is there, and its code.
+    fn page(&self, response: &Response<Body>) -> Option<(bool, Code)> {
+        match self.port {
+            Port::Reward | Port::Admin => None,
+            Port::Http => {
+                let Counted(method, code) = response.extensions().get()?;
+                Some((*method == Method::Page, *code))
+            }
+            Port::Metrics => Some(match response.status() {
+                StatusCode::OK => (true, Code::Ok),
+                StatusCode::SERVICE_UNAVAILABLE => (true, Code::Unavailable),
+                StatusCode::NOT_FOUND => (false, Code::NotFound),
+                _ => (false, Code::Unimplemented),
+            }),
         }
-        *said = Some(Instant::now());
-        drop(said);
+    }
+
+    fn say(&self, request: &Request, error: &ServiceError) {
+        let Some(calls) = self.said.lock().unwrap_or_else(PoisonError::into_inner).pass() else { return };
         let peer = peer(request).map(|peer| peer.address.to_string());
-        tracing::warn!(port = self.port.as_str(), peer, %error, "a call was not let in");
+        tracing::warn!(port = self.port.as_str(), peer, %error, calls, "calls were not let in");
     }
 }
 

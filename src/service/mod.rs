@@ -32,6 +32,7 @@ mod admin;
 mod aside;
 mod budget;
 mod call;
+mod chance;
 mod ended;
 mod grpc;
 mod guard;
@@ -47,6 +48,7 @@ mod ports;
 mod request;
 mod routing;
 mod score;
+mod seldom;
 mod self_test;
 mod shadow;
 mod state;
@@ -292,14 +294,15 @@ pub async fn start(config: Config, source: impl Source) -> Result<Running, Start
     for (port, listener) in bound {
         let tls = access.tls.clone().filter(|tls| tls.config().covers(port));
         let grpc = |service: &str| Protocol::Grpc { notice: notice(service, &ports, access.tls.as_deref()) };
+        let http1 = || Protocol::Http1 { notice: http_notice(&ports) };
         let (protocol, router) = match port {
             Port::Reward => (grpc(SERVICE_NAME), reward_routes(&state, health.clone())),
             Port::Http => (
-                Protocol::Http1,
+                http1(),
                 http::router(state.clone(), oip::rest::described()).merge(oip::rest::routes(&state)),
             ),
             Port::Admin => (grpc(admin_service_server::SERVICE_NAME), admin_routes(&state)),
-            Port::Metrics => (Protocol::Http1, pages::router(state.clone(), exporter.clone())),
+            Port::Metrics => (http1(), pages::router(state.clone(), exporter.clone())),
         };
         // Whoever watches the server may do so until its end: that port never closes, it is dropped.
         let ending = if port == Port::Metrics { Ending::default() } else { ending.clone() };
@@ -485,6 +488,12 @@ fn notice(service: &str, ports: &Ports, tls: Option<&Tls>) -> String {
         place(Port::Metrics),
         place(Port::Http)
     )
+}
+
+/// What HTTP/2 is told on a port of HTTP/1; gRPC's clients repeat the status, and some of them this.
+fn http_notice(ports: &Ports) -> String {
+    let grpc = ports.get(Port::Reward).map_or(0, |address| address.port());
+    format!("this port of rewarm speaks HTTP/1.1, and gRPC is on port {grpc}\n")
 }
 
 /// Adds reflection, v1 and v1alpha (grpcurl and older clients ask for the latter), that lists `names`.

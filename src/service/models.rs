@@ -11,7 +11,6 @@ use crate::engine::Engine;
 use crate::engine::Lane;
 use crate::engine::Priority;
 use crate::metrics::Shadowing;
-use crate::metrics::drift::Reference;
 use crate::model::ModelError;
 use crate::model::chain;
 use crate::model::device::Device;
@@ -29,6 +28,7 @@ use crate::text::SampleTokenizer;
 use crate::text::TextRule;
 use crate::text::TokenizedSample;
 use crate::text::Truncation;
+use crate::values::reference::Reference;
 
 /// Which models to serve: what a reload reads again.
 #[derive(Clone, Debug, PartialEq)]

@@ -15,17 +15,14 @@ use arc_swap::ArcSwap;
 use rustls::RootCertStore;
 use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
-use rustls::pki_types::PrivateKeyDer;
-use rustls::pki_types::pem;
-use rustls::pki_types::pem::PemObject;
 use rustls::server::VerifierBuilderError;
 use rustls::server::WebPkiClientVerifier;
 use tokio_rustls::TlsAcceptor;
 use x509_parser::parse_x509_certificate;
 
-use crate::disk;
 use crate::metrics;
 use crate::metrics::Port;
+use crate::pem;
 
 /// How many clients may come back without a full handshake; each takes a few hundred bytes. A trainer that connects for
 /// every sample spends its time on handshakes otherwise.
@@ -59,14 +56,12 @@ pub enum TlsError {
         source: io::Error,
     },
     /// A file does not hold what it should.
-    #[error("{} has no {what} in PEM: {problem}", .path.display())]
+    #[error("{}: {problem}", .path.display())]
     NotThere {
         /// Which.
         path: PathBuf,
-        /// What it should hold.
-        what: &'static str,
-        /// What the parser said.
-        problem: pem::Error,
+        /// What is the matter with it.
+        problem: String,
     },
     /// Certificate and key do not belong together, or are of a kind that is not supported.
     #[error("{} with the key {}: {problem}", .certificate.display(), .key.display())]
@@ -75,8 +70,8 @@ pub enum TlsError {
         certificate: PathBuf,
         /// The key's file.
         key: PathBuf,
-        /// What rustls said.
-        problem: rustls::Error,
+        /// Which of both, and what can be done.
+        problem: String,
     },
     /// Who signs client certificates cannot be used.
     #[error("{}: {problem}", .path.display())]
@@ -99,6 +94,8 @@ struct Accepting {
     http2: Arc<ServerConfig>,
     /// Until when the certificate holds, where that can be told.
     end: Option<SystemTime>,
+    /// Whether the certificate is that of an authority.
+    is_authority: bool,
 }
 
 impl TlsConfig {
@@ -112,10 +109,16 @@ impl TlsConfig {
         !self.plain.contains(&port)
     }
 
-    /// What of a certificate that can be used, and holds until `end`, is likely to be refused by clients.
-    fn doubt(&self, end: Option<SystemTime>) -> Option<String> {
+    /// Why a certificate that can be used is likely to be refused by clients.
+    fn doubt(&self, of: &Accepting) -> Option<String> {
         let path = self.certificate.display();
-        match end?.duration_since(SystemTime::now()) {
+        if of.is_authority {
+            return Some(format!(
+                "the certificate {path} is that of an authority (CA:TRUE), which rewarm's clients, and others, take from no \
+                 server: sign one with it, or make one with `-addext basicConstraints=critical,CA:FALSE`"
+            ));
+        }
+        match of.end?.duration_since(SystemTime::now()) {
             Err(_) => Some(format!("the certificate {path} has expired: clients will refuse it")),
             Ok(left) if left < SOON => {
                 Some(format!("the certificate {path} expires in {} hours", left.as_secs() / 3600))
@@ -126,7 +129,7 @@ impl TlsConfig {
 
     /// Fails if a server could not use it. What clients may refuse is in the answer, in words.
     pub fn check(&self) -> Result<Option<String>, TlsError> {
-        Ok(self.doubt(accepting(self)?.end))
+        Ok(self.doubt(&accepting(self)?))
     }
 }
 
@@ -156,11 +159,11 @@ impl Tls {
     }
 
     fn tell(&self) {
-        let end = self.current.load().end;
-        if let Some(end) = end {
+        let current = self.current.load();
+        if let Some(end) = current.end {
             metrics::certificate_expires(end.duration_since(UNIX_EPOCH).unwrap_or_default());
         }
-        if let Some(doubt) = self.config.doubt(end) {
+        if let Some(doubt) = self.config.doubt(&current) {
             tracing::warn!("{doubt}");
         }
     }
@@ -177,13 +180,15 @@ fn accepting(config: &TlsConfig) -> Result<Accepting, TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let chain = certificates(&config.certificate)?;
     let end = chain.first().and_then(end_of);
-    let key_bytes = read(&config.key)?;
-    let is_encrypted = key_bytes.windows(9).any(|word| word == b"ENCRYPTED");
-    let key = PrivateKeyDer::from_pem_slice(&key_bytes).map_err(|problem| TlsError::NotThere {
-        path: config.key.clone(),
-        what: if is_encrypted { "private key without a password (it is encrypted)" } else { "private key" },
+    let not_there = |problem| TlsError::NotThere { path: config.key.clone(), problem };
+    let key = pem::key(&read(&config.key)?).map_err(not_there)?;
+    let pair = |problem| TlsError::Pair {
+        certificate: config.certificate.clone(),
+        key: config.key.clone(),
         problem,
-    })?;
+    };
+    pem::check_pair(&chain, &key).map_err(pair)?;
+    let is_authority = chain.first().is_some_and(pem::is_authority);
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .expect("ring has the cipher suites of TLS 1.2 and 1.3");
@@ -200,17 +205,14 @@ fn accepting(config: &TlsConfig) -> Result<Accepting, TlsError> {
             builder.with_client_cert_verifier(verifier.map_err(problem)?)
         }
     };
-    let mut http1 = builder.with_single_cert(chain, key).map_err(|problem| TlsError::Pair {
-        certificate: config.certificate.clone(),
-        key: config.key.clone(),
-        problem,
-    })?;
+    let single = builder.with_single_cert(chain, key);
+    let mut http1 = single.map_err(|problem| pair(problem.to_string()))?;
     http1.session_storage = rustls::server::ServerSessionMemoryCache::new(RESUMED_SESSIONS);
     let mut http2 = http1.clone();
     http1.alpn_protocols = vec![b"http/1.1".to_vec()];
     // whoever comes with HTTP/1 all the same is told so in words
     http2.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Accepting { http1: Arc::new(http1), http2: Arc::new(http2), end })
+    Ok(Accepting { http1: Arc::new(http1), http2: Arc::new(http2), end, is_authority })
 }
 
 fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
@@ -225,15 +227,11 @@ fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
 
 /// All certificates of a file: at least one.
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let bytes = read(path)?;
-    let all = CertificateDer::pem_slice_iter(&bytes).collect::<Result<Vec<_>, _>>();
-    let all = all.and_then(|all| if all.is_empty() { Err(pem::Error::NoItemsFound) } else { Ok(all) });
-    all.map_err(|problem| TlsError::NotThere { path: path.to_owned(), what: "certificate", problem })
+    pem::certificates(&read(path)?).map_err(|problem| TlsError::NotThere { path: path.to_owned(), problem })
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
-    let text = disk::read_to_string(path, disk::HAND_WRITTEN_BYTES);
-    text.map(String::into_bytes).map_err(|source| TlsError::Read { path: path.to_owned(), source })
+fn read(path: &Path) -> Result<String, TlsError> {
+    pem::read(path).map_err(|source| TlsError::Read { path: path.to_owned(), source })
 }
 
 /// Until when a certificate holds.

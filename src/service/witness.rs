@@ -2,19 +2,35 @@
 //!
 //! Both are off unless they are configured; then a request costs nothing here but a look at that.
 
-use std::hash::BuildHasher;
-use std::hash::RandomState;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tonic::Code;
 
 use crate::metrics;
+use crate::metrics::Port;
+use crate::metrics::Refused;
+use crate::service::chance;
 use crate::service::ended::Ended;
 use crate::service::ended::Facts;
 use crate::service::otlp::Tracer;
 
 /// Of a fingerprint, in the log: enough to tell two apart.
 const PREFIX: usize = 12;
+
+/// An answer that is none to a request for rewards: a page, or a call that was not let in.
+pub(super) struct Aside<'a> {
+    pub(super) port: Port,
+    /// Of a page that is there; what others ask for may be anything.
+    pub(super) page: Option<&'a str>,
+    /// Why it was not let in.
+    pub(super) refused: Option<Refused>,
+    pub(super) code: Code,
+    /// The name of its caller's; empty where callers have none.
+    pub(super) token: &'a str,
+    pub(super) peer: Option<SocketAddr>,
+    pub(super) elapsed: Duration,
+}
 
 /// Who is told.
 #[derive(Default)]
@@ -27,6 +43,32 @@ pub(super) struct Witness {
 impl Witness {
     pub(super) fn new(access_log: f64, tracer: Option<Tracer>) -> Self {
         Self { access_log, tracer }
+    }
+
+    /// Whether there is an access log.
+    pub(super) fn has_log(&self) -> bool {
+        self.access_log > 0.0
+    }
+
+    /// A line about it. Of calls that were not let in the log has its fraction too: who is nobody's caller must not fill the disk.
+    pub(super) fn tell_aside(&self, aside: &Aside<'_>) {
+        let Aside { port, page, refused, code, token, peer, elapsed } = *aside;
+        let is_failure = code != Code::Ok && refused.is_none();
+        if !self.has_log() || !(is_failure || is_among(self.access_log)) {
+            return;
+        }
+        tracing::info!(
+            target: "rewarm::access",
+            method = if refused.is_some() { "refused" } else { "page" },
+            code = metrics::code_name(code as i32),
+            port = port.as_str(),
+            page,
+            reason = refused.map(Refused::as_str),
+            token,
+            seconds = elapsed.as_secs_f64(),
+            peer = peer.map(tracing::field::display),
+            "request"
+        );
     }
 
     /// Whether nobody is told.
@@ -66,5 +108,5 @@ impl Witness {
 }
 
 fn is_among(fraction: f64) -> bool {
-    fraction >= 1.0 || ((RandomState::new().hash_one(0) >> 11) as f64) < fraction * (1_u64 << 53) as f64
+    fraction >= 1.0 || chance::share() < fraction
 }

@@ -2,6 +2,7 @@
 //! one [rounding](round).
 
 mod format;
+pub mod reference;
 pub mod round;
 
 use std::ops::Range;

@@ -12,7 +12,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rewarm::engine;
-use rewarm::metrics::drift::Reference;
 use rewarm::model::ModelError;
 use rewarm::model::device::Placement;
 use rewarm::model::pooling::Pooling;
@@ -40,6 +39,7 @@ use rewarm::service::Source;
 use rewarm::text::SampleTokenizer;
 use rewarm::text::TextOptions;
 use rewarm::text::TextRule;
+use rewarm::values::reference::Reference;
 use rewarm_cuda::driver::CudaError;
 use tonic::transport::Channel;
 use tonic_health::pb::HealthCheckRequest;

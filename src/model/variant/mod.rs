@@ -40,7 +40,6 @@ use placing::Plan;
 use crate::checkpoint::Digest;
 use crate::checkpoint::hex;
 use crate::hub::Snapshot;
-use crate::metrics::drift::Reference;
 use crate::model::ModelError;
 use crate::model::device::Cards;
 use crate::model::device::Device;
@@ -62,6 +61,7 @@ use crate::ops::error::OpsError;
 use crate::text::SampleTokenizer;
 use crate::text::TextRule;
 use crate::values::Format;
+use crate::values::reference::Reference;
 
 /// A loaded variant.
 pub struct Variant {

@@ -84,14 +84,19 @@ impl Signature {
     }
 }
 
+/// What a counted answer was counted as, for whoever else tells of it.
+#[derive(Clone, Copy)]
+pub(in crate::service) struct Counted(pub(in crate::service) Method, pub(in crate::service) Code);
+
 /// Counts an answer that no variant has a part in, and hands it on.
 pub(in crate::service) fn counted(
     method: Method,
     code: Code,
     begun: Instant,
-    response: Response<Body>,
+    mut response: Response<Body>,
 ) -> Response<Body> {
     metrics::request_finished(method, code as i32, "", begun.elapsed());
+    response.extensions_mut().insert(Counted(method, code));
     response
 }
 

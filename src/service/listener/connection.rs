@@ -9,8 +9,6 @@
 
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::hash::BuildHasher;
-use std::hash::RandomState;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::pin::pin;
@@ -55,6 +53,7 @@ use tonic::Status;
 
 use crate::metrics::Closed;
 use crate::service::call;
+use crate::service::chance;
 use crate::service::listener::Connections;
 use crate::service::listener::Listener;
 use crate::service::listener::Peer;
@@ -62,6 +61,7 @@ use crate::service::listener::Protocol;
 use crate::service::listener::slots::Ticket;
 use crate::service::listener::wire::First;
 use crate::service::listener::wire::MAX_RESETS;
+use crate::service::listener::wire::PREFACE;
 use crate::service::listener::wire::Pulse;
 use crate::service::listener::wire::Stream;
 use crate::service::listener::wire::Wire;
@@ -114,32 +114,32 @@ pub(super) async fn serve(
     let mut wire = Wire::new(stream);
     let peer = Peer { address, certificate };
     let life = Life { listener, ticket, peer, pulse: wire.pulse(), calls: Arc::default() };
-    match &listener.protocol {
-        Protocol::Http1 => life.http1(wire).await,
-        Protocol::Grpc { notice } => {
-            let first = tokio::select! {
-                first = timeout(listener.config.first_bytes, wire.first()) => first,
-                () = ticket.displaced() => return Closed::Displaced,
-                () = listener.ending.closing.cancelled() => return Closed::Drained,
-            };
-            match first {
-                Err(_) => Closed::Silent,
-                Ok(Err(_)) => Closed::ByPeer,
-                Ok(Ok(First::Preface)) => {
-                    ticket.speaks();
-                    life.http2(wire).await
-                }
-                Ok(Ok(First::Other(bytes))) if bytes.is_empty() => Closed::ByPeer,
-                Ok(Ok(First::Other(bytes))) if is_tls(&bytes) => Closed::Tls,
-                Ok(Ok(First::Other(bytes))) => {
-                    let refused = refuse(wire.into_stream(), bytes, "505 HTTP Version Not Supported", notice);
-                    // Whether it was told or not, it is over.
-                    let _ = timeout(listener.config.first_bytes, refused).await;
-                    Closed::OtherProtocol
-                }
-            }
+    let first = tokio::select! {
+        first = timeout(listener.config.first_bytes, wire.first()) => first,
+        () = ticket.displaced() => return Closed::Displaced,
+        () = listener.ending.closing.cancelled() => return Closed::Drained,
+    };
+    let (first, notice) = match (first, &listener.protocol) {
+        (Err(_), _) => return Closed::Silent,
+        (Ok(Err(_)), _) => return Closed::ByPeer,
+        (Ok(Ok(First::Other(bytes))), _) if bytes.is_empty() => return Closed::ByPeer,
+        (Ok(Ok(First::Other(bytes))), _) if is_tls(&bytes) => return Closed::Tls,
+        (Ok(Ok(First::Preface)), Protocol::Grpc { .. }) => {
+            ticket.speaks();
+            return life.http2(wire).await;
         }
-    }
+        (Ok(Ok(First::Other(bytes))), Protocol::Http1 { .. }) => {
+            wire.put_back(bytes);
+            return life.http1(wire).await;
+        }
+        (Ok(Ok(First::Other(bytes))), Protocol::Grpc { notice }) => (bytes, notice),
+        // its preface is, on purpose, a whole request of HTTP/1, and is answered as one
+        (Ok(Ok(First::Preface)), Protocol::Http1 { notice }) => (PREFACE.to_vec(), notice),
+    };
+    let refused = refuse(wire.into_stream(), first, "505 HTTP Version Not Supported", notice);
+    // Whether it was told or not, it is over.
+    let _ = timeout(listener.config.first_bytes, refused).await;
+    Closed::OtherProtocol
 }
 
 /// A handshake of TLS, and who the client is by its certificate. Whoever speaks without TLS is told so, if it is HTTP/1.
@@ -254,7 +254,6 @@ impl Life<'_> {
         let age = |_: Pin<&mut _>| {};
         match self.drive(pin!(connection), close, age, look, false).await {
             Closed::KeepAlive => Closed::Idle,
-            Closed::ProtocolError if self.pulse.has_begun_with_tls() => Closed::Tls,
             reason => reason,
         }
     }
@@ -338,8 +337,7 @@ impl Life<'_> {
 
 /// So long, a tenth more or less: the connections of a server that started with all its callers do not end together.
 fn jittered(age: Duration) -> Duration {
-    let random = RandomState::new().hash_one(()) % 1000;
-    age.mul_f64(0.9 + 0.2 * random as f64 / 999.0)
+    age.mul_f64(0.9 + 0.2 * chance::share())
 }
 
 async fn until(instant: Option<Instant>) {

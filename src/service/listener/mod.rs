@@ -18,13 +18,13 @@ mod descriptors;
 mod slots;
 mod wire;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::Duration;
-use std::time::Instant;
 
 use axum::Router;
 use tokio::net::TcpListener;
@@ -38,6 +38,7 @@ use crate::metrics::Port;
 pub(super) use crate::service::listener::descriptors::Bounds;
 pub use crate::service::listener::descriptors::TooFew;
 use crate::service::listener::slots::Slots;
+use crate::service::seldom::Seldom;
 use crate::service::tls::Tls;
 
 /// After a connection that could not be accepted for want of file descriptors.
@@ -87,7 +88,10 @@ pub(super) enum Protocol {
         notice: String,
     },
     /// HTTP/1 only.
-    Http1,
+    Http1 {
+        /// What whoever comes with HTTP/2 is told.
+        notice: String,
+    },
 }
 
 /// When the connections of a port end.
@@ -116,8 +120,8 @@ pub(super) struct Listener {
     pub(super) config: Connections,
     ending: Ending,
     slots: Arc<Slots>,
-    /// When a line was last written about each reason, and what it did not tell.
-    said: Mutex<Vec<(Closed, Instant, u64)>>,
+    /// When to write a line about each reason.
+    said: Mutex<BTreeMap<Closed, Seldom>>,
 }
 
 impl Listener {
@@ -247,21 +251,7 @@ impl Listener {
 
     /// How many there were since the last line about this reason, if it is time for another.
     fn to_say(&self, reason: Closed) -> Option<u64> {
-        let now = Instant::now();
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        match said.iter_mut().find(|(of, ..)| *of == reason) {
-            Some((_, last, untold)) if now.duration_since(*last) < LOG_PAUSE => {
-                *untold += 1;
-                None
-            }
-            Some((_, last, untold)) => {
-                *last = now;
-                Some(std::mem::take(untold) + 1)
-            }
-            None => {
-                said.push((reason, now, 0));
-                Some(1)
-            }
-        }
+        said.entry(reason).or_insert_with(|| Seldom::new(LOG_PAUSE)).pass()
     }
 }

@@ -45,7 +45,7 @@ const READ_BYTES: usize = 64 << 10;
 pub(super) const MAX_RESETS: usize = 2 * READ_BYTES / (13 + 13);
 
 /// What every HTTP/2 connection begins with. Source: RFC 9113, section 3.4.
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// What a connection began with.
 #[derive(Debug, PartialEq, Eq)]
@@ -82,9 +82,6 @@ pub(super) struct Pulse {
     /// Nanoseconds after `started`, of the last byte that could be written.
     wrote: AtomicU64,
     is_blocked: AtomicBool,
-    /// Whether nothing was read yet.
-    is_new: AtomicBool,
-    has_begun_with_tls: AtomicBool,
 }
 
 impl Wire {
@@ -96,8 +93,6 @@ impl Wire {
             moved: AtomicU64::new(0),
             wrote: AtomicU64::new(0),
             is_blocked: AtomicBool::new(false),
-            is_new: AtomicBool::new(true),
-            has_begun_with_tls: AtomicBool::new(false),
         };
         Self { stream, ahead: Vec::new(), pulse: Arc::new(pulse) }
     }
@@ -126,6 +121,11 @@ impl Wire {
     pub(super) fn into_stream(self) -> Stream {
         self.stream
     }
+
+    /// Lets bytes that were read be read again.
+    pub(super) fn put_back(&mut self, bytes: Vec<u8>) {
+        self.ahead = bytes;
+    }
 }
 
 impl Pulse {
@@ -133,11 +133,6 @@ impl Pulse {
     pub(super) fn turn(&self, is_held: bool) {
         self.is_held.store(is_held, Ordering::Relaxed);
         self.may_read.store(READ_BYTES, Ordering::Relaxed);
-    }
-
-    /// Whether the first bytes of a connection that nobody looked at before were TLS.
-    pub(super) fn has_begun_with_tls(&self) -> bool {
-        self.has_begun_with_tls.load(Ordering::Relaxed)
     }
 
     /// Since when no byte moved.
@@ -194,10 +189,6 @@ impl AsyncRead for Wire {
         let before = buffer.filled().len();
         std::task::ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
         let count = buffer.filled().len() - before;
-        if count > 0 && this.pulse.is_new.swap(false, Ordering::Relaxed) {
-            let is_tls = is_tls(&buffer.filled()[before..]);
-            this.pulse.has_begun_with_tls.store(is_tls, Ordering::Relaxed);
-        }
         this.pulse.may_read.store(may_read.saturating_sub(count), Ordering::Relaxed);
         this.pulse.moved.store(this.pulse.now(), Ordering::Relaxed);
         Poll::Ready(Ok(()))

@@ -18,9 +18,8 @@ mod settings;
 mod spans;
 
 use std::collections::BTreeMap;
-use std::hash::BuildHasher;
-use std::hash::RandomState;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -62,11 +61,14 @@ use tonic::transport::Endpoint;
 use crate::metrics;
 use crate::metrics::Exporter;
 use crate::metrics::Signal;
+use crate::pem;
+use crate::service::chance;
 use crate::service::ended::Ended;
 use crate::service::otlp::series::Labels;
 pub use crate::service::otlp::settings::Settings;
 use crate::service::otlp::settings::Target;
 pub use crate::service::otlp::settings::Variables;
+use crate::service::seldom::Seldom;
 
 /// A batch of spans that a collector could not take is sent again so often, with these pauses.
 const PAUSES: [Duration; 4] =
@@ -161,8 +163,7 @@ struct Collector {
     channel: Channel,
     target: Target,
     signal: Signal,
-    told: Option<Instant>,
-    untold: u64,
+    said: Seldom,
 }
 
 impl Collector {
@@ -173,14 +174,20 @@ impl Collector {
         if target.endpoint.starts_with("https:") {
             let tls = match &target.certificate {
                 Some(path) => {
-                    ClientTlsConfig::new().ca_certificate(Certificate::from_pem(std::fs::read(path)?))
+                    let text = pem::read(Path::new(path)).and_then(|text| {
+                        pem::certificates(&text).map_err(io::Error::other)?;
+                        Ok(text)
+                    });
+                    let named = |error: io::Error| io::Error::new(error.kind(), format!("{path}: {error}"));
+                    let text = text.map_err(named)?;
+                    ClientTlsConfig::new().ca_certificate(Certificate::from_pem(text))
                 }
                 None => ClientTlsConfig::new().with_webpki_roots(),
             };
             endpoint = endpoint.tls_config(tls).map_err(invalid)?;
         }
         let channel = endpoint.connect_timeout(target.timeout).connect_lazy();
-        Ok(Self { channel, target: target.clone(), signal, told: None, untold: 0 })
+        Ok(Self { channel, target: target.clone(), signal, said: Seldom::new(LOG_PAUSE) })
     }
 
     fn request<M>(&self, message: M) -> tonic::Request<M> {
@@ -213,13 +220,12 @@ impl Collector {
     /// Counts a failure, and tells of it if nobody was told lately.
     fn failed(&mut self, status: &Status) {
         metrics::export_failed(self.signal);
-        self.untold += 1;
-        if self.told.is_none_or(|told| told.elapsed() >= LOG_PAUSE) {
-            let (signal, endpoint) = (self.signal.as_str(), &self.target.endpoint);
-            let failures = std::mem::take(&mut self.untold);
-            tracing::warn!(signal, endpoint, failures, code = ?status.code(), problem = status.message(), "export failed");
-            self.told = Some(Instant::now());
-        }
+        let Some(failures) = self.said.pass() else { return };
+        let (signal, endpoint) = (self.signal.as_str(), &self.target.endpoint);
+        // of a connection that failed only the last cause says why
+        let cause = std::iter::successors(std::error::Error::source(status), |&error| error.source()).last();
+        let problem = cause.map_or_else(|| status.message().to_owned(), ToString::to_string);
+        tracing::warn!(signal, endpoint, failures, code = ?status.code(), problem, "export failed");
     }
 }
 
@@ -372,7 +378,7 @@ fn nanoseconds(time: SystemTime) -> u64 {
 
 /// Bytes that nobody else has; an id may not be zero.
 fn random() -> [u8; 8] {
-    RandomState::new().hash_one(SystemTime::now()).max(1).to_be_bytes()
+    chance::number().max(1).to_be_bytes()
 }
 
 fn hex(bytes: &[u8]) -> String {

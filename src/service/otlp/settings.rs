@@ -130,6 +130,12 @@ impl<'v> Reader<'v> {
         let endpoint = own.or(endpoint)?;
         let uri = endpoint.parse::<Uri>().ok();
         let is_url = |uri: &Uri| ["http", "https"].contains(&uri.scheme_str().unwrap_or_default());
+        if uri.as_ref().and_then(Uri::authority).is_some_and(|authority| authority.as_str().contains('@')) {
+            // it is told in the log, and what is in it would be, too
+            let expected = "one without: OTEL_EXPORTER_OTLP_HEADERS takes what the collector asks for";
+            self.problem("server.otlp.endpoint", "a URL with a name or a password in it", expected);
+            return None;
+        }
         if !uri.as_ref().is_some_and(is_url) {
             self.problem("server.otlp.endpoint", endpoint, "a URL such as http://127.0.0.1:4317");
         }
@@ -337,5 +343,11 @@ mod tests {
             assert!(problems.contains(told), "{told}: {problems}");
         }
         assert_eq!(problems.lines().count(), 5, "{problems}");
+
+        let problems = read(Some("https://me:hidden@collector:4317"), &[]).unwrap_err().join("\n");
+        assert!(
+            problems.contains("OTEL_EXPORTER_OTLP_HEADERS takes") && !problems.contains("hidden"),
+            "{problems}"
+        );
     }
 }
