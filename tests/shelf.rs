@@ -211,7 +211,11 @@ fn two_first_starts_at_once_end_with_one_file_and_a_killed_one_leaves_nothing_fo
 
     // killed as soon as something is there
     let mut command = rewarm(&["score", "--model", model.to_str().unwrap(), "--dtype", "f32"]);
-    command.env("REWARM_CACHE_DIR", &cache).stdin(Stdio::piped()).stdout(Stdio::null());
+    command
+        .env("REWARM_CACHE_DIR", &cache)
+        .env("REWARM_CACHE_BYTES", SOME)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null());
     let mut child = command.spawn().unwrap();
     let began = Instant::now();
     while !files(&cache, "").iter().any(|path| is_partial(path)) {
@@ -239,7 +243,7 @@ fn a_file_that_is_cut_under_a_running_server_does_it_no_harm() {
     fs::write(&config, variant).unwrap();
     let args = ["--config", config.to_str().unwrap()];
     let server = Server::start_as(&args, |command| {
-        command.env("REWARM_CACHE_DIR", &cache);
+        command.env("REWARM_CACHE_DIR", &cache).env("REWARM_CACHE_BYTES", SOME);
     });
     let ask = || {
         let output = score(&["--server", &format!("http://{}", server.listen)], LINES);

@@ -22,12 +22,12 @@
 //!   at the same time end with one file.
 //! - *It cannot be written, or mapped*: weights are packed in memory at each start, as without it; told once.
 //!
-//! To digest is most of what such a start costs: 1.2 GB in about 0.15 s on two cores, as long as to read them from the page cache.
+//! To digest is most of what such a start costs.
 //!
 //! # How large it gets
 //!
-//! `REWARM_CACHE_BYTES` (64 GB unless set), and never more than half of what the file system has left. What was used longest ago is
-//! dropped first; whoever serves from it goes on. 0 switches all of this off. Parts below a megabyte, and models below 16, are not
+//! `REWARM_CACHE_BYTES`: nothing is kept unless it is set, for the first start waits until the file is on the disk. Never more than half of what the file system has left. What was used longest ago is
+//! dropped first; whoever serves from it goes on. Parts below a megabyte, and models below 16, are not
 //! worth a file.
 
 use std::any::Any;
@@ -72,8 +72,7 @@ const ALIGNMENT: u64 = 64;
 /// What is smaller is read from the checkpoint.
 const MIN_PART_BYTES: usize = 1 << 20;
 const MIN_FILE_BYTES: u64 = 16 << 20;
-/// Of all files, unless it is said otherwise.
-const DEFAULT_BYTES: u64 = 64_000_000_000;
+/// Names how large all files may get; nothing is kept without it.
 const LIMIT: &str = "REWARM_CACHE_BYTES";
 
 /// Of a part, in a file's table.
@@ -120,14 +119,14 @@ pub struct Shelf {
 }
 
 impl Shelf {
-    /// The one of this user on this machine; `None` where there is no place for it, or it was switched off.
+    /// The one of this user on this machine; `None` where there is no place for it, or nobody asked for one.
     pub fn of_user() -> Option<Self> {
         let limit = match std::env::var(LIMIT) {
             Ok(text) if !text.is_empty() => text.parse().unwrap_or_else(|_| {
                 tracing::warn!(value = text, "{LIMIT} is not a number of bytes: no packed weights are kept");
                 0
             }),
-            _ => DEFAULT_BYTES,
+            _ => 0,
         };
         (limit > 0).then(|| Self::open(&cache_dir()?.join("weights"), limit)).flatten()
     }
