@@ -1,7 +1,7 @@
 """What TLS and tokens cost, and what a server under load does for long: overload, reloads, SIGTERMs. By hand.
 
     python tests/reference/endurance.py overhead  REWARM [--against OTHER_REWARM]    and transformers, torch with --shape minilm
-    python tests/reference/endurance.py overload  REWARM [--minutes 10]
+    python tests/reference/endurance.py overload  REWARM [--minutes 10]                and these
     python tests/reference/endurance.py reloads   REWARM [--count 1000]
     python tests/reference/endurance.py sigterms  REWARM [--count 100]
 
@@ -27,7 +27,6 @@ import random
 import re
 import secrets
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -39,10 +38,12 @@ import trustme
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "clients/python/src"))
+sys.path.append(str(ROOT / "tests/support"))
 
+from models import DEMO, minilm
+from ports import free_port
 from rewarm.v1 import admin_pb2, admin_pb2_grpc, reward_pb2, reward_pb2_grpc
 
-DEMO = {"mode": "warm", "members": [str(ROOT / f"deploy/demo/member-{index}") for index in range(4)]}
 TOKEN = secrets.token_hex(32)
 failed = False
 
@@ -52,12 +53,6 @@ def held(name: str, value: float, bound: float, at_least: bool) -> None:
     is_held = value >= bound if at_least else value <= bound
     failed |= not is_held
     print(f"{'' if is_held else 'NOT HELD: '}{name}: {value:.3f} ({'at least' if at_least else 'at most'} {bound})", flush=True)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 class Server:
@@ -122,22 +117,6 @@ class Server:
 
 def toml(name: str, table: dict) -> str:
     return f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items())
-
-
-def minilm(folder: pathlib.Path) -> dict:
-    """Six layers of 384, random: rewards mean nothing, and cost what those of a MiniLM do."""
-    import shutil
-
-    import torch
-    from transformers import BertConfig, BertForSequenceClassification
-
-    torch.manual_seed(0)
-    config = BertConfig(vocab_size=30522, hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536,
-                        num_labels=1)
-    BertForSequenceClassification(config).save_pretrained(folder)
-    for file in (ROOT / "deploy/demo/member-0").glob("*token*"):
-        shutil.copy(file, folder)
-    return {"mode": "warm", "model": str(folder)}
 
 
 def tokens(seed: int, length: int) -> reward_pb2.Sample:

@@ -11,36 +11,22 @@ import argparse
 import json
 import pathlib
 import random
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 
-import torch
-from transformers import BertConfig, BertForSequenceClassification
-
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "clients/python/src"))
+sys.path.append(str(ROOT / "tests/support"))
+
+from models import DEMO, minilm
 
 import rewarm
 
-DEMO = {"mode": "warm", "members": [str(ROOT / f"deploy/demo/member-{index}") for index in range(4)]}
 #: 64 samples a request, and so many requests at a time as the Python client has.
 SAMPLES, CALLERS = 64, 8
-
-
-def minilm(folder: pathlib.Path) -> dict[str, object]:
-    """Six layers of 384, random: rewards mean nothing, and cost what those of a MiniLM do."""
-    torch.manual_seed(0)
-    config = BertConfig(vocab_size=30522, hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536,
-                        num_labels=1)
-    BertForSequenceClassification(config).save_pretrained(folder)
-    # texts are not what is measured: any tokenizer will do
-    for file in (ROOT / "deploy/demo/member-0").glob("*token*"):
-        shutil.copy(file, folder)
-    return {"mode": "warm", "model": str(folder)}
 
 
 def through_rust(binary: str, url: str, over: str, length: int, count: int, folder: pathlib.Path) -> float:
