@@ -250,10 +250,14 @@ async fn one_token_cannot_starve_another() {
         let mut client = with_token(server, Some(TRAINER)).await;
         waiting.push(tokio::spawn(async move { client.score(request(&["1 2"])).await }));
     }
-    // the first is with the model, and the second waits
-    eventually("both are in", async || model.forwards.load(std::sync::atomic::Ordering::SeqCst) > 0).await;
+    let metrics = guarded.address(Port::Metrics);
+    let page =
+        async || over_http(metrics, "GET", "/metrics", Some(format!("Bearer {PROMETHEUS}")), "").await.1;
+    const BOTH: &str = r#"rewarm_token_requests_in_flight{token="greedy"} 2"#;
+    eventually("both are in", async || page().await.lines().any(|line| line == BOTH)).await;
     let mut client = with_token(server, Some(TRAINER)).await;
-    let over = eventually_over(&mut client).await;
+    let over = client.score(request(&["1"])).await.unwrap_err();
+    assert_eq!(over.code(), Code::ResourceExhausted, "{over:?}");
     assert!(over.message().contains("token `greedy` has 2 requests in flight, its limit"), "{over:?}");
     assert!(over.metadata().contains_key("grpc-retry-pushback-ms"));
     const BODY: &str = r#"{"query": ["1"]}"#;
@@ -276,38 +280,16 @@ async fn one_token_cannot_starve_another() {
     client.score(request(&["1 2 3", "4 5"])).await.unwrap();
 
     // what a token was refused is counted as its own
-    let (_, page) = over_http(
-        guarded.address(Port::Metrics),
-        "GET",
-        "/metrics",
-        Some(format!("Bearer {PROMETHEUS}")),
-        "",
-    )
-    .await;
+    let page = page().await;
     let counted = |token: &str, code: &str| {
         let series = format!("rewarm_token_requests_total{{token=\"{token}\",code=\"{code}\"}} ");
         let value =
             page.lines().find_map(|line| line.strip_prefix(&series)).unwrap_or_else(|| panic!("{series}"));
         value.parse::<u64>().unwrap()
     };
-    assert!(counted("greedy", "RESOURCE_EXHAUSTED") >= 2, "over gRPC and over HTTP");
+    assert_eq!(counted("greedy", "RESOURCE_EXHAUSTED"), 2, "over gRPC and over HTTP");
     assert_eq!(counted("greedy", "INVALID_ARGUMENT"), 1);
     assert_eq!((counted("modest", "RESOURCE_EXHAUSTED"), counted("modest", "OK")), (0, 1));
-}
-
-/// Asks until it is refused for its token's limit: the requests before it may not be there yet.
-async fn eventually_over(client: &mut Client) -> Status {
-    let refused = async {
-        loop {
-            let mut soon = Request::new(request(&["1"]));
-            soon.set_timeout(Duration::from_millis(200));
-            match client.score(soon).await {
-                Err(status) if status.code() == Code::ResourceExhausted => return status,
-                _ => {}
-            }
-        }
-    };
-    tokio::time::timeout(SOON, refused).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

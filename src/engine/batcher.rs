@@ -1,7 +1,8 @@
 //! Which waiting samples go together now. Pure: numbers in, numbers out.
 //!
 //! First a lane is chosen, then the head of its queue is taken, in its order, until the next sample would exceed
-//! the budget of tokens. The head always goes, so nothing can starve behind what came later.
+//! the budget of tokens, or the next request would let the batch end too late for one that is in it. The head always
+//! goes, so nothing can starve behind what came later.
 //!
 //! # Why in strict order?
 //!
@@ -30,6 +31,8 @@
 //! layer are held for one at a time. Between the layers of a batch of short requests, if it is larger than a step,
 //! goes only what is more urgent: in turns they would all be done later, and none earlier than the last now.
 
+use tokio::time::Instant;
+
 use super::Priority;
 
 /// What a long request gets of the device, by what others have had between two of its steps.
@@ -53,6 +56,49 @@ impl Turn {
             Self::MoreUrgent(than) => priority < than,
             Self::Short(beside) => !is_long && priority <= beside.max(Priority::Normal),
         }
+    }
+}
+
+/// How long a batch may take: a half of what is left of any of its requests' time, by the present throughput, since all of them
+/// are answered at its end; and of the time of those that wait for the same device meanwhile. The other half is for what
+/// the estimate does not know, and for the way back.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Haste {
+    starts: Instant,
+    is_empty: bool,
+    /// In seconds.
+    most: f64,
+}
+
+impl Haste {
+    /// Nobody is in the batch, which is about to start.
+    pub(super) fn new(starts: Instant) -> Self {
+        Self { starts, is_empty: true, most: f64::INFINITY }
+    }
+
+    fn left(&self, deadline: Option<Instant>) -> f64 {
+        let until = |deadline: Instant| deadline.saturating_duration_since(self.starts).as_secs_f64();
+        deadline.map_or(f64::INFINITY, until)
+    }
+
+    /// Another request waits until the batch has ended, and takes so many seconds of its own. What comes too late anyhow is not
+    /// waited for.
+    pub(super) fn keeps_waiting(&mut self, deadline: Option<Instant>, seconds: f64) {
+        let left = self.left(deadline);
+        if seconds <= left {
+            self.most = self.most.min(left / 2.0);
+        }
+    }
+
+    /// Whether a request is let in, with which the batch takes so many seconds. The first always is: an estimate could never
+    /// be refuted otherwise; for one that comes too late even if it goes alone, no other is kept back.
+    pub(super) fn lets(&mut self, deadline: Option<Instant>, seconds: f64) -> bool {
+        let is_first = std::mem::take(&mut self.is_empty);
+        if !is_first && seconds > self.most.min(self.left(deadline) / 2.0) {
+            return false;
+        }
+        self.keeps_waiting(deadline, seconds);
+        true
     }
 }
 
@@ -99,7 +145,32 @@ pub(super) fn choose_lane(lanes: &mut [Contender]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    #[test]
+    fn a_batch_takes_half_of_the_time_that_its_most_urgent_request_has() {
+        let starts = Instant::now();
+        // deadlines in seconds, and what the batch would take with that request
+        let admitted = |requests: &[(Option<u64>, f64)]| -> Vec<bool> {
+            let mut haste = Haste::new(starts);
+            let deadline =
+                |seconds: Option<u64>| seconds.map(|seconds| starts + Duration::from_secs(seconds));
+            requests.iter().map(|&(seconds, took)| haste.lets(deadline(seconds), took)).collect()
+        };
+        assert_eq!(admitted(&[(None, 50.0), (None, 1e9)]), [true, true]);
+        assert_eq!(admitted(&[(Some(10), 1.0), (None, 5.0), (None, 5.1)]), [true, true, false]);
+        assert_eq!(admitted(&[(None, 1.0), (Some(10), 5.0), (None, 5.1)]), [true, true, false]);
+        assert_eq!(admitted(&[(None, 1.0), (Some(10), 5.1)]), [true, false]);
+        assert_eq!(admitted(&[(Some(10), 9.0), (None, 9.1)]), [true, false], "in time if it goes alone");
+        assert_eq!(admitted(&[(Some(10), 11.0), (None, 20.0), (Some(50), 25.0)]), [true, true, true]);
+
+        let mut haste = Haste::new(starts);
+        haste.keeps_waiting(Some(starts + Duration::from_secs(6)), 1.0);
+        haste.keeps_waiting(Some(starts), 1.0);
+        assert_eq!([3.5, 3.0, 3.5].map(|seconds| haste.lets(None, seconds)), [true, true, false]);
+    }
 
     #[test]
     fn the_least_served_lane_goes_first_and_sleepers_get_no_credit() {

@@ -33,10 +33,19 @@ impl Throughput {
 
 /// Seconds until a lane has had `own` seconds of the device, while the backlogs of `other` lanes want theirs.
 ///
-/// Lanes share the device equally while they contend: until this one has had its own, each other has had as
-/// much, or all it wants. Background work waits for all of them.
+/// Lanes share the device equally while they contend: until this one has had its own, each other that contends now has had as
+/// much, since more of its work may come meanwhile. Background work waits for all that there is.
 pub(super) fn seconds_until_served(own: f64, others: impl Iterator<Item = f64>, is_background: bool) -> f64 {
-    own + others.map(|other| if is_background { other } else { other.min(own) }).sum::<f64>()
+    let until = |other: f64| if is_background { other } else { own };
+    own + others.map(until).sum::<f64>()
+}
+
+/// How long a caller should be ready to wait for what is estimated to take so many seconds: half as long again.
+///
+/// The estimate leaves out who comes later and is computed beside it, since a batch is answered at its end; and it errs.
+/// Without a reserve, what is admitted under overload would be answered just about at its deadline, and half of it too late.
+pub(super) fn with_reserve(seconds: f64) -> Duration {
+    duration(seconds * 1.5)
 }
 
 /// When to come back to a full queue: at once is rude, in an hour is useless.
@@ -78,7 +87,7 @@ mod tests {
         };
         assert_eq!(until_served(2.0, &[], false), 2.0);
         assert_eq!(until_served(2.0, &[100.0], false), 4.0);
-        assert_eq!(until_served(2.0, &[1.0, 100.0], false), 5.0);
+        assert_eq!(until_served(2.0, &[1.0, 100.0], false), 6.0);
         assert_eq!(until_served(2.0, &[1.0, 100.0], true), 103.0);
     }
 

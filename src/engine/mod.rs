@@ -188,7 +188,7 @@ pub enum EngineError {
     /// It would only wait in vain.
     #[error("the estimated wait of {wait:?} exceeds the time that is left, {left:?}")]
     WouldExpire {
-        /// Until its answer, by the present throughput.
+        /// Until its answer, by the present throughput, and half as long again.
         wait: Duration,
         /// Until its deadline.
         left: Duration,

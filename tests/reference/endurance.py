@@ -171,6 +171,10 @@ def overhead(args: argparse.Namespace, folder: pathlib.Path) -> None:
 
 # ---- overload ----
 
+# of a request: so that asking ten times too often, and being refused, takes few of the cores that the server computes on
+SAMPLES = 16
+
+
 async def overload(args: argparse.Namespace, folder: pathlib.Path) -> None:
     variant = minilm(folder / "minilm")
     with Server(args.binary, folder / "server", variant, True) as server:
@@ -183,7 +187,7 @@ async def overload(args: argparse.Namespace, folder: pathlib.Path) -> None:
             begin = time.perf_counter()
             number = next(ids)
             try:
-                await next(stubs).Score(request(str(number), [number * 4 + i for i in range(4)], 128), timeout=deadline)
+                await next(stubs).Score(request(str(number), [number * SAMPLES + i for i in range(SAMPLES)], 128), timeout=deadline)
                 counts["OK"] += 1
                 times.append(time.perf_counter() - begin)
             except grpc.aio.AioRpcError as error:
@@ -201,10 +205,10 @@ async def overload(args: argparse.Namespace, folder: pathlib.Path) -> None:
             return counts["OK"] / (time.monotonic() - begin)
 
         capacity = await closed(args.seconds)
-        print(f"capacity: {capacity:.1f} requests of 4 x 128 tokens a second", flush=True)
+        print(f"capacity: {capacity:.1f} requests of {SAMPLES} x 128 tokens a second", flush=True)
         counts, times, memory, open_calls = collections.Counter(), [], [], set()
         begin = due = time.monotonic()
-        seen = begin
+        seen, spent = begin, time.process_time()
         while due < begin + args.minutes * 60:
             due += random.expovariate(10 * capacity)
             if due > time.monotonic():
@@ -216,12 +220,13 @@ async def overload(args: argparse.Namespace, folder: pathlib.Path) -> None:
                 seen = time.monotonic()
                 memory.append(server.memory())
         lasted = time.monotonic() - begin
+        asking = (time.process_time() - spent) / lasted / os.cpu_count()
         await asyncio.gather(*open_calls)
         times.sort()
         offered = sum(counts.values())
         print(f"{offered} requests in {lasted:.0f} s, {offered / lasted / capacity:.1f} times capacity: {dict(counts)}; "
               f"p50 {times[len(times) // 2]:.2f} s, p99 {times[len(times) * 99 // 100]:.2f} s, slowest {times[-1]:.2f} s; "
-              f"memory {memory[0]} MiB, then {memory[len(memory) // 4]} to {max(memory)}, at the end {memory[-1]}")
+              f"memory {memory[0]} MiB, then {memory[len(memory) // 4]} to {max(memory)}, at the end {memory[-1]}; the callers took {asking:.1%} of the CPUs")
         after = await closed(args.seconds)
         held("goodput by capacity (before and after)", counts["OK"] / lasted / statistics.mean([capacity, after]), 0.95, True)
         held("p99 of what is admitted by its deadline", times[len(times) * 99 // 100] / args.deadline, 1, False)
