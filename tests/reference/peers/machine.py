@@ -8,6 +8,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 CPUS = len(os.sched_getaffinity(0))
 # Of the time of all CPUs in a turn, what others may take. One percent is what an idle machine's own daemons take.
 DISTURBED = 0.03
+PAUSE = 5  # seconds before a disturbed round is repeated: who disturbed may be done then
 
 
 def cpu():
@@ -60,9 +61,11 @@ def resident(pid):
     """Megabytes in memory: of pages that several map, a share."""
     total = 0
     for one in family(pid):
-        for line in pathlib.Path(f"/proc/{one}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                total += int(line.split()[1])
+        try:
+            lines = pathlib.Path(f"/proc/{one}/smaps_rollup").read_text().splitlines()
+        except (FileNotFoundError, ProcessLookupError):  # has ended meanwhile
+            continue
+        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return total / 1024
 
 

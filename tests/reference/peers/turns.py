@@ -19,6 +19,7 @@ QUIET = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONWARNINGS": "
 # Compiled in the process itself: a pool of compilers would stay, and its memory be counted.
 COMPILE = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
 PATIENCE = 1800  # seconds for an answer: vLLM and inductor compile for minutes
+UNSURE = 2.0  # by how much others may slow one way beside another while peers get ready
 # A vLLM worker keeps its engine in its own process, and asks nobody outside.
 VLLM = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_HOST_IP": "127.0.0.1"}
@@ -93,7 +94,6 @@ class Worker:
 
     def __init__(self, name, python, folder, task):
         self.name, self.log = name, folder / "log" / (name.replace(" ", "-").replace(",", "") + ".txt")
-        self.log.parent.mkdir(exist_ok=True)
         _, told, environment = PEERS[name]
         environment = {key: value.format(folder=folder) for key, value in environment.items()}
         scratch = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"), "VLLM_CACHE_ROOT": str(folder / "vllm"), "HF_HOME": str(folder / "hf")}
@@ -124,16 +124,22 @@ class Worker:
         answer = self.ask({"way": self.way, "repeats": repeats})
         return answer["seconds"], answer["rewards"]
 
-    def choose(self, judge):
-        """Tries all ways, checks what they answer, and keeps the fastest."""
+    def try_ways(self, judge):
+        """Tries all ways, checks what they answer, and keeps those that may be the fastest; the largest error. All is compiled then."""
         seconds, error = {}, 0.0
         for way in self.ways:
-            answer = self.ask({"way": way, "repeats": 2})
+            answer = self.ask({"way": way, "repeats": 1})
             error = max(error, judge(f"{self.name}, {way}", answer["rewards"]))
-            seconds[way] = min(answer["seconds"])
+            [seconds[way]] = answer["seconds"]
+        best = min(seconds.values())
+        self.ways = [way for way in self.ways if seconds[way] <= UNSURE * best]
+        return error
+
+    def choose(self):
+        """Keeps the fastest way, on a machine that is quiet now."""
+        seconds = {way: min(self.ask({"way": way, "repeats": 2})["seconds"]) for way in self.ways}
         self.way = min(seconds, key=seconds.get)
         self.seconds = seconds[self.way]
-        return error
 
     def close(self):
         with contextlib.suppress(BrokenPipeError):
@@ -157,7 +163,7 @@ class Rewarm:
 
     def __init__(self, binary, folder, checkpoint, row, dtype):
         self.binary, self.folder, self.checkpoint, self.row, self.dtype = binary, folder, checkpoint, row, dtype
-        self.lines = folder / "samples.jsonl"
+        self.lines = folder / f"{row.name}.jsonl"
         self.lines.write_text("".join(json.dumps({"token_ids": ids}) + "\n" for ids in row.samples()))
 
     def run(self, *words):
@@ -182,10 +188,11 @@ class Rewarm:
         [found] = json.loads(file.read_text())["report"]["variants"]
         return found["seconds"], None
 
-    def choose(self, judge):
-        error = judge(self.name, self.rewards())
+    def try_ways(self, judge):
+        return judge(self.name, self.rewards())
+
+    def choose(self):
         self.seconds = statistics.median(self.take(1)[0])
-        return error
 
     def close(self):
         pass
