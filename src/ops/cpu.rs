@@ -132,6 +132,12 @@ impl Cpu {
         }
     }
 
+    /// A block has a multiple of so many rows: tile registers take theirs whole.
+    fn rows_at_once(&self) -> usize {
+        let number = self.operand_number();
+        if self.isa.has_tiles(number) { self.isa.tile_rows(number).min(16) } else { 1 }
+    }
+
     /// What activations that are only multiplied are kept in.
     fn operand_number(&self) -> Number {
         match self.number(Precision::Working) {
@@ -330,18 +336,13 @@ impl Ops for Cpu {
         let tile_rows = self.isa.tile_rows(self.operand_number()).min(16);
         let threads = self.pool.current_num_threads();
         let count = rows.div_ceil(max_rows.clamp(1, MAX_BLOCK_ROWS)).next_multiple_of(threads);
-        let mut size = rows.div_ceil(count.min(rows.div_ceil(tile_rows)).max(1));
-        if self.isa.has_tiles(self.operand_number()) {
-            size = size.next_multiple_of(tile_rows);
-        }
+        let size =
+            rows.div_ceil(count.min(rows.div_ceil(tile_rows)).max(1)).next_multiple_of(self.rows_at_once());
         (0..rows).step_by(size.max(1)).map(|start| start..(start + size).min(rows)).collect()
     }
 
     fn even_blocks(&self, costs: &[usize]) -> Vec<Range<usize>> {
-        let whole = match self.isa.has_tiles(self.operand_number()) {
-            true => self.isa.tile_rows(self.operand_number()).min(16),
-            false => 1,
-        };
+        let whole = self.rows_at_once();
         let count = self.blocks(costs.len()).len();
         if count < 2 {
             return self.blocks(costs.len());

@@ -47,6 +47,9 @@ impl LoadedFamily {
     }
 }
 
+/// Of a variant with a shelf: one that finds a file damaged, one that writes it anew, one that maps it.
+const MOST_LOADS: usize = 3;
+
 /// Reads the weights, builds what the mode makes of them, and makes sure of what batches of so many tokens take.
 pub(super) fn load_family<O: Ops>(
     config: &VariantConfig,
@@ -64,16 +67,14 @@ pub(super) fn load_family<O: Ops>(
         load_models(config, members, plans, &ops, (store, shelf), &mut *progress)
     };
     let mut models = load(store, shelf.as_deref_mut())?;
-    if shelf.as_deref_mut().is_some_and(Shelf::was_damaged) {
+    for _ in 1..MOST_LOADS {
+        // what was packed is in a file now: in memory of our own it would be there twice
+        if !shelf.as_deref_mut().is_some_and(|shelf| shelf.was_damaged() || shelf.finish()) {
+            break;
+        }
         drop(models);
         store.drop_unused();
         models = load(store, shelf.as_deref_mut())?;
-    }
-    if shelf.as_deref_mut().is_some_and(Shelf::finish) {
-        // what was packed is in a file now: in memory of our own it would be there twice
-        drop(models);
-        store.drop_unused();
-        models = load(store, shelf)?;
     }
     let heads = models.iter().map(|loaded| (loaded.head, loaded.model.head().pooling())).collect();
     let digests = models.iter().flat_map(|loaded| loaded.digests.iter().copied()).collect();
