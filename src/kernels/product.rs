@@ -8,6 +8,9 @@
 //! An output is one chain of additions over its inputs, in their order, whatever rows are beside it: so a reward
 //! does not depend, to the last bit, on its batch. The epilogue (bias, activation, residual, rounding) takes a
 //! tile while it is in the first-level cache.
+//!
+//! While one panel is multiplied, the next is asked for, a little with each input ([`Ahead`]): nobody waits for memory, nor for
+//! the look-up of its pages, at a panel's beginning.
 
 #![expect(unsafe_code, reason = "register tiles read and write by pointer, behind checked lengths")]
 
@@ -29,8 +32,10 @@ use crate::simd::Simd;
 
 /// Inputs of a product of bfloat16 come in groups of so many, filled up with zeros.
 pub(crate) const BF16_DEPTH: usize = 32;
-/// So many inputs ahead, weights are asked for: they come from the second-level cache.
+/// So many inputs (or pairs of them) ahead, weights are asked for: they come from the second-level cache.
 const PREFETCH: usize = 16;
+/// Of a cache line, in `f32`.
+const LINE: usize = 16;
 /// The most rows of a tile of vectors.
 const MAX_ROWS: usize = 12;
 /// Rows, and columns, of the largest tile: AMX's.
@@ -108,6 +113,7 @@ impl Isa {
 /// What multiplies, on one thread.
 pub(crate) struct Multiplier {
     pub(crate) isa: Isa,
+    next: Next,
     #[cfg(target_arch = "x86_64")]
     tiles: Option<amx::Tiles>,
     sums: Sums,
@@ -121,6 +127,7 @@ impl Multiplier {
             (isa.level() == Level::Amx && number == Number::Bf16).then(|| unsafe { amx::Tiles::configure() });
         Self {
             isa,
+            next: Next::NOTHING,
             #[cfg(target_arch = "x86_64")]
             tiles,
             sums: Sums([0.0; MAX_TILE]),
@@ -176,8 +183,9 @@ impl Multiplier {
                     match (a, b) {
                         (Operand::F32(a, stride), Panel::F32(b)) => {
                             let (a, b) = (a.as_ptr().add(rows.start * stride), b.as_ptr());
-                            let sums = self.sums.0.as_mut_ptr();
-                            self.isa.run(F32Tile { rows: rows.len(), depth, a, stride, b, sums, goes_on });
+                            let ahead = self.next.of_tile(tile, tiles, depth);
+                            let (rows, sums) = (rows.len(), self.sums.0.as_mut_ptr());
+                            self.isa.run(Tile { rows, steps: depth, a, stride, b, ahead, sums, goes_on });
                         }
                         #[cfg(target_arch = "x86_64")]
                         (Operand::Bf16(a, stride), Panel::Bf16(b)) => {
@@ -196,8 +204,10 @@ impl Multiplier {
                                     );
                                 }
                                 None => {
-                                    let (pairs, sums) = (depth.div_ceil(2), self.sums.0.as_mut_ptr());
-                                    bf16_tiles(rows.len(), pairs, a, stride, b, sums, goes_on);
+                                    let steps = depth.div_ceil(2);
+                                    let ahead = self.next.of_tile(tile, tiles, steps);
+                                    let (rows, sums) = (rows.len(), self.sums.0.as_mut_ptr());
+                                    bf16_tiles(Tile { rows, steps, a, stride, b, ahead, sums, goes_on });
                                 }
                             }
                         }
@@ -209,6 +219,36 @@ impl Multiplier {
             self.isa.run(Finish { epilogue, rows, panel, sums });
         }
     }
+}
+
+/// What is multiplied by next. It is asked for and not read: any address will do.
+#[derive(Clone, Copy)]
+struct Next {
+    start: *const f32,
+    bytes: usize,
+}
+
+impl Next {
+    const NOTHING: Self = Self { start: std::ptr::null(), bytes: 0 };
+
+    fn of(lines: &[Line]) -> Self {
+        Self { start: lines.as_ptr().cast(), bytes: size_of_val(lines) }
+    }
+
+    /// What one of so many tiles asks for, in so many steps.
+    fn of_tile(self, tile: usize, tiles: usize, steps: usize) -> Option<Ahead> {
+        let stride = self.bytes.div_ceil(tiles * steps);
+        let at = self.start.wrapping_byte_add(tile * steps * stride);
+        (self.bytes > 0).then_some(Ahead { at, stride })
+    }
+}
+
+/// What a tile asks for with its inputs.
+#[derive(Clone, Copy)]
+struct Ahead {
+    at: *const f32,
+    /// In bytes, from one input (or pair of them) to the next.
+    stride: usize,
 }
 
 /// The sums of a tile, `[rows, width]`.
@@ -246,45 +286,50 @@ macro_rules! with_rows {
     };
 }
 
-/// As [`f32_tile`].
-struct F32Tile {
+/// Some rows times a panel, into or onto `sums`.
+///
+/// Whoever runs one promises that `a` has `rows` rows of as many numbers as all `steps` take (one, or a pair of bfloat16),
+/// a row every `stride` numbers; that `b` has two vectors for each step; and that `sums` has room for two vectors for each
+/// row, and holds them if it `goes_on`.
+struct Tile<T> {
     rows: usize,
-    depth: usize,
-    a: *const f32,
+    steps: usize,
+    a: *const T,
     stride: usize,
-    b: *const f32,
+    b: *const T,
+    ahead: Option<Ahead>,
     sums: *mut f32,
     goes_on: bool,
 }
 
-impl Kernel for F32Tile {
+impl<T> Tile<T> {
+    /// What it asks for; what it reads anyway, where that is nothing else.
+    fn ahead(&self) -> Ahead {
+        self.ahead.unwrap_or(Ahead { at: self.b.cast(), stride: 0 })
+    }
+}
+
+impl Kernel for Tile<f32> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { rows, depth, a, stride, b, sums, goes_on } = self;
         // SAFETY: only `multiply` makes one, of what it has checked; its tiles are as high as `S::TILE_ROWS`, its
         // panels two vectors wide, and its sums have room for a tile
         unsafe {
-            with_rows!(rows, S::TILE_ROWS, M => f32_tile::<S, M>(simd, depth, a, stride, b, sums, goes_on));
+            with_rows!(self.rows, S::TILE_ROWS, M => f32_tile::<S, M>(simd, self));
         }
     }
 }
 
-/// `M` rows times a panel, into or onto `out`, `[M, two vectors]`.
+/// Of `M` rows.
 ///
 /// # Safety
-/// `a` must have `M` rows of `depth` numbers, one every `stride`; `b` must have `depth` rows of two vectors; `out`
-/// must have room for `M` rows of two vectors, and hold them if it `goes_on`.
+/// As [`Tile`] says.
 #[inline(always)]
-unsafe fn f32_tile<S: Simd, const M: usize>(
-    simd: S,
-    depth: usize,
-    mut a: *const f32,
-    stride: usize,
-    mut b: *const f32,
-    out: *mut f32,
-    goes_on: bool,
-) {
+unsafe fn f32_tile<S: Simd, const M: usize>(simd: S, tile: Tile<f32>) {
+    let mut ahead = tile.ahead();
+    let Tile { steps, mut a, stride, mut b, sums: out, goes_on, .. } = tile;
+    let lines = (2 * S::LANES).div_ceil(LINE);
     // SAFETY: the caller's promise
     unsafe {
         let at = |m: usize| out.add(m * 2 * S::LANES);
@@ -294,10 +339,12 @@ unsafe fn f32_tile<S: Simd, const M: usize>(
                 *sums = [simd.load_ptr(at(m)), simd.load_ptr(at(m).add(S::LANES))];
             }
         }
-        for _ in 0..depth {
+        for _ in 0..steps {
             let (b0, b1) = (simd.load_ptr(b), simd.load_ptr(b.add(S::LANES)));
-            simd.prefetch(b.wrapping_add(PREFETCH * 2 * S::LANES));
-            simd.prefetch(b.wrapping_add(PREFETCH * 2 * S::LANES + S::LANES));
+            for line in 0..lines {
+                simd.prefetch(b.wrapping_add(PREFETCH * 2 * S::LANES + line * LINE));
+                simd.prefetch_for_later(ahead.at.wrapping_byte_add(ahead.stride / lines * line));
+            }
             for (m, [left, right]) in sums.iter_mut().enumerate() {
                 let x = simd.splat(*a.add(m * stride));
                 *left = simd.mul_add(x, b0, *left);
@@ -305,6 +352,7 @@ unsafe fn f32_tile<S: Simd, const M: usize>(
             }
             a = a.add(1);
             b = b.add(2 * S::LANES);
+            ahead.at = ahead.at.wrapping_byte_add(ahead.stride);
         }
         for (m, [left, right]) in sums.into_iter().enumerate() {
             simd.store_ptr(at(m), left);
@@ -313,39 +361,26 @@ unsafe fn f32_tile<S: Simd, const M: usize>(
     }
 }
 
-/// The same for pairs of bfloat16, of so many rows.
-///
 /// # Safety
-/// As [`f32_tile`], with `rows` for `M`, and `depth` as `2 · pairs`; and the machine must have AVX-512 BF16.
+/// As [`Tile`] says; and the machine must have AVX-512 BF16.
 #[cfg(target_arch = "x86_64")]
-unsafe fn bf16_tiles(
-    rows: usize,
-    pairs: usize,
-    a: *const bf16,
-    stride: usize,
-    b: *const bf16,
-    out: *mut f32,
-    goes_on: bool,
-) {
+unsafe fn bf16_tiles(tile: Tile<bf16>) {
     // SAFETY: the caller's promise
     unsafe {
-        with_rows!(rows, MAX_ROWS, M => bf16_tile::<M>(pairs, a, stride, b, out, goes_on));
+        with_rows!(tile.rows, MAX_ROWS, M => bf16_tile::<M>(tile));
     }
 }
 
+/// Of `M` rows.
+///
 /// # Safety
 /// As [`bf16_tiles`].
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn bf16_tile<const M: usize>(
-    pairs: usize,
-    a: *const bf16,
-    stride: usize,
-    b: *const bf16,
-    out: *mut f32,
-    goes_on: bool,
-) {
+unsafe fn bf16_tile<const M: usize>(tile: Tile<bf16>) {
     use std::arch::x86_64::*;
+    let mut ahead = tile.ahead();
+    let Tile { steps, a, stride, b, sums: out, goes_on, .. } = tile;
     // SAFETY: the caller's promise, and pointers are moved past the last pair but not read there; `__m512bh` is any
     // 512 bits
     unsafe {
@@ -356,9 +391,13 @@ unsafe fn bf16_tile<const M: usize>(
             }
         }
         let (mut a, mut b) = (a.cast::<i32>(), b.cast::<f32>());
-        for _ in 0..pairs {
+        for _ in 0..steps {
             let b0: __m512bh = std::mem::transmute(_mm512_loadu_ps(b));
             let b1: __m512bh = std::mem::transmute(_mm512_loadu_ps(b.add(16)));
+            for line in 0..2 {
+                _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(PREFETCH * 32 + line * LINE).cast());
+                _mm_prefetch::<_MM_HINT_T1>(ahead.at.wrapping_byte_add(ahead.stride / 2 * line).cast());
+            }
             for (m, [left, right]) in sums.iter_mut().enumerate() {
                 let x = a.byte_add(m * stride * 2).read_unaligned();
                 let x: __m512bh = std::mem::transmute(_mm512_set1_epi32(x));
@@ -367,6 +406,7 @@ unsafe fn bf16_tile<const M: usize>(
             }
             a = a.add(1);
             b = b.add(32);
+            ahead.at = ahead.at.wrapping_byte_add(ahead.stride);
         }
         for (m, [left, right]) in sums.into_iter().enumerate() {
             _mm512_storeu_ps(out.add(m * 32), left);
@@ -494,8 +534,11 @@ impl Packed {
         epilogue: &mut E,
     ) {
         let mut multiplier = Multiplier::new(self.isa, self.number);
-        for panel in panels {
-            let lines = &self.lines[panel * self.panel_lines..][..self.panel_lines];
+        let lines_of = |panel: usize| &self.lines[panel * self.panel_lines..][..self.panel_lines];
+        for panel in panels.clone() {
+            let lines = lines_of(panel);
+            let follows = panel + 1 < panels.end;
+            multiplier.next = if follows { Next::of(lines_of(panel + 1)) } else { Next::NOTHING };
             let weights = match operand {
                 Operand::F32(..) => Panel::F32(bytemuck::cast_slice(lines)),
                 Operand::Bf16(..) => Panel::Bf16(bytemuck::cast_slice(lines)),

@@ -58,6 +58,11 @@ impl Simd for Avx2 {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
     #[inline(always)]
+    fn prefetch_for_later(self, at: *const f32) {
+        // SAFETY: as above
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+    }
+    #[inline(always)]
     fn load_partial(self, from: &[f32]) -> __m256 {
         unsafe { _mm256_maskload_ps(from.as_ptr(), Self::mask(from.len())) }
     }

@@ -56,6 +56,11 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
     #[inline(always)]
+    fn prefetch_for_later(self, at: *const f32) {
+        // SAFETY: as above
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+    }
+    #[inline(always)]
     fn load_partial(self, from: &[f32]) -> __m512 {
         unsafe { _mm512_maskz_loadu_ps(mask16(from.len()), from.as_ptr()) }
     }

@@ -38,9 +38,12 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// # Safety
     /// `LANES` numbers must be writable.
     unsafe fn store_ptr(self, to: *mut f32, x: Self::V);
-    /// Asks for a cache line that will be read; any address will do.
+    /// Asks for a cache line that is read soon; any address will do.
     #[inline(always)]
     fn prefetch(self, _: *const f32) {}
+    /// Asks for one that is read later, into the second-level cache.
+    #[inline(always)]
+    fn prefetch_for_later(self, _: *const f32) {}
     /// The first numbers, and zeros if they are fewer than a vector has.
     fn load_partial(self, from: &[f32]) -> Self::V;
     /// As many numbers as there is room for.
