@@ -150,6 +150,7 @@ fn the_manual_is_what_it_was() {
     let commands = [
         "",
         "serve",
+        "init",
         "score",
         "train",
         "merge",
@@ -160,6 +161,8 @@ fn the_manual_is_what_it_was() {
         "bench server",
         "bench group",
         "health",
+        "completions",
+        "man",
     ];
     for command in commands {
         let command: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();

@@ -10,7 +10,6 @@ use indicatif::ProgressBar;
 
 use crate::cli::TruncationArg;
 use crate::cli::fetch::Fetcher;
-use crate::cli::parse_reduction;
 use crate::cli::progress;
 use crate::cli::trial;
 use crate::config::VariantOptions;
@@ -60,7 +59,7 @@ pub(super) struct EvaluateArgs {
     #[arg(long, value_delimiter = ',', value_name = "SHARE,SHARE")]
     coefficients: Option<Vec<f64>>,
     /// ENS: mean, min, median, mean-std=BETA or uwo=LAMBDA [default: mean].
-    #[arg(long, value_parser = parse_reduction)]
+    #[arg(long)]
     reduction: Option<Reduction>,
     /// What `rewarm train` wrote down (train.json): splits the file that was trained on, by its content, into pairs
     /// with their right label, pairs with a flipped label, and pairs held out.

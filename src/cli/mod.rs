@@ -5,16 +5,19 @@ mod calibrate;
 mod canary;
 mod evaluate;
 mod fetch;
+mod init;
 mod load;
 mod merge;
 mod progress;
 mod score;
 mod serve;
+mod shell;
 mod stop;
 mod supervised;
 mod train;
 mod trial;
 
+use std::io::Write;
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::net::SocketAddr;
@@ -22,20 +25,28 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::ArgGroup;
 use clap::Args;
 use clap::Parser;
 use clap::Subcommand;
 use clap::ValueEnum;
+use clap::error::ErrorKind;
 
 use crate::cli::bench::BenchArgs;
 use crate::cli::calibrate::CalibrateArgs;
 use crate::cli::canary::CanaryArgs;
 use crate::cli::evaluate::EvaluateArgs;
+use crate::cli::init::InitArgs;
 use crate::cli::merge::MergeArgs;
+use crate::cli::shell::CompletionsArgs;
+use crate::cli::shell::ManArgs;
 use crate::cli::train::TrainArgs;
 use crate::client;
+use crate::config;
 use crate::config::MAX_THREADS;
 use crate::config::Overrides;
+use crate::config::Variable;
+use crate::config::VariantOptions;
 use crate::model::ModelError;
 use crate::model::device::DeviceName;
 use crate::model::dtype::Dtype;
@@ -61,7 +72,9 @@ pub struct Cli {
 const EXAMPLES: &str = "\
 Examples:
   rewarm serve                                 serve the demo family
-  rewarm serve --config rewarm.toml --check    validate a configuration
+  rewarm serve --model path/to/checkpoint      serve a reward model
+  rewarm init a b c                            write rewarm.toml, which serves members as WARM and as ENS
+  rewarm serve --config rewarm.toml --check    validate it
   echo '{\"prompt\": \"Hi\", \"response\": \"Hello!\"}' | rewarm score --model path/to/checkpoint
   rewarm score --server http://127.0.0.1:50051 --variant ens < samples.jsonl
   rewarm train --config train.toml             preference pairs to a family of reward models
@@ -86,6 +99,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(ServeArgs),
+    Init(InitArgs),
     Score(ScoreArgs),
     Train(TrainArgs),
     Merge(MergeArgs),
@@ -94,6 +108,8 @@ enum Command {
     Bench(BenchArgs),
     Canary(CanaryArgs),
     Health(HealthArgs),
+    Completions(CompletionsArgs),
+    Man(ManArgs),
     /// Tries what standard input names, for a process that is about to load it.
     #[command(name = trial::COMMAND, hide = true)]
     Trial,
@@ -101,7 +117,8 @@ enum Command {
 
 /// Serves rewards over gRPC.
 ///
-/// Without --config, serves the demo family: `deploy/demo` in the current directory, or in one above the program.
+/// One variant is named by --model, or by --members and --mode; several by a configuration, which `rewarm init` writes. Without
+/// any, serves the demo family: `deploy/demo` in the current directory, or in one above the program.
 ///
 /// A checkpoint with golden rewards (see `rewarm calibrate`) is tested before it serves: it has to give them again.
 ///
@@ -112,26 +129,32 @@ enum Command {
 /// A fault of a GPU is final for the process: it answers what it holds with UNAVAILABLE, says so in health and log, and
 /// ends with exit code 3, for its supervisor to start it anew.
 #[derive(Debug, Args)]
-#[command(after_long_help = CONFIG_MANUAL)]
+#[command(group(ArgGroup::new("by").args(["model", "members"])))]
+#[command(group(ArgGroup::new("of_variant").args(["base", "max_tokens"]).multiple(true).requires("by")))]
 struct ServeArgs {
     /// The configuration, a TOML file; flags and variables win over it.
     #[arg(long, value_name = "FILE", env = "REWARM_CONFIG")]
     config: Option<PathBuf>,
+    #[command(flatten)]
+    variant: VariantArgs,
+    /// In place of every variant's dtype: f32, bf16, f16 or auto.
+    #[arg(long, env = "REWARM_DTYPE")]
+    dtype: Option<Dtype>,
     /// Validates the configuration and the checkpoints it names, short of reading weights, prints every problem,
     /// and exits 0 or 1. Models of the hub are fetched.
     #[arg(long)]
     check: bool,
     /// Where gRPC listens [default: 0.0.0.0:50051].
-    #[arg(long, value_name = "ADDRESS", env = "REWARM_LISTEN")]
+    #[arg(long, value_name = "ADDRESS", env = "REWARM_LISTEN", value_parser = config::address)]
     listen: Option<SocketAddr>,
     /// Where HTTP listens, for trainers that speak JSON [default: nowhere].
-    #[arg(long, value_name = "ADDRESS", env = "REWARM_HTTP")]
+    #[arg(long, value_name = "ADDRESS", env = "REWARM_HTTP", value_parser = config::address)]
     http: Option<SocketAddr>,
     /// Where the admin service (reload, routing, drain) listens [default: 127.0.0.1:50052].
-    #[arg(long, value_name = "ADDRESS", env = "REWARM_ADMIN")]
+    #[arg(long, value_name = "ADDRESS", env = "REWARM_ADMIN", value_parser = config::address)]
     admin: Option<SocketAddr>,
     /// Where /metrics, /healthz and /readyz are [default: 127.0.0.1:9090].
-    #[arg(long, value_name = "ADDRESS", env = "REWARM_METRICS")]
+    #[arg(long, value_name = "ADDRESS", env = "REWARM_METRICS", value_parser = config::address)]
     metrics: Option<SocketAddr>,
     /// The server's certificate and those between it and a root, in PEM: its ports speak TLS then.
     #[arg(long, value_name = "FILE", env = "REWARM_TLS_CERTIFICATE")]
@@ -173,104 +196,6 @@ struct ServeArgs {
     log_level: Option<telemetry::Level>,
 }
 
-const CONFIG_MANUAL: &str = "\
-The configuration, with its defaults (unknown keys are errors; paths are relative to the file):
-
-  [server]
-  listen  = \"0.0.0.0:50051\"
-  http    = \"0.0.0.0:8080\"            # not there unless it is set
-  admin   = \"127.0.0.1:50052\"
-  metrics = \"127.0.0.1:9090\"
-  tokens  = \"tokens.toml\"            # every call but health needs one of them: see below
-  max_message_bytes = 33554432        # a larger request is refused
-  message_seconds = 60                # for a message to arrive, from its first byte to its last
-  max_in_flight_bytes = 536870912     # of all requests together, from first byte to answer; more are refused
-  max_connections = 8192              # to listen, and to http; fewer where ulimit -n allows no more
-  max_connections_per_peer = 0        # from one address to one port; 0: no bound of its own
-  first_bytes_seconds = 10            # a connection that has not begun to speak by then is closed
-  idle_seconds = 75                   # and so is one of HTTP/1 on which nothing moves
-  keepalive_seconds = 30              # a silent gRPC connection is asked whether it lives
-  keepalive_timeout_seconds = 20      # and closed if it does not answer by then; else it stays
-  reload = \"beside\"                   # the old models serve while others are loaded; or \"replace\", where memory
-                                      # holds only one generation: nothing serves meanwhile, and if the new
-                                      # ones cannot, the old ones are loaded again
-  drain_grace_seconds = 5             # after SIGTERM: time for load balancers to look elsewhere
-  drain_seconds = 30                  # after that: time for admitted work to finish
-  threads = 0                         # that compute, tokenize, serve: of each; 0: one for each CPU
-
-  [server.connections]
-  max_age_seconds = 0                 # an older one (a tenth more or less) ends when its calls are
-                                      # answered: callers find servers that came later; 0: never
-
-  [server.access_log]
-  fraction = 0                        # of the requests and pages with an answer, one line each; above 0,
-                                      # those that fail all have one, and of calls that were not let in
-                                      # the fraction. Texts are never logged
-
-  [server.otlp]
-  endpoint = \"http://127.0.0.1:4317\"  # spans and metrics go there, over gRPC; none unless it is set.
-                                      # OpenTelemetry's own variables count, too: its endpoint,
-                                      # headers, timeout, service name, attributes, sampler
-
-  [server.tls]                        # none unless certificate and key are given
-  certificate = \"tls.crt\"             # PEM, as the others; all are read again when they change
-  key = \"tls.key\"
-  client_ca = \"ca.crt\"                # every call but health needs a certificate that it signed
-  plain = [\"metrics\"]                 # ports that stay without TLS: listen, http, admin, metrics
-
-  [batching]
-  max_batch_tokens = 16384            # a batch takes samples up to this many tokens
-  max_step_tokens = 1024              # a longer sample is computed in steps, and others between
-  max_queue_tokens = 1048576          # what waits for one variant, at most, as a request sees it: what is
-                                      # less urgent does not count, so background work shuts nobody out
-  max_samples_per_request = 1024
-  share_prefixes = true               # what samples of a batch begin with alike is computed once
-
-  [variants.NAME]                     # NAME: 1 to 64 of a-z, 0-9, _ and -
-  mode = \"warm\"                       # warm: one model, or members merged at load; ens: members
-  model = \"path\"                      # or: members = [\"path\", \"path\"]; a path is a directory, or else a model of
-                                      # the hub: \"org/name\", \"org/name@revision\"
-  base = \"path\"                       # what members that are LoRA adapters (PEFT directories) were trained on
-  coefficients = [0.5, 0.5]           # warm: members' shares, summing to 1 (equal when absent)
-  reduction = \"mean\"                  # ens: \"mean\", \"min\", \"median\", { mean-std = { beta = 0.5 } },
-                                      #      { uwo = { lambda = 0.5 } }
-  dtype = \"f32\"                       # f32, bf16, f16, or auto: bf16 where this machine is faster in it (and the
-                                      # weights are not f16), else f32; the log and GetServerInfo say which
-  device = \"auto\"                     # auto: the first card that can, else the CPU (the log says why)
-                                      # cpu, cuda, cuda:1, or several: [\"cuda:0\", \"cuda:1\"], with a copy
-                                      # on each, or an ensemble's members among them if none fits
-  max_tokens = 4096                   # in place of the model's own limit
-  pooling = \"last_token\"              # overrides the checkpoint's: cls, mean, last_token,
-                                      # last_non_pad, first_eos
-
-  [routing]                           # needed with several variants
-  weights = { warm = 9, ens = 1 }     # for requests that name no variant
-  shadow = { variant = \"ens\", fraction = 0.01 }
-                                      # scores so many of what others answer too, when the device has nothing
-                                      # else to do, for metrics alone; by routing key, else by prompt
-
-  [log]
-  format = \"text\"                     # text or json
-  level = \"info\"
-
-A flag wins over its variable, a variable over the file.
-
-The file of tokens, which is read again when it changes (at most 32 names; they are labels of metrics):
-
-  [tokens.NAME]
-  sha256 = \"<64 hexadecimal digits>\"  # of the token (sha256sum); or token = \"...\" itself;
-                                      # a list while one takes the other's place
-  allow = [\"score\"]                   # of score, metrics, admin
-  max_requests = 64                   # in flight together; more are refused, with when to try again
-  max_tokens = 262144                 # of their texts, in flight together
-  max_priority = \"interactive\"        # requests that ask for more are treated like this; it and the
-                                      # limits may be absent: there are none then
-
-A caller sends `authorization: Bearer TOKEN`, or the token in the URL, http://any:TOKEN@host.
-
-Models of the hub are kept in the cache that Python's libraries use, and HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_ENDPOINT and
-HF_HUB_OFFLINE mean what they mean there. A reload asks again which commit a branch is.";
-
 /// Scores JSON lines, with models in this process or with a server.
 ///
 /// Each input line is one of {"prompt", "response"}, {"messages": [{"role", "content"}]}, {"formatted"} and
@@ -279,38 +204,28 @@ HF_HUB_OFFLINE mean what they mean there. A reload asks again which commit a bra
 /// "member_rewards" and "reward_std" for an ensemble; or {"id", "error"}. Blank lines are skipped. Exits 1 when a
 /// line had an error.
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("by").args(["model", "members", "server"]).required(true)))]
+#[command(group(ArgGroup::new("local").args(["base", "max_tokens", "dtype", "device", "batch_tokens"]).multiple(true).conflicts_with("server")))]
 struct ScoreArgs {
-    #[command(flatten)]
-    by: ScoreBy,
+    /// A running server, for example http://127.0.0.1:50051.
+    #[arg(long, value_name = "URL")]
+    server: Option<String>,
     #[command(flatten)]
     ask: AskArgs,
-    /// How members become one reward.
-    #[arg(long, conflicts_with_all = ["model", "server"])]
-    mode: Option<Mode>,
-    /// Mode ens: mean, min, median, mean-std=BETA or uwo=LAMBDA [default: mean].
-    #[arg(long, conflicts_with_all = ["model", "server"], value_parser = parse_reduction)]
-    reduction: Option<Reduction>,
-    /// Mode warm: the members' shares, summing to 1 [default: equal].
-    #[arg(long, conflicts_with_all = ["model", "server"], value_delimiter = ',', value_name = "SHARE,SHARE")]
-    coefficients: Option<Vec<f64>>,
-    /// What --model or --members were trained on, where they are LoRA adapters (PEFT directories).
-    #[arg(long, value_name = "DIR", conflicts_with = "server")]
-    base: Option<String>,
+    #[command(flatten)]
+    variant: VariantArgs,
     /// What to compute in [default: f32].
-    #[arg(long, conflicts_with = "server")]
+    #[arg(long)]
     dtype: Option<Dtype>,
     /// auto, cpu, cuda, cuda:N, or several cards with commas; auto is the first card that can, else the CPU [default: auto].
-    #[arg(long, conflicts_with = "server", value_name = "DEVICE")]
+    #[arg(long, value_name = "DEVICE")]
     device: Option<DeviceName>,
-    /// The limit for tokens, in place of the model's own.
-    #[arg(long, conflicts_with = "server")]
-    max_tokens: Option<usize>,
     /// A batch takes samples up to this many tokens [default: 16384].
-    #[arg(long, conflicts_with = "server", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     batch_tokens: Option<u32>,
     /// The server's variant that shall score [default: by the server's routing].
-    #[arg(long, conflicts_with_all = ["model", "members"])]
-    variant: Option<String>,
+    #[arg(long = "variant", id = "of_server", value_name = "NAME", conflicts_with_all = ["model", "members"])]
+    of_server: Option<String>,
     /// What to do with a sample that is longer than the limit.
     #[arg(long, default_value = "reject")]
     truncation: TruncationArg,
@@ -322,18 +237,53 @@ struct ScoreArgs {
     output: PathBuf,
 }
 
-#[derive(Debug, Args)]
-#[group(required = true, multiple = false)]
-struct ScoreBy {
+/// What is loaded, as flags say it.
+#[derive(Clone, Debug, Args)]
+struct VariantArgs {
     /// A checkpoint: a Hugging Face directory, or a model of the hub, org/name or org/name@revision.
     #[arg(long, value_name = "DIR")]
     model: Option<String>,
     /// Several checkpoints of one family; say with --mode what becomes of them.
-    #[arg(long, value_name = "DIR,DIR", value_delimiter = ',', requires = "mode")]
+    #[arg(long, value_name = "DIR,DIR", value_delimiter = ',', requires = "mode", conflicts_with = "model")]
     members: Option<Vec<String>>,
-    /// A running server, for example http://127.0.0.1:50051.
-    #[arg(long, value_name = "URL")]
-    server: Option<String>,
+    /// How --members become one reward: warm averages their weights, ens their rewards.
+    #[arg(long, requires = "members", conflicts_with = "model")]
+    mode: Option<Mode>,
+    /// Mode ens: mean, min, median, mean-std=BETA or uwo=LAMBDA [default: mean].
+    #[arg(long, requires = "members", conflicts_with = "model")]
+    reduction: Option<Reduction>,
+    /// Mode warm: the members' shares, summing to 1 [default: equal].
+    #[arg(
+        long,
+        requires = "members",
+        conflicts_with = "model",
+        value_delimiter = ',',
+        value_name = "SHARE,SHARE"
+    )]
+    coefficients: Option<Vec<f64>>,
+    /// What --model or --members were trained on, where they are LoRA adapters (PEFT directories).
+    #[arg(long, value_name = "DIR")]
+    base: Option<String>,
+    /// The limit for tokens, in place of the model's own.
+    #[arg(long, value_name = "COUNT")]
+    max_tokens: Option<usize>,
+}
+
+impl VariantArgs {
+    /// If a checkpoint is named.
+    fn options(self) -> Option<VariantOptions> {
+        let Self { model, members, mode, reduction, coefficients, base, max_tokens } = self;
+        (model.is_some() || members.is_some()).then(|| VariantOptions {
+            mode: Some(mode.unwrap_or(Mode::Warm)),
+            model,
+            members,
+            base,
+            coefficients,
+            reduction,
+            max_tokens,
+            ..VariantOptions::default()
+        })
+    }
 }
 
 /// How a command asks a server.
@@ -407,7 +357,7 @@ struct HealthArgs {
     #[arg(long, value_name = "URL")]
     server: Option<String>,
     /// The server's own --listen, for a check beside it.
-    #[arg(long, value_name = "ADDRESS", env = "REWARM_LISTEN", default_value = "0.0.0.0:50051")]
+    #[arg(long, value_name = "ADDRESS", env = "REWARM_LISTEN", value_parser = config::address, default_value = "0.0.0.0:50051")]
     listen: SocketAddr,
     /// Asks for one variant instead of the server as a whole.
     #[arg(long, value_name = "NAME")]
@@ -416,11 +366,36 @@ struct HealthArgs {
     ask: AskArgs,
 }
 
+/// What follows the help of a command: configurations, which somebody may cut out. clap would wrap their lines, and what was
+/// cut out would be no TOML any more.
+const MANUALS: [(&str, &str); 2] =
+    [("serve", include_str!("manual/serve.txt")), ("train", include_str!("manual/train.txt"))];
+
 impl Cli {
+    /// What was typed; help, the version and mistakes are printed, and end the process.
+    pub fn typed() -> Self {
+        Self::try_parse().unwrap_or_else(|error| {
+            let words: Vec<String> = std::env::args().skip(1).collect();
+            let is_long =
+                words.iter().any(|word| word == "--help") || words.first().is_some_and(|word| word == "help");
+            let manual = MANUALS.iter().find(|(command, _)| words.iter().any(|word| word == command));
+            match manual {
+                Some((_, manual)) if error.kind() == ErrorKind::DisplayHelp && is_long => {
+                    // whoever has closed standard output has read enough
+                    let _ = error.print();
+                    let _ = write!(std::io::stdout(), "\n{manual}");
+                    std::process::exit(0)
+                }
+                _ => error.exit(),
+            }
+        })
+    }
+
     /// Runs the command to its end.
     pub fn run(self) -> anyhow::Result<()> {
         match self.command {
             Command::Serve(args) => serve::run(&args),
+            Command::Init(args) => init::run(&args),
             Command::Score(args) => score::run(args),
             Command::Calibrate(args) => calibrate::run(&args),
             Command::Merge(args) => merge::run(args),
@@ -428,6 +403,8 @@ impl Cli {
             Command::Canary(args) => canary::run(&args),
             Command::Train(args) => train::run(&args),
             Command::Evaluate(args) => evaluate::run(args),
+            Command::Completions(args) => shell::completions(&args),
+            Command::Man(args) => shell::man(&args),
             Command::Trial => trial::run(),
             Command::Health(args) => {
                 let (variant, ask) = (args.variant.as_deref(), &args.ask);
@@ -444,6 +421,8 @@ impl ServeArgs {
     fn overrides(&self) -> Overrides {
         Overrides {
             config: self.config.clone(),
+            variables: Variable::of_environment(),
+            variant: self.variant.clone().options(),
             ports: Ports::new([
                 (Port::Reward, self.listen),
                 (Port::Http, self.http),
@@ -455,6 +434,7 @@ impl ServeArgs {
             tls_client_ca: self.tls_client_ca.clone(),
             tokens: self.tokens.clone(),
             device: self.device.clone(),
+            dtype: self.dtype,
             threads: self.threads.map(usize::from),
             access_log: self.access_log,
             otlp: self.otlp_endpoint.clone(),
@@ -489,21 +469,6 @@ impl From<TruncationArg> for text::Truncation {
     }
 }
 
-fn parse_reduction(text: &str) -> Result<Reduction, String> {
-    let (name, cost) = match text.split_once('=') {
-        Some((name, cost)) => (name, Some(cost.parse().map_err(|_| format!("`{cost}` is not a number"))?)),
-        None => (text, None),
-    };
-    match (name, cost) {
-        ("mean", None) => Ok(Reduction::Mean),
-        ("min", None) => Ok(Reduction::Min),
-        ("median", None) => Ok(Reduction::Median),
-        ("mean-std", Some(beta)) => Ok(Reduction::MeanStd { beta }),
-        ("uwo", Some(lambda)) => Ok(Reduction::Uwo { lambda }),
-        _ => Err("give mean, min, median, mean-std=BETA or uwo=LAMBDA".to_owned()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -513,6 +478,59 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    /// The manual's configuration, with other values than the defaults, set line by line in a file and by variables alone.
+    #[test]
+    fn every_setting_of_the_manual_has_a_variable() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["path", "other"] {
+            std::fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        let (_, manual) = MANUALS[0];
+        let block = manual.lines().skip(2).take_while(|line| line.is_empty() || line.starts_with("  "));
+        let block = block.collect::<Vec<_>>().join("\n").replace("[variants.NAME]", "[variants.ens]");
+        let mut settings: toml::Table = block.parse().unwrap();
+        let ens = settings["variants"]["ens"].as_table_mut().unwrap();
+        let paths = || toml::Value::Array(vec!["path".into(), "other".into()]);
+        // warm's alone, and what needs real adapters
+        let of_warm: Vec<_> = ["model", "coefficients", "base"].map(|key| ens.remove(key).unwrap()).into();
+        ens.insert("members".to_owned(), paths());
+        ens["mode"] = "ens".into();
+        let warm = [("mode", "warm".into()), ("members", paths()), ("coefficients", of_warm[1].clone())];
+        let warm = toml::Value::Table(warm.into_iter().map(|(key, value)| (key.to_owned(), value)).collect());
+        settings["variants"].as_table_mut().unwrap().insert("warm".to_owned(), warm);
+        settings["server"]["connections"]["max_age_seconds"] = 7.into();
+
+        let mut variables = Vec::new();
+        change(&mut settings, "REWARM_", &mut |name, value| {
+            match value {
+                toml::Value::Integer(number) => *number += 1,
+                toml::Value::Boolean(value) => *value = !*value,
+                _ => {}
+            }
+            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            variables.push(Variable::new(&name, &text).expect("below a table"));
+        });
+        let file = folder.path().join("rewarm.toml");
+        let load = |text: &str, variables: Vec<Variable>| {
+            std::fs::write(&file, text).unwrap();
+            config::load(&Overrides { config: Some(file.clone()), variables, ..Overrides::default() })
+        };
+        assert!(variables.len() > 40, "{variables:?}");
+        let by_file = load(&settings.to_string(), Vec::new()).unwrap();
+        assert_eq!(load("", variables).unwrap(), by_file);
+    }
+
+    /// Every key below a table, by the name of its variable; tables that are one value are taken apart, too.
+    fn change(table: &mut toml::Table, prefix: &str, each: &mut impl FnMut(String, &mut toml::Value)) {
+        for (key, value) in table {
+            let name = format!("{prefix}{}", key.to_uppercase());
+            match value {
+                toml::Value::Table(table) => change(table, &format!("{name}__"), each),
+                value => each(name, value),
+            }
+        }
     }
 
     #[test]
@@ -526,14 +544,25 @@ mod tests {
             "score --model a --variant warm",
             "score --model a --batch-tokens 0",
             "score --members a,b --mode ens --reduction mean-std",
+            "score --server http://b --base c",
             "serve --listen nowhere",
+            "serve --model a --members b,c --mode ens",
+            "serve --members a,b",
+            "serve --model a --mode ens",
+            "serve --base a",
+            "init",
             "serve --log-level a=b=c",
         ];
         for line in refused {
             assert!(Cli::try_parse_from(["rewarm"].into_iter().chain(line.split(' '))).is_err(), "{line}");
         }
-        let accepted =
-            ["score --members a,b --mode ens --reduction uwo=0.5", "score --model a --dtype bf16", "serve"];
+        let accepted = [
+            "score --members a,b --mode ens --reduction uwo=0.5",
+            "score --model a --dtype bf16",
+            "serve",
+            "serve --model a --base b",
+            "serve --members a,b --mode ens --reduction min",
+        ];
         for line in accepted {
             assert!(Cli::try_parse_from(["rewarm"].into_iter().chain(line.split(' '))).is_ok(), "{line}");
         }

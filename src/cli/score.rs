@@ -5,6 +5,7 @@ use std::io;
 use std::io::BufRead;
 use std::io::BufReader;
 use std::io::BufWriter;
+use std::io::IsTerminal;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -50,23 +51,13 @@ pub(super) fn run(args: ScoreArgs) -> anyhow::Result<()> {
 
 fn backend(args: ScoreArgs) -> anyhow::Result<Box<dyn Backend>> {
     let truncation = args.truncation.into();
-    if let Some(server) = &args.by.server {
-        let variant = args.variant.unwrap_or_default();
+    if let Some(server) = &args.server {
+        let variant = args.of_server.unwrap_or_default();
         return Ok(Box::new(Client::connect(&args.ask.server(server)?, variant, truncation)?));
     }
-    let mode = args.mode.unwrap_or(Mode::Warm);
-    let options = VariantOptions {
-        mode: Some(mode),
-        model: args.by.model,
-        members: args.by.members,
-        base: args.base,
-        coefficients: args.coefficients,
-        reduction: args.reduction,
-        dtype: args.dtype,
-        device: args.device,
-        max_tokens: args.max_tokens,
-        pooling: None,
-    };
+    let options = args.variant.options().context("name what scores: --model, --members or --server")?;
+    let mode = options.mode.unwrap_or(Mode::Warm);
+    let options = VariantOptions { dtype: args.dtype, device: args.device, ..options };
     let config = options.check(mode.name(), Path::new(""))?;
     let variant = load::load(&mut Loader::default().from_shelf(), &config).context("load the models")?;
     let max_batch_tokens = args.batch_tokens.unwrap_or(DEFAULT_BATCH_TOKENS) as usize;
@@ -76,6 +67,13 @@ fn backend(args: ScoreArgs) -> anyhow::Result<Box<dyn Backend>> {
 /// The input, and its size where it is known.
 fn open(path: &Path) -> anyhow::Result<(Box<dyn BufRead>, Option<u64>)> {
     if path == Path::new("-") {
+        if io::stdin().is_terminal() {
+            // whoever typed no more would wait for ever
+            let _ = writeln!(
+                io::stderr(),
+                "reads JSON lines from standard input, until Ctrl-D; --input FILE reads a file"
+            );
+        }
         return Ok((Box::new(io::stdin().lock()), None));
     }
     let file = File::open(path).with_context(|| format!("open {}", path.display()))?;

@@ -39,7 +39,7 @@ use crate::telemetry;
 /// Ctrl-C (or SIGTERM) stops after the step; a second one at once. The same command goes on from there, also after a
 /// kill, and ends with the same weights, bit for bit, as if it had never stopped.
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES, after_long_help = CONFIG_MANUAL)]
+#[command(after_help = EXAMPLES)]
 pub(super) struct TrainArgs {
     #[command(flatten)]
     options: TrainOptions,
@@ -49,64 +49,6 @@ pub(super) struct TrainArgs {
 }
 
 const EXAMPLES: &str = "\
-Examples:
-  rewarm train --config train.toml
-  rewarm train --base path/to/base --pairs pairs.jsonl.gz --output family --num-members 4 --epochs 2";
-
-const CONFIG_MANUAL: &str = "\
-The configuration, with its defaults (unknown keys are errors; paths are relative to the file):
-
-  base = \"path\"                       # where members start: any family that is served, with a reward head or without
-  pairs = [\"a.jsonl\", \"b.jsonl.gz\"]   # one path or several
-  output = \"path\"                     # the folder of the family
-  seed = 0                            # of split, draws, and what a base without head lacks
-
-  validation = [\"val.jsonl\"]          # pairs that judge, or else:
-  validation_fraction = 0.1           # so much of the pairs is set aside, no prompt on both sides unless all have
-                                      # the same; 0: no validation
-  max_tokens = 512                    # in place of the model's own limit
-  truncation = \"reject\"               # a pair with a side that is too long: reject (left out and counted), or left,
-                                      # right: tokens are dropped there, the prompt's first
-  corrupt = 0.0                       # so many training labels are turned round; train.json says which
-  corrupt_seed = 0                    # default: seed
-
-  num_members = 4
-  learning_rate = [1e-5, 2e-5, 4e-5]  # members draw: one of a list (all are used before one is used again), from
-                                      # { min = 1e-5, max = 1e-4 } (by factors), or one number for all
-  dropout = [0.0, 0.05, 0.1]          # the same (evenly); on hidden states, as transformers does
-  epochs = 1
-
-  batch_tokens = 4096                 # a step takes pairs up to so many tokens (the default without batch_pairs)
-  batch_pairs = 32                    # or so many pairs, whatever is reached first; default: no limit
-  micro_batch_tokens = 512            # what a thread computes at a time: memory against speed
-  warmup_fraction = 0.06              # of a member's steps; the learning rate rises in a straight line
-  decay = \"linear\"                    # after that: linear or cosine to zero, or constant
-  weight_decay = 0.01                 # AdamW's, on matrices
-  betas = [0.9, 0.999]
-  eps = 1e-8
-  clip_norm = 1.0                     # of all gradients together; 0: never
-  centering = 0.0                     # adds this times the mean of (chosen + rejected)^2 to the loss
-  frozen_layers = 0                   # so many first layers stay as they are, and the embeddings with them
-  frozen_embeddings = false
-  dtype = \"f32\"                       # of the written weights: f32, bf16 or f16
-
-  validate_every = 50                 # steps; default: ten times a member
-  checkpoint_every = 100              # steps between states on the disk
-
-  [probe]
-  enabled = true                      # false: members start from the head that the base has, or from a random one
-  l2 = 0.1                            # penalty on the head's weights, in units of the features' variance; default:
-                                      # chosen by the loss on thirds of the training pairs that are left out
-
-  [[members]]                         # instead of num_members: one table each; what is left out is drawn as above
-  base = \"path\"                       # its own start, with the same tokenizer and sizes
-  learning_rate = 2e-5
-  dropout = 0.1
-  epochs = 1
-  seed = 1                            # of its order and its dropout
-
-A flag wins over the file. Paths of flags are relative to the current directory.
-
 Examples:
   rewarm train --config train.toml
   rewarm train --base path/to/base --pairs pairs.jsonl.gz --output family --num-members 4 --epochs 2";

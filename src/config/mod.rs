@@ -9,18 +9,21 @@ pub mod train;
 mod variants;
 
 use std::net::SocketAddr;
+use std::net::ToSocketAddrs;
 use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::file::Problems;
 use crate::config::file::Section;
+pub use crate::config::file::Variable;
 pub use crate::config::variants::VariantOptions;
 pub use crate::config::variants::coefficient_problems;
 use crate::disk;
 use crate::engine;
 use crate::model::ModelError;
 use crate::model::device::DeviceName;
+use crate::model::dtype::Dtype;
 use crate::model::manifest::MAX_COUNT;
 use crate::model::variant::VariantConfig;
 use crate::service;
@@ -33,6 +36,10 @@ use crate::telemetry;
 pub struct Overrides {
     /// The file.
     pub config: Option<PathBuf>,
+    /// Of the environment: any key of the file.
+    pub variables: Vec<Variable>,
+    /// The only variant, whose paths are relative to the current folder.
+    pub variant: Option<VariantOptions>,
     /// `server.listen`, `server.http`, `server.admin`, `server.metrics`.
     pub ports: Ports,
     /// `server.tls.certificate`.
@@ -45,6 +52,8 @@ pub struct Overrides {
     pub tokens: Option<PathBuf>,
     /// In place of every variant's.
     pub device: Option<DeviceName>,
+    /// In place of every variant's.
+    pub dtype: Option<Dtype>,
     /// `server.threads`.
     pub threads: Option<usize>,
     /// `server.access_log.fraction`.
@@ -116,10 +125,17 @@ pub fn load(overrides: &Overrides) -> Result<ServeConfig, ConfigError> {
             let base = path.parent().unwrap_or(Path::new(""));
             assemble(&name, &text, base, overrides)
         }
+        // paths are relative to where the program was started
+        None if overrides.variant.is_some()
+            || overrides.variables.iter().any(|variable| variable.is_below(variants::TABLE)) =>
+        {
+            assemble("the environment", "", Path::new(""), overrides)
+        }
         None => {
             let base = demo_base().ok_or_else(|| {
                 ConfigError::from(vec![
-                    "there is no deploy/demo here or above the program: name a configuration with --config"
+                    "there is no deploy/demo here or above the program: name a checkpoint with --model or --members, or \
+                     a configuration with --config"
                         .to_owned(),
                 ])
             })?;
@@ -148,15 +164,19 @@ fn demo_base() -> Option<PathBuf> {
 
 fn assemble(name: &str, text: &str, base: &Path, overrides: &Overrides) -> Result<ServeConfig, ConfigError> {
     let mut problems = Problems::default();
-    let mut file = Section::parse(name, text, &mut problems);
+    let mut file = Section::parse(name, text, &overrides.variables, &mut problems);
     let mut server = file.section("server", &mut problems);
     let mut batching = file.section("batching", &mut problems);
     let mut routing = file.section("routing", &mut problems);
     let mut log = file.section("log", &mut problems);
 
-    let (mut variants, mut partial) = variants::take(&mut file, base, &mut problems);
-    if let Some(device) = &overrides.device {
-        variants.iter_mut().chain(&mut partial).for_each(|variant| variant.device = device.clone());
+    let (mut variants, mut partial) = match &overrides.variant {
+        Some(options) => variants::only(options, &mut file, &mut problems),
+        None => variants::take(&mut file, base, &mut problems),
+    };
+    for variant in variants.iter_mut().chain(&mut partial) {
+        variant.device = overrides.device.clone().unwrap_or_else(|| variant.device.clone());
+        variant.dtype = overrides.dtype.unwrap_or(variant.dtype);
     }
     let (limits, engine) = (service::Limits::default(), engine::Config::default());
     let service = service::Config {
@@ -322,12 +342,22 @@ fn connections(server: &mut Section<'_>, problems: &mut Problems) -> service::Co
     }
 }
 
+/// Where a port is: an IP address or the name of a host, and a number. Of several addresses that a name has, the first
+/// of IPv4, as `localhost` is meant.
+pub fn address(text: &str) -> Result<SocketAddr, String> {
+    let problem =
+        || format!("`{text}` is not a host and a port, such as 0.0.0.0:50051, [::]:50051 or localhost:50051");
+    // a name may be one that nobody knows just now
+    let found = text.to_socket_addrs().map_err(|error| format!("{}: {error}", problem()))?;
+    let found: Vec<SocketAddr> = found.collect();
+    found.iter().find(|address| address.is_ipv4()).or(found.first()).copied().ok_or_else(problem)
+}
+
 impl Section<'_> {
     fn address(&mut self, key: &str, problems: &mut Problems) -> Option<SocketAddr> {
         let place = self.place_of(key);
         let text = self.take::<String>(key, problems)?;
-        let problem = format!("{place}: {key}: `{text}` is not an IP address and a port, such as [::]:50051");
-        text.parse().map_err(|_| problems.add(problem)).ok()
+        address(&text).map_err(|problem| problems.add(format!("{place}: {key}: {problem}"))).ok()
     }
 
     /// Relative to the file's folder, which is `base`.
@@ -426,6 +456,8 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::model::scorer::Reduction;
+    use crate::model::variant::Mode;
 
     /// A folder with the checkpoint directories `a` and `b`.
     fn folder() -> tempfile::TempDir {
@@ -522,6 +554,110 @@ mod tests {
         );
     }
 
+    fn variables(all: &[(&str, &str)]) -> Vec<Variable> {
+        all.iter().map(|(name, text)| Variable::new(name, text).unwrap_or_else(|| panic!("{name}"))).collect()
+    }
+
+    #[test]
+    fn a_variable_wins_over_the_file_and_needs_no_quotes() {
+        let file = "[variants.ens]\nmode = 'ens'\nmembers = ['a']\n[variants.one]\nmode = 'warm'\nmodel = 'b'\n\
+                    [routing]\nweights = { ens = 1, one = 0 }\n[server]\nhttp = '127.0.0.1:7'";
+        let given = variables(&[
+            ("REWARM_VARIANTS__ENS__MEMBERS", "a, b"),
+            ("REWARM_VARIANTS__ENS__REDUCTION", "mean-std=0.5"),
+            ("REWARM_VARIANTS__ONE__MODEL", "2024"),
+            ("REWARM_VARIANTS__ONE__DEVICE", "cuda:0,cuda:1"),
+            ("REWARM_ROUTING__WEIGHTS__ONE", "3"),
+            ("REWARM_ROUTING__SHADOW__VARIANT", "ens"),
+            ("REWARM_ROUTING__SHADOW__FRACTION", "0.5"),
+            ("REWARM_SERVER__LISTEN", "localhost:3"),
+            ("REWARM_LOG__LEVEL", "info,h2=debug"),
+        ]);
+        let folder = folder();
+        std::fs::create_dir(folder.path().join("2024")).unwrap();
+        let overrides = Overrides { variables: given, ..Overrides::default() };
+        let config = assemble("rewarm.toml", file, folder.path(), &overrides).unwrap();
+        let service::Config { models, ports, .. } = &config.service;
+        let [ens, one] = &models.variants[..] else { panic!("{models:?}") };
+        assert_eq!((ens.members.len(), &ens.reduction), (2, &Reduction::MeanStd { beta: 0.5 }));
+        assert!(one.members[0].ends_with("2024") && one.device.to_string() == "cuda:0,cuda:1", "{one:?}");
+        assert_eq!(models.weights, BTreeMap::from([("ens".to_owned(), 1.0), ("one".to_owned(), 3.0)]));
+        assert_eq!(models.shadow.as_ref().map(|shadow| shadow.fraction), Some(0.5));
+        assert_eq!(ports.get(Port::Reward), Some(([127, 0, 0, 1], 3).into()));
+        assert_eq!(ports.get(Port::Http), Some(([127, 0, 0, 1], 7).into()));
+        assert_eq!(config.log.level, "info,h2=debug".parse().unwrap());
+    }
+
+    #[test]
+    fn what_is_no_setting_is_no_variable_and_a_mistake_is_told_by_its_name() {
+        for (name, text) in
+            [("REWARM_LISTEN", "x"), ("OTHER_SERVER__LISTEN", "x"), ("REWARM_SERVER__LISTEN", "")]
+        {
+            assert_eq!(Variable::new(name, text), None, "{name}");
+        }
+        for (name, text, problem) in [
+            ("REWARM_SERVER__LISTEN", "x", "REWARM_SERVER__LISTEN: listen: `x` is not a host and a port"),
+            (
+                "REWARM_BATCHING__MAX_BATCH_TOKEN",
+                "1",
+                "REWARM_BATCHING__MAX_BATCH_TOKEN: unknown key `batching.max_batch_token`: did you mean `max_batch_tokens`?",
+            ),
+            (
+                "REWARM_BATCHING__MAX_BATCH_TOKENS",
+                "many",
+                "REWARM_BATCHING__MAX_BATCH_TOKENS: batching.max_batch_tokens: invalid type: string \"many\"",
+            ),
+            (
+                "REWARM_ROUTING__WEIGHTS__ONE",
+                "much",
+                "REWARM_ROUTING__WEIGHTS__ONE: routing.weights: invalid type: string \"much\"",
+            ),
+            (
+                "REWARM_SERVER__TLS",
+                "x",
+                "REWARM_SERVER__TLS: server.tls is a table: give REWARM_SERVER__TLS__KEY",
+            ),
+            (
+                "REWARM_SERVER__DRAIN_SECONDS",
+                "-1",
+                "REWARM_SERVER__DRAIN_SECONDS: drain_seconds must be from 0",
+            ),
+            (
+                "REWARM_VARIANTS__ONE__MODE",
+                "worm",
+                "REWARM_VARIANTS__ONE__MODE: variants.one.mode: unknown variant `worm`",
+            ),
+        ] {
+            let overrides = Overrides { variables: variables(&[(name, text)]), ..Overrides::default() };
+            let ConfigError { problems, .. } = load_text(ONE, overrides).unwrap_err();
+            assert!(problems.len() == 1 && problems[0].starts_with(problem), "{name}: {problems:?}");
+        }
+    }
+
+    #[test]
+    fn flags_name_the_only_variant() {
+        let folder = folder();
+        let options = |model: &str| VariantOptions {
+            mode: Some(Mode::Warm),
+            model: Some(folder.path().join(model).display().to_string()),
+            ..VariantOptions::default()
+        };
+        let with =
+            |config, variant| load(&Overrides { config, variant: Some(variant), ..Overrides::default() });
+        let alone = with(None, options("a")).unwrap().service.models;
+        assert_eq!((alone.variants[0].name.as_str(), alone.weights["warm"]), ("warm", 1.0));
+        let file = folder.path().join("rewarm.toml");
+        std::fs::write(&file, "[log]\nlevel = 'debug'\n").unwrap();
+        assert_eq!(with(Some(file.clone()), options("b")).unwrap().log.level, "debug".parse().unwrap());
+        std::fs::write(&file, ONE).unwrap();
+        let error = with(Some(file), options("b")).unwrap_err();
+        let [problem] = &error.problems[..] else { panic!("{error}") };
+        assert!(problem.contains("rewarm.toml:1: --model and --members name the only variant"), "{problem}");
+        assert!(
+            with(None, options("missing")).unwrap_err().problems[0].contains("missing` is not a directory")
+        );
+    }
+
     #[test]
     fn every_problem_is_named_at_once_with_its_line() {
         let text = "\
@@ -598,6 +734,18 @@ shadow = { variant = 'e', fraction = 0.1, colour = 'red' }
         let cases = [
             ("mode = 1\nmodel = 'a'", "rewarm.toml:2: variants.one.mode: expected a string, found integer"),
             ("mode = 'x'\nmodel = 'a'", "rewarm.toml:2: variants.one.mode: unknown variant `x`"),
+            (
+                "mode = 'ens'\nmembers = ['a']\nreduction = 'mean-std'",
+                "rewarm.toml:4: variants.one.reduction: `mean-std` needs what disagreement costs, such as mean-std=0.5",
+            ),
+            (
+                "mode = 'ens'\nmembers = ['a']\nreduction = { mean-std = { beta = 'x' } }",
+                "rewarm.toml:4: variants.one.reduction: invalid type: string \"x\", expected f64",
+            ),
+            (
+                "mode = 'warm'\nmodel = 'a'\ndtype = 'fp32'",
+                "rewarm.toml:4: variants.one.dtype: unknown variant `fp32`, expected one of `f32`, `bf16`, `f16`, `auto`: did you mean `f32`?",
+            ),
             ("mode = 'ens'\nmembers = 'a'", "rewarm.toml:3: variants.one.members: invalid type"),
             ("mode = 'warm'\nmodel = ['a']", "rewarm.toml:3: variants.one.model: invalid type"),
             (
@@ -635,7 +783,7 @@ shadow = { variant = 'e', fraction = 0.1, colour = 'red' }
                 text: "[server]\nhttp = '127.0.0.1:9090'",
                 problem: "http and metrics both listen on port 9090",
             },
-            Case { text: "[server]\nlisten = 'localhost:1'", problem: "`localhost:1` is not an IP address" },
+            Case { text: "[server]\nlisten = 'localhost'", problem: "`localhost` is not a host and a port" },
             Case {
                 text: "[server]\nkeepalive_seconds = 0.5",
                 problem: "keepalive_seconds must be at least 1",

@@ -128,7 +128,7 @@ impl TrainOptions {
 
     fn assemble(&self, name: &str, text: &str, folder: &Path) -> Result<Config, ConfigError> {
         let mut problems = Problems::default();
-        let section = Section::parse(name, text, &mut problems);
+        let section = Section::parse(name, text, &[], &mut problems);
         let mut file = Keys { section, problems };
 
         let base = file.model("base", &self.base, folder);

@@ -17,6 +17,9 @@ use crate::model::scorer::Reduction;
 use crate::model::variant::Mode;
 use crate::model::variant::VariantConfig;
 
+/// Of all variants.
+pub(super) const TABLE: &str = "variants";
+
 /// A name becomes a metric label and a health service: it stays short and plain.
 const MAX_NAME_BYTES: usize = 64;
 
@@ -51,7 +54,7 @@ pub(super) fn take(
     folder: &Path,
     problems: &mut Problems,
 ) -> (Vec<VariantConfig>, Vec<VariantConfig>) {
-    let mut variants = file.section("variants", problems);
+    let mut variants = file.section(TABLE, problems);
     let names = variants.keys();
     if names.is_empty() {
         problems.add("there is no variant: add a [variants.NAME]");
@@ -86,6 +89,29 @@ pub(super) fn take(
         }
     }
     (checked, partial)
+}
+
+/// The one that flags name, after its mode, and what can be said of it with problems.
+pub(super) fn only(
+    options: &VariantOptions,
+    file: &mut Section<'_>,
+    problems: &mut Problems,
+) -> (Vec<VariantConfig>, Vec<VariantConfig>) {
+    if file.has(TABLE) {
+        let place = file.place_of(TABLE);
+        problems.add(format!(
+            "{place}: --model and --members name the only variant: leave them, or the variants of the configuration, out"
+        ));
+        file.section(TABLE, problems);
+    }
+    let mode = options.mode.unwrap_or(Mode::Warm);
+    match (VariantOptions { mode: Some(mode), ..options.clone() }).check(mode.name(), Path::new("")) {
+        Ok(variant) => (vec![variant], Vec::new()),
+        Err(found) => {
+            problems.0.extend(found.problems);
+            (Vec::new(), found.readable)
+        }
+    }
 }
 
 impl VariantOptions {

@@ -4,13 +4,21 @@
 //! batch → each member → rewards `[members]` of each sample → calibrate → reduce → one reward
 //! ```
 
+use std::fmt;
 use std::panic::resume_unwind;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
+use serde::Deserializer;
+use serde::Serialize;
+use serde::Serializer;
+use serde::de::MapAccess;
+use serde::de::Visitor;
+use serde::de::value::MapAccessDeserializer;
 
 use crate::model::ModelError;
 use crate::model::steps::Meanwhile;
@@ -185,9 +193,10 @@ pub struct Calibration {
     pub std: f64,
 }
 
-/// How the members' rewards become one.
+/// How the members' rewards become one. Written as `mean`, `min`, `median`, `mean-std=BETA` or `uwo=LAMBDA`, and in files as
+/// `{ mean-std = { beta = BETA } }`, too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, remote = "Self")]
 pub enum Reduction {
     /// The mean.
     #[default]
@@ -218,6 +227,58 @@ impl Calibration {
     /// What a reward on that scale was.
     pub fn undo(self, reward: f64) -> f64 {
         reward * self.std + self.mean
+    }
+}
+
+impl FromStr for Reduction {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, cost) = match text.split_once('=') {
+            Some((name, cost)) => {
+                (name, Some(cost.trim().parse().map_err(|_| format!("`{cost}` is not a number"))?))
+            }
+            None => (text, None),
+        };
+        match (name.trim(), cost) {
+            ("mean", None) => Ok(Self::Mean),
+            ("min", None) => Ok(Self::Min),
+            ("median", None) => Ok(Self::Median),
+            ("mean-std", Some(beta)) => Ok(Self::MeanStd { beta }),
+            ("uwo", Some(lambda)) => Ok(Self::Uwo { lambda }),
+            (name @ ("mean-std" | "uwo"), None) => {
+                Err(format!("`{name}` needs what disagreement costs, such as {name}=0.5"))
+            }
+            _ => Err(format!("`{text}` is none of mean, min, median, mean-std=BETA and uwo=LAMBDA")),
+        }
+    }
+}
+
+impl Serialize for Reduction {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(self, serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Reduction {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Written;
+        impl<'de> Visitor<'de> for Written {
+            type Value = Reduction;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("mean, min, median, mean-std=BETA, uwo=LAMBDA or a table such as { mean-std = { beta = 0.5 } }")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Reduction, E> {
+                text.parse().map_err(E::custom)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<Reduction, A::Error> {
+                Reduction::deserialize(MapAccessDeserializer::new(table))
+            }
+        }
+        deserializer.deserialize_any(Written)
     }
 }
 
