@@ -79,9 +79,9 @@
 //! | `f32` with AVX2, of its peak | 50 → 66% | 65 → 82% | 68 → 81% | 78 → 81% | 88 → 88% | 92 → 96% | 94 → 97% |
 //!
 //! Forwards, `f32` and bfloat16: BERT-base 1 x 32 in 12.4 for 16.4 ms and 6.4 for 9.0, 8 x 128 1 and 3% faster; MiniLM
-//! 32 x 128 the same and 10% faster; Qwen3-0.6B 4 x 512 in bfloat16 3%. Tried besides and left out, since forwards stayed as
-//! they were: large pages for weights, blocks of 96 rows (BERT-base 2% slower, SmolLM2 1.7% faster), and one block whose columns
-//! two threads share in place of two blocks of 16 rows.
+//! 32 x 128 the same and 10% faster; Qwen3-0.6B 4 x 512 in bfloat16 3%. Tried besides, and left out: asking for large pages
+//! (nothing: mimalloc has them already, 95% of what is resident), blocks of 96 rows (BERT-base 2% slower, SmolLM2 1.7% faster), and one
+//! block whose columns two threads share in place of two blocks of 16 rows (the same).
 //!
 //! **Int8 was not built.** With products at 53 to 57% of a bfloat16 forward on AMX, twice as fast products would bring 1.4x at
 //! most, before activations are quantised. And dynamic int8 (a scale per token and per output) does not keep
