@@ -326,3 +326,27 @@ async fn nothing_serves_while_models_are_replaced_and_health_says_so() {
     server.ready().await;
     assert_eq!(server.health("old").await, None);
 }
+
+#[test]
+fn experts_are_computed_on_a_cpu_and_refused_on_a_card_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    for from in ["llama", "qwen3-moe"] {
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models").join(from);
+        for file in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+            std::fs::copy(file.path(), dir.path().join(file.file_name())).unwrap();
+        }
+    }
+    let on = |device: &str| {
+        let config = VariantConfig::new("experts", Mode::Warm, vec![dir.path().to_owned()]);
+        VariantConfig { device: device.parse().unwrap(), max_tokens: Some(64), ..config }
+    };
+    let auto = load(&mut loader(&[1 << 40]), &on("auto")).unwrap();
+    assert_eq!(placed(&auto).0, "cpu");
+    for refused in [
+        load(&mut loader(&[1 << 40]), &on("cuda:0")).map(drop),
+        loader(&[1 << 40]).check(&on("cuda:0")).map(drop),
+    ] {
+        let problem = refused.unwrap_err().problems().join("; ");
+        assert!(problem.contains("qwen3_moe has experts, which are not computed on a card"), "{problem}");
+    }
+}

@@ -459,3 +459,15 @@ fn a_saved_model_is_loaded_again_as_it_was() {
         assert!(error.to_string().contains("tokenizer.json"), "{error}");
     }
 }
+
+#[test]
+fn experts_are_not_trained_and_say_so() {
+    for name in ["mixtral", "qwen2-moe", "qwen3-moe"] {
+        let problem = Trainable::load(with_tokenizer(name).path(), &all()).unwrap_err().problems().join("; ");
+        let model_type = name.replace('-', "_");
+        assert!(
+            problem.contains(&format!("{model_type} has experts, which are served and merged")),
+            "{problem}"
+        );
+    }
+}

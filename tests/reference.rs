@@ -96,6 +96,13 @@ enum Form {
     Cuda,
 }
 
+/// Those of them that compute a checkpoint: experts run on a CPU alone.
+fn forms_of(dir: &Path) -> Vec<Form> {
+    let config = CheckpointConfig::load(&dir.join("config.json"), &Manifest::default()).unwrap();
+    let has_experts = config.backbone.has_experts();
+    forms().into_iter().filter(|form| !has_experts || !matches!(form, Form::Cuda)).collect()
+}
+
 /// Every form that this machine can run.
 fn forms() -> Vec<Form> {
     let mut forms = vec![Form::Composed];
@@ -158,7 +165,7 @@ fn every_family_gives_the_rewards_of_transformers() {
             if !dir.join(config_file).exists() {
                 continue;
             }
-            for form in forms() {
+            for form in forms_of(&dir) {
                 let model = form.load(&dir, config_file, Format::F32, None);
                 if model.pooling.name() != golden.pooling {
                     failures.push(format!("{name}: pooling {:?}, not {}", model.pooling, golden.pooling));
@@ -190,7 +197,7 @@ fn every_family_gives_the_rewards_of_transformers() {
 }
 
 /// The README's table is what runs: each family is in it, with the classes of its name, and is held to transformers
-/// here and in `tests/gradients.rs`.
+/// here and in `tests/gradients.rs`, unless its row says that it is not trained.
 #[test]
 fn the_readme_tells_what_runs() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -212,11 +219,17 @@ fn the_readme_tells_what_runs() {
         .collect();
     for Family { model_type, class, .. } in &FAMILIES {
         let row = format!("| `{model_type}` | `{class}` |");
-        assert!(told.iter().any(|line| line.starts_with(&row)), "{row}");
+        let line = told.iter().find(|line| line.starts_with(&row)).unwrap_or_else(|| panic!("{row}"));
         assert!(checked.values().any(|checked| checked == model_type), "no rewards of {model_type}");
         let by_torch = *model_type != "internlm2"; // which transformers does not have
         let is_differentiated = differentiated.iter().any(|checked| checked == model_type);
-        assert!(is_differentiated || !by_torch, "no gradients of {model_type}");
+        let is_trained = !line.contains("experts");
+        assert_eq!(is_differentiated, is_trained && by_torch, "gradients of {model_type}");
+        for (dir, _) in checked.iter().filter(|(_, checked)| *checked == model_type) {
+            let file = data("models").join(dir).join("config.json");
+            let config = CheckpointConfig::load(&file, &Manifest::default()).unwrap();
+            assert_eq!(config.backbone.has_experts(), !is_trained, "{dir}");
+        }
     }
     assert_eq!(told.len(), FAMILIES.len(), "{told:?}");
 }
@@ -244,7 +257,7 @@ fn shared_prefixes_change_no_reward() {
         // a card that is played is slow
         let is_tried = |&(form, case): &(Form, _)| !matches!(form, Form::Cuda) || case == cases[0];
         for (form, (pooling, min_shared)) in
-            forms().into_iter().flat_map(|form| cases.map(|case| (form, case))).filter(is_tried)
+            forms_of(&dir).into_iter().flat_map(|form| cases.map(|case| (form, case))).filter(is_tried)
         {
             let model = form.load(&dir, "config.json", Format::F32, pooling);
             if !model.forward.shares_prefixes(longest) {

@@ -115,6 +115,7 @@ pub use product::Number;
 pub use product::Weights;
 pub use rows::Linear;
 pub use rows::Rows;
+pub use rows::Term;
 pub use rows::Then;
 pub use spec::Activation;
 pub use spec::AttentionSpec;

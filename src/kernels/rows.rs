@@ -161,6 +161,27 @@ impl Rows {
         isa.run(Rotary { x: &mut self, head_dim, angles });
         self
     }
+
+    /// A row for each `of_row` terms: the sum of theirs, each as often as its weight says, added in their order. All
+    /// blocks are `f32` and equally wide.
+    pub fn sums(isa: Isa, blocks: &[Self], terms: &[Term], of_row: usize) -> Self {
+        let width = blocks.first().map_or(0, Self::width);
+        assert!(terms.len().is_multiple_of(of_row) && blocks.iter().all(|block| block.width == width));
+        let mut to = Self::new(Number::F32, terms.len() / of_row, width);
+        isa.run(Sums { blocks, terms, of_row, to: &mut to });
+        to
+    }
+}
+
+/// A row of some blocks, as a part of a sum.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Term {
+    /// Which block.
+    pub block: usize,
+    /// In it.
+    pub row: usize,
+    /// What it is multiplied with.
+    pub weight: f32,
 }
 
 impl Clone for Rows {
@@ -571,6 +592,32 @@ impl Kernel for Rotary<'_, '_> {
                     let (x, y, cos, sin) = (simd.load(a), simd.load(b), simd.load(cos), simd.load(sin));
                     simd.store(a, simd.sub(simd.mul(x, cos), simd.mul(y, sin)));
                     simd.store(b, simd.mul_add(x, sin, simd.mul(y, cos)));
+                }
+            }
+        }
+    }
+}
+
+/// Sums of rows of blocks.
+struct Sums<'a> {
+    blocks: &'a [Rows],
+    terms: &'a [Term],
+    of_row: usize,
+    to: &'a mut Rows,
+}
+
+impl Kernel for Sums<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        for (row, terms) in self.terms.chunks_exact(self.of_row).enumerate() {
+            let to = self.to.row_mut(row);
+            for (index, Term { block, row, weight }) in terms.iter().enumerate() {
+                let weight = simd.splat(*weight);
+                let from = self.blocks[*block].row(*row).chunks(S::LANES);
+                for (to, x) in to.chunks_mut(S::LANES).zip(from) {
+                    let before = if index == 0 { simd.splat(0.0) } else { simd.load(to) };
+                    simd.store(to, simd.mul_add(simd.load(x), weight, before));
                 }
             }
         }

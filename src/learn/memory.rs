@@ -5,8 +5,10 @@
 //! (what enters each linear layer that is trained, and queries, keys and values), and only warned of.
 
 use crate::model::ModelError;
+use crate::model::plan::FeedForwardPlan;
 use crate::model::plan::InsidePlan;
 use crate::model::plan::LayerPlan;
+use crate::model::plan::MlpPlan;
 use crate::model::plan::ModelPlan;
 use crate::model::plan::Part;
 use crate::model::plan::Role;
@@ -110,12 +112,15 @@ const WAYS_OUT: &str =
     "Give it more memory, or freeze what need not be trained (frozen_layers, frozen_embeddings)";
 
 /// Bytes of a token that the backward pass of a layer needs.
-fn kept_of_token(LayerPlan { attention, mlp, .. }: &LayerPlan) -> u64 {
+fn kept_of_token(LayerPlan { attention, feed_forward, .. }: &LayerPlan) -> u64 {
     let of_attention =
         [attention.query.input, attention.query.output, attention.key.output, attention.value.output];
-    let inside = match &mlp.inside {
-        InsidePlan::Gated { gate, up } => gate.input + gate.output + up.output,
-        InsidePlan::Plain(up) => up.input + up.output,
+    let inside = match feed_forward {
+        FeedForwardPlan::Mlp(MlpPlan { inside: InsidePlan::Gated { gate, up }, .. }) => {
+            gate.input + gate.output + up.output
+        }
+        FeedForwardPlan::Mlp(MlpPlan { inside: InsidePlan::Plain(up), .. }) => up.input + up.output,
+        FeedForwardPlan::Experts(_) => 0, // which are not trained
     };
     let values = of_attention.into_iter().sum::<usize>() + attention.output.input + inside;
     values as u64 * WIDTH

@@ -6,7 +6,7 @@
 //! parallel              x = x + norm(attention(norm(x))) + norm(mlp(norm(x)))
 //! and then, if it has one   x = norm(x + act(convolution of the layer's input))
 //!
-//! attention   q, k, v → norm, rope → attend → output         mlp   down(act(gate) · up), or down(act(up))
+//! attention   q, k, v → norm, rope → attend → output         mlp   down(act(gate) · up), or down(act(up)); or experts
 //! ```
 //!
 //! How a batch goes through the layers is in [`transformer`].
@@ -17,19 +17,21 @@ use std::sync::Arc;
 use std::sync::OnceLock;
 
 use crate::model::ModelError;
+use crate::model::experts::Experts;
+use crate::model::mlp::Mlp;
 use crate::model::norm::Norm;
 use crate::model::plan::AttentionPlan;
 use crate::model::plan::ConvolutionPlan;
-use crate::model::plan::InsidePlan;
+use crate::model::plan::FeedForwardPlan;
 use crate::model::plan::LayerPlan;
 use crate::model::plan::LinearPlan;
-use crate::model::plan::MlpPlan;
 use crate::model::plan::NormPlan;
 use crate::model::plan::RelativePlan;
 use crate::model::transformer;
+use crate::model::transformer::Finished;
+use crate::model::transformer::Routed;
 use crate::model::transformer::VALUES;
 use crate::model::weights::Weights;
-use crate::ops::Activation;
 use crate::ops::AttentionSpec;
 use crate::ops::Convolution;
 use crate::ops::Distance;
@@ -43,11 +45,11 @@ use crate::ops::inputs::Which;
 pub struct Layer<O: Ops> {
     norms: Norms<O>,
     attention: Attention<O>,
-    mlp: Mlp<O>,
+    feed_forward: FeedForward<O>,
     /// With the norm of what it and the layer make.
     convolution: Option<(Convolution<O>, Norm<O>)>,
     is_parallel: bool,
-    /// Multiplications for one row, but for those of attention.
+    /// Multiplications for one row, but for those of attention and experts.
     products: usize,
 }
 
@@ -87,17 +89,9 @@ struct Relative<O: Ops> {
 }
 
 #[derive(Debug)]
-struct Mlp<O: Ops> {
-    inside: Inside<O>,
-    activation: Activation,
-    down: Arc<O::Linear>,
-}
-
-/// What an MLP does before `down`.
-#[derive(Debug)]
-enum Inside<O: Ops> {
-    Gated(Arc<O::Gated>),
-    Plain(Arc<O::Linear>),
+enum FeedForward<O: Ops> {
+    Mlp(Mlp<O>),
+    Experts(Experts<O>),
 }
 
 impl<O: Ops> Layer<O> {
@@ -116,7 +110,10 @@ impl<O: Ops> Layer<O> {
         Ok(Self {
             norms,
             attention: Attention::load(weights, &plan.attention)?,
-            mlp: Mlp::load(weights, &plan.mlp)?,
+            feed_forward: match &plan.feed_forward {
+                FeedForwardPlan::Mlp(plan) => FeedForward::Mlp(Mlp::load(weights, plan)?),
+                FeedForwardPlan::Experts(plan) => FeedForward::Experts(Experts::load(weights, plan)?),
+            },
             convolution: plan.convolution.as_ref().map(|plan| convolution(weights, plan)).transpose()?,
             is_parallel: plan.is_parallel,
             products: products(plan),
@@ -136,15 +133,16 @@ fn convolution<O: Ops>(
     Ok((layer, Norm::load(weights, &plan.norm)?))
 }
 
-fn products(LayerPlan { attention, mlp, convolution, .. }: &LayerPlan) -> usize {
+/// Of a layer, but for those of attention and experts.
+fn products(LayerPlan { attention, feed_forward, convolution, .. }: &LayerPlan) -> usize {
     let AttentionPlan { query, key, value, output, .. } = attention;
-    let of = |layers: &[&LinearPlan]| layers.iter().map(|layer| layer.input * layer.output).sum::<usize>();
-    let inside = match &mlp.inside {
-        InsidePlan::Gated { gate, up } => of(&[gate, up]),
-        InsidePlan::Plain(up) => of(&[up]),
+    let after = match feed_forward {
+        FeedForwardPlan::Mlp(mlp) => mlp.products(),
+        FeedForwardPlan::Experts(experts) => experts.router.products(),
     };
-    let beside = convolution.iter().flat_map(|layer| &layer.groups).map(|layer| of(&[layer]));
-    of(&[query, key, value, output, &mlp.down]) + inside + beside.sum::<usize>()
+    let beside = convolution.iter().flat_map(|layer| &layer.groups).map(LinearPlan::products);
+    let attention = [query, key, value, output].into_iter().map(LinearPlan::products);
+    attention.chain(beside).sum::<usize>() + after
 }
 
 impl<O: Ops> Attention<O> {
@@ -211,24 +209,6 @@ impl<O: Ops> Relative<O> {
     }
 }
 
-impl<O: Ops> Mlp<O> {
-    fn load(weights: &mut Weights<'_, O>, plan: &MlpPlan) -> std::result::Result<Self, ModelError> {
-        let inside = match &plan.inside {
-            InsidePlan::Gated { gate, up } => Inside::Gated(weights.gated(gate, up)?),
-            InsidePlan::Plain(up) => Inside::Plain(weights.linear(up, Working)?),
-        };
-        Ok(Self { inside, activation: plan.activation, down: weights.linear(&plan.down, Working)? })
-    }
-
-    /// What `down` reads.
-    fn inside(&self, ops: &O, input: &O::Rows) -> Result<O::Rows> {
-        match &self.inside {
-            Inside::Gated(gate_up) => ops.gated(input, gate_up, self.activation),
-            Inside::Plain(up) => ops.linear_act(input, up, self.activation),
-        }
-    }
-}
-
 impl<O: Ops> transformer::Layer<O> for Layer<O> {
     fn spec(&self) -> &AttentionSpec {
         &self.attention.spec
@@ -236,6 +216,13 @@ impl<O: Ops> transformer::Layer<O> for Layer<O> {
 
     fn products(&self) -> usize {
         self.products
+    }
+
+    fn experts(&self) -> Option<&Experts<O>> {
+        match &self.feed_forward {
+            FeedForward::Mlp(_) => None,
+            FeedForward::Experts(experts) => Some(experts),
+        }
     }
 
     fn input<'a>(&self, ops: &O, x: &'a O::Rows) -> Result<Cow<'a, O::Rows>> {
@@ -268,22 +255,51 @@ impl<O: Ops> transformer::Layer<O> for Layer<O> {
         self.convolution.as_ref().map(|(layer, _)| layer)
     }
 
-    fn finish(&self, ops: &O, x: O::Rows, attended: &O::Rows, convolved: Option<O::Rows>) -> Result<O::Rows> {
-        let Self { norms, attention, mlp, .. } = self;
+    fn finish(
+        &self,
+        ops: &O,
+        x: O::Rows,
+        attended: &O::Rows,
+        convolved: Option<O::Rows>,
+    ) -> Result<Finished<O::Rows>> {
+        let Self { norms, feed_forward, .. } = self;
+        let mlp = match feed_forward {
+            FeedForward::Mlp(mlp) => mlp,
+            FeedForward::Experts(experts) => {
+                let x = self.add_attention(ops, x, attended)?;
+                let input = normed(ops, &x, norms.mlp_input.as_ref())?.into_owned();
+                let choices = experts.choose(ops, &input)?;
+                return Ok(Finished::Routed(Routed { x, input, choices }));
+            }
+        };
         let inside = |x: &O::Rows| mlp.inside(ops, &*normed(ops, x, norms.mlp_input.as_ref())?);
         let beside = if self.is_parallel { Some(inside(&x)?) } else { None };
-        let x = add(ops, x, attended, &attention.output, norms.attention_output.as_ref())?;
-        let x = norm_of(ops, x, norms.attention_sum.as_ref())?;
+        let x = self.add_attention(ops, x, attended)?;
         let inside = match beside {
             Some(inside) => inside,
             None => inside(&x)?,
         };
         let x = add(ops, x, &inside, &mlp.down, norms.mlp_output.as_ref())?;
         let x = norm_of(ops, x, norms.mlp_sum.as_ref())?;
-        match (convolved, &self.convolution) {
-            (Some(convolved), Some((_, norm))) => norm.forward(ops, &ops.add(x, &ops.dropout(convolved)?)?),
-            _ => Ok(x),
-        }
+        Ok(Finished::Whole(match (convolved, &self.convolution) {
+            (Some(convolved), Some((_, norm))) => {
+                norm.forward(ops, &ops.add(x, &ops.dropout(convolved)?)?)?
+            }
+            _ => x,
+        }))
+    }
+
+    fn add_experts(&self, ops: &O, x: O::Rows, made: O::Rows) -> Result<O::Rows> {
+        let made = norm_of(ops, made, self.norms.mlp_output.as_ref())?;
+        norm_of(ops, ops.add(x, &made)?, self.norms.mlp_sum.as_ref())
+    }
+}
+
+impl<O: Ops> Layer<O> {
+    fn add_attention(&self, ops: &O, x: O::Rows, attended: &O::Rows) -> Result<O::Rows> {
+        let Self { norms, attention, .. } = self;
+        let x = add(ops, x, attended, &attention.output, norms.attention_output.as_ref())?;
+        norm_of(ops, x, norms.attention_sum.as_ref())
     }
 }
 

@@ -10,6 +10,7 @@ use crate::checkpoint::IGNORED_SUFFIXES;
 use crate::model::ModelError;
 use crate::model::config::CheckpointConfig;
 use crate::model::plan::BackbonePlan;
+use crate::model::plan::FeedForwardPlan;
 use crate::model::plan::HeadPlan;
 use crate::model::plan::ModelPlan;
 use crate::model::plan::Part;
@@ -27,13 +28,27 @@ pub fn prefix_in(checkpoint: &Checkpoint, backbone: &BackbonePlan) -> &'static s
 /// The model of a checkpoint with its head; fails where there is none, or several.
 pub fn plan(checkpoint: &Checkpoint, config: &CheckpointConfig) -> Result<ModelPlan, ModelError> {
     let head = find_head(checkpoint, config)?;
-    Ok(ModelPlan::new(prefix_in(checkpoint, &config.backbone), config.backbone.clone(), head))
+    Ok(plan_with(checkpoint, config, head))
 }
 
 /// The same with the head that transformers puts on the backbone, of which the checkpoint may lack tensors.
 pub fn plan_with_native_head(checkpoint: &Checkpoint, config: &CheckpointConfig) -> ModelPlan {
-    let backbone = &config.backbone;
-    ModelPlan::new(prefix_in(checkpoint, backbone), backbone.clone(), backbone.head.clone())
+    plan_with(checkpoint, config, config.backbone.head.clone())
+}
+
+/// Under the names that the checkpoint has, where there are several.
+fn plan_with(checkpoint: &Checkpoint, config: &CheckpointConfig, head: HeadPlan) -> ModelPlan {
+    let mut backbone = config.backbone.clone();
+    let prefix = prefix_in(checkpoint, &backbone);
+    for layer in &mut backbone.layers {
+        let FeedForwardPlan::Experts(experts) = &mut layer.feed_forward else { continue };
+        if let Some(stacked) = experts.stacked.take()
+            && checkpoint.contains(&format!("{prefix}{}", stacked.experts[0].down.weight.name))
+        {
+            *experts = *stacked;
+        }
+    }
+    ModelPlan::new(prefix, backbone, head)
 }
 
 /// Refuses checkpoints in which a tensor of the plan is missing or has another shape, or that have tensors which the plan

@@ -18,6 +18,7 @@ use crate::model::labels::Labels;
 use crate::model::pooling::HeadKind;
 use crate::model::pooling::Pooling;
 use crate::model::rope::RopeConfig;
+use crate::model::routing::Routing;
 use crate::ops::Activation;
 use crate::ops::AttentionSpec;
 use crate::ops::source::RowMap;
@@ -54,6 +55,11 @@ impl LinearPlan {
     pub fn of_rows(name: &str, rows: RowMap, output: usize, input: usize, has_bias: bool) -> Self {
         let of = |end: &str| RowsPlan { name: format!("{name}.{end}"), rows };
         Self { weight: of("weight"), bias: has_bias.then(|| of("bias")), output, input }
+    }
+
+    /// Multiplications for one row.
+    pub fn products(&self) -> usize {
+        self.input * self.output
     }
 }
 
@@ -235,6 +241,54 @@ pub struct MlpPlan {
     pub down: LinearPlan,
 }
 
+impl MlpPlan {
+    /// Multiplications for one row.
+    pub fn products(&self) -> usize {
+        let inside = match &self.inside {
+            InsidePlan::Gated { gate, up } => gate.products() + up.products(),
+            InsidePlan::Plain(up) => up.products(),
+        };
+        inside + self.down.products()
+    }
+}
+
+/// Several MLPs, of which each row goes through a few.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ExpertsPlan {
+    /// What tells how well an expert fits a row, `[experts, hidden]`.
+    pub router: LinearPlan,
+    /// What becomes of that.
+    pub routing: Routing,
+    /// All alike.
+    pub experts: Vec<MlpPlan>,
+    /// What every row goes through beside them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shared: Option<SharedPlan>,
+    /// The same where a checkpoint stacks experts into one tensor, as transformers has them in memory and mergekit writes
+    /// them.
+    #[serde(skip)]
+    pub stacked: Option<Box<Self>>,
+}
+
+/// An MLP that all rows go through, beside experts.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SharedPlan {
+    /// As one of them.
+    pub mlp: MlpPlan,
+    /// `[1, hidden]`, whose sigmoid is its weight; else that is one.
+    pub gate: Option<LinearPlan>,
+}
+
+/// What a layer does after attention.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum FeedForwardPlan {
+    /// The same for all rows.
+    Mlp(MlpPlan),
+    /// For each row that of a few experts.
+    Experts(ExpertsPlan),
+}
+
 /// A convolution over positions of what a layer reads: its output is added to the layer's, and the sum normed (DeBERTa-v2-xlarge).
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ConvolutionPlan {
@@ -256,7 +310,8 @@ pub struct LayerPlan {
     /// Attention.
     pub attention: AttentionPlan,
     /// MLP.
-    pub mlp: MlpPlan,
+    #[serde(rename = "mlp")]
+    pub feed_forward: FeedForwardPlan,
     /// Beside both.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub convolution: Option<ConvolutionPlan>,
@@ -320,18 +375,9 @@ impl BackbonePlan {
         self.layers.iter().all(|layer| layer.attention.spec.causal)
     }
 
-    /// The sizes that people know a model by, under the names that most configs give them.
-    pub fn sizes(&self) -> [(&'static str, usize); 7] {
-        let LayerPlan { attention, mlp, .. } = &self.layers[0];
-        [
-            ("vocab_size", self.vocab_size()),
-            ("hidden_size", self.hidden()),
-            ("num_hidden_layers", self.layers.len()),
-            ("intermediate_size", mlp.down.input),
-            ("num_attention_heads", attention.spec.heads),
-            ("num_key_value_heads", attention.spec.kv_heads),
-            ("head_dim", attention.spec.head_dim),
-        ]
+    /// Whether rows go through experts in some layer.
+    pub fn has_experts(&self) -> bool {
+        self.layers.iter().any(|layer| matches!(layer.feed_forward, FeedForwardPlan::Experts(_)))
     }
 }
 
@@ -484,9 +530,9 @@ impl Listing {
 
     fn linear(&mut self, plan: &LinearPlan, part: Part, is_in_backbone: bool) {
         let weight = &plan.weight;
-        self.add(&weight.name, weight.rows.shape(plan.input).to_vec(), part, Role::Weight, is_in_backbone);
+        self.add(&weight.name, weight.rows.shape(plan.input), part, Role::Weight, is_in_backbone);
         if let Some(bias) = &plan.bias {
-            self.add(&bias.name, vec![bias.rows.of], part, Role::Bias, is_in_backbone);
+            self.add(&bias.name, bias.rows.shape_of_bias(), part, Role::Bias, is_in_backbone);
         }
     }
 
@@ -539,7 +585,26 @@ impl Listing {
         self.norm(norm, part, true);
     }
 
-    fn layer(&mut self, LayerPlan { norms, attention, mlp, convolution, .. }: &LayerPlan, part: Part) {
+    fn mlp(&mut self, plan: &MlpPlan, part: Part) {
+        match &plan.inside {
+            InsidePlan::Gated { gate, up } => {
+                self.linear(gate, part, true);
+                self.linear(up, part, true);
+            }
+            InsidePlan::Plain(up) => self.linear(up, part, true),
+        }
+        self.linear(&plan.down, part, true);
+    }
+
+    fn experts(&mut self, ExpertsPlan { router, experts, shared, .. }: &ExpertsPlan, part: Part) {
+        self.linear(router, part, true);
+        let gate = shared.as_ref().and_then(|shared| shared.gate.as_ref());
+        gate.iter().for_each(|gate| self.linear(gate, part, true));
+        experts.iter().chain(shared.iter().map(|shared| &shared.mlp)).for_each(|mlp| self.mlp(mlp, part));
+    }
+
+    fn layer(&mut self, plan: &LayerPlan, part: Part) {
+        let LayerPlan { norms, attention, feed_forward, convolution, .. } = plan;
         let AttentionPlan { query, key, value, output, qk_norms, relative, .. } = attention;
         self.norms([&norms.attention_input, &norms.attention_output, &norms.attention_sum], part);
         self.norms([&norms.mlp_input, &norms.mlp_output, &norms.mlp_sum], part);
@@ -553,14 +618,10 @@ impl Listing {
             [key, query].into_iter().flatten().for_each(|plan| self.linear(plan, part, true));
         }
         self.linear(output, part, true);
-        match &mlp.inside {
-            InsidePlan::Gated { gate, up } => {
-                self.linear(gate, part, true);
-                self.linear(up, part, true);
-            }
-            InsidePlan::Plain(up) => self.linear(up, part, true),
+        match feed_forward {
+            FeedForwardPlan::Mlp(mlp) => self.mlp(mlp, part),
+            FeedForwardPlan::Experts(experts) => self.experts(experts, part),
         }
-        self.linear(&mlp.down, part, true);
         convolution.iter().for_each(|convolution| self.convolution(convolution, part));
     }
 }

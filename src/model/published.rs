@@ -493,7 +493,7 @@ fn configs_of_published_models_are_read() {
         let layers = &config.backbone.layers;
         let spec = &layers[1].attention.spec;
         let turning = layers[1].attention.ropes.map(|[query, _]| config.backbone.ropes[query].head_dim);
-        let width = layers[1].mlp.down.output;
+        let width = layers[1].attention.output.output;
         let seen = (layers.len(), width, spec.heads, spec.kv_heads, spec.head_dim, spec.window, turning);
         if seen != shape {
             wrong.push(format!("{name}: {seen:?}, and not {shape:?}"));

@@ -353,6 +353,7 @@ mod tests {
     use super::*;
     use crate::model::transformer::Embedding;
     use crate::model::transformer::End;
+    use crate::model::transformer::Finished;
     use crate::model::transformer::Layer;
     use crate::model::weights::Identified;
     use crate::ops::AttentionSpec;
@@ -417,9 +418,15 @@ mod tests {
             Ok(parts.map(|_| x.clone()).collect())
         }
 
-        fn finish(&self, _: &Composed, x: Tensor, attended: &Tensor, _: Option<Tensor>) -> Result<Tensor> {
+        fn finish(
+            &self,
+            _: &Composed,
+            x: Tensor,
+            attended: &Tensor,
+            _: Option<Tensor>,
+        ) -> Result<Finished<Tensor>> {
             self.runs.fetch_add(1, Ordering::Relaxed);
-            Ok(((x + attended)? * self.factor)?)
+            Ok(Finished::Whole(((x + attended)? * self.factor)?))
         }
     }
 

@@ -10,6 +10,9 @@
 //! so that is one [`Ops::each`]: each operation reads what is still in the cache. Between two blocks a forward can
 //! pause ([`steps`](crate::model::steps)).
 //!
+//! Of a layer with experts a block of rows is on its own up to their router, and again after them: in between all rows of a
+//! batch go through each expert together ([`experts`](crate::model::experts)).
+//!
 //! # Only what pooling reads
 //!
 //! Most heads read one row of each sequence. Of the last layer that takes the keys and values of all rows, and
@@ -20,14 +23,18 @@ use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::model::experts::Experts;
+use crate::model::experts::Group;
 use crate::model::norm::Norm;
 use crate::model::rope::RopeTable;
+use crate::model::routing::Choice;
 use crate::model::steps::Steps;
 use crate::model::weights::Identified;
 use crate::ops::AttentionSpec;
 use crate::ops::Convolution;
 use crate::ops::Distance;
 use crate::ops::Ops;
+use crate::ops::Term;
 use crate::ops::batch::PackedBatch;
 use crate::ops::batch::Segment;
 use crate::ops::error::Result;
@@ -53,8 +60,12 @@ pub const VALUES: usize = 2;
 pub trait Layer<O: Ops>: Debug + Send + Sync {
     /// What attention does.
     fn spec(&self) -> &AttentionSpec;
-    /// Multiplications for one row, but for those of attention.
+    /// Multiplications for one row, but for those of attention and [experts](Self::experts).
     fn products(&self) -> usize;
+    /// What rows go through between attention and the end of the layer, beside others of the batch.
+    fn experts(&self) -> Option<&Experts<O>> {
+        None
+    }
     /// What the projections read.
     fn input<'a>(&self, ops: &O, x: &'a O::Rows) -> Result<Cow<'a, O::Rows>>;
     /// Of [`QUERIES`], [`KEYS`] and [`VALUES`] some that follow each other: `[rows, heads · head_dim]`, and twice `[rows,
@@ -76,8 +87,36 @@ pub trait Layer<O: Ops>: Debug + Send + Sync {
     fn convolution(&self) -> Option<&Convolution<O>> {
         None
     }
-    /// From attention's output, and the convolution's, to the layer's.
-    fn finish(&self, ops: &O, x: O::Rows, attended: &O::Rows, convolved: Option<O::Rows>) -> Result<O::Rows>;
+    /// From attention's output, and the convolution's, to the layer's; or, where it has experts, to what they read.
+    fn finish(
+        &self,
+        ops: &O,
+        x: O::Rows,
+        attended: &O::Rows,
+        convolved: Option<O::Rows>,
+    ) -> Result<Finished<O::Rows>>;
+    /// From what experts made of rows, and [what they are added to](Routed::x), to the layer's output.
+    fn add_experts(&self, ops: &O, x: O::Rows, made: O::Rows) -> Result<O::Rows> {
+        ops.add(x, &made)
+    }
+}
+
+/// How far a layer has come with some rows.
+pub enum Finished<R> {
+    /// To its end.
+    Whole(R),
+    /// To its experts.
+    Routed(Routed<R>),
+}
+
+/// Rows before the experts of a layer.
+pub struct Routed<R> {
+    /// What experts' outputs are added to.
+    pub x: R,
+    /// What experts read.
+    pub input: R,
+    /// See [`Experts::choose`].
+    pub choices: Vec<Choice>,
 }
 
 /// The rows whose hidden states somebody reads.
@@ -128,7 +167,9 @@ impl<O: Ops> End<O> {
 impl<O: Ops> Transformer<O> {
     /// Multiplications for one row in all layers, but for those of attention.
     fn products(&self) -> usize {
-        self.layers.iter().map(|layer| layer.part.products()).sum::<usize>().max(1)
+        let of_experts = |layer: &dyn Layer<O>| layer.experts().map_or(0, Experts::products);
+        let of_layers = self.layers.iter().map(|layer| layer.part.products() + of_experts(&*layer.part));
+        of_layers.sum::<usize>().max(1)
     }
 
     /// Whether a token's hidden state depends on the tokens before it alone, in sequences of up to `longest` tokens.
@@ -180,9 +221,9 @@ pub fn blocks<O: Ops>(
     ops.small_blocks(batch.num_rows(), max_rows.max(MIN_ROWS))
 }
 
-/// Multiplications of each row of a batch in all layers.
+/// Multiplications of each row of a batch in all layers, but for those of experts.
 fn costs<O: Ops>(model: &Transformer<O>, batch: &PackedBatch) -> Vec<usize> {
-    let products = model.products();
+    let products = model.layers.iter().map(|layer| layer.part.products()).sum::<usize>();
     let mut specs: Vec<(&AttentionSpec, usize)> = Vec::new();
     for spec in model.layers.iter().map(|layer| layer.part.spec()) {
         match specs.iter_mut().find(|(known, _)| *known == spec) {
@@ -230,6 +271,14 @@ struct Projected<R> {
     query: Option<R>,
     key: R,
     value: R,
+}
+
+/// How far rows have come.
+enum Reached<R> {
+    /// After a layer, or to the next one's attention.
+    Next((R, Option<Projected<R>>)),
+    /// To the experts of a layer, with their places.
+    Experts(Routed<R>, Range<usize>),
 }
 
 /// Rows on their way from one attention to the next.
@@ -371,7 +420,17 @@ impl<O: Ops> BatchPass<'_, '_, O> {
                 let row = |place: usize| self.inputs.row(&asking, place);
                 self.work(&**layer, end - start, row(start), row(end - 1))
             };
-            states = self.each(steps, max_work, going, work, |Going { x, query, places }| {
+            let go_on = |x: O::Rows, places: &Range<usize>| {
+                if is_last {
+                    return Ok((model.end.part.forward(ops, x)?, None));
+                }
+                if depth + 1 == layers.end {
+                    return Ok((x, None));
+                }
+                let projected = self.project(model, list, depth + 1, &x, places)?;
+                Ok((x, Some(projected)))
+            };
+            let reached = self.each(steps, max_work, going, work, |Going { x, query, places }| {
                 let which = asking.part(places.clone());
                 let query = match query {
                     Some(query) => query,
@@ -386,18 +445,69 @@ impl<O: Ops> BatchPass<'_, '_, O> {
                     ops.convolve(inputs, &which, layer, self.batch)
                 };
                 let convolved = convolution.as_ref().map(convolve).transpose()?;
-                let x = layer.finish(ops, x, &attended, convolved)?;
-                drop(attended);
-                if is_last {
-                    return Ok((model.end.part.forward(ops, x)?, None));
-                }
-                if depth + 1 == layers.end {
-                    return Ok((x, None));
-                }
-                let projected = self.project(model, list, depth + 1, &x, &places)?;
-                Ok((x, Some(projected)))
+                Ok(match layer.finish(ops, x, &attended, convolved)? {
+                    Finished::Whole(x) => Reached::Next(go_on(x, &places)?),
+                    Finished::Routed(routed) => Reached::Experts(routed, places),
+                })
             })?;
+            states = Vec::with_capacity(reached.len());
+            let mut routed = Vec::new();
+            for reached in reached {
+                match reached {
+                    Reached::Next(state) => states.push(state),
+                    Reached::Experts(block, places) => routed.push((block, places)),
+                }
+            }
+            if let Some(experts) = layer.experts() {
+                states = self.through_experts(steps, max_work, (&**layer, experts), routed, &go_on)?;
+            }
         }
         Ok(states.into_iter().map(|(x, _)| x).collect())
+    }
+    /// Takes blocks through the experts that their rows chose, and on from there: `go_on` is given a block
+    /// after the layer, and its places.
+    fn through_experts<B: Send>(
+        &self,
+        steps: &mut Steps<'_>,
+        max_work: usize,
+        (layer, experts): (&dyn Layer<O>, &Experts<O>),
+        routed: Vec<(Routed<O::Rows>, Range<usize>)>,
+        go_on: &(impl Fn(O::Rows, &Range<usize>) -> Result<B> + Sync),
+    ) -> Result<Vec<B>> {
+        /// Outputs of experts that are in memory at a time, in rows: of 2048 columns 128 MiB.
+        const MAX_OUTPUTS: usize = 1 << 14;
+        let (ops, of_row) = (self.ops, experts.of_row());
+        let mut results = Vec::with_capacity(routed.len());
+        let mut routed = routed.into_iter().peekable();
+        while routed.peek().is_some() {
+            let (mut going, mut inputs, mut choices) = (Vec::new(), Vec::new(), Vec::new());
+            while let Some((block, places)) = routed
+                .next_if(|(block, _)| going.is_empty() || choices.len() + block.choices.len() <= MAX_OUTPUTS)
+            {
+                choices.extend(block.choices);
+                inputs.push(block.input);
+                going.push((block.x, places));
+            }
+            let (groups, terms) = experts.assign(&choices);
+            let work = |group: &Group| group.rows.len() * experts.products_of(group.expert);
+            let made = self.each(steps, max_work, groups, work, |Group { expert, rows }| {
+                experts.forward(ops, expert, &ops.pick(&inputs, &rows)?)
+            })?;
+            drop(inputs);
+            let mut terms = &terms[..];
+            let with_terms = |(x, places): (O::Rows, Range<usize>)| {
+                let (of_block, rest) = terms.split_at(places.len() * of_row);
+                terms = rest;
+                (x, of_block, places)
+            };
+            let going = going.into_iter().map(with_terms).collect();
+            // about what the next layer takes up to its attention
+            let work = |(_, _, places): &(O::Rows, &[Term], Range<usize>)| places.len() * layer.products();
+            results.extend(self.each(steps, max_work, going, work, |(x, terms, places)| {
+                let made = ops.combine(&made, terms, of_row)?;
+                go_on(layer.add_experts(ops, x, made)?, &places)
+            })?);
+        }
+        Ok(results)
     }
 }

@@ -162,9 +162,7 @@ impl<'a, O: Ops> Weights<'a, O> {
         let format = self.ops.format(precision);
         let usage = format!("linear {}", rows_of(&[plan]));
         let names = self.names_of(&[plan]);
-        self.load(&usage, format, &names, |ops, values| {
-            ops.load_linear(linear_source(plan, &names, values), precision)
-        })
+        self.load(&usage, format, &names, |ops, tensors| ops.load_linear(tensors.linear(plan), precision))
     }
 
     /// A linear layer of one row, the sum of a layer's rows with these weights: in `f64`, rounded once.
@@ -182,9 +180,9 @@ impl<'a, O: Ops> Weights<'a, O> {
             bias: plan.bias.as_ref().map(|bias| RowsPlan { rows: RowMap::all(1), ..bias.clone() }),
             ..plan.clone()
         };
-        self.load(&format!("sum of rows {weights:?}"), format, &names, |ops, values| {
-            let sums: Vec<Values> = values.iter().map(|values| sum_of_rows(values, weights)).collect();
-            ops.load_linear(linear_source(&one, &names, &sums), precision)
+        self.load(&format!("sum of rows {weights:?}"), format, &names, |ops, tensors| {
+            let sums = tensors.values.iter().map(|values| sum_of_rows(values, weights)).collect();
+            ops.load_linear(Tensors { values: sums, ..*tensors }.linear(&one), precision)
         })
     }
 
@@ -193,12 +191,8 @@ impl<'a, O: Ops> Weights<'a, O> {
         let format = self.ops.format(Precision::Working);
         let usage = format!("gated {}", rows_of(&[gate, up]));
         let names = self.names_of(&[gate, up]);
-        let of_gate = 1 + usize::from(gate.bias.is_some());
-        self.load(&usage, format, &names, |ops, values| {
-            ops.load_gated(
-                linear_source(gate, &names[..of_gate], &values[..of_gate]),
-                linear_source(up, &names[of_gate..], &values[of_gate..]),
-            )
+        self.load(&usage, format, &names, |ops, tensors| {
+            ops.load_gated(tensors.linear(gate), tensors.linear(up))
         })
     }
 
@@ -207,14 +201,8 @@ impl<'a, O: Ops> Weights<'a, O> {
         let format = self.ops.format(Precision::Working);
         let usage = format!("joined {}", rows_of(plans));
         let names = self.names_of(plans);
-        self.load(&usage, format, &names, |ops, values| {
-            let mut place = 0;
-            let sources = plans.iter().map(|plan| {
-                let of_plan = place..place + 1 + usize::from(plan.bias.is_some());
-                place = of_plan.end;
-                linear_source(plan, &names[of_plan.clone()], &values[of_plan])
-            });
-            ops.load_joined(&sources.collect::<Vec<_>>())
+        self.load(&usage, format, &names, |ops, tensors| {
+            ops.load_joined(&plans.iter().map(|plan| tensors.linear(plan)).collect::<Vec<_>>())
         })
     }
 
@@ -223,8 +211,8 @@ impl<'a, O: Ops> Weights<'a, O> {
         let TablePlan { name, rows, width } = plan;
         let (format, name) = (self.ops.format(Precision::Working), self.full(name));
         let names = [name.clone()];
-        self.load("table", format, &names, |ops, values| {
-            ops.load_table(&name, values.remove(0), *rows, *width)
+        self.load("table", format, &names, |ops, tensors| {
+            ops.load_table(&name, tensors.values.remove(0), *rows, *width)
         })
     }
 
@@ -242,8 +230,8 @@ impl<'a, O: Ops> Weights<'a, O> {
             return Ok(Arc::new(self.ops.constant(vec![constant; width])?));
         }
         self.load(&format!("vector + {offset}"), Format::F32, &names, |ops, tensors| {
-            let mut values = Vec::with_capacity(tensors.len() * width);
-            for tensor in tensors.drain(..) {
+            let mut values = Vec::with_capacity(tensors.values.len() * width);
+            for tensor in tensors.values.drain(..) {
                 let Values::F32(tensor) = tensor else { unreachable!("averaged in f32") };
                 values.extend(tensor);
             }
@@ -261,24 +249,32 @@ impl<'a, O: Ops> Weights<'a, O> {
         tensors.map(|tensor| self.full(&tensor.name)).collect()
     }
 
-    /// Makes of some tensors what the form keeps; or finds that the store has it.
+    /// Makes of some tensors what the form keeps; or finds that the store has it. A tensor that is named several times is there
+    /// once.
     fn load<T: Send + Sync + 'static>(
         &mut self,
         usage: &str,
         format: Format,
         names: &[String],
-        make: impl FnOnce(&O, &mut Vec<Values>) -> crate::ops::error::Result<T>,
+        make: impl FnOnce(&O, &mut Tensors<'_>) -> crate::ops::error::Result<T>,
     ) -> Result<Arc<T>, ModelError> {
+        let mut distinct: Vec<&String> = Vec::with_capacity(names.len());
+        for name in names {
+            if !distinct.contains(&name) {
+                distinct.push(name);
+            }
+        }
         let Some(store) = self.store.as_deref_mut() else {
-            let mut unread = names.iter().map(|_| Values::F32(Vec::new())).collect();
+            let values = distinct.iter().map(|_| Values::F32(Vec::new())).collect();
+            let mut unread = Tensors { prefix: &self.prefix, names: &distinct, values };
             return Ok(Arc::new(make(&self.ops, &mut unread)?));
         };
-        let mut tensors = names
+        let mut sources = distinct
             .iter()
             .map(|name| Sources::find(name, self.members, self.ahead.as_mut()))
             .collect::<Result<Vec<_>, ModelError>>()?;
-        let sources = tensors.iter().map(|sources| sources.key.clone()).collect();
-        let key = StoreKey { sources, usage: usage.to_owned(), form: self.ops.name(), format };
+        let keys = sources.iter().map(|sources| sources.key.clone()).collect();
+        let key = StoreKey { sources: keys, usage: usage.to_owned(), form: self.ops.name(), format };
         self.identity.update(format!("{key:?}").as_bytes());
         let held = store.held.get(&key).cloned().and_then(|held| held.downcast::<T>().ok());
         let packed_before = match (&held, &mut self.shelf) {
@@ -289,25 +285,30 @@ impl<'a, O: Ops> Weights<'a, O> {
             }
             _ => None,
         };
+        for name in names {
+            *self.uses_left.get_mut(name).expect("the plan names what its model loads") -= 1;
+        }
         let made = match held.or(packed_before) {
             Some(held) => {
                 store.held.insert(key, held.clone());
                 held
             }
             None => {
-                let mut values = Vec::with_capacity(names.len());
-                for (name, sources) in names.iter().zip(&mut tensors) {
-                    values.push(match self.kept.remove(&(name.clone(), format)) {
+                let mut values = Vec::with_capacity(distinct.len());
+                for (name, sources) in distinct.iter().zip(&mut sources) {
+                    values.push(match self.kept.remove(&((*name).clone(), format)) {
                         Some(kept) => kept,
                         None => sources.values(&*self.ops, format)?,
                     });
                 }
-                let made = Arc::new(make(&self.ops, &mut values)?);
+                let mut tensors = Tensors { prefix: &self.prefix, names: &distinct, values };
+                let made = Arc::new(make(&self.ops, &mut tensors)?);
                 // the form has kept those that are missing
-                for (name, values) in names.iter().zip(values) {
-                    match self.uses_left.get(name) {
-                        Some(2..) => drop(self.kept.insert((name.clone(), format), values)),
-                        _ => self.members[0].0.give_back(values),
+                for (name, values) in distinct.iter().zip(tensors.values) {
+                    if self.uses_left[*name] > 0 {
+                        self.kept.insert(((*name).clone(), format), values);
+                    } else {
+                        self.members[0].0.give_back(values);
                     }
                 }
                 if let Some(on) = &mut self.shelf {
@@ -318,16 +319,12 @@ impl<'a, O: Ops> Weights<'a, O> {
                 made
             }
         };
-        tensors.into_iter().for_each(Sources::give_back);
-        for name in names {
-            let uses_left = self.uses_left.get_mut(name).expect("the plan names what its model loads");
-            *uses_left -= 1;
-            if *uses_left == 0 {
-                self.kept.remove(&(name.clone(), format));
-                let infos = self.members.iter().filter_map(|(checkpoint, _)| checkpoint.info(name));
-                let read: usize = infos.map(|info| info.data_offsets.1 - info.data_offsets.0).sum();
-                (self.progress)(read as u64);
-            }
+        sources.into_iter().for_each(Sources::give_back);
+        for name in distinct.into_iter().filter(|name| self.uses_left[*name] == 0) {
+            self.kept.remove(&(name.clone(), format));
+            let infos = self.members.iter().filter_map(|(checkpoint, _)| checkpoint.info(name));
+            let read: usize = infos.map(|info| info.data_offsets.1 - info.data_offsets.0).sum();
+            (self.progress)(read as u64);
         }
         Ok(made)
     }
@@ -363,13 +360,30 @@ fn sum_of_rows(values: &Values, weights: &[f64]) -> Values {
     Values::F32((0..width).map(|column| sum(column) as f32).collect())
 }
 
-fn linear_source<'a>(plan: &LinearPlan, names: &'a [String], values: &'a [Values]) -> LinearSource<'a> {
-    let source = |place: usize, rows: RowMap| Source { name: &names[place], values: &values[place], rows };
-    LinearSource {
-        weight: source(0, plan.weight.rows),
-        bias: plan.bias.as_ref().map(|bias| source(1, bias.rows)),
-        output: plan.output,
-        input: plan.input,
+/// Tensors that were read for some layers.
+struct Tensors<'n> {
+    /// What stands before the names in plans.
+    prefix: &'n str,
+    /// Each once.
+    names: &'n [&'n String],
+    /// Of each.
+    values: Vec<Values>,
+}
+
+impl Tensors<'_> {
+    fn source(&self, plan: &RowsPlan) -> Source<'_> {
+        let is_named = |name: &&String| name.strip_prefix(self.prefix) == Some(plan.name.as_str());
+        let place = self.names.iter().position(|name| is_named(name)).expect("what a layer names was read");
+        Source { name: self.names[place], values: &self.values[place], rows: plan.rows }
+    }
+
+    fn linear(&self, plan: &LinearPlan) -> LinearSource<'_> {
+        LinearSource {
+            weight: self.source(&plan.weight),
+            bias: plan.bias.as_ref().map(|bias| self.source(bias)),
+            output: plan.output,
+            input: plan.input,
+        }
     }
 }
 

@@ -44,6 +44,7 @@ use super::AttentionSpec;
 use super::Convolution;
 use super::Ops;
 use super::Precision;
+use super::Term;
 use crate::ops::error::Result;
 use crate::ops::inputs::Inputs;
 use crate::ops::inputs::Which;
@@ -162,15 +163,16 @@ fn pool() -> Arc<ThreadPool> {
 /// Some of an output's weights, of as many as `input`, in what they are packed.
 fn write_weights(source: Source<'_>, output: usize, input: usize, inputs: Range<usize>, to: Weights<'_>) {
     let Source { values, rows, .. } = source;
-    let row = rows.row(output);
+    let (first, row) = (rows.first_value(input), rows.row(output));
     if !rows.transposed {
-        let range = row * input + inputs.start..row * input + inputs.end;
+        let of_row = first + row * input;
+        let range = of_row + inputs.start..of_row + inputs.end;
         return match to {
             Weights::F32(to) => values.to_f32s(range, to),
             Weights::Bf16(to) => values.to_bf16s(range, to),
         };
     }
-    let at = inputs.map(|input| input * rows.of + row);
+    let at = inputs.map(|input| first + input * rows.of + row);
     match to {
         Weights::F32(to) => {
             to.chunks_exact_mut(1).zip(at).for_each(|(to, at)| values.to_f32s(at..at + 1, to))
@@ -549,16 +551,21 @@ impl Ops for Cpu {
     }
 
     fn gather(&self, blocks: &[Rows], list: usize, batch: &&Inputs<'_>) -> Result<Vec<Rows>> {
-        let (from, width) = (Blocks::new(blocks), blocks[0].width());
         let rows = &batch.lists[list];
-        let gather = |places: Range<usize>| {
-            let mut to = Rows::new(Number::F32, places.len(), width);
-            for (at, &row) in rows[places].iter().enumerate() {
-                to.row_mut(at).copy_from_slice(from.row(row));
-            }
-            to
-        };
-        Ok(self.blocks(rows.len()).into_iter().map(gather).collect())
+        self.blocks(rows.len()).into_iter().map(|places| self.pick(blocks, &rows[places])).collect()
+    }
+
+    fn pick(&self, blocks: &[Rows], rows: &[usize]) -> Result<Rows> {
+        let (from, width) = (Blocks::new(blocks), blocks[0].width());
+        let mut to = Rows::new(Number::F32, rows.len(), width);
+        for (at, &row) in rows.iter().enumerate() {
+            to.row_mut(at).copy_from_slice(from.row(row));
+        }
+        Ok(to)
+    }
+
+    fn combine(&self, blocks: &[Rows], terms: &[Term], of_row: usize) -> Result<Rows> {
+        Ok(Rows::sums(self.isa, blocks, terms, of_row))
     }
 
     fn mean(&self, blocks: &[Rows], batch: &&Inputs<'_>) -> Result<Vec<Rows>> {

@@ -57,6 +57,7 @@ use super::Convolution;
 use super::Distance;
 use super::Ops;
 use super::Precision;
+use super::Term;
 use super::whole;
 use crate::ops::batch::PackedBatch;
 use crate::ops::error::OpsError;
@@ -353,6 +354,9 @@ impl Cuda {
 
     /// Rows of a tensor.
     fn fill(&self, weights: &Matrix, Source { values, rows, .. }: &Source<'_>) -> Result<()> {
+        if rows.place_in_stack().is_some() {
+            return Err(OpsError::Unsupported("experts on a card"));
+        }
         let (outputs, input, number) = (weights.rows(), weights.width(), stored_in(values)?);
         let (bytes, size, first) = (values.bytes(), number.bytes(), rows.row(0));
         if !rows.transposed && (0..outputs).all(|output| rows.row(output) == first + output) {
@@ -983,6 +987,14 @@ impl Ops for Cuda {
         let rows = &batch.lists[list];
         let picked = self.device.gather(&self.either(whole(blocks)?)?, rows, rows.len())?;
         Ok(vec![self.here(picked, batch.inputs.lists[list].len())])
+    }
+
+    fn pick(&self, _: &[Rows], _: &[usize]) -> Result<Rows> {
+        Err(OpsError::Unsupported("experts on a card"))
+    }
+
+    fn combine(&self, _: &[Rows], _: &[Term], _: usize) -> Result<Rows> {
+        Err(OpsError::Unsupported("experts on a card"))
     }
 
     fn mean(&self, blocks: &[Rows], batch: &Batch<'_>) -> Result<Vec<Rows>> {

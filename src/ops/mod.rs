@@ -45,6 +45,7 @@ pub use rewarm_kernels::Activation;
 pub use rewarm_kernels::AttentionSpec;
 pub use rewarm_kernels::Buckets;
 pub use rewarm_kernels::Distance;
+pub use rewarm_kernels::Term;
 pub use rewarm_kernels::rounded_slope;
 
 use crate::ops::error::OpsError;
@@ -317,6 +318,11 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
     /// Picks the rows of one of the [lists](Inputs::lists) out of all rows of a batch, and cuts them as [`Ops::blocks`]
     /// does.
     fn gather(&self, blocks: &[Self::Rows], list: usize, batch: &Self::Batch<'_>) -> Result<Vec<Self::Rows>>;
+    /// Picks some of the rows that blocks hold together: those of one expert, say.
+    fn pick(&self, blocks: &[Self::Rows], rows: &[usize]) -> Result<Self::Rows>;
+    /// A row for each `of_row` terms, rows of blocks: their sum in `f32`, added in their order. So a row's chain of additions
+    /// does not depend on what else the blocks hold.
+    fn combine(&self, blocks: &[Self::Rows], terms: &[Term], of_row: usize) -> Result<Self::Rows>;
     /// For each sequence the mean of its rows in `f32`, summed in the order of its tokens: `[sequences, width]`, in
     /// blocks.
     fn mean(&self, blocks: &[Self::Rows], batch: &Self::Batch<'_>) -> Result<Vec<Self::Rows>>;

@@ -10,6 +10,7 @@ use crate::values::Values;
 /// gate of gate_up_proj    run 0..n of 2n rows                    one run
 /// query of GPT-NeoX       [q k v] of each head, one after another    a run of each head, 3 · head_dim apart
 /// query of GLM-4          head by head, pairs that turn are neighbours; ours are half a head apart
+/// an expert of many       rows of one matrix of a stack
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct RowMap {
@@ -25,6 +26,16 @@ pub struct RowMap {
     neighbours: Option<Neighbours>,
     /// Whether the tensor is `[input, rows]` (GPT-2).
     pub transposed: bool,
+    /// Which matrix it is, of a tensor that stacks several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stacked: Option<Stacked>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+struct Stacked {
+    index: usize,
+    /// How many there are.
+    of: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -37,7 +48,15 @@ struct Neighbours {
 impl RowMap {
     /// All rows of a tensor.
     pub const fn all(rows: usize) -> Self {
-        Self { of: rows, first: 0, run: rows, apart: rows, neighbours: None, transposed: false }
+        Self {
+            of: rows,
+            first: 0,
+            run: rows,
+            apart: rows,
+            neighbours: None,
+            transposed: false,
+            stacked: None,
+        }
     }
 
     /// Of a tensor with `of` rows those from `first` on.
@@ -61,7 +80,22 @@ impl RowMap {
         Self { transposed: true, ..self }
     }
 
-    /// The row of an output.
+    /// The tensor is a stack of `of` matrices, of which each is as told and this is one.
+    pub const fn stacked(self, index: usize, of: usize) -> Self {
+        Self { stacked: Some(Stacked { index, of }), ..self }
+    }
+
+    /// The place of the matrix in a stack.
+    pub fn place_in_stack(&self) -> Option<usize> {
+        self.stacked.map(|stacked| stacked.index)
+    }
+
+    /// How many values of the tensor are before the matrix, of rows of so many inputs.
+    pub fn first_value(&self, input: usize) -> usize {
+        self.place_in_stack().unwrap_or(0) * self.of * input
+    }
+
+    /// The row of an output, in its matrix.
     pub fn row(&self, output: usize) -> usize {
         let mut output = output;
         if let Some(Neighbours { head_dim, pairs }) = self.neighbours {
@@ -73,7 +107,7 @@ impl RowMap {
         self.first + output / self.run * self.apart + output % self.run
     }
 
-    /// The rows of so many outputs, unless they are those of the tensor in its order.
+    /// The rows of so many outputs, unless they are those of the matrix in its order.
     pub fn picked(&self, outputs: usize) -> Option<Vec<u32>> {
         let is_all =
             self.of == outputs && self.neighbours.is_none() && self.first == 0 && self.run >= outputs;
@@ -81,8 +115,14 @@ impl RowMap {
     }
 
     /// The shape of the tensor, for a layer with so many inputs.
-    pub fn shape(&self, input: usize) -> [usize; 2] {
-        if self.transposed { [input, self.of] } else { [self.of, input] }
+    pub fn shape(&self, input: usize) -> Vec<usize> {
+        let matrix = if self.transposed { [input, self.of] } else { [self.of, input] };
+        self.stacked.iter().map(|stacked| stacked.of).chain(matrix).collect()
+    }
+
+    /// The same of a vector that has a number for each row.
+    pub fn shape_of_bias(&self) -> Vec<usize> {
+        self.stacked.iter().map(|stacked| stacked.of).chain([self.of]).collect()
     }
 }
 
@@ -101,7 +141,8 @@ impl Source<'_> {
     /// Of a bias, the numbers of so many outputs.
     pub fn numbers(&self, outputs: usize) -> Vec<f32> {
         let mut all = vec![0.0; self.rows.of];
-        self.values.to_f32s(0..self.rows.of, &mut all);
+        let first = self.rows.first_value(1);
+        self.values.to_f32s(first..first + self.rows.of, &mut all);
         (0..outputs).map(|output| all[self.rows.row(output)]).collect()
     }
 }
@@ -136,5 +177,11 @@ mod tests {
         let of_heads = RowMap::all(12).with_neighbours(6, 2);
         assert_eq!(rows(of_heads, 12), Some(vec![0, 2, 1, 3, 4, 5, 6, 8, 7, 9, 10, 11]));
         assert_eq!(RowMap::all(6).transposed().shape(2), [2, 6]);
+        let of_stack = RowMap::all(6).stacked(3, 5);
+        assert_eq!((of_stack.shape(2), of_stack.first_value(2)), (vec![5, 6, 2], 36));
+        assert_eq!(of_stack.transposed().shape(2), [5, 2, 6]);
+        let values = Values::F32((0..10).map(|i| i as f32).collect());
+        let bias = Source { name: "", values: &values, rows: RowMap::from(1, 5).in_runs(1, 2).stacked(1, 2) };
+        assert_eq!(bias.numbers(2), [6.0, 8.0]);
     }
 }

@@ -162,7 +162,8 @@ def load(path, dtype=torch.float32, config_file="config.json", edit=None):
         return ValueHeadModel(config, all_weights(path)).to(dtype)
     # Falcon's eager attention adds ALiBi twice: to the scores, and with the mask
     attention = "sdpa" if getattr(config, "alibi", False) and config.model_type == "falcon" else "eager"
-    model = AutoModelForSequenceClassification.from_pretrained(path, config=config, dtype=dtype, attn_implementation=attention)
+    # the other ways of computing experts have no float64
+    model = AutoModelForSequenceClassification.from_pretrained(path, config=config, dtype=dtype, attn_implementation=attention, experts_implementation="eager")
     return model.eval()
 
 

@@ -5,7 +5,8 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from make_tiny import LOOSE_EPS, SMALL, WIDE, all_weights, finish, plain_samples, rope, rope_to, save_classifier, set_to, token_samples, write_json
+from make_tiny import (LOOSE_EPS, SMALL, WIDE, all_weights, edit_config, finish, plain_samples, randomise, rope, rope_to, save_classifier, set_to,
+                       token_samples, write_json)
 
 LOOSE_LAYER_EPS = ("norm eps", set_to(layer_norm_eps=1e-6))
 BY_TYPE = {"full_attention": rope(theta=1000.0), "sliding_attention": rope(theta=50.0)}
@@ -136,6 +137,46 @@ def gpt_neox(path):
     decoder(path, "GPTNeoXConfig", 85, "q, k and v of a head follow each other in one tensor; attention and MLP beside each other, each with its norm; a quarter of a head turns",
             [LOOSE_LAYER_EPS, ("rope share", rope_to(partial_rotary_factor=0.5)), ("one after the other", set_to(use_parallel_residual=False))], base=WIDE,
             layer_norm_eps=1e-2, rope_parameters=rope(partial_rotary_factor=0.25))
+
+
+# -- decoders with experts ---------------------------------------------------------------------------------------------
+
+ROUTER = [LOOSE_EPS, ("one expert less", lambda config: setattr(config, "num_experts_per_tok", config.num_experts_per_tok - 1))]
+
+
+def normed(value):
+    return ("norm_topk_prob", set_to(norm_topk_prob=value))
+
+
+def qwen3_moe(path):
+    decoder(path, "Qwen3MoeConfig", 150, "experts in layers 0 and 2, whose weights do not add up to one; an MLP in layer 1; a window of 6 in all; q_norm and k_norm; head_dim 12; biases of attention",
+            ROUTER + [normed(True), ("window 5", set_to(sliding_window=5))], base=SMALL | dict(num_hidden_layers=3), head_dim=12, rms_norm_eps=1e-3, rope_parameters=rope(),
+            moe_intermediate_size=12, num_experts=6, num_experts_per_tok=3, mlp_only_layers=[1], use_sliding_window=True, sliding_window=6, attention_bias=True)
+
+
+def qwen2_moe(path):
+    decoder(path, "Qwen2MoeConfig", 151, "experts in layers 1 and 3, whose weights add up to one, beside one with a gate for all rows; of the layers before the third every second one has a window of 6",
+            ROUTER + [normed(False), ("window 5", set_to(sliding_window=5)), ("Qwen2's windows", set_to(layer_types=["full_attention"] * 2 + ["sliding_attention"] * 2))],
+            base=SMALL | dict(num_hidden_layers=4), rms_norm_eps=1e-3, rope_parameters=rope(), moe_intermediate_size=12, shared_expert_intermediate_size=20, num_experts=5, num_experts_per_tok=2,
+            norm_topk_prob=True, decoder_sparse_step=2, use_sliding_window=True, sliding_window=6, max_window_layers=2)
+    edit_config(path, layer_types=None)  # what it is without
+
+
+MIXTRAL = dict(rms_norm_eps=1e-3, rope_parameters=rope(), num_local_experts=5, num_experts_per_tok=3, sliding_window=6, router_jitter_noise=0.3)
+
+
+def mixtral(path):
+    decoder(path, "MixtralConfig", 152, "experts, whose weights always add up to one; a window of 6; noise that is for training alone", ROUTER + [("window 5", set_to(sliding_window=5))], **MIXTRAL)
+
+
+def mixtral_stacked(path):
+    """The names and shapes that transformers has in memory, as mergekit writes them."""
+    config = transformers.MixtralConfig(**SMALL | MIXTRAL)
+    model = randomise(transformers.AutoModelForSequenceClassification.from_config(config), 153)
+    model.save_pretrained(path)
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path / "model.safetensors", metadata={"format": "pt"})
+    assert "model.layers.0.mlp.experts.gate_up_proj" in all_weights(path)
+    finish(path, plain_samples(config, 163), "last_non_pad", "all experts of a layer in two tensors, [experts, 2 * intermediate, hidden] and [experts, hidden, intermediate]", wrong=ROUTER)
 
 
 # -- decoders with positions of their own ------------------------------------------------------------------------------
@@ -464,6 +505,7 @@ def deberta_keys(path):
 
 
 CHECKPOINTS = [gemma3_text, gemma3, olmo, olmo3, phi, phi3, phi3_longrope, glm, glm4, helium, hunyuan_v1_dense, nemotron, starcoder2, stablelm, stablelm_heads, stablelm_after, persimmon, gpt_neox,
+               qwen3_moe, qwen2_moe, mixtral, mixtral_stacked,
                gpt2, gpt_bigcode, gpt_bigcode_mha, gptj, gpt_neo, openai_gpt, biogpt, cohere_compass_text, opt, opt_after, opt_narrow, falcon, falcon_multi_query, falcon_rw, falcon_alibi, bloom, mpt, ministral3, internlm2, modernbert_decoder,
                modernbert, modernbert_mean, eurobert, eurobert_bos, distilbert, electra, albert, rembert, ernie, roformer, ultrabert, megatron_bert, roberta_prelayernorm, camembert, data2vec_text,
                xlm_roberta_xl, mpnet, nomic_bert, gte, jina_embeddings_v3, deberta_v2, deberta_v2_apart, deberta_v2_plain, deberta_v2_conv, deberta_v2_groups, deberta, deberta_keys]

@@ -86,6 +86,12 @@ impl Trainable {
         let config_path = dir.join("config.json");
         let mut config = CheckpointConfig::load(&config_path, &manifest)?;
         origin::settle(&checkpoint, &manifest, &mut config)?;
+        if config.backbone.has_experts() {
+            return Err(ModelError::Unsupported(format!(
+                "{} has experts, which are served and merged here, but not trained",
+                config.model_type
+            )));
+        }
         if config.labels.is_some() {
             return Err(ModelError::Unsupported(
                 "the base has several labels, of which rewarm.json chooses: what is trained has one, so start from the same \

@@ -2,10 +2,12 @@
 //! [`encoder`](super::encoder)'s and say what is different.
 
 use crate::checkpoint::fields::Fields;
+use crate::model::families::experts::Experts;
 use crate::model::plan::AttentionPlan;
 use crate::model::plan::BackbonePlan;
 use crate::model::plan::DensePlan;
 use crate::model::plan::EmbeddingPlan;
+use crate::model::plan::FeedForwardPlan;
 use crate::model::plan::HeadPlan;
 use crate::model::plan::InsidePlan;
 use crate::model::plan::LayerPlan;
@@ -83,6 +85,8 @@ pub(super) struct Blueprint {
     pub(super) names: Names,
     /// What each layer's names begin with, where several are one (ALBERT).
     pub(super) shared_layers: Option<Vec<String>>,
+    /// What layers have in the place of an MLP.
+    pub(super) experts: Option<Experts>,
     /// What transformers puts on it.
     pub(super) head: HeadPlan,
 }
@@ -350,7 +354,10 @@ impl Blueprint {
                 },
                 relative: None,
             },
-            mlp: self.mlp(&of),
+            feed_forward: match self.experts.as_ref().filter(|experts| experts.in_layers[index]) {
+                Some(experts) => FeedForwardPlan::Experts(experts.plan(&of, *hidden, self.activation)),
+                None => FeedForwardPlan::Mlp(self.mlp(&of)),
+            },
             convolution: None,
             is_parallel: self.is_parallel,
         }

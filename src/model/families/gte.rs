@@ -12,7 +12,9 @@ use crate::model::families::encoder::BERT;
 use crate::model::families::encoder::BERT_NAMES;
 use crate::model::families::encoder::Defaults;
 use crate::model::plan::BackbonePlan;
+use crate::model::plan::FeedForwardPlan;
 use crate::model::plan::InsidePlan;
+use crate::model::plan::MlpPlan;
 use crate::text::FamilyTokenizer;
 
 pub(super) const FAMILY: Family = Family {
@@ -34,7 +36,9 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let mut plan = BackbonePlan::from(config.turning(fields, 160_000.0)?);
     // of the MLP, the last layer alone has one
     for layer in &mut plan.layers {
-        if let InsidePlan::Gated { gate, up } = &mut layer.mlp.inside {
+        if let FeedForwardPlan::Mlp(MlpPlan { inside: InsidePlan::Gated { gate, up }, .. }) =
+            &mut layer.feed_forward
+        {
             (gate.bias, up.bias) = (None, None);
         }
     }

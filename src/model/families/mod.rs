@@ -23,6 +23,7 @@ mod encoder;
 mod ernie;
 mod eurobert;
 mod exaone4;
+mod experts;
 mod falcon;
 mod gemma;
 mod gemma2;
@@ -45,6 +46,7 @@ mod megatron_bert;
 mod ministral;
 mod ministral3;
 mod mistral;
+mod mixtral;
 mod modernbert;
 mod modernbert_decoder;
 mod mpnet;
@@ -60,7 +62,9 @@ mod persimmon;
 mod phi;
 mod phi3;
 mod qwen2;
+mod qwen2_moe;
 mod qwen3;
+mod qwen3_moe;
 mod rembert;
 mod roberta;
 mod roberta_prelayernorm;
@@ -92,6 +96,8 @@ mod at_most {
     pub(super) const POSITIONS: usize = 1 << 40;
     /// Of those with an embedding of their own.
     pub(super) const DISTANCES: usize = 1 << 16;
+    /// Of all layers together.
+    pub(super) const EXPERTS: usize = 1 << 16;
 }
 
 /// A family of transformers.
@@ -121,7 +127,7 @@ impl Family {
 }
 
 /// All that run here.
-pub const FAMILIES: [Family; 64] = [
+pub const FAMILIES: [Family; 67] = [
     llama::FAMILY,
     mistral::FAMILY,
     ministral::FAMILY,
@@ -150,6 +156,9 @@ pub const FAMILIES: [Family; 64] = [
     stablelm::FAMILY,
     persimmon::FAMILY,
     internlm2::FAMILY,
+    mixtral::FAMILY,
+    qwen2_moe::FAMILY,
+    qwen3_moe::FAMILY,
     gpt_neox::FAMILY,
     gptj::FAMILY,
     gpt2::FAMILY,

@@ -43,6 +43,7 @@ use crate::hub::Snapshot;
 use crate::model::ModelError;
 use crate::model::device::Cards;
 use crate::model::device::Device;
+use crate::model::device::DeviceName;
 use crate::model::device::Here;
 use crate::model::device::Parts;
 use crate::model::device::Placement;
@@ -149,10 +150,10 @@ impl Loader {
         config: &VariantConfig,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Variant, ModelError> {
-        let resolved = self.resolve(config)?;
+        let Opened { mut members, plans } = open(config)?;
+        let resolved = self.resolve(config, &members)?;
         tracing::info!(variant = config.name, asked = %config.device, device = %resolved, "device");
         let devices = resolved.devices;
-        let Opened { mut members, plans } = open(config)?;
         if let Some(kept) = self.shelf.as_ref().and_then(Shelf::kept) {
             members.iter().for_each(|member| member.checkpoint.recall(kept));
         }
@@ -272,8 +273,8 @@ impl Loader {
         let mut needs: Vec<(Device, Vec<(&str, u64)>)> = Vec::new();
         for (index, config) in configs.iter().enumerate() {
             let place = || {
-                let devices = self.resolve(config)?.devices;
                 let Opened { members, plans } = open(config)?;
+                let devices = self.resolve(config, &members)?.devices;
                 let (dtype, _) = dtype_of(config, &members, &devices[0]);
                 let weighed = placing::weigh(config, &members, &plans, dtype, &devices[0])?;
                 let candidate = Candidate { config, members: &members, plans: &plans, dtype, weighed };
@@ -334,19 +335,30 @@ impl Loader {
         }
     }
 
-    /// The devices that a variant's configuration means here.
-    fn resolve(&self, config: &VariantConfig) -> Result<Resolved, ModelError> {
-        Ok(config.device.resolve(&*self.cards).map_err(OpsError::from)?)
+    /// The devices that a variant's configuration means here, for such members.
+    fn resolve(&self, config: &VariantConfig, members: &[Member]) -> Result<Resolved, ModelError> {
+        let with_experts = members.iter().find(|member| member.config.backbone.has_experts());
+        match (with_experts, &config.device) {
+            (Some(_), DeviceName::Auto) => {
+                let why = "experts are computed on a CPU alone".to_owned();
+                Ok(Resolved { devices: vec![Device::Cpu], why })
+            }
+            (Some(member), DeviceName::Cuda(_)) => Err(ModelError::Unsupported(format!(
+                "{} has experts, which are not computed on a card: set device = \"cpu\"",
+                member.config.model_type
+            ))),
+            _ => Ok(config.device.resolve(&*self.cards).map_err(OpsError::from)?),
+        }
     }
 
     /// Checks everything that can be checked without reading weights: files, configs, tokenizers, shapes, devices. Returns
     /// what it found. The error has all that is wrong, with all members.
     pub fn check(&mut self, config: &VariantConfig) -> Result<Checked, ModelError> {
-        let (tokenizers, mut problems) = self.checked_tokenizers(config);
-        let resolved = self.resolve(config).map_err(|problem| problems.push(problem)).ok();
+        let (members, mut problems) = self.checked_members(config);
+        let resolved = self.resolve(config, &members).map_err(|problem| problems.push(problem)).ok();
         ModelError::check(problems)?;
         let resolved = resolved.expect("what is not there is a problem");
-        Ok(Checked { text_rule: tokenizers[0].1.rule(), resolved })
+        Ok(Checked { text_rule: members[0].tokenizer.rule(), resolved })
     }
 
     /// The tokenizers of the members that can be opened, and where they are from; and all that is wrong.
@@ -354,6 +366,11 @@ impl Loader {
         &mut self,
         config: &VariantConfig,
     ) -> (Vec<(PathBuf, SampleTokenizer)>, Vec<ModelError>) {
+        let (members, problems) = self.checked_members(config);
+        (members.into_iter().map(|member| (member.path, member.tokenizer)).collect(), problems)
+    }
+
+    fn checked_members(&self, config: &VariantConfig) -> (Vec<Member>, Vec<ModelError>) {
         let (members, mut problems) = open_members(config);
         if problems.is_empty() {
             tell(config, &members);
@@ -363,7 +380,7 @@ impl Loader {
         {
             problems.extend(found);
         }
-        (members.into_iter().map(|member| (member.path, member.tokenizer)).collect(), problems)
+        (members, problems)
     }
 }
 

@@ -23,6 +23,7 @@ use super::AttentionSpec;
 use super::Convolution;
 use super::Ops;
 use super::Precision;
+use super::Term;
 use super::whole;
 use crate::ops::error::OpsError;
 use crate::ops::error::Result;
@@ -108,7 +109,9 @@ impl Composed {
 }
 
 /// The outputs of a layer among the rows of a tensor, or among the values of a vector.
-pub(super) fn pick(tensor: &Tensor, rows: &RowMap, outputs: usize) -> candle_core::Result<Tensor> {
+pub(super) fn outputs_of(tensor: &Tensor, rows: &RowMap, outputs: usize) -> candle_core::Result<Tensor> {
+    let of_stack = rows.place_in_stack().map(|index| tensor.get(index)).transpose()?;
+    let tensor = of_stack.as_ref().unwrap_or(tensor);
     let tensor = if rows.transposed && tensor.rank() == 2 { &tensor.t()? } else { tensor };
     match rows.picked(outputs) {
         None => Ok(tensor.clone()),
@@ -145,9 +148,12 @@ impl Ops for Composed {
     fn load_linear(&self, source: LinearSource<'_>, _: Precision) -> Result<Linear> {
         let LinearSource { weight, bias, output, input } = source;
         let rows = self.tensor(weight.values, &weight.rows.shape(input))?;
-        let rows = pick(&rows, &weight.rows, output)?;
+        let rows = outputs_of(&rows, &weight.rows, output)?;
         let bias = match bias {
-            Some(bias) => Some(pick(&self.tensor(bias.values, &[bias.rows.of])?, &bias.rows, output)?),
+            Some(bias) => {
+                let all = self.tensor(bias.values, &bias.rows.shape_of_bias())?;
+                Some(outputs_of(&all, &bias.rows, output)?)
+            }
             None => None,
         };
         Ok(Linear { weight: rows.t()?.contiguous()?, bias })
@@ -350,6 +356,35 @@ impl Ops for Composed {
 
     fn gather(&self, blocks: &[Tensor], list: usize, batch: &Batch<'_>) -> Result<Vec<Tensor>> {
         Ok(vec![whole(blocks)?.index_select(batch.list(list), 0)?])
+    }
+
+    fn pick(&self, blocks: &[Tensor], rows: &[usize]) -> Result<Tensor> {
+        let rows: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
+        Ok(Tensor::cat(blocks, 0)?.index_select(&Tensor::new(rows, &self.device)?, 0)?)
+    }
+
+    fn combine(&self, blocks: &[Tensor], terms: &[Term], of_row: usize) -> Result<Tensor> {
+        let mut starts = Vec::with_capacity(blocks.len());
+        let mut rows = 0;
+        for block in blocks {
+            starts.push(rows);
+            rows += block.dim(0)?;
+        }
+        let from = Tensor::cat(blocks, 0)?;
+        let mut sum: Option<Tensor> = None;
+        for place in 0..of_row {
+            let terms = || terms.iter().skip(place).step_by(of_row);
+            let rows: Vec<u32> = terms().map(|term| (starts[term.block] + term.row) as u32).collect();
+            let weights: Vec<f32> = terms().map(|term| term.weight).collect();
+            let weights = Tensor::new(weights, &self.device)?.unsqueeze(1)?;
+            let rows = from.index_select(&Tensor::new(rows, &self.device)?, 0)?.to_dtype(DType::F32)?;
+            let term = rows.broadcast_mul(&weights)?;
+            sum = Some(match sum {
+                Some(sum) => (sum + term)?,
+                None => term,
+            });
+        }
+        Ok(sum.expect("a sum has a term").to_dtype(from.dtype())?)
     }
 
     fn mean(&self, blocks: &[Tensor], batch: &Batch<'_>) -> Result<Vec<Tensor>> {

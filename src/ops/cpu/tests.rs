@@ -12,6 +12,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::ops::batch::PackedBatch;
 use crate::ops::batch::Sequence;
+use crate::ops::composed::Composed;
 use crate::ops::inputs::AngleTable;
 use crate::ops::inputs::Angles;
 use crate::ops::textbook;
@@ -256,6 +257,54 @@ proptest! {
             let which = if listed { inputs.listed(0) } else { Which::Run(0..rows) };
             let ours = cpu.convolve(&blocks, &which, &layer, &&inputs).unwrap();
             assert_within(&format!("convolve {}", cpu.name()), &ours, expected)?;
+        }
+    }
+
+    #[test]
+    fn rows_of_blocks_are_picked_and_added_in_their_order(
+        blocks in prop::collection::vec(1usize..6, 1..5), width in 1usize..70, of_row in 1usize..5,
+        rows in 1usize..7, seed: u64,
+    ) {
+        poison();
+        let count: usize = blocks.iter().sum();
+        let x = numbers(count * width, seed);
+        let weights = numbers(rows * of_row, seed ^ 1);
+        let mut starts = blocks.iter().scan(0, |start, rows| {
+            *start += rows;
+            Some(*start - rows)
+        }).collect::<Vec<_>>();
+        let at = |place: usize| (place * 7 + seed as usize % 5) % count;
+        let picked: Vec<usize> = (0..rows).map(at).collect();
+        let terms: Vec<Term> = (0..rows * of_row).map(|place| {
+            let block = starts.partition_point(|start| *start <= at(place)) - 1;
+            Term { block, row: at(place) - starts[block], weight: weights[place] }
+        }).collect();
+        starts.push(count);
+        for cpu in forms() {
+            let of_blocks: Vec<Rows> =
+                starts.windows(2).map(|ends| rows_of(&x[ends[0] * width..ends[1] * width], width)).collect();
+            let ours = values_of(&cpu.pick(&of_blocks, &picked).unwrap());
+            let expected: Vec<f32> =
+                picked.iter().flat_map(|row| x[row * width..][..width].iter().copied()).collect();
+            prop_assert_eq!(ours, expected);
+            let expected = (0..rows * width).map(|place| {
+                let (row, column) = (place / width, place % width);
+                let terms = (row * of_row..(row + 1) * of_row)
+                    .map(|place| f64::from(x[at(place) * width + column]) * f64::from(weights[place]));
+                let size: f64 = terms.clone().map(f64::abs).sum();
+                (terms.sum(), of_row as f64 * 2.0 * EPSILON * size)
+            });
+            let ours = cpu.combine(&of_blocks, &terms, of_row).unwrap();
+            assert_within(&format!("combine {}", cpu.name()), &ours, expected)?;
+            let composed = Composed { device: candle_core::Device::Cpu, format: Format::F32 };
+            let tensors: Vec<_> = starts.windows(2).map(|ends| {
+                let values = &x[ends[0] * width..ends[1] * width];
+                candle_core::Tensor::from_slice(values, (ends[1] - ends[0], width), &composed.device).unwrap()
+            }).collect();
+            let theirs = composed.combine(&tensors, &terms, of_row).unwrap().flatten_all().unwrap();
+            for (ours, theirs) in values_of(&ours).iter().zip(theirs.to_vec1::<f32>().unwrap()) {
+                prop_assert!((ours - theirs).abs() < 1e-5, "{ours}, composed {theirs}");
+            }
         }
     }
 

@@ -39,6 +39,7 @@ use super::AttentionSpec;
 use super::Convolution;
 use super::Ops;
 use super::Precision;
+use super::Term;
 use super::composed;
 use super::composed::Batch;
 use super::composed::ByDistance;
@@ -293,7 +294,7 @@ impl Ops for Training {
 
     fn linear(&self, x: &Tensor, layer: &Linear) -> Result<Tensor> {
         let of = |named: &Named| -> Result<Tensor> {
-            Ok(composed::pick(self.parameter(&named.name)?, &named.rows, layer.output)?)
+            Ok(composed::outputs_of(self.parameter(&named.name)?, &named.rows, layer.output)?)
         };
         let bias = layer.bias.as_ref().map(of).transpose()?;
         // a convolution's has an axis of positions, which follow each other
@@ -408,6 +409,14 @@ impl Ops for Training {
 
     fn gather(&self, blocks: &[Tensor], list: usize, batch: &Batch<'_>) -> Result<Vec<Tensor>> {
         self.composed.gather(blocks, list, batch)
+    }
+
+    fn pick(&self, _: &[Tensor], _: &[usize]) -> Result<Tensor> {
+        Err(OpsError::Unsupported("gradients of experts"))
+    }
+
+    fn combine(&self, _: &[Tensor], _: &[Term], _: usize) -> Result<Tensor> {
+        Err(OpsError::Unsupported("gradients of experts"))
     }
 
     fn mean(&self, blocks: &[Tensor], batch: &Batch<'_>) -> Result<Vec<Tensor>> {

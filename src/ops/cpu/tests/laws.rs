@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::ops::Distance;
-use crate::ops::composed::Composed;
 use crate::ops::tiny::KINDS;
 use crate::ops::tiny::Tiny;
 use crate::ops::tiny::bits_of;

@@ -79,8 +79,11 @@ fn steps_change_no_bit() {
                         );
                         fewer = pauses;
                     }
-                    let layers = model.backbone.layers.len();
-                    assert_eq!(fewer, layers + 1, "{name}: before, between and after layers");
+                    let layers = &model.backbone.layers;
+                    // before and after experts
+                    let experts = layers.iter().filter(|layer| layer.part.experts().is_some()).count();
+                    let expected = layers.len() + 1 + 2 * experts;
+                    assert_eq!(fewer, expected, "{name}: before, between and after layers");
                 }
             }
         }
@@ -104,4 +107,55 @@ fn a_forward_that_is_given_up_stops_at_that_pause() {
         assert!(given_up.unwrap_err().to_string().contains("given up"));
         assert_eq!(pauses, last);
     }
+}
+
+/// What [`super::laws`] says of a small transformer holds of layers with experts: a row's experts have others beside it in each
+/// batch, and those that many rows chose take them in several groups.
+#[test]
+fn neighbours_order_threads_and_shared_prefixes_change_no_bit_of_experts() {
+    let has_experts = |dir: &PathBuf| {
+        let config = CheckpointConfig::load(&dir.join("config.json"), &Manifest::default()).unwrap();
+        config.backbone.has_experts()
+    };
+    let token = |sample: usize, at: usize| (5 + (at * at + if at < 40 { 0 } else { sample }) % 20) as u32;
+    let sequences: Vec<Sequence> = [530, 1, 60, 240, 7]
+        .into_iter()
+        .enumerate()
+        .map(|(sample, length)| sequence(&(0..length).map(|at| token(sample, at)).collect::<Vec<_>>()))
+        .collect();
+    let turned: Vec<Sequence> = sequences.iter().rev().cloned().collect();
+    let mut checked = 0;
+    for dir in families().into_iter().filter(has_experts) {
+        for cpu in forms() {
+            poison();
+            let one_thread = load(&dir, &cpu.clone().with_threads(1), None);
+            let alone = |one| bits(&one_thread.forward(&PackedBatch::pack([one])).unwrap())[0];
+            let alone: Vec<u32> = sequences.iter().map(alone).collect();
+            for threads in [1, 3] {
+                let model = load(&dir, &cpu.clone().with_threads(threads), None);
+                let name = format!("{} {}, {threads} threads", dir.display(), cpu.name());
+                let rewards = |batch: &PackedBatch| bits(&model.forward(batch).unwrap());
+                assert!(rewards(&PackedBatch::pack(&sequences)) == alone, "{name}: beside others");
+                let mut together = rewards(&PackedBatch::pack(&turned));
+                together.reverse();
+                assert!(together == alone, "{name}: in another order");
+                let shared = rewards(&PackedBatch::pack_shared(&sequences, 1));
+                assert!(shared == alone, "{name}: sharing prefixes");
+                checked += 1;
+            }
+        }
+    }
+    assert!(checked >= 8, "{checked}");
+}
+
+/// More outputs of experts than are kept at a time.
+#[test]
+fn a_batch_of_many_rows_goes_through_experts_in_parts() {
+    let dir = families().into_iter().find(|dir| dir.ends_with("mixtral")).unwrap();
+    let model = load(&dir, &Cpu::new(Format::F32), None);
+    let long = |seed: u32| sequence(&(0..2000).map(|at| 3 + (at * at + seed) % 70).collect::<Vec<_>>());
+    let sequences = [1, 2, 3].map(long);
+    let alone = |one| bits(&model.forward(&PackedBatch::pack([one])).unwrap())[0];
+    let together = bits(&model.forward(&PackedBatch::pack(&sequences)).unwrap());
+    assert_eq!(together, sequences.iter().map(alone).collect::<Vec<_>>());
 }
