@@ -462,7 +462,7 @@ fn a_saved_model_is_loaded_again_as_it_was() {
 
 #[test]
 fn experts_are_not_trained_and_say_so() {
-    for name in ["mixtral", "qwen2-moe", "qwen3-moe"] {
+    for name in ["mixtral", "qwen2-moe", "qwen3-moe", "gpt-oss", "hunyuan-v1-moe", "phimoe"] {
         let problem = Trainable::load(with_tokenizer(name).path(), &all()).unwrap_err().problems().join("; ");
         let model_type = name.replace('-', "_");
         assert!(

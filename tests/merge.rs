@@ -295,6 +295,56 @@ fn constants_are_copied_as_they_are_and_said_so() {
 
 // ---- what is told ----
 
+/// A copy of a tiny model whose experts are in the reverse order, each with its row of the router: another checkpoint of the same
+/// function.
+#[test]
+fn experts_at_other_places_are_told_before_they_are_averaged() {
+    let folder = tempfile::tempdir().unwrap();
+    for (model, experts) in [("mixtral", 5), ("mixtral-stacked", 5)] {
+        let [first, turned, output] =
+            ["first", "turned", "out"].map(|name| folder.path().join(model).join(name));
+        for dir in [&first, &turned] {
+            std::fs::create_dir_all(dir).unwrap();
+            for file in ["config.json", "model.safetensors"] {
+                std::fs::copy(data("models").join(model).join(file), dir.join(file)).unwrap();
+            }
+        }
+        let own = tensors(&first);
+        let mut others = Tensors::new();
+        for (name, (dtype, shape, bytes)) in &own {
+            let expert = |name: &str, expert: usize| {
+                name.replace(&format!("experts.{expert}."), &format!("experts.{}.", experts - 1 - expert))
+            };
+            let is_stacked =
+                shape[0] == experts && (name.contains("experts.") || name.ends_with("gate.weight"));
+            let bytes = match is_stacked {
+                true => bytes.chunks(bytes.len() / experts).rev().flatten().copied().collect(),
+                false => bytes.clone(),
+            };
+            let renamed = (0..experts).map(|number| expert(name, number)).find(|other| other != name);
+            others.insert(renamed.unwrap_or_else(|| name.clone()), (*dtype, shape.clone(), bytes));
+        }
+        let views = others.iter().map(|(name, (dtype, shape, bytes))| {
+            (name.clone(), TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+        });
+        safetensors::serialize_to_file(views, None, &turned.join("model.safetensors")).unwrap();
+        let result = merge(&[first.clone(), turned.clone()], &output, &[]);
+        assert_merged(&result);
+        let warnings = text(&result.stderr);
+        // of five the one in the middle stays, in two layers
+        for part in [
+            "member 1 (",
+            "has other experts than member 0",
+            "8 of 10 rows of its routers",
+            "experts' weights is ",
+        ] {
+            assert!(warnings.contains(part), "`{part}` is not in {warnings}");
+        }
+        let same = merge(&[first.clone(), first.clone()], &output.with_extension("same"), &[]);
+        assert!(!text(&same.stderr).contains("experts"), "{}", text(&same.stderr));
+    }
+}
+
 #[test]
 fn strangers_duplicates_and_other_templates_are_warned_of() {
     let folder = tempfile::tempdir().unwrap();

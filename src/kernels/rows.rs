@@ -219,7 +219,7 @@ pub(crate) fn round<S: Simd>(simd: S, from: &[f32], to: &mut [bf16]) {
 }
 
 /// What is done with the sums of a product.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Then {
     /// They are the result.
     Keep,
@@ -229,6 +229,21 @@ pub enum Then {
     Activate(Activation),
     /// A panel's first half is the gate, the other what it lets through.
     Gate(Activation),
+    /// The same, as GPT-OSS has it: `g · sigmoid(alpha · g) · (x + 1)`, where the gate `g` is at most `limit`, and what it lets
+    /// through, `x`, at most so far from zero.
+    ClampedGate {
+        /// Factor inside the sigmoid.
+        alpha: f32,
+        /// Above zero.
+        limit: f32,
+    },
+}
+
+impl Then {
+    /// Whether it is for two layers, gate and up.
+    fn is_gate(self) -> bool {
+        matches!(self, Self::Gate(_) | Self::ClampedGate { .. })
+    }
 }
 
 /// Writes the sums of a product to rows: those of some of its panels, which nobody else writes.
@@ -253,13 +268,17 @@ impl Write<'_> {
             None => [simd.splat(0.0); 2],
         };
         let number = self.to.number();
-        let made = if let Then::Gate(_) = then { S::LANES } else { width };
+        let made = if then.is_gate() { S::LANES } else { width };
         let columns = panel * made..(panel + 1) * made;
         for (row, sums) in rows.zip(sums.chunks_exact(width)) {
             let (left, right) = sums.split_at(S::LANES);
             let (left, right) = (simd.add(simd.load(left), bias[0]), simd.add(simd.load(right), bias[1]));
-            if let Then::Gate(activation) = then {
-                let passed = simd.mul(activate(simd, activation, left), right);
+            let passed = match then {
+                Then::Gate(activation) => Some(simd.mul(activate(simd, activation, left), right)),
+                Then::ClampedGate { alpha, limit } => Some(clamped_gate(simd, [left, right], alpha, limit)),
+                _ => None,
+            };
+            if let Some(passed) = passed {
                 match number {
                     // SAFETY: columns of the panel, which nobody else writes
                     Number::F32 => simd.store(unsafe { self.to.f32(row, columns.clone()) }, passed),
@@ -291,10 +310,23 @@ impl Write<'_> {
 #[inline(always)]
 fn finish<S: Simd>(simd: S, then: Then, sums: S::V, before: &[f32]) -> S::V {
     match then {
-        Then::Keep | Then::Gate(_) => sums,
+        Then::Keep | Then::Gate(_) | Then::ClampedGate { .. } => sums,
         Then::Add => simd.add(simd.load(before), sums),
         Then::Activate(activation) => activate(simd, activation, sums),
     }
+}
+
+/// See [`Then::ClampedGate`].
+#[inline(always)]
+fn clamped_gate<S: Simd>(simd: S, [gate, up]: [S::V; 2], alpha: f32, limit: f32) -> S::V {
+    // what is no number stays so: it is less than nothing
+    let (most, least) = (simd.splat(limit), simd.splat(-limit));
+    let gate = simd.where_less(most, gate, most, gate);
+    let up = simd.where_less(most, up, most, up);
+    let up = simd.where_less(up, least, least, up);
+    // silu(alpha · g) / alpha
+    let inside = simd.silu(simd.mul(gate, simd.splat(alpha)));
+    simd.mul(simd.mul(inside, simd.splat(1.0 / alpha)), simd.add(up, simd.splat(1.0)))
 }
 
 #[inline(always)]
@@ -322,7 +354,7 @@ impl Epilogue for Write<'_> {
             };
         }
         use Activation::{GeluErf, GeluTanh, Relu, ReluSquared, Silu, Tanh};
-        use Then::{Activate, Add, Gate, Keep};
+        use Then::{Activate, Add, ClampedGate, Gate, Keep};
         choose! {
             Keep => Keep,
             Add => Add,
@@ -338,6 +370,7 @@ impl Epilogue for Write<'_> {
             Gate(Relu) => Gate(Relu),
             Gate(ReluSquared) => Gate(ReluSquared),
             Gate(Tanh) => Gate(Tanh),
+            ClampedGate { alpha, limit } => ClampedGate { alpha, limit },
         }
     }
 }
@@ -450,7 +483,7 @@ impl Linear {
     /// Rows times the layer, into `to`, `[rows, output]`. [`Then::Gate`] is for gated layers, and for no other.
     pub fn forward(&self, x: &Rows, mut to: Rows, then: Then) -> Rows {
         assert_eq!((x.width, to.width, x.rows), (self.weights.input, self.output, to.rows));
-        assert_eq!(matches!(then, Then::Gate(_)), self.is_gated);
+        assert_eq!(then.is_gate(), self.is_gated);
         let rounded;
         let operand = if self.operand_number() == Number::Bf16 && x.number == Number::F32 {
             rounded = x.to_bf16(self.isa);

@@ -5,6 +5,7 @@
 //!
 //! Source of the method: Ramé et al. 2024, WARM (arXiv:2401.12187).
 
+pub mod experts;
 pub mod kinship;
 pub mod likeness;
 

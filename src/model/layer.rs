@@ -72,6 +72,7 @@ struct Attention<O: Ops> {
     norms_turned: bool,
     ropes: Option<[usize; 2]>,
     relative: Option<Relative<O>>,
+    sinks: Option<Arc<O::Vector>>,
     spec: AttentionSpec,
     output: Arc<O::Linear>,
 }
@@ -147,6 +148,7 @@ fn products(LayerPlan { attention, feed_forward, convolution, .. }: &LayerPlan) 
 
 impl<O: Ops> Attention<O> {
     fn load(weights: &mut Weights<'_, O>, plan: &AttentionPlan) -> std::result::Result<Self, ModelError> {
+        let heads = plan.spec.heads;
         Ok(Self {
             projections: weights.joined(&[&plan.query, &plan.key, &plan.value])?,
             qk_norms: match &plan.qk_norms {
@@ -156,6 +158,7 @@ impl<O: Ops> Attention<O> {
             norms_turned: plan.norms_turned,
             ropes: plan.ropes,
             relative: plan.relative.as_ref().map(|plan| Relative::load(weights, plan)).transpose()?,
+            sinks: plan.sinks.as_ref().map(|name| weights.vector([name], heads, 0.0, 0.0)).transpose()?,
             spec: plan.spec.clone(),
             output: weights.linear(&plan.output, Working)?,
         })
@@ -249,6 +252,10 @@ impl<O: Ops> transformer::Layer<O> for Layer<O> {
         let Attention { relative, spec, .. } = &self.attention;
         let made = |relative: &Relative<O>| ops.of_weights(&relative.made, || relative.make(ops, spec));
         relative.as_ref().map(made).transpose()
+    }
+
+    fn sinks(&self) -> Option<&O::Vector> {
+        self.attention.sinks.as_deref()
     }
 
     fn convolution(&self) -> Option<&Convolution<O>> {

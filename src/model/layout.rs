@@ -45,7 +45,7 @@ fn plan_with(checkpoint: &Checkpoint, config: &CheckpointConfig, head: HeadPlan)
         if let Some(stacked) = experts.stacked.take()
             && checkpoint.contains(&format!("{prefix}{}", stacked.experts[0].down.weight.name))
         {
-            *experts = *stacked;
+            *experts = stacked;
         }
     }
     ModelPlan::new(prefix, backbone, head)

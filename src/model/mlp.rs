@@ -7,6 +7,7 @@ use crate::model::plan::InsidePlan;
 use crate::model::plan::MlpPlan;
 use crate::model::weights::Weights;
 use crate::ops::Activation;
+use crate::ops::Clamp;
 use crate::ops::Ops;
 use crate::ops::Precision::Working;
 use crate::ops::error::Result;
@@ -16,6 +17,7 @@ use crate::ops::error::Result;
 pub struct Mlp<O: Ops> {
     inside: Inside<O>,
     activation: Activation,
+    clamp: Option<Clamp>,
     /// The last layer.
     pub down: Arc<O::Linear>,
 }
@@ -34,13 +36,17 @@ impl<O: Ops> Mlp<O> {
             InsidePlan::Gated { gate, up } => Inside::Gated(weights.gated(gate, up)?),
             InsidePlan::Plain(up) => Inside::Plain(weights.linear(up, Working)?),
         };
-        Ok(Self { inside, activation: plan.activation, down: weights.linear(&plan.down, Working)? })
+        let &MlpPlan { activation, clamp, .. } = plan;
+        Ok(Self { inside, activation, clamp, down: weights.linear(&plan.down, Working)? })
     }
 
     /// What `down` reads.
     pub fn inside(&self, ops: &O, input: &O::Rows) -> Result<O::Rows> {
         match &self.inside {
-            Inside::Gated(gate_up) => ops.gated(input, gate_up, self.activation),
+            Inside::Gated(gate_up) => match self.clamp {
+                Some(clamp) => ops.gated_clamped(input, gate_up, clamp),
+                None => ops.gated(input, gate_up, self.activation),
+            },
             Inside::Plain(up) => ops.linear_act(input, up, self.activation),
         }
     }

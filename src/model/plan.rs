@@ -14,6 +14,7 @@ use std::collections::hash_map::Entry;
 
 use serde::Serialize;
 
+use crate::merge::experts::ExpertTensors;
 use crate::model::labels::Labels;
 use crate::model::pooling::HeadKind;
 use crate::model::pooling::Pooling;
@@ -21,6 +22,7 @@ use crate::model::rope::RopeConfig;
 use crate::model::routing::Routing;
 use crate::ops::Activation;
 use crate::ops::AttentionSpec;
+use crate::ops::Clamp;
 use crate::ops::source::RowMap;
 
 /// Rows of a tensor that a layer takes.
@@ -196,6 +198,9 @@ pub struct AttentionPlan {
     pub ropes: Option<[usize; 2]>,
     /// What a query sees, and how scores are made.
     pub spec: AttentionSpec,
+    /// One score more for each query head, `[heads]`, whose weight goes to nobody (GPT-OSS).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sinks: Option<String>,
     /// What scores have for distances, where `spec` says [`Distance::Buckets`](crate::ops::Distance::Buckets) or
     /// [`Distance::Biases`](crate::ops::Distance::Biases).
     pub relative: Option<RelativePlan>,
@@ -218,6 +223,7 @@ pub struct RelativePlan {
 /// What an MLP does before its last layer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[expect(clippy::large_enum_variant, reason = "nearly all have a gate")]
 pub enum InsidePlan {
     /// `activation(gate) · up`
     Gated {
@@ -237,6 +243,9 @@ pub struct MlpPlan {
     pub inside: InsidePlan,
     /// Of the gate, or between the two layers.
     pub activation: Activation,
+    /// What a gate lets through at most, in the place of the activation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clamp: Option<Clamp>,
     /// The last layer.
     pub down: LinearPlan,
 }
@@ -286,7 +295,7 @@ pub enum FeedForwardPlan {
     /// The same for all rows.
     Mlp(MlpPlan),
     /// For each row that of a few experts.
-    Experts(ExpertsPlan),
+    Experts(Box<ExpertsPlan>),
 }
 
 /// A convolution over positions of what a layer reads: its output is added to the layer's, and the sum normed (DeBERTa-v2-xlarge).
@@ -605,7 +614,7 @@ impl Listing {
 
     fn layer(&mut self, plan: &LayerPlan, part: Part) {
         let LayerPlan { norms, attention, feed_forward, convolution, .. } = plan;
-        let AttentionPlan { query, key, value, output, qk_norms, relative, .. } = attention;
+        let AttentionPlan { query, key, value, output, qk_norms, relative, sinks, .. } = attention;
         self.norms([&norms.attention_input, &norms.attention_output, &norms.attention_sum], part);
         self.norms([&norms.mlp_input, &norms.mlp_output, &norms.mlp_sum], part);
         for plan in [query, key, value] {
@@ -617,6 +626,7 @@ impl Listing {
             self.norms([norm], Part::Embedding);
             [key, query].into_iter().flatten().for_each(|plan| self.linear(plan, part, true));
         }
+        sinks.iter().for_each(|name| self.add(name, vec![attention.spec.heads], part, Role::Bias, true));
         self.linear(output, part, true);
         match feed_forward {
             FeedForwardPlan::Mlp(mlp) => self.mlp(mlp, part),
@@ -647,5 +657,19 @@ impl ModelPlan {
         listing.backbone(&backbone);
         let Listing { prefix, tensors, .. } = listing;
         Self { prefix, backbone, head, tensors }
+    }
+
+    /// The tensors of its experts.
+    pub fn expert_tensors(&self) -> ExpertTensors {
+        let mut tensors = ExpertTensors::default();
+        for layer in &self.backbone.layers {
+            let FeedForwardPlan::Experts(plan) = &layer.feed_forward else { continue };
+            let ExpertsPlan { router, experts, .. } = &**plan;
+            let full = |plan: &LinearPlan| format!("{}{}", self.prefix, plan.weight.name);
+            tensors.routers.push(full(router));
+            tensors.experts.extend(experts.iter().map(|expert| full(&expert.down)));
+        }
+        tensors.experts.dedup(); // of those that are stacked
+        tensors
     }
 }

@@ -576,9 +576,11 @@ impl RopeTable {
 
     /// Whether the angles of a sequence of so many tokens are not those of a shorter one.
     pub fn depends_on_length(&self, tokens: usize) -> bool {
-        match self.config.scaling {
-            RopeScaling::Dynamic { max_positions, .. } => tokens > max_positions,
-            RopeScaling::Longrope { original_max_positions, .. } => tokens > original_max_positions,
+        match &self.config.scaling {
+            RopeScaling::Dynamic { max_positions, .. } => tokens > *max_positions,
+            RopeScaling::Longrope { short, long, original_max_positions, .. } => {
+                short != long && tokens > *original_max_positions
+            }
             _ => false,
         }
     }

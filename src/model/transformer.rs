@@ -83,6 +83,10 @@ pub trait Layer<O: Ops>: Debug + Send + Sync {
         let _ = ops;
         Ok(None)
     }
+    /// What weighs in the softmax beside keys, if anything does.
+    fn sinks(&self) -> Option<&O::Vector> {
+        None
+    }
     /// What is done beside attention and MLP with the layer's input and its neighbours, if anything is.
     fn convolution(&self) -> Option<&Convolution<O>> {
         None
@@ -414,7 +418,10 @@ impl<O: Ops> BatchPass<'_, '_, O> {
                 _ => Which::Run(0..self.inputs.packed.num_rows()),
             };
             let by_distance = layer.by_distance(ops)?;
-            let memory = ops.remember(keys, values, by_distance.as_deref(), self.batch, layer.spec())?;
+            let mut memory = ops.remember(keys, values, by_distance.as_deref(), self.batch, layer.spec())?;
+            if let Some(sinks) = layer.sinks() {
+                memory = ops.with_sinks(memory, sinks)?;
+            }
             let work = |going: &Going<O::Rows>| {
                 let Range { start, end } = going.places;
                 let row = |place: usize| self.inputs.row(&asking, place);

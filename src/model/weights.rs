@@ -373,7 +373,7 @@ struct Tensors<'n> {
 impl Tensors<'_> {
     fn source(&self, plan: &RowsPlan) -> Source<'_> {
         let is_named = |name: &&String| name.strip_prefix(self.prefix) == Some(plan.name.as_str());
-        let place = self.names.iter().position(|name| is_named(name)).expect("what a layer names was read");
+        let place = self.names.iter().position(is_named).expect("what a layer names was read");
         Source { name: self.names[place], values: &self.values[place], rows: plan.rows }
     }
 

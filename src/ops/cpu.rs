@@ -41,6 +41,7 @@ use rewarm_kernels::Weights;
 
 use super::Activation;
 use super::AttentionSpec;
+use super::Clamp;
 use super::Convolution;
 use super::Ops;
 use super::Precision;
@@ -445,6 +446,11 @@ impl Ops for Cpu {
         Ok(layer.forward(x, to, Then::Gate(activation)))
     }
 
+    fn gated_clamped(&self, x: &Rows, layer: &Linear, Clamp { alpha, limit }: Clamp) -> Result<Rows> {
+        let to = Rows::new(layer.operand_number(), x.len(), layer.output());
+        Ok(layer.forward(x, to, Then::ClampedGate { alpha, limit }))
+    }
+
     fn add(&self, x: Rows, y: &Rows) -> Result<Rows> {
         Ok(x.add(self.isa, y))
     }
@@ -504,6 +510,11 @@ impl Ops for Cpu {
         let in_parallel = keys.len() > 1;
         let panels = attention.remember(Blocks::new(&keys), Blocks::new(&values), by_distance, in_parallel);
         Ok(Remembered { inputs: batch, panels })
+    }
+
+    fn with_sinks<'a>(&self, remembered: Remembered<'a>, sinks: &'a Vec<f32>) -> Result<Remembered<'a>> {
+        let Remembered { inputs, panels } = remembered;
+        Ok(Remembered { inputs, panels: panels.with_sinks(sinks) })
     }
 
     fn attend(&self, queries: &Rows, which: &Which, to: &Remembered<'_>) -> Result<Rows> {

@@ -47,6 +47,7 @@ pub use rewarm_kernels::Buckets;
 pub use rewarm_kernels::Distance;
 pub use rewarm_kernels::Term;
 pub use rewarm_kernels::rounded_slope;
+use serde::Serialize;
 
 use crate::ops::error::OpsError;
 use crate::ops::error::Result;
@@ -73,6 +74,15 @@ pub struct Convolution<O: Ops> {
     pub kernel: usize,
     /// After it.
     pub activation: Activation,
+}
+
+/// What a gate lets through at most, see [`Ops::gated_clamped`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Clamp {
+    /// Factor inside the sigmoid.
+    pub alpha: f32,
+    /// Of gate and up.
+    pub limit: f32,
 }
 
 /// In what a layer's weights are kept and its products are made.
@@ -240,6 +250,12 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
     fn linear_act(&self, x: &Self::Rows, layer: &Self::Linear, activation: Activation) -> Result<Self::Rows>;
     /// `activation(x · gateᵀ) · (x · upᵀ)`
     fn gated(&self, x: &Self::Rows, layer: &Self::Gated, activation: Activation) -> Result<Self::Rows>;
+    /// `g · sigmoid(alpha · g) · (u + 1)`, where `g = min(x · gateᵀ, limit)` and `u = x · upᵀ` is at most `limit` from zero
+    /// (GPT-OSS); not in all forms.
+    fn gated_clamped(&self, x: &Self::Rows, layer: &Self::Gated, clamp: Clamp) -> Result<Self::Rows> {
+        let _ = (x, layer, clamp);
+        Err(OpsError::Unsupported("clamped gates in this form"))
+    }
     /// Where training drops values at random, and other forms do nothing.
     fn dropout(&self, x: Self::Rows) -> Result<Self::Rows> {
         Ok(x)
@@ -303,6 +319,16 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
         batch: &'a Self::Batch<'_>,
         spec: &'a AttentionSpec,
     ) -> Result<Self::Remembered<'a>>;
+    /// The same with one score more for each query head, `[heads]`: what it weighs in the softmax goes to nobody (GPT-OSS);
+    /// not in all forms.
+    fn with_sinks<'a>(
+        &self,
+        remembered: Self::Remembered<'a>,
+        sinks: &'a Self::Vector,
+    ) -> Result<Self::Remembered<'a>> {
+        let _ = (remembered, sinks);
+        Err(OpsError::Unsupported("attention sinks in this form"))
+    }
     /// Attention of one block of queries, the rows that `which` says, each to its own sequence:
     /// `[rows, heads · head_dim]`.
     fn attend(&self, queries: &Self::Rows, which: &Which, to: &Self::Remembered<'_>) -> Result<Self::Rows>;

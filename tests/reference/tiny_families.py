@@ -179,6 +179,33 @@ def mixtral_stacked(path):
     finish(path, plain_samples(config, 163), "last_non_pad", "all experts of a layer in two tensors, [experts, 2 * intermediate, hidden] and [experts, hidden, intermediate]", wrong=ROUTER)
 
 
+def gpt_oss(path):
+    decoder(path, "GptOssConfig", 154, "a sink for each head; experts are chosen by logits, with a bias, and have biases; gates are clamped; a window in layer 0; yarn whose ramp is not rounded",
+            ROUTER + [("limit", set_to(swiglu_limit=7.0)), ("alpha", set_to(swiglu_alpha=1.702)), ("window 5", set_to(sliding_window=5)), ("rounded ramp", rope_to(truncate=True))],
+            base=WIDE, head_dim=16, rms_norm_eps=1e-3, intermediate_size=12, num_local_experts=5, num_experts_per_tok=3, sliding_window=6, swiglu_alpha=1.1, swiglu_limit=0.6,
+            rope_parameters=rope("yarn", theta=1000.0, factor=4.0, original_max_position_embeddings=32, beta_fast=4.0, beta_slow=1.0, truncate=False))
+
+
+def hunyuan_v1_moe(path):
+    decoder(path, "HunYuanMoEV1Config", 155, "experts beside an MLP for all rows; norms of queries and keys after they are turned, so that absolute positions count; a number of experts for each "
+            "layer; biases of attention", [LOOSE_EPS, ("one expert less", set_to(moe_topk=[1, 1]))], sides=("right",), head_dim=12, rms_norm_eps=1e-3, attention_bias=True, num_experts=5,
+            moe_topk=[2, 2], rope_parameters=rope())
+
+
+PHIMOE = dict(rms_norm_eps=1e-2, num_local_experts=5, num_experts_per_tok=1, router_jitter_noise=0.3, attention_bias=True)
+
+
+def phimoe(path):
+    decoder(path, "PhimoeConfig", 156, "two experts whatever num_experts_per_tok says, one after the other; layer norms; biases; a window of 6",
+            [LOOSE_EPS, ("noise", set_to(router_jitter_noise=0.01)), ("window 5", set_to(sliding_window=5))], **PHIMOE, sliding_window=6, rope_parameters=rope())
+
+
+def phimoe_longrope(path):
+    factors = dict(short_factor=[1.0, 1.3, 1.7, 2.2], long_factor=[1.0, 4.0, 9.0, 30.0], short_mscale=1.2, long_mscale=1.2)
+    decoder(path, "PhimoeConfig", 157, "longrope, of which it takes the short factors for any text", [LOOSE_EPS, ("factors", rope_to(short_factor=[1.0] * 4)), ("mscale", rope_to(short_mscale=1.0, long_mscale=1.0))],
+            **PHIMOE, rope_parameters=rope("longrope", original_max_position_embeddings=32, **factors))
+
+
 # -- decoders with positions of their own ------------------------------------------------------------------------------
 
 GPT = dict(vocab_size=80, n_embd=32, n_layer=2, n_head=4, n_positions=128, n_inner=40, bos_token_id=1, eos_token_id=2, pad_token_id=0, num_labels=1)
@@ -505,7 +532,7 @@ def deberta_keys(path):
 
 
 CHECKPOINTS = [gemma3_text, gemma3, olmo, olmo3, phi, phi3, phi3_longrope, glm, glm4, helium, hunyuan_v1_dense, nemotron, starcoder2, stablelm, stablelm_heads, stablelm_after, persimmon, gpt_neox,
-               qwen3_moe, qwen2_moe, mixtral, mixtral_stacked,
+               qwen3_moe, qwen2_moe, mixtral, mixtral_stacked, gpt_oss, hunyuan_v1_moe, phimoe, phimoe_longrope,
                gpt2, gpt_bigcode, gpt_bigcode_mha, gptj, gpt_neo, openai_gpt, biogpt, cohere_compass_text, opt, opt_after, opt_narrow, falcon, falcon_multi_query, falcon_rw, falcon_alibi, bloom, mpt, ministral3, internlm2, modernbert_decoder,
                modernbert, modernbert_mean, eurobert, eurobert_bos, distilbert, electra, albert, rembert, ernie, roformer, ultrabert, megatron_bert, roberta_prelayernorm, camembert, data2vec_text,
                xlm_roberta_xl, mpnet, nomic_bert, gte, jina_embeddings_v3, deberta_v2, deberta_v2_apart, deberta_v2_plain, deberta_v2_conv, deberta_v2_groups, deberta, deberta_keys]

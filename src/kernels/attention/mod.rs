@@ -107,6 +107,7 @@ pub struct Remembered<'a> {
     cache: Cache,
     distances: Option<(&'a Relative, Columns)>,
     biases: Option<Biases>,
+    sinks: Option<&'a [f32]>,
 }
 
 impl<'a> Attention<'a> {
@@ -130,7 +131,15 @@ impl<'a> Attention<'a> {
             _ => None,
         };
         let biases = Biases::new(self.spec, parameters, longest);
-        Remembered { attention: self, cache, distances, biases }
+        Remembered { attention: self, cache, distances, biases, sinks: None }
+    }
+}
+
+impl<'a> Remembered<'a> {
+    /// With one score more for each query head: what it weighs in the softmax goes to nobody.
+    pub fn with_sinks(self, sinks: &'a [f32]) -> Self {
+        assert_eq!(sinks.len(), self.attention.spec.heads);
+        Self { sinks: Some(sinks), ..self }
     }
 }
 
@@ -138,7 +147,7 @@ impl Remembered<'_> {
     /// Attention of a block of queries, `[rows, heads · head_dim]`; `place(query)` is the segment and the position
     /// of a query. Returns a block like it.
     pub fn attend(&self, queries: &Rows, place: &(dyn Fn(usize) -> (usize, usize) + Sync)) -> Rows {
-        let Self { attention, cache, distances, biases } = self;
+        let Self { attention, cache, distances, biases, sinks } = self;
         let Attention { number, segments, spec, .. } = *attention;
         let mut tiles = Vec::with_capacity(queries.len().div_ceil(MAX_QUERIES));
         let (mut first, mut of_head) = (0, 0);
@@ -161,7 +170,7 @@ impl Remembered<'_> {
                 for head in heads.clone() {
                     work.attend(attention, cache, biases.as_ref(), tile, head);
                     // SAFETY: nobody else has this head
-                    unsafe { work.write(attention, shared, tile, head) };
+                    unsafe { work.write(attention, sinks.map(|sinks| sinks[head]), shared, tile, head) };
                 }
             }
         });

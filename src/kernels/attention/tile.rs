@@ -260,15 +260,22 @@ impl<'a> Work<'a> {
     pub(super) unsafe fn write(
         &self,
         attention: &Attention<'_>,
+        sink: Option<f32>,
         output: Shared<'_>,
         tile: &Tile<'_>,
         head: usize,
     ) {
         let Attention { isa, spec, .. } = attention;
+        let mut total = self.total;
+        if let Some(sink) = sink {
+            for (total, largest) in total.iter_mut().zip(&self.largest).take(tile.rows.len()) {
+                *total += (sink - largest).exp();
+            }
+        }
         isa.run(Finish {
             sums: self.sums.numbers(),
             columns: attention.sizes().columns,
-            total: &self.total,
+            total: &total,
             output,
             rows: tile.rows.clone(),
             of_head: head * spec.head_dim..(head + 1) * spec.head_dim,

@@ -85,6 +85,8 @@ pub(super) struct Blueprint {
     pub(super) names: Names,
     /// What each layer's names begin with, where several are one (ALBERT).
     pub(super) shared_layers: Option<Vec<String>>,
+    /// One score more for each query head.
+    pub(super) sinks: Option<&'static str>,
     /// What layers have in the place of an MLP.
     pub(super) experts: Option<Experts>,
     /// What transformers puts on it.
@@ -352,10 +354,13 @@ impl Blueprint {
                     distance: self.distance.clone(),
                     softcap: self.attention_softcap,
                 },
+                sinks: self.sinks.map(of),
                 relative: None,
             },
             feed_forward: match self.experts.as_ref().filter(|experts| experts.in_layers[index]) {
-                Some(experts) => FeedForwardPlan::Experts(experts.plan(&of, *hidden, self.activation)),
+                Some(experts) => {
+                    FeedForwardPlan::Experts(Box::new(experts.plan(&of, *hidden, self.activation)))
+                }
                 None => FeedForwardPlan::Mlp(self.mlp(&of)),
             },
             convolution: None,
@@ -419,6 +424,7 @@ impl Blueprint {
                 InsideNames::Plain(up) => InsidePlan::Plain(layer(up, all)),
             },
             activation: self.activation,
+            clamp: None,
             down: self.linear(&of(names.down), RowMap::all(*hidden), *hidden, *intermediate, *mlp_bias),
         }
     }

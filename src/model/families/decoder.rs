@@ -172,6 +172,7 @@ pub(super) fn read_without_rope(fields: &Fields<'_>, defaults: &Defaults) -> Res
         distance: Distance::Ignored,
         names: LLAMA_NAMES,
         shared_layers: None,
+        sinks: None,
         experts: None,
         head: score(hidden),
     })

@@ -121,6 +121,7 @@ pub(super) fn read(fields: &Fields<'_>, defaults: &Defaults) -> Result<Blueprint
         distance: Distance::Ignored,
         names: BERT_NAMES,
         shared_layers: None,
+        sinks: None,
         experts: None,
         head: head_on_pooler("pooler.dense", hidden),
     })

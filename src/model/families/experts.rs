@@ -15,6 +15,7 @@ use crate::model::plan::RowsPlan;
 use crate::model::plan::SharedPlan;
 use crate::model::routing::Routing;
 use crate::ops::Activation;
+use crate::ops::Clamp;
 use crate::ops::source::RowMap;
 
 /// What layers have in the place of an MLP.
@@ -31,6 +32,8 @@ pub(super) struct Experts {
     /// Names in files of those who write what transformers has in memory.
     pub(super) in_memory: Option<ExpertsNames>,
     pub(super) shared: Option<Shared>,
+    /// See [`MlpPlan::clamp`].
+    pub(super) clamp: Option<Clamp>,
 }
 
 /// An MLP that all rows go through beside them.
@@ -47,6 +50,8 @@ pub(super) struct Shared {
 #[derive(Clone, Copy)]
 pub(super) struct ExpertsNames {
     pub(super) router: &'static str,
+    /// Whether that has a bias.
+    pub(super) router_bias: bool,
     pub(super) tensors: ExpertTensors,
 }
 
@@ -57,6 +62,9 @@ pub(super) enum ExpertTensors {
     Apart { experts: &'static str, parts: [&'static str; 3] },
     /// All in two tensors, `[experts, 2 · intermediate, hidden]`, the gate first, and `[experts, hidden, intermediate]`.
     Stacked { gate_up: &'static str, down: &'static str },
+    /// The same the other way round, `[experts, hidden, 2 · intermediate]`, gate and up in turn, and `[experts, intermediate,
+    /// hidden]`; with biases (GPT-OSS).
+    InTurn { gate_up: &'static str, down: &'static str },
 }
 
 /// Gate, up and down of an MLP.
@@ -65,6 +73,7 @@ pub(super) const PARTS: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
 /// Qwen2-MoE's, which most have taken over.
 pub(super) const NAMES: ExpertsNames = ExpertsNames {
     router: "mlp.gate",
+    router_bias: false,
     tensors: ExpertTensors::Apart { experts: "mlp.experts", parts: PARTS },
 };
 
@@ -85,6 +94,7 @@ impl Experts {
             names: NAMES,
             in_memory: Some(IN_MEMORY),
             shared: None,
+            clamp: None,
         }
     }
 
@@ -96,7 +106,7 @@ impl Experts {
         activation: Activation,
     ) -> ExpertsPlan {
         let with = |names: &ExpertsNames| ExpertsPlan {
-            router: LinearPlan::new(&of(names.router), self.count, hidden, false),
+            router: LinearPlan::new(&of(names.router), self.count, hidden, names.router_bias),
             routing: self.routing.clone(),
             experts: (0..self.count)
                 .map(|expert| self.expert(&names.tensors, expert, of, hidden, activation))
@@ -134,7 +144,19 @@ impl Experts {
                 let [gate, up] =
                     [0, inside].map(|first| linear(gate_up, RowMap::from(first, 2 * inside), inside, hidden));
                 let down = linear(down, RowMap::all(hidden), hidden, inside);
-                MlpPlan { inside: InsidePlan::Gated { gate, up }, activation, down }
+                MlpPlan { inside: InsidePlan::Gated { gate, up }, activation, clamp: self.clamp, down }
+            }
+            ExpertTensors::InTurn { gate_up, down } => {
+                let linear = |name: &str, rows: RowMap, output, input| {
+                    let rows = rows.transposed().stacked(expert, count);
+                    let bias = Some(RowsPlan { name: of(&format!("{name}_bias")), rows });
+                    LinearPlan { weight: RowsPlan { name: of(name), rows }, bias, output, input }
+                };
+                let [gate, up] = [0, 1].map(|first| {
+                    linear(gate_up, RowMap::from(first, 2 * inside).in_runs(1, 2), inside, hidden)
+                });
+                let down = linear(down, RowMap::all(hidden), hidden, inside);
+                MlpPlan { inside: InsidePlan::Gated { gate, up }, activation, clamp: self.clamp, down }
             }
         }
     }
@@ -149,7 +171,8 @@ fn apart(
 ) -> MlpPlan {
     let linear = |part: &str, output, input| LinearPlan::new(&format!("{name}.{part}"), output, input, false);
     let (gate, up) = (linear(gate, inside, hidden), linear(up, inside, hidden));
-    MlpPlan { inside: InsidePlan::Gated { gate, up }, activation, down: linear(down, hidden, inside) }
+    let down = linear(down, hidden, inside);
+    MlpPlan { inside: InsidePlan::Gated { gate, up }, activation, clamp: None, down }
 }
 
 /// How many experts each of so many layers has, and how many of them a row goes to: under these keys, with these defaults.

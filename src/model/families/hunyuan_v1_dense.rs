@@ -21,7 +21,9 @@ pub(super) const FAMILY: Family = Family {
     parse,
 };
 
-const DEFAULTS: Defaults = Defaults { vocab_size: 290_943, norm_eps: ("rms_norm_eps", 1e-5), ..LLAMA };
+/// HunYuan-MoE's too.
+pub(super) const DEFAULTS: Defaults =
+    Defaults { vocab_size: 290_943, norm_eps: ("rms_norm_eps", 1e-5), ..LLAMA };
 
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let names = ["self_attn.query_layernorm", "self_attn.key_layernorm"];

@@ -55,5 +55,6 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
 /// PhiMoE's too.
 pub(super) const NAMES: ExpertsNames = ExpertsNames {
     router: "block_sparse_moe.gate",
+    router_bias: false,
     tensors: ExpertTensors::Apart { experts: "block_sparse_moe.experts", parts: ["w1", "w3", "w2"] },
 };

@@ -35,10 +35,12 @@ mod gpt2;
 mod gpt_bigcode;
 mod gpt_neo;
 mod gpt_neox;
+mod gpt_oss;
 mod gptj;
 mod gte;
 mod helium;
 mod hunyuan_v1_dense;
+mod hunyuan_v1_moe;
 mod internlm2;
 mod jina_embeddings_v3;
 mod llama;
@@ -61,6 +63,7 @@ mod opt;
 mod persimmon;
 mod phi;
 mod phi3;
+mod phimoe;
 mod qwen2;
 mod qwen2_moe;
 mod qwen3;
@@ -127,7 +130,7 @@ impl Family {
 }
 
 /// All that run here.
-pub const FAMILIES: [Family; 67] = [
+pub const FAMILIES: [Family; 70] = [
     llama::FAMILY,
     mistral::FAMILY,
     ministral::FAMILY,
@@ -159,6 +162,9 @@ pub const FAMILIES: [Family; 67] = [
     mixtral::FAMILY,
     qwen2_moe::FAMILY,
     qwen3_moe::FAMILY,
+    gpt_oss::FAMILY,
+    hunyuan_v1_moe::FAMILY,
+    phimoe::FAMILY,
     gpt_neox::FAMILY,
     gptj::FAMILY,
     gpt2::FAMILY,

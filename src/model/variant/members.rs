@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::checkpoint::Checkpoint;
 use crate::hub::Snapshot;
+use crate::merge::experts;
 use crate::merge::kinship;
 use crate::merge::kinship::Kinship;
 use crate::model::ModelError;
@@ -13,6 +14,7 @@ use crate::model::config::CheckpointConfig;
 use crate::model::manifest::Manifest;
 use crate::model::origin;
 use crate::model::plan::BackbonePlan;
+use crate::model::plan::ModelPlan;
 use crate::model::variant::config::Mode;
 use crate::model::variant::config::VariantConfig;
 use crate::text::SampleTokenizer;
@@ -216,8 +218,17 @@ pub(super) fn notes(members: &[Member]) -> Vec<String> {
 }
 
 /// What is odd about their kinship.
-pub(super) fn findings(members: &[Member]) -> Result<Vec<Kinship>, ModelError> {
-    Ok(kinship::kinship(&members.iter().map(|member| &member.checkpoint).collect::<Vec<_>>())?)
+pub(super) fn findings(
+    config: &VariantConfig,
+    members: &[Member],
+    plans: &[ModelPlan],
+) -> Result<Vec<Kinship>, ModelError> {
+    let checkpoints: Vec<_> = members.iter().map(|member| &member.checkpoint).collect();
+    let mut findings = kinship::kinship(&checkpoints)?;
+    if config.mode == Mode::Warm {
+        findings.extend(experts::misplaced(&checkpoints, &plans[0].expert_tensors())?);
+    }
+    Ok(findings)
 }
 
 /// An error of one member, unless it names one already.

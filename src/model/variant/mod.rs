@@ -157,7 +157,7 @@ impl Loader {
         if let Some(kept) = self.shelf.as_ref().and_then(Shelf::kept) {
             members.iter().for_each(|member| member.checkpoint.recall(kept));
         }
-        for kinship in findings(&members)? {
+        for kinship in findings(config, &members, &plans)? {
             let path = members[kinship.member].path.display();
             tracing::warn!(variant = config.name, member = %path, "{}", kinship.finding);
         }

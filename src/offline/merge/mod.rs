@@ -39,6 +39,7 @@ use crate::checkpoint::write::TensorSpec;
 use crate::checkpoint::write::check_target;
 use crate::disk;
 use crate::merge;
+use crate::merge::experts::misplaced;
 use crate::merge::kinship::Kinship;
 use crate::merge::kinship::kinship;
 use crate::merge::likeness::Likeness;
@@ -133,7 +134,11 @@ impl Merge {
         let base = base.map(Checkpoint::open).transpose().context("open the base")?;
         let tensors = Tensors::sort(&members, &plan);
         let texts = check_texts(&members)?;
-        let warnings = warnings(&members, &texts, &tensors)?;
+        let mut warnings = warnings(&members, &texts, &tensors)?;
+        let checkpoints: Vec<_> = members.iter().map(|member| &member.checkpoint).collect();
+        for finding in misplaced(&checkpoints, &plan.expert_tensors())? {
+            warnings.push(told(&members, finding));
+        }
         Ok(Self { options, members, base, plan, tensors, warnings })
     }
 
@@ -517,10 +522,14 @@ fn warnings(
         }
     }
     let checkpoints: Vec<_> = members.iter().map(|member| &member.checkpoint).collect();
-    for Kinship { member, finding } in kinship(&checkpoints)? {
-        warnings.push(format!("member {member} ({}) {finding}", members[member].path.display()));
+    for kinship in kinship(&checkpoints)? {
+        warnings.push(told(members, kinship));
     }
     Ok(warnings)
+}
+
+fn told(members: &[Member], Kinship { member, finding }: Kinship) -> String {
+    format!("member {member} ({}) {finding}", members[member].path.display())
 }
 
 /// What of a member's manifest is true of the merge, and what only the files of its trainer tell, which are not copied;

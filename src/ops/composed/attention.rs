@@ -217,7 +217,12 @@ fn attend(
             scores = scores.reshape((kv_heads, group, queries, keys))?.broadcast_add(&mask)?;
             scores = scores.reshape((kv_heads, group * queries, keys))?;
         }
-        let weights = softmax(&scores)?.to_dtype(value.dtype())?;
+        if let Some(sinks) = to.sinks {
+            let sinks = sinks.reshape((kv_heads, group, 1, 1))?;
+            let sinks = sinks.broadcast_as((kv_heads, group, queries, 1))?.to_dtype(DType::F32)?;
+            scores = Tensor::cat(&[scores, sinks.reshape((kv_heads, group * queries, 1))?], 2)?;
+        }
+        let weights = softmax(&scores)?.narrow(2, 0, keys)?.contiguous()?.to_dtype(value.dtype())?;
         let output = weights.matmul(&value.narrow(1, first_key, keys)?.contiguous()?)?; // [kv_heads, group · queries, head_dim]
         outputs.push(output.reshape((heads, queries, head_dim))?);
     }
@@ -326,7 +331,8 @@ mod tests {
             let (q, k, v) = (heads_first(&query, heads), heads_first(&key, kv_heads), heads_first(&value, kv_heads));
             let by_distance = textbook::by_distance(&OPS, tables.as_ref(), &spec);
             let memory = Remembered {
-                key: k.clone(), value: v.clone(), by_distance: by_distance.as_ref(), batch: &batch, spec: &spec,
+                key: k.clone(), value: v.clone(), sinks: None,
+                by_distance: by_distance.as_ref(), batch: &batch, spec: &spec,
             };
             let output = attend([&q, &k, &v], 0, &memory, max_scores).unwrap();
             let output: Vec<f32> = output.transpose(0, 1).unwrap().flatten_all().unwrap().to_vec1().unwrap();

@@ -20,6 +20,7 @@ use candle_core::Tensor;
 
 use super::Activation;
 use super::AttentionSpec;
+use super::Clamp;
 use super::Convolution;
 use super::Ops;
 use super::Precision;
@@ -69,6 +70,8 @@ pub struct Remembered<'a> {
     pub(super) key: Tensor,
     pub(super) value: Tensor,
     pub(super) by_distance: Option<&'a ByDistance>,
+    /// `[heads]`
+    pub(super) sinks: Option<&'a Tensor>,
     pub(super) batch: &'a Batch<'a>,
     pub(super) spec: &'a AttentionSpec,
 }
@@ -259,6 +262,14 @@ impl Ops for Composed {
         Ok((self.linear_act(x, &layer.gate, activation)? * self.linear(x, &layer.up)?)?)
     }
 
+    fn gated_clamped(&self, x: &Tensor, layer: &Gated, Clamp { alpha, limit }: Clamp) -> Result<Tensor> {
+        let (alpha, limit) = (f64::from(alpha), f64::from(limit));
+        let gate = self.linear(x, &layer.gate)?.minimum(limit)?;
+        let up = self.linear(x, &layer.up)?.clamp(-limit, limit)?;
+        let inside = (candle_nn::ops::sigmoid(&(&gate * alpha)?)? * gate)?;
+        Ok((inside * (up + 1.0)?)?)
+    }
+
     fn add(&self, x: Tensor, y: &Tensor) -> Result<Tensor> {
         Ok((x + y)?)
     }
@@ -336,7 +347,11 @@ impl Ops for Composed {
         spec: &'a AttentionSpec,
     ) -> Result<Remembered<'a>> {
         let (key, value) = (by_head(whole(&keys)?, spec)?, by_head(whole(&values)?, spec)?);
-        Ok(Remembered { key, value, by_distance, batch, spec })
+        Ok(Remembered { key, value, by_distance, sinks: None, batch, spec })
+    }
+
+    fn with_sinks<'a>(&self, remembered: Remembered<'a>, sinks: &'a Tensor) -> Result<Remembered<'a>> {
+        Ok(Remembered { sinks: Some(sinks), ..remembered })
     }
 
     fn attend(&self, queries: &Tensor, which: &Which, to: &Remembered<'_>) -> Result<Tensor> {
