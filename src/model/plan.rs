@@ -291,6 +291,7 @@ pub struct SharedPlan {
 /// What a layer does after attention.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
+#[expect(clippy::large_enum_variant, reason = "nearly all layers have an MLP")]
 pub enum FeedForwardPlan {
     /// The same for all rows.
     Mlp(MlpPlan),
