@@ -209,6 +209,7 @@ mod tests {
         weights: Vec<Vec<f32>>,
     }
 
+    const NOTHING: f32 = 1e-30;
     const BY_TWO: Groups = Groups { count: 4, seen: 2, by: GroupScore::BestTwo, hidden: Hidden::Never };
     const BY_ONE: Groups = Groups { count: 4, seen: 2, by: GroupScore::Best, hidden: Hidden::AreZero };
 
@@ -249,10 +250,10 @@ mod tests {
                 let mut ours = Vec::new();
                 routing.choose(logits, correction.as_deref(), &mut ours);
                 assert_eq!(ours.len(), experts.len(), "{name} {logits:?}");
-                // what weighs nothing is anybody
-                ours.retain(|choice| choice.weight != 0.0);
+                // what weighs next to nothing is anybody: its score was one of several zeros
+                ours.retain(|choice| choice.weight > NOTHING);
                 let theirs: Vec<_> =
-                    experts.iter().zip(weights).filter(|(_, weight)| **weight != 0.0).collect();
+                    experts.iter().zip(weights).filter(|(_, weight)| **weight > NOTHING).collect();
                 assert_eq!(
                     ours.iter().map(|choice| &choice.expert).collect::<Vec<_>>(),
                     theirs.iter().map(|(expert, _)| *expert).collect::<Vec<_>>(),
