@@ -285,7 +285,9 @@ impl Case {
     /// How far a row may be off because its scores are large: one of `slope · distance` is rounded by so much as a product, and again
     /// as a sum, and that is a factor on what its key weighs.
     fn rounding(&self) -> f32 {
-        let (Distance::Slopes(slopes) | Distance::RoundedSlopes(slopes)) = &self.spec.distance else { return 0.0 };
+        let (Distance::Slopes(slopes) | Distance::RoundedSlopes(slopes)) = &self.spec.distance else {
+            return 0.0;
+        };
         let steepest = slopes.iter().fold(0.0_f32, |most, slope| most.max(slope.abs()));
         let longest = self.sequences.iter().map(|sequence| sequence.token_ids.len()).max().unwrap_or(0);
         f32::EPSILON * steepest * longest as f32
