@@ -50,8 +50,13 @@ impl FromStr for Level {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let filter: Result<EnvFilter, _> = EnvFilter::builder().parse(text);
+        // a word alone could be the name of a crate, of which all would be logged, and nothing of the others
+        let is_whole =
+            |word: &str| word.is_empty() || word.contains(['=', '[']) || word.parse::<LevelFilter>().is_ok();
         match filter {
-            Ok(_) if !text.trim().is_empty() => Ok(Self(of_ours(text))),
+            Ok(_) if !text.trim().is_empty() && text.split(',').all(|word| is_whole(word.trim())) => {
+                Ok(Self(of_ours(text)))
+            }
             _ => Err(format!("`{text}` is not a log level such as `info`, or `info,rewarm=debug`")),
         }
     }

@@ -70,11 +70,9 @@ fn init_writes_what_serves_and_says_what_it_can_be() {
         text(&output.stdout)
     );
     let again = init();
-    assert!(
-        !again.status.success() && text(&again.stderr).contains("File exists"),
-        "{}",
-        text(&again.stderr)
-    );
+    let told = text(&again.stderr);
+    assert!(!again.status.success() && told.contains("name another with --output"), "{told}");
+    assert!(told.contains("File exists"), "{told}");
 
     let written = std::fs::read_to_string(&path).unwrap();
     let server = Server::start(&["--config", path.to_str().unwrap()]);
@@ -144,6 +142,10 @@ fn shells_and_man_know_every_command() {
     for shell in ["bash", "zsh", "fish"] {
         let script = text(&run(&["completions", shell]).stdout);
         assert!(script.contains("calibrate") && script.contains("max-tokens"), "{shell}: {script}");
+        assert!(
+            !script.contains("standard input names"),
+            "{shell} knows what is between two processes: {script}"
+        );
     }
     let folder = tempfile::tempdir().unwrap();
     let output = run(&["man", folder.path().to_str().unwrap()]);
@@ -157,6 +159,18 @@ fn shells_and_man_know_every_command() {
         configuration.contains("\n  [batching]\n") && configuration.ends_with(".fi\n"),
         "{configuration}"
     );
+}
+
+#[test]
+fn what_is_not_utf_8_is_an_error_and_not_left_out() {
+    use std::os::unix::ffi::OsStrExt;
+    let bad = std::ffi::OsStr::from_bytes(b"bad\xff");
+    let output = rewarm(&["serve", "--check", "--model"]).arg(bad).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
+    let mut by_variable = rewarm(&["serve", "--check"]);
+    let output = by_variable.env("REWARM_VARIANTS__WARM__MODEL", bad).output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && told.contains("is not a directory"), "{told}");
 }
 
 #[test]

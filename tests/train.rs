@@ -512,7 +512,7 @@ fn every_problem_of_a_configuration_is_named_at_once() {
         "family.toml:5: dropout must be at least 0 and below 1, not 1.0",
         "family.toml:6: learning_rate: the list is empty",
         "family.toml:7: validation_fraction must be from 0 to 1, not 2.0",
-        "family.toml:8: dtype: unknown variant `auto`, expected one of `f32`, `bf16`, `f16`",
+        "family.toml:8: dtype: unknown value `auto`, expected one of `f32`, `bf16`, `f16`",
         "family.toml:9: betas",
         "num_members and [[members]]: give one of them",
         "family.toml:12: learning_rate must be above 0, not -1.0",

@@ -47,8 +47,16 @@ pub(super) fn run(args: &InitArgs) -> anyhow::Result<()> {
     }
     let path = args.output.display();
     // another's work is not overwritten
-    let mut file = File::create_new(&args.output).with_context(|| format!("create {path}"))?;
+    let file = File::create_new(&args.output);
+    let mut file =
+        file.with_context(|| format!("create {path}: name another with --output, or - for standard output"))?;
     file.write_all(text.as_bytes()).with_context(|| format!("write {path}"))?;
+    for id in variants[0].members.iter().filter_map(|member| HubId::of(member)) {
+        let _ = writeln!(
+            std::io::stderr(),
+            "{id} is no directory here: taken for a model of the hub, which was not looked at"
+        );
+    }
     writeln!(std::io::stdout(), "wrote {path}; serve it with: rewarm serve --config {path}")
         .context("say where it is")
 }
@@ -106,6 +114,8 @@ fn text(variants: &[VariantConfig], output: &Path) -> String {
                 "# reduction = \"mean\" # or min, median, mean-std=0.5, uwo=0.5 (what disagreement costs)\n";
         }
         text += "# dtype = \"f32\"      # or bf16, f16, auto: bf16 where this machine is faster in it\n";
+        text += "# device = \"auto\"    # or cpu, cuda, cuda:1: the first card that can, else the CPU\n";
+        text += "# max_tokens = 4096  # in place of the model's own limit\n";
     }
     if variants.len() > 1 {
         text += "
@@ -146,7 +156,7 @@ fn defaults(table: &str) -> String {
             is_inside = is_its(line);
         }
         if is_inside {
-            let _ = writeln!(lines, "# {line}");
+            let _ = writeln!(lines, "# {}", line.replace("see below", "see rewarm serve --help"));
         }
     }
     lines

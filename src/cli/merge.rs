@@ -13,6 +13,7 @@ use crate::cli::stop;
 use crate::cli::trial;
 use crate::config::ConfigError;
 use crate::config::coefficient_problems;
+use crate::config::normalised;
 use crate::model::trial::Subject;
 use crate::offline::merge::Merge;
 use crate::offline::merge::Options;
@@ -68,7 +69,7 @@ pub(super) fn run(args: MergeArgs) -> anyhow::Result<()> {
     let mut options = Options {
         members,
         base,
-        coefficients: args.coefficients,
+        coefficients: args.coefficients.map(normalised),
         dtype: args.dtype,
         output: args.output,
         max_shard_bytes: args.max_shard_bytes,

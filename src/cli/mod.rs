@@ -124,7 +124,8 @@ enum Command {
 ///
 /// SIGTERM and SIGINT stop the server in good order: it says that it is not ready, waits for load balancers,
 /// finishes what it has admitted, and exits 0; a second one stops it at once. SIGHUP reads the configuration
-/// again and replaces the models without losing a request; during a reload it asks for one more after it.
+/// again and replaces models, weights and shadow without losing a request (other settings wait for the next start); during a
+/// reload it asks for one more after it.
 ///
 /// A fault of a GPU is final for the process: it answers what it holds with UNAVAILABLE, says so in health and log, and
 /// ends with exit code 3, for its supervisor to start it anew.
@@ -375,7 +376,8 @@ impl Cli {
     /// What was typed; help, the version and mistakes are printed, and end the process.
     pub fn typed() -> Self {
         Self::try_parse().unwrap_or_else(|error| {
-            let words: Vec<String> = std::env::args().skip(1).collect();
+            let words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
+            let words: Vec<String> = words.collect();
             let is_long =
                 words.iter().any(|word| word == "--help") || words.first().is_some_and(|word| word == "help");
             let manual = MANUALS.iter().find(|(command, _)| words.iter().any(|word| word == command));

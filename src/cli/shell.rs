@@ -33,14 +33,25 @@ pub(super) struct ManArgs {
 
 pub(super) fn completions(args: &CompletionsArgs) -> anyhow::Result<()> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "rewarm", &mut script);
+    clap_complete::generate(args.shell, &mut visible(), "rewarm", &mut script);
     std::io::stdout().write_all(&script).context("write the completions")
 }
 
 pub(super) fn man(args: &ManArgs) -> anyhow::Result<()> {
-    let mut command = Cli::command();
+    let mut command = visible().disable_help_subcommand(true);
     command.build();
     page(&command, "rewarm", &args.folder)
+}
+
+/// Without the commands that are between two processes.
+fn visible() -> Command {
+    let all = Cli::command();
+    let is_shown = |command: &&Command| !command.is_hide_set();
+    let commands: Vec<Command> = all.get_subcommands().filter(is_shown).cloned().collect();
+    Command::new("rewarm")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about(all.get_about().cloned().unwrap_or_default())
+        .subcommands(commands)
 }
 
 /// The page of a command, and those of its own commands.
@@ -61,8 +72,7 @@ fn page(command: &Command, name: &str, folder: &Path) -> anyhow::Result<()> {
     }
     let mut file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
     file.write_all(&page).with_context(|| format!("write {}", path.display()))?;
-    for inner in command.get_subcommands().filter(|inner| !inner.is_hide_set() && inner.get_name() != "help")
-    {
+    for inner in command.get_subcommands() {
         self::page(inner, &format!("{name}-{}", inner.get_name()), folder)?;
     }
     Ok(())

@@ -50,10 +50,9 @@ impl Variable {
 
     /// Of this process.
     pub fn of_environment() -> Vec<Self> {
+        // what is not UTF-8 is not left out: it is wrong, and will be named
         let all = std::env::vars_os();
-        let readable =
-            all.filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)));
-        readable.filter_map(|(name, text)| Self::new(&name, &text)).collect()
+        all.filter_map(|(name, text)| Self::new(&name.to_string_lossy(), &text.to_string_lossy())).collect()
     }
 
     /// Whether it says something of the table `key`.
@@ -150,6 +149,11 @@ impl<'i> Section<'i> {
         let in_file = self.entries.remove(key);
         let given: Vec<Given<'i>> = self.given.extract_if(.., |given| given.path[0] == key).collect();
         if let Some(Given { variable, .. }) = given.iter().find(|given| given.path.len() == 1) {
+            if let Some(part) = given.iter().find(|given| given.path.len() > 1) {
+                let (whole, part) = (&variable.name, &part.variable.name);
+                problems.add(format!("{whole} and {part} are the same setting: give one of them"));
+                return None;
+            }
             let mut meanings = variable.meanings().into_iter().map(|value| read::<T>(value));
             let first = meanings.next().expect("three");
             return match first {
@@ -222,6 +226,16 @@ impl<'i> Section<'i> {
         sections
     }
 
+    /// A variable that gives one of two keys which mean the same wins over the other one in the file.
+    pub(super) fn settle(&mut self, keys: [&str; 2]) {
+        let is_given = |key: &str| self.given.iter().any(|given| given.path[0] == key);
+        match keys.map(is_given) {
+            [true, false] => self.entries.remove(keys[1]),
+            [false, true] => self.entries.remove(keys[0]),
+            _ => None,
+        };
+    }
+
     /// The keys that nobody took yet.
     pub(super) fn keys(&self) -> Vec<String> {
         let given = self.given.iter().map(|given| given.path[0].clone());
@@ -268,7 +282,8 @@ fn read<'i, T: Deserialize<'i>>(value: Spanned<DeValue<'i>>) -> Result<T, Unread
         let what = match error.message().lines().next().unwrap_or_default() {
             // said of any enum, and of most it is not so
             "wanted string or table" => format!("expected a string, found {kind}"),
-            what => what.to_owned() + &meant(what).unwrap_or_default(),
+            // in serde's words; a variant is something else here
+            what => what.replacen("unknown variant", "unknown value", 1) + &meant(what).unwrap_or_default(),
         };
         Unreadable { start: error.span().map(|span| span.start), what }
     })

@@ -19,6 +19,7 @@ use crate::config::file::Section;
 pub use crate::config::file::Variable;
 pub use crate::config::variants::VariantOptions;
 pub use crate::config::variants::coefficient_problems;
+pub use crate::config::variants::normalised;
 use crate::disk;
 use crate::engine;
 use crate::model::ModelError;
@@ -219,6 +220,7 @@ fn assemble(name: &str, text: &str, base: &Path, overrides: &Overrides) -> Resul
             shadow: routing.take("shadow", &mut problems),
         },
     };
+    check_paths(&service, &mut problems);
     let log_format = log.take("format", &mut problems);
     let log_level = log.take::<String>("level", &mut problems).and_then(|level| {
         level.parse().map_err(|problem| problems.add(format!("log.level: {problem}"))).ok()
@@ -345,12 +347,20 @@ fn connections(server: &mut Section<'_>, problems: &mut Problems) -> service::Co
 /// Where a port is: an IP address or the name of a host, and a number. Of several addresses that a name has, the first
 /// of IPv4, as `localhost` is meant.
 pub fn address(text: &str) -> Result<SocketAddr, String> {
-    let problem =
-        || format!("`{text}` is not a host and a port, such as 0.0.0.0:50051, [::]:50051 or localhost:50051");
-    // a name may be one that nobody knows just now
-    let found = text.to_socket_addrs().map_err(|error| format!("{}: {error}", problem()))?;
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    let parts = text.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
+    let parts = parts.filter(|(host, _)| !host.is_empty() && host.bytes().all(is_plain));
+    let (host, port) = parts.ok_or_else(|| {
+        format!("`{text}` is not a host and a port, such as 0.0.0.0:50051, [::]:50051 or localhost:50051")
+    })?;
+    let found =
+        (host, port).to_socket_addrs().map_err(|error| format!("the host `{host}` is not found: {error}"))?;
     let found: Vec<SocketAddr> = found.collect();
-    found.iter().find(|address| address.is_ipv4()).or(found.first()).copied().ok_or_else(problem)
+    let address = found.iter().find(|address| address.is_ipv4()).or(found.first());
+    address.copied().ok_or_else(|| format!("the host `{host}` has no address"))
 }
 
 impl Section<'_> {
@@ -394,6 +404,23 @@ impl Section<'_> {
             seconds = default;
         }
         Duration::from_secs_f64(seconds)
+    }
+}
+
+/// Who takes a file's content for its path would find a key repeated in an error.
+fn check_paths(config: &service::Config, problems: &mut Problems) {
+    let tls = config.tls.iter().flat_map(|tls| {
+        let service::TlsConfig { certificate, key, client_ca, .. } = tls;
+        [
+            ("server.tls.certificate", Some(certificate)),
+            ("server.tls.key", Some(key)),
+            ("server.tls.client_ca", client_ca.as_ref()),
+        ]
+    });
+    for (name, path) in tls.chain([("server.tokens", config.tokens.as_ref())]) {
+        if path.is_some_and(|path| path.to_string_lossy().contains('\n')) {
+            problems.add(format!("{name} is a file's content: give the path of a file that has it"));
+        }
     }
 }
 
@@ -618,6 +645,22 @@ mod tests {
                 "REWARM_SERVER__TLS: server.tls is a table: give REWARM_SERVER__TLS__KEY",
             ),
             (
+                "REWARM_SERVER__TOKENS",
+                "[tokens.a]\ntoken = 'secret'",
+                "server.tokens is a file's content: give the path",
+            ),
+            (
+                "REWARM_SERVER__LISTEN",
+                "nohost.invalid:1",
+                "REWARM_SERVER__LISTEN: listen: the host `nohost.invalid` is not found",
+            ),
+            (
+                "REWARM_SERVER__LISTEN",
+                ":50051",
+                "REWARM_SERVER__LISTEN: listen: `:50051` is not a host and a port",
+            ),
+            ("REWARM_LOG__LEVEL", "loud", "log.level: `loud` is not a log level"),
+            (
                 "REWARM_SERVER__DRAIN_SECONDS",
                 "-1",
                 "REWARM_SERVER__DRAIN_SECONDS: drain_seconds must be from 0",
@@ -625,13 +668,42 @@ mod tests {
             (
                 "REWARM_VARIANTS__ONE__MODE",
                 "worm",
-                "REWARM_VARIANTS__ONE__MODE: variants.one.mode: unknown variant `worm`",
+                "REWARM_VARIANTS__ONE__MODE: variants.one.mode: unknown value `worm`",
             ),
         ] {
             let overrides = Overrides { variables: variables(&[(name, text)]), ..Overrides::default() };
             let ConfigError { problems, .. } = load_text(ONE, overrides).unwrap_err();
             assert!(problems.len() == 1 && problems[0].starts_with(problem), "{name}: {problems:?}");
         }
+    }
+
+    #[test]
+    fn one_setting_is_given_once_and_a_model_by_a_variable_is_in_place_of_members() {
+        let ens = "[variants.one]\nmode = 'warm'\nmembers = ['a', 'b']\n";
+        let with = |all: &[(&str, &str)]| {
+            load_text(ens, Overrides { variables: variables(all), ..Overrides::default() })
+        };
+        let models = with(&[("REWARM_VARIANTS__ONE__MODEL", "b")]).unwrap().service.models;
+        assert_eq!(models.variants[0].members.len(), 1);
+        let twice = [("REWARM_ROUTING__WEIGHTS", "{ one = 1 }"), ("REWARM_ROUTING__WEIGHTS__ONE", "2")];
+        assert_eq!(
+            with(&twice).unwrap_err().problems,
+            [
+                "REWARM_ROUTING__WEIGHTS and REWARM_ROUTING__WEIGHTS__ONE are the same setting: give one of them"
+            ]
+        );
+        let alone = variables(&[("REWARM_VARIANTS__ONE__MODEL", "b")]);
+        let alone = load_text("", Overrides { variables: alone, ..Overrides::default() }).unwrap();
+        assert_eq!(alone.service.models.variants[0].mode, Mode::Warm, "one model needs no mode");
+    }
+
+    #[test]
+    fn shares_that_were_rounded_by_hand_sum_to_one() {
+        let shares = "members = ['a', 'b', 'a']\ncoefficients = [0.333, 0.333, 0.333]\n";
+        let config = load_text(&format!("[variants.one]\nmode = 'warm'\n{shares}"), Overrides::default());
+        let expected = vec![0.333 / (0.333 + 0.333 + 0.333); 3];
+        assert_eq!(config.unwrap().service.models.variants[0].coefficients, Some(expected));
+        assert_eq!(normalised(vec![0.1; 10]), vec![0.1; 10], "as they were meant");
     }
 
     #[test]
@@ -733,7 +805,7 @@ shadow = { variant = 'e', fraction = 0.1, colour = 'red' }
     fn what_cannot_be_read_is_told_once_and_not_called_missing() {
         let cases = [
             ("mode = 1\nmodel = 'a'", "rewarm.toml:2: variants.one.mode: expected a string, found integer"),
-            ("mode = 'x'\nmodel = 'a'", "rewarm.toml:2: variants.one.mode: unknown variant `x`"),
+            ("mode = 'x'\nmodel = 'a'", "rewarm.toml:2: variants.one.mode: unknown value `x`"),
             (
                 "mode = 'ens'\nmembers = ['a']\nreduction = 'mean-std'",
                 "rewarm.toml:4: variants.one.reduction: `mean-std` needs what disagreement costs, such as mean-std=0.5",
@@ -744,7 +816,7 @@ shadow = { variant = 'e', fraction = 0.1, colour = 'red' }
             ),
             (
                 "mode = 'warm'\nmodel = 'a'\ndtype = 'fp32'",
-                "rewarm.toml:4: variants.one.dtype: unknown variant `fp32`, expected one of `f32`, `bf16`, `f16`, `auto`: did you mean `f32`?",
+                "rewarm.toml:4: variants.one.dtype: unknown value `fp32`, expected one of `f32`, `bf16`, `f16`, `auto`: did you mean `f32`?",
             ),
             ("mode = 'ens'\nmembers = 'a'", "rewarm.toml:3: variants.one.members: invalid type"),
             ("mode = 'warm'\nmodel = ['a']", "rewarm.toml:3: variants.one.model: invalid type"),

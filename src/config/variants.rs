@@ -63,6 +63,7 @@ pub(super) fn take(
     for name in names {
         let mut section = variants.section(&name, problems);
         let problems_before = problems.0.len();
+        section.settle(["model", "members"]);
         let options = VariantOptions {
             mode: section.take("mode", problems),
             model: section.take("model", problems),
@@ -122,7 +123,9 @@ impl VariantOptions {
         if name.is_empty() || name.len() > MAX_NAME_BYTES || !name.bytes().all(is_plain) {
             problems.add(format!("the name must be 1 to {MAX_NAME_BYTES} of a-z, 0-9, _ and -"));
         }
-        if self.mode.is_none() {
+        // one model is one reward, whatever it is called
+        let mode = self.mode.or(self.model.is_some().then_some(Mode::Warm));
+        if mode.is_none() {
             problems.add("mode is missing: \"warm\" or \"ens\"");
         }
         let key = if self.model.is_some() { "model" } else { "members" };
@@ -136,7 +139,7 @@ impl VariantOptions {
                 Vec::new()
             }
             (Some(model), None) => {
-                if self.mode == Some(Mode::Ens) {
+                if mode == Some(Mode::Ens) {
                     problems.add("model does not go with mode ens: give members");
                 }
                 vec![model]
@@ -148,7 +151,7 @@ impl VariantOptions {
                 members
             }
         };
-        match self.mode {
+        match mode {
             Some(Mode::Ens) if self.coefficients.is_some() => {
                 problems
                     .add("coefficients do not go with mode ens: they merge weights, reduction joins rewards");
@@ -181,12 +184,12 @@ impl VariantOptions {
         if base.is_some() && !members.iter().any(may_be_adapter) {
             problems.add(lora::NO_ADAPTER);
         }
-        let variant = self.mode.map(|mode| VariantConfig {
+        let variant = mode.map(|mode| VariantConfig {
             name: name.to_owned(),
             mode,
             members,
             base,
-            coefficients: self.coefficients,
+            coefficients: self.coefficients.map(normalised),
             reduction: self.reduction.unwrap_or_default(),
             dtype: self.dtype.unwrap_or_default(),
             device: self.device.unwrap_or_default(),
@@ -195,11 +198,15 @@ impl VariantOptions {
         });
         match variant {
             Some(variant) if problems.0.is_empty() => Ok(variant),
-            // with members missing, coefficients are too many
+            // with members missing, coefficients are too many; and what is wrong here is not to be found again
             partial => Err(ConfigError {
                 problems: problems.0,
                 readable: partial
-                    .map(|variant| VariantConfig { coefficients: None, ..variant })
+                    .map(|variant| VariantConfig {
+                        coefficients: None,
+                        reduction: Reduction::default(),
+                        ..variant
+                    })
                     .into_iter()
                     .collect(),
             }),
@@ -224,6 +231,17 @@ pub fn coefficient_problems(coefficients: &[f64], num_members: usize) -> Vec<Str
         ));
     }
     problems
+}
+
+/// Shares that were rounded by hand, such as three of 0.333, sum to 1: else the merge would be smaller than its members.
+pub fn normalised(mut coefficients: Vec<f64>) -> Vec<f64> {
+    /// What is left by the sum of shares that are as they were meant.
+    const ROUNDING: f64 = 1e-9;
+    let sum: f64 = coefficients.iter().sum();
+    if (sum - 1.0).abs() > ROUNDING {
+        coefficients.iter_mut().for_each(|coefficient| *coefficient /= sum);
+    }
+    coefficients
 }
 
 fn directory(key: &str, member: &str, folder: &Path, problems: &mut Problems) -> Option<PathBuf> {

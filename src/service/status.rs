@@ -141,7 +141,8 @@ impl ServiceError {
                 (Code::ResourceExhausted, Some(*retry_after))
             }
             Self::Engine(EngineError::WouldExpire { wait, left }) => {
-                (Code::ResourceExhausted, Some(wait.saturating_sub(*left)))
+                // whoever comes back at once finds the same queue: half of it should have gone by then
+                (Code::ResourceExhausted, Some(wait.saturating_sub(*left).max(*wait / 2)))
             }
             Self::Engine(EngineError::DeadlineExceeded) => (Code::DeadlineExceeded, None),
             Self::Engine(EngineError::Draining) => (Code::Unavailable, Some(DRAINING_RETRY)),
@@ -332,7 +333,7 @@ mod tests {
                 EngineError::WouldExpire { wait: ms(90), left: ms(50) }.into(),
                 Code::ResourceExhausted,
                 503,
-                Some("40"),
+                Some("45"),
             ),
             case(EngineError::DeadlineExceeded.into(), Code::DeadlineExceeded, 504, None),
             case(EngineError::Draining.into(), Code::Unavailable, 503, Some("100")),
