@@ -10,6 +10,7 @@ use anyhow::Context;
 use clap::Args;
 
 use crate::cli::MANUALS;
+use crate::cli::configuration;
 use crate::cli::load;
 use crate::config::ConfigError;
 use crate::config::VariantOptions;
@@ -74,7 +75,7 @@ fn variants(args: &InitArgs) -> Result<Vec<VariantConfig>, ConfigError> {
                 base,
                 ..VariantOptions::default()
             };
-            options.check(mode.name(), Path::new(""))
+            options.check_alone()
         })
         .collect()
 }
@@ -148,9 +149,7 @@ fn defaults(table: &str) -> String {
     let is_its = |heading: &str| heading.trim_start_matches('[').split([']', '.']).next() == Some(table);
     let mut is_inside = false;
     let mut lines = String::new();
-    let of_configuration =
-        manual.lines().skip(2).take_while(|line| line.is_empty() || line.starts_with("  "));
-    for line in of_configuration.filter(|line| !line.is_empty()) {
+    for line in configuration(manual).filter(|line| !line.is_empty()) {
         let line = &line[2..];
         if line.starts_with('[') {
             is_inside = is_its(line);

@@ -275,7 +275,7 @@ impl VariantArgs {
     fn options(self) -> Option<VariantOptions> {
         let Self { model, members, mode, reduction, coefficients, base, max_tokens } = self;
         (model.is_some() || members.is_some()).then(|| VariantOptions {
-            mode: Some(mode.unwrap_or(Mode::Warm)),
+            mode,
             model,
             members,
             base,
@@ -371,6 +371,11 @@ struct HealthArgs {
 /// cut out would be no TOML any more.
 const MANUALS: [(&str, &str); 2] =
     [("serve", include_str!("manual/serve.txt")), ("train", include_str!("manual/train.txt"))];
+
+/// The lines of a manual's configuration.
+fn configuration(manual: &str) -> impl Iterator<Item = &str> {
+    manual.lines().skip(2).take_while(|line| line.is_empty() || line.starts_with("  "))
+}
 
 impl Cli {
     /// What was typed; help, the version and mistakes are printed, and end the process.
@@ -490,8 +495,8 @@ mod tests {
             std::fs::create_dir(folder.path().join(name)).unwrap();
         }
         let (_, manual) = MANUALS[0];
-        let block = manual.lines().skip(2).take_while(|line| line.is_empty() || line.starts_with("  "));
-        let block = block.collect::<Vec<_>>().join("\n").replace("[variants.NAME]", "[variants.ens]");
+        let block =
+            configuration(manual).collect::<Vec<_>>().join("\n").replace("[variants.NAME]", "[variants.ens]");
         let mut settings: toml::Table = block.parse().unwrap();
         let ens = settings["variants"]["ens"].as_table_mut().unwrap();
         let paths = || toml::Value::Array(vec!["path".into(), "other".into()]);

@@ -19,7 +19,6 @@ use crate::cli::progress;
 use crate::client::Client;
 use crate::config::VariantOptions;
 use crate::model::variant::Loader;
-use crate::model::variant::Mode;
 use crate::offline::score;
 use crate::offline::score::Backend;
 use crate::offline::score::DEFAULT_BATCH_TOKENS;
@@ -56,9 +55,8 @@ fn backend(args: ScoreArgs) -> anyhow::Result<Box<dyn Backend>> {
         return Ok(Box::new(Client::connect(&args.ask.server(server)?, variant, truncation)?));
     }
     let options = args.variant.options().context("name what scores: --model, --members or --server")?;
-    let mode = options.mode.unwrap_or(Mode::Warm);
     let options = VariantOptions { dtype: args.dtype, device: args.device, ..options };
-    let config = options.check(mode.name(), Path::new(""))?;
+    let config = options.check_alone()?;
     let variant = load::load(&mut Loader::default().from_shelf(), &config).context("load the models")?;
     let max_batch_tokens = args.batch_tokens.unwrap_or(DEFAULT_BATCH_TOKENS) as usize;
     Ok(Box::new(Local { variant, truncation, max_batch_tokens }))

@@ -105,8 +105,7 @@ pub(super) fn only(
         ));
         file.section(TABLE, problems);
     }
-    let mode = options.mode.unwrap_or(Mode::Warm);
-    match (VariantOptions { mode: Some(mode), ..options.clone() }).check(mode.name(), Path::new("")) {
+    match options.clone().check_alone() {
         Ok(variant) => (vec![variant], Vec::new()),
         Err(found) => {
             problems.0.extend(found.problems);
@@ -116,6 +115,17 @@ pub(super) fn only(
 }
 
 impl VariantOptions {
+    /// One model is one reward, whatever that is called.
+    fn mode(&self) -> Option<Mode> {
+        self.mode.or(self.model.is_some().then_some(Mode::Warm))
+    }
+
+    /// As [`Self::check`], of a variant that has no name but that of its mode; paths are relative to the current folder.
+    pub fn check_alone(self) -> Result<VariantConfig, ConfigError> {
+        let name = self.mode().unwrap_or(Mode::Warm).name();
+        self.check(name, Path::new(""))
+    }
+
     /// The variant that this means, or all that speaks against it; paths are relative to `folder`.
     pub fn check(self, name: &str, folder: &Path) -> Result<VariantConfig, ConfigError> {
         let mut problems = Problems::default();
@@ -123,8 +133,7 @@ impl VariantOptions {
         if name.is_empty() || name.len() > MAX_NAME_BYTES || !name.bytes().all(is_plain) {
             problems.add(format!("the name must be 1 to {MAX_NAME_BYTES} of a-z, 0-9, _ and -"));
         }
-        // one model is one reward, whatever it is called
-        let mode = self.mode.or(self.model.is_some().then_some(Mode::Warm));
+        let mode = self.mode();
         if mode.is_none() {
             problems.add("mode is missing: \"warm\" or \"ens\"");
         }

@@ -1164,11 +1164,12 @@ mod tests {
             let capacity = 1.0 / (whole * self.lengths.iter().sum::<usize>() as f64);
             let mut waiting: Vec<(LaneId, Ticket, f64, Answered)> = Vec::new();
             let (mut arrives, mut admitted, mut in_time, mut late) = (0.0, 0_u32, 0_u32, 0_u32);
-            let mut running: Option<(Batch, f64, f64)> = None;
+            // with when it ends
+            let mut running: Option<(Batch, f64)> = None;
             while arrives < LASTS {
-                let ends = running.as_ref().map_or(f64::INFINITY, |&(_, ends, _)| ends);
+                let ends = running.as_ref().map_or(f64::INFINITY, |&(_, ends)| ends);
                 let now = ends.min(arrives);
-                if let Some((batch, ..)) = running.take_if(|_| ends <= arrives) {
+                if let Some((batch, _)) = running.take_if(|_| ends <= arrives) {
                     let took = ends - batch.started.duration_since(begun).as_secs_f64();
                     run(&mut queue, batch, Duration::from_secs_f64(took));
                 } else {
@@ -1197,8 +1198,8 @@ mod tests {
                 if running.is_none() {
                     running = queue.next_batch(DEVICE, at(now)).map(|batch| {
                         let noise = 1.0 + self.noise * (2.0 * random() - 1.0);
-                        let seconds = noise * self.seconds(batch.num_tokens);
-                        (batch, now + seconds, seconds)
+                        let ends = now + noise * self.seconds(batch.num_tokens);
+                        (batch, ends)
                     });
                 }
             }

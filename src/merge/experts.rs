@@ -69,10 +69,12 @@ fn moved_rows(
     let (ours, theirs) = (ours?, theirs?);
     let width = ours.shape.last().copied().unwrap_or(1).max(1);
     let (ours, theirs) = (numbers(&ours.values), numbers(&theirs.values));
-    let rows: Vec<&[f64]> = ours.chunks_exact(width).collect();
+    let rows: Vec<(&[f64], f64)> = ours.chunks_exact(width).map(|row| (row, product(row, row))).collect();
     let is_moved = |(place, row): (usize, &[f64])| {
-        let own = cosine(products(rows[place], row));
-        rows.iter().any(|other| cosine(products(other, row)) > own)
+        let square = product(row, row);
+        let to = |&(other, of_other): &(&[f64], f64)| cosine([product(other, row), of_other, square]);
+        let own = to(&rows[place]);
+        rows.iter().any(|other| to(other) > own)
     };
     let moved = theirs.par_chunks_exact(width).enumerate().filter(|&(place, row)| is_moved((place, row)));
     Ok((moved.count(), rows.len()))
@@ -86,10 +88,13 @@ fn numbers(values: &Values) -> Vec<f64> {
     numbers
 }
 
+fn product(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(x, y)| x * y).sum()
+}
+
 /// Of two vectors, and of each with itself.
 fn products(a: &[f64], b: &[f64]) -> [f64; 3] {
-    let of = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum();
-    [of(a, b), of(a, a), of(b, b)]
+    [product(a, b), product(a, a), product(b, b)]
 }
 
 /// Of zeros, that of equal vectors.
