@@ -55,13 +55,14 @@ class Served:
         self.servicer = Servicer(tokens)
         self.server = grpc.server(concurrent.futures.ThreadPoolExecutor(4))
         reward_pb2_grpc.add_RewardServiceServicer_to_server(self.servicer, self.server)
+        # every address that the name has: gRPC tells of the last that failed only
         if authority is None:
-            self.port = self.server.add_insecure_port("127.0.0.1:0")
+            self.port = self.server.add_insecure_port("localhost:0")
         else:
             own = authority.issue_cert(name)
             chain = b"".join(part.bytes() for part in own.cert_chain_pems)
             signer = client_authority.cert_pem.bytes() if client_authority else None
-            self.port = self.server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials(
+            self.port = self.server.add_secure_port("localhost:0", grpc.ssl_server_credentials(
                 [(own.private_key_pem.bytes(), chain)], signer, client_authority is not None))
         self.server.start()
         self.address = f"localhost:{self.port}"
@@ -187,8 +188,10 @@ def test_a_certificate_of_the_clients_own(kind, serve, authority, tmp_path, monk
     assert score(kind, served.address, ca=authority.file, **files) == RIGHT
     with pytest.raises(rewarm.InvalidInput, match="there is a certificate and no key"):
         score(kind, served.address, ca=authority.file, certificate=files["certificate"])
-    with pytest.raises(rewarm.AccessDenied, match="no certificate or key that can be used"):
+    with pytest.raises(rewarm.InvalidInput, match="certificate .*ca.pem and key .*key cannot be used together: .*MISMATCH"):
         score(kind, served.address, ca=authority.file, certificate=authority.file, key=files["key"])
+    with pytest.raises(rewarm.InvalidInput, match="ca .*key holds no certificate that can be used"):
+        score(kind, served.address, ca=files["key"])
     for name in ["certificate", "key"]:
         monkeypatch.setenv(f"REWARM_{name.upper()}", str(files[name]))
     assert score(kind, served.address, ca=authority.file) == RIGHT

@@ -107,6 +107,7 @@ class Credentials:
         if (certificate is None) != (key is None):
             missing, there = ("key", "certificate") if key is None else ("certificate", "key")
             raise InvalidInput(f"there is a {there} and no {missing}: a client's certificate needs both")
+        _usable(dict(self._files()))
         name = self._given.get("server_name") or self._set("SERVER_NAME")
         options = [("grpc.ssl_target_name_override", name), ("grpc.default_authority", name)] if name else []
         return grpc.ssl_channel_credentials(ca, key, certificate), options
@@ -203,6 +204,25 @@ def _bytes(file: str | os.PathLike[str], name: str) -> bytes:
     if b"-----BEGIN " not in found:
         raise InvalidInput(f"{name} {os.fspath(file)} is not PEM: it has no line that begins with -----BEGIN")
     return found
+
+
+def _usable(files: Mapping[str, str | os.PathLike[str]]) -> None:
+    """Says which file is wrong. gRPC would not: where a name has several addresses it tells what befell the last of them,
+    which may be a connection that was refused."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.set_ciphers("DEFAULT:@SECLEVEL=0")  # how long a key has to be is for the other side to say
+    if ca := files.get("ca"):
+        try:
+            context.load_verify_locations(ca)
+        except ssl.SSLError as error:
+            raise InvalidInput(f"ca {os.fspath(ca)} holds no certificate that can be used: {error.reason or error}") from None
+    if "certificate" in files:
+        certificate, key = files["certificate"], files["key"]
+        try:
+            context.load_cert_chain(certificate, key, password="")
+        except ssl.SSLError as error:
+            raise InvalidInput(f"certificate {os.fspath(certificate)} and key {os.fspath(key)} cannot be used together: "
+                               f"{error.reason or error}") from None
 
 
 def _reason(error: Exception) -> str:
