@@ -329,15 +329,24 @@ async fn nothing_serves_while_models_are_replaced_and_health_says_so() {
 
 #[test]
 fn experts_are_computed_on_a_cpu_and_refused_on_a_card_by_name() {
+    check_on_cpu_alone("qwen3-moe", "qwen3_moe: experts");
+}
+
+#[test]
+fn latent_attention_is_computed_on_a_cpu_and_refused_on_a_card_by_name() {
+    check_on_cpu_alone("minicpm3", "minicpm3: latent attention");
+}
+
+fn check_on_cpu_alone(model: &str, what: &str) {
     let dir = tempfile::tempdir().unwrap();
-    for from in ["llama", "qwen3-moe"] {
+    for from in ["llama", model] {
         let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models").join(from);
         for file in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
             std::fs::copy(file.path(), dir.path().join(file.file_name())).unwrap();
         }
     }
     let on = |device: &str| {
-        let config = VariantConfig::new("experts", Mode::Warm, vec![dir.path().to_owned()]);
+        let config = VariantConfig::new("alone", Mode::Warm, vec![dir.path().to_owned()]);
         VariantConfig { device: device.parse().unwrap(), max_tokens: Some(64), ..config }
     };
     let auto = load(&mut loader(&[1 << 40]), &on("auto")).unwrap();
@@ -347,6 +356,6 @@ fn experts_are_computed_on_a_cpu_and_refused_on_a_card_by_name() {
         loader(&[1 << 40]).check(&on("cuda:0")).map(drop),
     ] {
         let problem = refused.unwrap_err().problems().join("; ");
-        assert!(problem.contains("qwen3_moe has experts, which are not computed on a card"), "{problem}");
+        assert!(problem.contains(&format!("{what} cannot be computed on a card")), "{problem}");
     }
 }

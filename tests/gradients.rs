@@ -461,12 +461,16 @@ fn a_saved_model_is_loaded_again_as_it_was() {
 }
 
 #[test]
-fn experts_are_not_trained_and_say_so() {
-    for name in ["mixtral", "qwen2-moe", "qwen3-moe", "gpt-oss", "hunyuan-v1-moe", "phimoe"] {
+fn experts_and_latent_attention_are_not_trained_and_say_so() {
+    let latent = ["deepseek-v2", "deepseek-v3", "axk1", "mistral4", "minicpm3"];
+    for name in
+        ["mixtral", "qwen2-moe", "qwen3-moe", "gpt-oss", "hunyuan-v1-moe", "phimoe"].into_iter().chain(latent)
+    {
+        let what = if name == "minicpm3" { "latent attention" } else { "experts" };
         let problem = Trainable::load(with_tokenizer(name).path(), &all()).unwrap_err().problems().join("; ");
         let model_type = name.replace('-', "_");
         assert!(
-            problem.contains(&format!("{model_type} has experts, which are served and merged")),
+            problem.contains(&format!("{model_type}: {what} can be served and merged here, but not trained")),
             "{problem}"
         );
     }

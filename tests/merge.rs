@@ -921,6 +921,13 @@ fn adapters_that_we_cannot_follow_are_refused_by_name() {
             says: &["adapter_config.json", "`use_dora` is true", "merge_and_unload().save_pretrained('OUT')"],
         },
         Case {
+            // what peft makes of `target_modules` that name layers of experts
+            name: "experts",
+            settings: |c| c["target_parameters"] = json!(["gate_up_proj", "down_proj"]),
+            tensors: as_it_is,
+            says: &["`target_parameters` is [\"gate_up_proj\"", "experts", "merge_and_unload()"],
+        },
+        Case {
             name: "another method",
             settings: |c| c["peft_type"] = json!("IA3"),
             tensors: as_it_is,

@@ -6,12 +6,14 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
 use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::OnceLock;
 
 use candle_core::Device;
+use candle_core::Tensor;
 use rewarm::checkpoint::Checkpoint;
 use rewarm::merge;
 use rewarm::model::RewardModel;
@@ -96,11 +98,11 @@ enum Form {
     Cuda,
 }
 
-/// Those of them that compute a checkpoint: experts run on a CPU alone.
+/// Those of them that compute a checkpoint: experts and latent attention run on a CPU alone.
 fn forms_of(dir: &Path) -> Vec<Form> {
     let config = CheckpointConfig::load(&dir.join("config.json"), &Manifest::default()).unwrap();
-    let has_experts = config.backbone.has_experts();
-    forms().into_iter().filter(|form| !has_experts || !matches!(form, Form::Cuda)).collect()
+    let is_on_cpu_alone = config.backbone.on_cpu_alone().is_some();
+    forms().into_iter().filter(|form| !is_on_cpu_alone || !matches!(form, Form::Cuda)).collect()
 }
 
 /// Every form that this machine can run.
@@ -223,15 +225,85 @@ fn the_readme_tells_what_runs() {
         assert!(checked.values().any(|checked| checked == model_type), "no rewards of {model_type}");
         let by_torch = *model_type != "internlm2"; // which transformers does not have
         let is_differentiated = differentiated.iter().any(|checked| checked == model_type);
-        let is_trained = !line.contains("experts");
+        let is_trained = !line.contains("experts") && !line.contains("latent attention");
         assert_eq!(is_differentiated, is_trained && by_torch, "gradients of {model_type}");
         for (dir, _) in checked.iter().filter(|(_, checked)| *checked == model_type) {
             let file = data("models").join(dir).join("config.json");
             let config = CheckpointConfig::load(&file, &Manifest::default()).unwrap();
-            assert_eq!(config.backbone.has_experts(), !is_trained, "{dir}");
+            let told = config.backbone.on_cpu_alone();
+            assert_eq!(told.is_none(), is_trained, "{dir}");
+            assert!(told.is_none_or(|what| line.contains(what)), "{dir}: {told:?}");
         }
     }
     assert_eq!(told.len(), FAMILIES.len(), "{told:?}");
+}
+
+/// transformers has the experts of a layer in two tensors in memory, and reads files that have them so (mergekit's): of each family
+/// that has them apart on disk. `mixtral-stacked` is such a file, of which it has computed the rewards itself.
+#[test]
+fn stacked_experts_give_the_same_rewards() {
+    let mut families = BTreeMap::new();
+    for dir in folders("models") {
+        let config = CheckpointConfig::load(&dir.join("config.json"), &Manifest::default()).unwrap();
+        let tensors = candle_core::safetensors::load(dir.join("model.safetensors"), &Device::Cpu).unwrap();
+        let is_apart = tensors.keys().any(|name| name.contains(".experts.0."));
+        if !is_apart {
+            continue;
+        }
+        let stacked = tempfile::tempdir().unwrap();
+        std::fs::copy(dir.join("config.json"), stacked.path().join("config.json")).unwrap();
+        candle_core::safetensors::save(&stack(tensors), stacked.path().join("model.safetensors")).unwrap();
+        let sequences = Golden::of(&dir).sequences();
+        for form in [Form::Composed, Form::Cpu(Isa::best())] {
+            let rewards = |dir: &Path| form.load(dir, "config.json", Format::F32, None).rewards(&sequences);
+            assert_eq!(rewards(stacked.path()), rewards(&dir), "{} {form:?}", dir.display());
+        }
+        families.insert(config.model_type, ());
+    }
+    let expected = [
+        "axk1",
+        "deepseek_v2",
+        "deepseek_v3",
+        "hunyuan_v1_moe",
+        "mixtral",
+        "phimoe",
+        "qwen2_moe",
+        "qwen3_moe",
+    ];
+    assert_eq!(families.into_keys().collect::<Vec<_>>(), expected);
+}
+
+/// Names and shapes that transformers has in memory: gate and up above each other, and Mixtral's below `mlp`.
+fn stack(tensors: HashMap<String, Tensor>) -> HashMap<String, Tensor> {
+    let mut stacked = HashMap::new();
+    let mut experts: BTreeMap<(String, usize), HashMap<&str, Tensor>> = BTreeMap::new();
+    for (name, tensor) in tensors {
+        let name = name.replace("block_sparse_moe", "mlp");
+        match name.split_once(".experts.") {
+            Some((layer, rest)) => {
+                let (expert, part) = rest.split_once('.').unwrap();
+                let part = match part.strip_suffix(".weight").unwrap() {
+                    "gate_proj" | "w1" => "gate",
+                    "up_proj" | "w3" => "up",
+                    "down_proj" | "w2" => "down",
+                    other => panic!("{other}"),
+                };
+                experts.entry((layer.to_owned(), expert.parse().unwrap())).or_default().insert(part, tensor);
+            }
+            None => drop(stacked.insert(name, tensor)),
+        }
+    }
+    let mut layers: BTreeMap<String, [Vec<Tensor>; 2]> = BTreeMap::new();
+    for ((layer, _), of) in experts {
+        let [gate_up, down] = layers.entry(layer).or_default();
+        gate_up.push(Tensor::cat(&[&of["gate"], &of["up"]], 0).unwrap());
+        down.push(of["down"].clone());
+    }
+    for (layer, [gate_up, down]) in layers {
+        stacked.insert(format!("{layer}.experts.gate_up_proj"), Tensor::stack(&gate_up, 0).unwrap());
+        stacked.insert(format!("{layer}.experts.down_proj"), Tensor::stack(&down, 0).unwrap());
+    }
+    stacked
 }
 
 /// Of every causal family, with windows, softcap, and every pooling rule: the samples, each with a few endings.

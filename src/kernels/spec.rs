@@ -32,8 +32,10 @@ pub struct AttentionSpec {
     pub heads: usize,
     /// Key and value heads; divides `heads`.
     pub kv_heads: usize,
-    /// Width of a head.
+    /// Width of a head's queries and keys.
     pub head_dim: usize,
+    /// Width of its values.
+    pub value_dim: usize,
     /// Only itself and what is before it.
     pub causal: bool,
     /// Of those, only what is fewer than so many positions away: with 1, itself alone.

@@ -33,6 +33,8 @@ const MAX_ROWS: usize = 192;
 pub struct Experts<O: Ops> {
     router: Arc<O::Linear>,
     routing: Routing,
+    /// See [`ExpertsPlan::correction`].
+    correction: Option<Arc<Vec<f32>>>,
     /// Those that are chosen, and then the one that all rows go through.
     experts: Vec<Mlp<O>>,
     shared: Option<Shared<O>>,
@@ -57,8 +59,9 @@ pub struct Group {
 impl<O: Ops> Experts<O> {
     /// Reads what the plan names.
     pub fn load(weights: &mut Weights<'_, O>, plan: &ExpertsPlan) -> std::result::Result<Self, ModelError> {
-        let ExpertsPlan { router, routing, experts, shared, .. } = plan;
+        let ExpertsPlan { router, routing, correction, experts, shared, .. } = plan;
         let router = weights.linear(router, Precision::F32)?;
+        let correction = correction.as_ref().map(|name| weights.numbers(name)).transpose()?;
         let load_shared = |weights: &mut Weights<'_, O>| {
             let gate = shared.as_ref()?.gate.as_ref();
             Some(gate.map(|gate| weights.linear(gate, Precision::F32)).transpose())
@@ -68,6 +71,7 @@ impl<O: Ops> Experts<O> {
         Ok(Self {
             router,
             routing: routing.clone(),
+            correction,
             shared: gate.map(|gate| Shared { gate }),
             experts: all().map(|plan| Mlp::load(weights, plan)).collect::<std::result::Result<_, _>>()?,
             products: all().map(|plan| plan.products()).collect(),
@@ -101,7 +105,8 @@ impl<O: Ops> Experts<O> {
         let rows = read[0].chunks_exact(experts);
         let mut choices = Vec::with_capacity(rows.len() * self.of_row());
         for (row, logits) in rows.enumerate() {
-            self.routing.choose(logits, None, &mut choices);
+            let correction = self.correction.as_deref().map(Vec::as_slice);
+            self.routing.choose(logits, correction, &mut choices);
             if self.shared.is_some() {
                 let weight = read.get(1).map_or(1.0, |gates| 1.0 / (1.0 + (-gates[row]).exp()));
                 choices.push(Choice { expert: experts, weight });

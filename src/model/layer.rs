@@ -7,6 +7,7 @@
 //! and then, if it has one   x = norm(x + act(convolution of the layer's input))
 //!
 //! attention   q, k, v → norm, rope → attend → output         mlp   down(act(gate) · up), or down(act(up)); or experts
+//! latent attention   q of a narrower row; k, v of another, and the part of k that turns, for all heads
 //! ```
 //!
 //! How a batch goes through the layers is in [`transformer`].
@@ -23,12 +24,15 @@ use crate::model::norm::Norm;
 use crate::model::plan::AttentionPlan;
 use crate::model::plan::ConvolutionPlan;
 use crate::model::plan::FeedForwardPlan;
+use crate::model::plan::LatentPlan;
 use crate::model::plan::LayerPlan;
 use crate::model::plan::LinearPlan;
 use crate::model::plan::NormPlan;
 use crate::model::plan::RelativePlan;
 use crate::model::transformer;
 use crate::model::transformer::Finished;
+use crate::model::transformer::KEYS;
+use crate::model::transformer::QUERIES;
 use crate::model::transformer::Routed;
 use crate::model::transformer::VALUES;
 use crate::model::weights::Weights;
@@ -49,6 +53,8 @@ pub struct Layer<O: Ops> {
     /// With the norm of what it and the layer make.
     convolution: Option<(Convolution<O>, Norm<O>)>,
     is_parallel: bool,
+    /// Factors on what attention and MLP add.
+    added_scale: Option<Arc<O::Vector>>,
     /// Multiplications for one row, but for those of attention and experts.
     products: usize,
 }
@@ -66,15 +72,37 @@ struct Norms<O: Ops> {
 
 #[derive(Debug)]
 struct Attention<O: Ops> {
-    /// Query, key and value.
-    projections: Arc<O::Joined>,
+    projections: Projections<O>,
     qk_norms: Option<[Norm<O>; 2]>,
     norms_turned: bool,
     ropes: Option<[usize; 2]>,
+    growth: Option<usize>,
     relative: Option<Relative<O>>,
     sinks: Option<Arc<O::Vector>>,
     spec: AttentionSpec,
     output: Arc<O::Linear>,
+}
+
+/// What makes queries, keys and values.
+#[derive(Debug)]
+enum Projections<O: Ops> {
+    /// Each a layer of the input.
+    Direct(Arc<O::Joined>),
+    Latent(Latent<O>),
+}
+
+/// See [`LatentPlan`].
+#[derive(Debug)]
+struct Latent<O: Ops> {
+    /// What reads the layer's input: queries, or what they are made of; what keys and values are made of; the keys' shared part.
+    inputs: Arc<O::Joined>,
+    /// From what they are made of to queries, where that is not the input.
+    query: Option<(Norm<O>, Arc<O::Linear>)>,
+    norm: Norm<O>,
+    /// Keys but for their shared part, and values.
+    key_value: Arc<O::Joined>,
+    /// Columns of a head: of that part, and the others.
+    widths: [usize; 2],
 }
 
 /// See [`RelativePlan`].
@@ -117,6 +145,10 @@ impl<O: Ops> Layer<O> {
             },
             convolution: plan.convolution.as_ref().map(|plan| convolution(weights, plan)).transpose()?,
             is_parallel: plan.is_parallel,
+            added_scale: match plan.added_scale {
+                Some(scale) => Some(weights.vector([], plan.attention.output.output, 0.0, scale as f32)?),
+                None => None,
+            },
             products: products(plan),
         })
     }
@@ -136,13 +168,16 @@ fn convolution<O: Ops>(
 
 /// Of a layer, but for those of attention and experts.
 fn products(LayerPlan { attention, feed_forward, convolution, .. }: &LayerPlan) -> usize {
-    let AttentionPlan { query, key, value, output, .. } = attention;
+    let AttentionPlan { query, key, value, latent, output, .. } = attention;
     let after = match feed_forward {
         FeedForwardPlan::Mlp(mlp) => mlp.products(),
         FeedForwardPlan::Experts(experts) => experts.router.products(),
     };
     let beside = convolution.iter().flat_map(|layer| &layer.groups).map(LinearPlan::products);
-    let attention = [query, key, value, output].into_iter().map(LinearPlan::products);
+    let narrow = latent.iter().flat_map(|LatentPlan { query, key_value, shared_key }| {
+        query.iter().chain([key_value]).map(|narrow| &narrow.linear).chain([shared_key])
+    });
+    let attention = [query, key, value, output].into_iter().chain(narrow).map(LinearPlan::products);
     attention.chain(beside).sum::<usize>() + after
 }
 
@@ -150,13 +185,17 @@ impl<O: Ops> Attention<O> {
     fn load(weights: &mut Weights<'_, O>, plan: &AttentionPlan) -> std::result::Result<Self, ModelError> {
         let heads = plan.spec.heads;
         Ok(Self {
-            projections: weights.joined(&[&plan.query, &plan.key, &plan.value])?,
+            projections: match &plan.latent {
+                None => Projections::Direct(weights.joined(&[&plan.query, &plan.key, &plan.value])?),
+                Some(latent) => Projections::Latent(Latent::load(weights, plan, latent)?),
+            },
             qk_norms: match &plan.qk_norms {
                 Some([query, key]) => Some([Norm::load(weights, query)?, Norm::load(weights, key)?]),
                 None => None,
             },
             norms_turned: plan.norms_turned,
             ropes: plan.ropes,
+            growth: plan.growth,
             relative: plan.relative.as_ref().map(|plan| Relative::load(weights, plan)).transpose()?,
             sinks: plan.sinks.as_ref().map(|name| weights.vector([name], heads, 0.0, 0.0)).transpose()?,
             spec: plan.spec.clone(),
@@ -180,10 +219,67 @@ impl<O: Ops> Attention<O> {
         if let Some(ropes) = self.ropes {
             x = ops.rotary(x, self.spec.head_dim, ropes[which_of], batch, which)?;
         }
+        if let Some(growth) = self.growth.filter(|_| which_of == QUERIES) {
+            x = ops.rotary(x, self.spec.head_dim, growth, batch, which)?;
+        }
         match norm.filter(|_| self.norms_turned) {
             Some(norm) => norm.forward(ops, &x),
             None => Ok(x),
         }
+    }
+}
+
+impl<O: Ops> Latent<O> {
+    fn load(
+        weights: &mut Weights<'_, O>,
+        AttentionPlan { query, key, value, spec, .. }: &AttentionPlan,
+        LatentPlan { query: narrow, key_value, shared_key }: &LatentPlan,
+    ) -> std::result::Result<Self, ModelError> {
+        let of_queries = narrow.as_ref().map_or(query, |narrow| &narrow.linear);
+        Ok(Self {
+            inputs: weights.joined(&[of_queries, &key_value.linear, shared_key])?,
+            query: match narrow {
+                Some(narrow) => Some((Norm::load(weights, &narrow.norm)?, weights.linear(query, Working)?)),
+                None => None,
+            },
+            norm: Norm::load(weights, &key_value.norm)?,
+            key_value: weights.joined(&[key, value])?,
+            widths: [shared_key.output, spec.head_dim - shared_key.output],
+        })
+    }
+
+    /// See [`transformer::Layer::project`].
+    fn project(
+        &self,
+        ops: &O,
+        attention: &Attention<O>,
+        input: &O::Rows,
+        (batch, which): (&O::Batch<'_>, &Which),
+        parts: Range<usize>,
+    ) -> Result<Vec<O::Rows>> {
+        let mut projected = Vec::with_capacity(parts.len());
+        if parts.contains(&QUERIES) {
+            let mut x = ops.joined(input, &self.inputs, QUERIES..KEYS)?.remove(0);
+            if let Some((norm, linear)) = &self.query {
+                x = ops.linear(&norm.forward(ops, &x)?, linear)?;
+            }
+            projected.push(attention.place(ops, x, QUERIES, batch, which)?);
+        }
+        if parts.end > KEYS {
+            let [shared_dim, own_dim] = self.widths;
+            let mut made = ops.joined(input, &self.inputs, KEYS..VALUES + 1)?;
+            let (mut shared, narrow) = (made.remove(1), made.remove(0));
+            let narrow = ops.operand(Cow::Owned(self.norm.forward(ops, &narrow)?))?;
+            let mut made = ops.joined(&narrow, &self.key_value, 0..2)?;
+            let (values, own) = (made.remove(1), made.remove(0));
+            if let Some([_, rope]) = attention.ropes {
+                shared = ops.rotary(shared, shared_dim, rope, batch, which)?;
+            }
+            let keys = ops.before_heads(&own, own_dim, &shared)?;
+            let made = [(KEYS, keys), (VALUES, values)].into_iter();
+            projected.extend(made.filter(|(part, _)| parts.contains(part)).map(|(_, rows)| rows));
+        }
+        Ok(projected)
     }
 }
 
@@ -240,7 +336,13 @@ impl<O: Ops> transformer::Layer<O> for Layer<O> {
         which: &Which,
         parts: Range<usize>,
     ) -> Result<Vec<O::Rows>> {
-        let projected = ops.joined(input, &self.attention.projections, parts.clone())?;
+        let projections = match &self.attention.projections {
+            Projections::Direct(projections) => projections,
+            Projections::Latent(latent) => {
+                return latent.project(ops, &self.attention, input, (batch, which), parts);
+            }
+        };
+        let projected = ops.joined(input, projections, parts.clone())?;
         let place = |(x, part): (O::Rows, usize)| match part {
             VALUES => Ok(x),
             part => self.attention.place(ops, x, part, batch, which),
@@ -286,7 +388,7 @@ impl<O: Ops> transformer::Layer<O> for Layer<O> {
             Some(inside) => inside,
             None => inside(&x)?,
         };
-        let x = add(ops, x, &inside, &mlp.down, norms.mlp_output.as_ref())?;
+        let x = self.add(ops, x, &inside, &mlp.down, norms.mlp_output.as_ref())?;
         let x = norm_of(ops, x, norms.mlp_sum.as_ref())?;
         Ok(Finished::Whole(match (convolved, &self.convolution) {
             (Some(convolved), Some((_, norm))) => {
@@ -297,7 +399,7 @@ impl<O: Ops> transformer::Layer<O> for Layer<O> {
     }
 
     fn add_experts(&self, ops: &O, x: O::Rows, made: O::Rows) -> Result<O::Rows> {
-        let made = norm_of(ops, made, self.norms.mlp_output.as_ref())?;
+        let made = self.scaled(ops, norm_of(ops, made, self.norms.mlp_output.as_ref())?)?;
         norm_of(ops, ops.add(x, &made)?, self.norms.mlp_sum.as_ref())
     }
 }
@@ -305,8 +407,32 @@ impl<O: Ops> transformer::Layer<O> for Layer<O> {
 impl<O: Ops> Layer<O> {
     fn add_attention(&self, ops: &O, x: O::Rows, attended: &O::Rows) -> Result<O::Rows> {
         let Self { norms, attention, .. } = self;
-        let x = add(ops, x, attended, &attention.output, norms.attention_output.as_ref())?;
+        let x = self.add(ops, x, attended, &attention.output, norms.attention_output.as_ref())?;
         norm_of(ops, x, norms.attention_sum.as_ref())
+    }
+
+    /// `x + scale · (norm of) layer(y)`
+    fn add(
+        &self,
+        ops: &O,
+        x: O::Rows,
+        y: &O::Rows,
+        layer: &O::Linear,
+        norm: Option<&Norm<O>>,
+    ) -> Result<O::Rows> {
+        if norm.is_none() && self.added_scale.is_none() {
+            return ops.linear_add(y, layer, x);
+        }
+        let made = self.scaled(ops, norm_of(ops, ops.linear(y, layer)?, norm)?)?;
+        ops.add(x, &ops.dropout(made)?)
+    }
+
+    /// What is added to the layer's input.
+    fn scaled(&self, ops: &O, made: O::Rows) -> Result<O::Rows> {
+        match &self.added_scale {
+            Some(scale) => ops.scale(made, scale),
+            None => Ok(made),
+        }
     }
 }
 
@@ -323,19 +449,5 @@ fn norm_of<O: Ops>(ops: &O, x: O::Rows, norm: Option<&Norm<O>>) -> Result<O::Row
     match norm {
         Some(norm) => norm.forward(ops, &x),
         None => Ok(x),
-    }
-}
-
-/// `x + (norm of) layer(y)`
-fn add<O: Ops>(
-    ops: &O,
-    x: O::Rows,
-    y: &O::Rows,
-    layer: &O::Linear,
-    norm: Option<&Norm<O>>,
-) -> Result<O::Rows> {
-    match norm {
-        None => ops.linear_add(y, layer, x),
-        Some(norm) => ops.add(x, &ops.dropout(norm.forward(ops, &ops.linear(y, layer)?)?)?),
     }
 }

@@ -47,6 +47,10 @@ fn plan_with(checkpoint: &Checkpoint, config: &CheckpointConfig, head: HeadPlan)
         {
             *experts = stacked;
         }
+        let is_there = |name: &String| checkpoint.contains(&format!("{prefix}{name}"));
+        if experts.may_lack_correction {
+            experts.correction = experts.correction.take().filter(is_there);
+        }
     }
     ModelPlan::new(prefix, backbone, head)
 }

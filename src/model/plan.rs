@@ -186,9 +186,12 @@ pub struct AttentionPlan {
     pub query: LinearPlan,
     /// `[kv_heads · head_dim, hidden]`
     pub key: LinearPlan,
-    /// `[kv_heads · head_dim, hidden]`, as keys have it.
+    /// `[kv_heads · value_dim, hidden]`
     pub value: LinearPlan,
-    /// `[hidden, heads · head_dim]`
+    /// What these three read in the place of the layer's input.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latent: Option<LatentPlan>,
+    /// `[hidden, heads · value_dim]`
     pub output: LinearPlan,
     /// Of queries and keys.
     pub qk_norms: Option<[NormPlan; 2]>,
@@ -196,6 +199,9 @@ pub struct AttentionPlan {
     pub norms_turned: bool,
     /// By which of the plan's ropes queries and keys are turned.
     pub ropes: Option<[usize; 2]>,
+    /// By which of them all columns of queries grow then, those too that do not turn (Mistral-4).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub growth: Option<usize>,
     /// What a query sees, and how scores are made.
     pub spec: AttentionSpec,
     /// One score more for each query head, `[heads]`, whose weight goes to nobody (GPT-OSS).
@@ -204,6 +210,26 @@ pub struct AttentionPlan {
     /// What scores have for distances, where `spec` says [`Distance::Buckets`](crate::ops::Distance::Buckets) or
     /// [`Distance::Biases`](crate::ops::Distance::Biases).
     pub relative: Option<RelativePlan>,
+}
+
+/// Latent attention: queries, keys and values by way of narrower rows (DeepSeek-V2).
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LatentPlan {
+    /// What queries are made of; without, they read the layer's input.
+    pub query: Option<NarrowPlan>,
+    /// What values are made of, and keys but for the part below.
+    pub key_value: NarrowPlan,
+    /// `[columns that turn, hidden]`: the first columns of a key, the same in all heads.
+    pub shared_key: LinearPlan,
+}
+
+/// Rows that are narrower than the layer's.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct NarrowPlan {
+    /// `[rank, hidden]`
+    pub linear: LinearPlan,
+    /// Of its output.
+    pub norm: NormPlan,
 }
 
 /// An embedding of distances, and what a layer makes of it (DeBERTa); or, without norm and projections, what scores have
@@ -268,6 +294,12 @@ pub struct ExpertsPlan {
     pub router: LinearPlan,
     /// What becomes of that.
     pub routing: Routing,
+    /// What is added to scores for the choice alone, `[experts]` (DeepSeek-V3).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub correction: Option<String>,
+    /// Whether checkpoints may be without: then it is zero (A.X-K1).
+    #[serde(skip)]
+    pub may_lack_correction: bool,
     /// All alike.
     pub experts: Vec<MlpPlan>,
     /// What every row goes through beside them.
@@ -325,6 +357,9 @@ pub struct LayerPlan {
     /// Beside both.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub convolution: Option<ConvolutionPlan>,
+    /// Factor on what attention adds, and on what the MLP adds (MiniCPM).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub added_scale: Option<f64>,
     /// Whether attention and MLP both read the layer's input (GPT-NeoX), and not one after the other.
     pub is_parallel: bool,
 }
@@ -388,6 +423,15 @@ impl BackbonePlan {
     /// Whether rows go through experts in some layer.
     pub fn has_experts(&self) -> bool {
         self.layers.iter().any(|layer| matches!(layer.feed_forward, FeedForwardPlan::Experts(_)))
+    }
+
+    /// What it has, if anything, that is computed on a CPU alone and not trained.
+    pub fn on_cpu_alone(&self) -> Option<&'static str> {
+        let is_latent = |layer: &LayerPlan| layer.attention.latent.is_some();
+        match self.has_experts() {
+            true => Some("experts"),
+            false => self.layers.iter().any(is_latent).then_some("latent attention"),
+        }
     }
 }
 
@@ -606,21 +650,38 @@ impl Listing {
         self.linear(&plan.down, part, true);
     }
 
-    fn experts(&mut self, ExpertsPlan { router, experts, shared, .. }: &ExpertsPlan, part: Part) {
+    fn experts(&mut self, ExpertsPlan { router, correction, experts, shared, .. }: &ExpertsPlan, part: Part) {
         self.linear(router, part, true);
+        correction.iter().for_each(|name| self.add(name, vec![experts.len()], part, Role::Bias, true));
         let gate = shared.as_ref().and_then(|shared| shared.gate.as_ref());
         gate.iter().for_each(|gate| self.linear(gate, part, true));
         experts.iter().chain(shared.iter().map(|shared| &shared.mlp)).for_each(|mlp| self.mlp(mlp, part));
     }
 
+    fn projections(&mut self, AttentionPlan { query, key, value, latent, .. }: &AttentionPlan, part: Part) {
+        if let Some(LatentPlan { query: narrow, key_value, shared_key }) = latent {
+            let of_queries = narrow.as_ref().map_or(query, |narrow| &narrow.linear);
+            for plan in [of_queries, &key_value.linear, shared_key] {
+                self.linear(plan, part, true);
+            }
+            if let Some(narrow) = narrow {
+                self.norm(&narrow.norm, part, true);
+                self.linear(query, part, true);
+            }
+            self.norm(&key_value.norm, part, true);
+        } else {
+            self.linear(query, part, true);
+        }
+        self.linear(key, part, true);
+        self.linear(value, part, true);
+    }
+
     fn layer(&mut self, plan: &LayerPlan, part: Part) {
         let LayerPlan { norms, attention, feed_forward, convolution, .. } = plan;
-        let AttentionPlan { query, key, value, output, qk_norms, relative, sinks, .. } = attention;
+        let AttentionPlan { output, qk_norms, relative, sinks, .. } = attention;
         self.norms([&norms.attention_input, &norms.attention_output, &norms.attention_sum], part);
         self.norms([&norms.mlp_input, &norms.mlp_output, &norms.mlp_sum], part);
-        for plan in [query, key, value] {
-            self.linear(plan, part, true);
-        }
+        self.projections(attention, part);
         qk_norms.iter().flatten().for_each(|norm| self.norm(norm, part, true));
         if let Some(RelativePlan { table, norm, key, query }) = relative {
             self.table(table, Part::Embedding);

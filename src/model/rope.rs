@@ -72,6 +72,8 @@ impl RopeGrowth {
 pub enum RopeScaling {
     /// Not at all.
     None,
+    /// Nothing turns: for what only [grows](RopeConfig::growth).
+    Still,
     /// All by one factor.
     Linear {
         /// How much longer.
@@ -168,6 +170,24 @@ impl RopeConfig {
         Ok(Self { theta, scaling: RopeScaling::None, ..self })
     }
 
+    /// DeepSeek's factor on scores, of a rope that is scaled in whatever way and has an `mscale_all_dim`.
+    pub(super) fn score_factor(fields: &Fields<'_>) -> Result<f64, String> {
+        let Some((_, rope)) = Self::parameters(fields)? else { return Ok(1.0) };
+        let rope = Fields(rope);
+        let all = rope.optional::<f64>("mscale_all_dim")?.filter(|all| *all != 0.0);
+        match all.filter(|_| Self::kind(&rope).is_ok_and(|kind| kind != "default")) {
+            Some(all) => Ok(mscale(rope.required("factor")?, all).powi(2)),
+            None => Ok(1.0),
+        }
+    }
+
+    fn kind(rope: &Fields<'_>) -> Result<String, String> {
+        match rope.0.contains_key("rope_type") {
+            true => rope.required("rope_type"),
+            false => rope.or_default("type", "default".to_owned()),
+        }
+    }
+
     /// Where they are, and they.
     fn parameters<'f>(fields: &Fields<'f>) -> Result<Option<Placed<'f>>, String> {
         for place in ["rope_scaling", "rope_parameters"] {
@@ -222,10 +242,7 @@ impl RopeConfig {
             true => fields.required::<usize>("original_max_position_embeddings"),
             false => rope.or_default("original_max_position_embeddings", max_positions),
         };
-        let kind: String = match rope.0.contains_key("rope_type") {
-            true => rope.required("rope_type")?,
-            false => rope.or_default("type", "default".to_owned())?,
-        };
+        let kind = Self::kind(rope)?;
         let turning = match share {
             Some((key, default)) => {
                 let share = match rope.0.contains_key("partial_rotary_factor") {
@@ -286,7 +303,7 @@ impl RopeConfig {
     fn check(&self) -> Result<(), String> {
         type Named<'a, T> = &'a [(&'static str, T)];
         let (numbers, lengths): (Named<'_, f64>, Named<'_, usize>) = match self.scaling {
-            RopeScaling::None => (&[], &[]),
+            RopeScaling::None | RopeScaling::Still => (&[], &[]),
             RopeScaling::Linear { factor } => (&[("factor", factor)], &[]),
             RopeScaling::Dynamic { factor, max_positions } => {
                 (&[("factor", factor)], &[("max_position_embeddings", max_positions)])
@@ -340,7 +357,7 @@ impl RopeConfig {
     /// The longest text that the model was made for; `declared` is `max_position_embeddings`.
     pub fn max_positions(&self, declared: usize) -> usize {
         let stretched = match self.scaling {
-            RopeScaling::None => 0.0,
+            RopeScaling::None | RopeScaling::Still => 0.0,
             // these have no original length of their own
             RopeScaling::Linear { factor } | RopeScaling::Dynamic { factor, .. } => declared as f64 * factor,
             RopeScaling::Llama3 { factor, original_max_positions, .. }
@@ -362,6 +379,7 @@ impl RopeConfig {
         };
         match self.scaling {
             RopeScaling::None => unscaled(self.theta),
+            RopeScaling::Still => vec![0.0; self.head_dim / 2],
             RopeScaling::Linear { factor } => {
                 unscaled(self.theta).iter().map(|f| f / factor as f32).collect()
             }
@@ -443,6 +461,10 @@ fn object<'f>(fields: &Fields<'f>, key: &str) -> Result<Option<&'f Map<String, V
     }
 }
 
+fn mscale(factor: f64, mscale: f64) -> f64 {
+    if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
+}
+
 fn parse_yarn(
     rope: &Fields<'_>,
     original_max_positions: usize,
@@ -452,12 +474,11 @@ fn parse_yarn(
         Some(Value::Null) => max_positions as f64 / original_max_positions as f64,
         _ => rope.required("factor")?,
     };
-    let mscale = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * f64::ln(factor) + 1.0 };
     let attention_factor = match rope.optional("attention_factor")? {
         Some(attention_factor) => attention_factor,
         None => match (rope.optional::<f64>("mscale")?, rope.optional::<f64>("mscale_all_dim")?) {
-            (Some(one), Some(all)) if one != 0.0 && all != 0.0 => mscale(one) / mscale(all),
-            _ => mscale(1.0),
+            (Some(one), Some(all)) if one != 0.0 && all != 0.0 => mscale(factor, one) / mscale(factor, all),
+            _ => mscale(factor, 1.0),
         },
     };
     Ok(RopeScaling::Yarn {

@@ -391,6 +391,7 @@ mod tests {
                 heads: 1,
                 kv_heads: 1,
                 head_dim: 1,
+                value_dim: 1,
                 causal: true,
                 window: None,
                 scale: 0.1,

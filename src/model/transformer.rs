@@ -68,8 +68,8 @@ pub trait Layer<O: Ops>: Debug + Send + Sync {
     }
     /// What the projections read.
     fn input<'a>(&self, ops: &O, x: &'a O::Rows) -> Result<Cow<'a, O::Rows>>;
-    /// Of [`QUERIES`], [`KEYS`] and [`VALUES`] some that follow each other: `[rows, heads · head_dim]`, and twice `[rows,
-    /// kv_heads · head_dim]`.
+    /// Of [`QUERIES`], [`KEYS`] and [`VALUES`] some that follow each other: `[rows, heads · head_dim]`, `[rows, kv_heads ·
+    /// head_dim]` and `[rows, kv_heads · value_dim]`.
     fn project(
         &self,
         ops: &O,
@@ -255,9 +255,9 @@ fn attention_work(spec: &AttentionSpec, keys: usize) -> usize {
     const SOFTMAX: usize = 32;
     let reach = |window: usize| if spec.causal { window } else { 2 * window - 1 };
     let keys = spec.window.map_or(keys, |window| reach(window).min(keys));
-    // about as much again for rows of tables, queries' and keys'
-    let products = if let Distance::Buckets(_) = spec.distance { 4 } else { 2 };
-    spec.heads * (products * spec.head_dim + SOFTMAX) * keys
+    // twice as much again for rows of tables, queries' and keys'
+    let products = if let Distance::Buckets(_) = spec.distance { 3 } else { 1 };
+    spec.heads * (products * spec.head_dim + spec.value_dim + SOFTMAX) * keys
 }
 
 /// What the layers of a run begin with.

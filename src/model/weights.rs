@@ -239,6 +239,15 @@ impl<'a, O: Ops> Weights<'a, O> {
         })
     }
 
+    /// A vector that no operation reads, in `f32`.
+    pub fn numbers(&mut self, name: &str) -> Result<Arc<Vec<f32>>, ModelError> {
+        let names = [self.full(name)];
+        self.load("numbers", Format::F32, &names, |_, tensors| match tensors.values.remove(0) {
+            Values::F32(values) => Ok(values),
+            _ => unreachable!("averaged in f32"),
+        })
+    }
+
     fn full(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
     }

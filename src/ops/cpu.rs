@@ -483,6 +483,20 @@ impl Ops for Cpu {
         Ok(x.rotary(self.isa, head_dim, &angles))
     }
 
+    fn before_heads(&self, x: &Rows, head_dim: usize, shared: &Rows) -> Result<Rows> {
+        let width = shared.width() + head_dim;
+        let mut to = Rows::new(Number::F32, x.len(), x.width() / head_dim * width);
+        for row in 0..x.len() {
+            let heads = x.row(row).chunks_exact(head_dim);
+            for (to, own) in to.row_mut(row).chunks_exact_mut(width).zip(heads) {
+                let (first, rest) = to.split_at_mut(shared.width());
+                first.copy_from_slice(shared.row(row));
+                rest.copy_from_slice(own);
+            }
+        }
+        Ok(to)
+    }
+
     fn products_by_distance(
         &self,
         keys: Option<Rows>,

@@ -908,6 +908,9 @@ impl Ops for Cuda {
         batch: &'a Batch<'_>,
         spec: &'a AttentionSpec,
     ) -> Result<Remembered<'a>> {
+        if spec.value_dim != spec.head_dim {
+            return Err(OpsError::Unsupported("values that are not as wide as keys, in this form"));
+        }
         let (key, value) = (self.rounded(whole(&keys)?)?, self.rounded(whole(&values)?)?);
         Ok(Remembered { key, value, by_distance, batch, spec })
     }

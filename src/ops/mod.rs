@@ -284,6 +284,12 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
         batch: &Self::Batch<'_>,
         which: &Which,
     ) -> Result<Self::Rows>;
+    /// Each head of `x`, of `head_dim` columns, after the columns of `shared`, which are the same for all heads of a row (the key part
+    /// that turns, of latent attention); not in all forms.
+    fn before_heads(&self, x: &Self::Rows, head_dim: usize, shared: &Self::Rows) -> Result<Self::Rows> {
+        let _ = (x, head_dim, shared);
+        Err(OpsError::Unsupported("columns that heads share, in this form"))
+    }
     /// Whether weights stay as they are, and what is made of them alone can be kept.
     fn weights_stay(&self) -> bool {
         true
@@ -330,7 +336,7 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
         Err(OpsError::Unsupported("attention sinks in this form"))
     }
     /// Attention of one block of queries, the rows that `which` says, each to its own sequence:
-    /// `[rows, heads · head_dim]`.
+    /// `[rows, heads · value_dim]`.
     fn attend(&self, queries: &Self::Rows, which: &Which, to: &Self::Remembered<'_>) -> Result<Self::Rows>;
     /// Of all rows of a batch, in blocks, what a convolution makes of those that `which` says and their neighbours in
     /// their own sequences, beyond which there are zeros.

@@ -10,6 +10,7 @@ use crate::values::Values;
 /// gate of gate_up_proj    run 0..n of 2n rows                    one run
 /// query of GPT-NeoX       [q k v] of each head, one after another    a run of each head, 3 · head_dim apart
 /// query of GLM-4          head by head, pairs that turn are neighbours; ours are half a head apart
+/// query of DeepSeek-V3    the same, and they are the last of a head; ours are the first
 /// an expert of many       rows of one matrix of a stack
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -22,8 +23,8 @@ pub struct RowMap {
     run: usize,
     /// From one run to the next.
     apart: usize,
-    /// Heads whose rotated pairs are neighbours in the tensor.
-    neighbours: Option<Neighbours>,
+    /// Of heads whose columns that turn lie otherwise in the tensor.
+    turning: Option<Turning>,
     /// Whether the tensor is `[input, rows]` (GPT-2).
     pub transposed: bool,
     /// Which matrix it is, of a tensor that stacks several.
@@ -38,25 +39,24 @@ struct Stacked {
     of: usize,
 }
 
+/// Where the columns of a head are that [`Ops::rotary`](super::Ops::rotary) turns. Ours are the first of a head, pairs (i, i + pairs).
+/// Done to queries and keys alike, another order changes no score.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-struct Neighbours {
-    head_dim: usize,
-    /// How many of them, two columns each, at the start of a head.
-    pairs: usize,
+pub struct Turning {
+    /// Columns of a head.
+    pub head_dim: usize,
+    /// The first that turns.
+    pub first: usize,
+    /// How many turn, two columns each.
+    pub pairs: usize,
+    /// Whether pairs are (2i, 2i + 1) from there.
+    pub are_neighbours: bool,
 }
 
 impl RowMap {
     /// All rows of a tensor.
     pub const fn all(rows: usize) -> Self {
-        Self {
-            of: rows,
-            first: 0,
-            run: rows,
-            apart: rows,
-            neighbours: None,
-            transposed: false,
-            stacked: None,
-        }
+        Self { of: rows, first: 0, run: rows, apart: rows, turning: None, transposed: false, stacked: None }
     }
 
     /// Of a tensor with `of` rows those from `first` on.
@@ -69,10 +69,14 @@ impl RowMap {
         Self { run, apart, ..self }
     }
 
-    /// The first `pairs` pairs of each head, (2i, 2i + 1) in the tensor, become (i, i + pairs), which is how
-    /// [`Ops::rotary`](super::Ops::rotary) turns them. Done to queries and keys alike this changes no score.
+    /// The columns that turn are elsewhere in each head.
+    pub const fn with_turning(self, turning: Turning) -> Self {
+        Self { turning: Some(turning), ..self }
+    }
+
+    /// The first `pairs` pairs of each head are neighbours.
     pub const fn with_neighbours(self, head_dim: usize, pairs: usize) -> Self {
-        Self { neighbours: Some(Neighbours { head_dim, pairs }), ..self }
+        self.with_turning(Turning { head_dim, first: 0, pairs, are_neighbours: true })
     }
 
     /// The tensor is `[input, rows]`.
@@ -98,19 +102,22 @@ impl RowMap {
     /// The row of an output, in its matrix.
     pub fn row(&self, output: usize) -> usize {
         let mut output = output;
-        if let Some(Neighbours { head_dim, pairs }) = self.neighbours {
+        if let Some(Turning { head_dim, first, pairs, are_neighbours }) = self.turning {
             let at = output % head_dim;
-            if at < 2 * pairs {
-                output = output - at + 2 * (at % pairs) + at / pairs;
-            }
+            let in_head = match are_neighbours {
+                true if at < 2 * pairs => first + 2 * (at % pairs) + at / pairs,
+                false if at < 2 * pairs => first + at,
+                _ if at < first + 2 * pairs => at - 2 * pairs,
+                _ => at,
+            };
+            output = output - at + in_head;
         }
         self.first + output / self.run * self.apart + output % self.run
     }
 
     /// The rows of so many outputs, unless they are those of the matrix in its order.
     pub fn picked(&self, outputs: usize) -> Option<Vec<u32>> {
-        let is_all =
-            self.of == outputs && self.neighbours.is_none() && self.first == 0 && self.run >= outputs;
+        let is_all = self.of == outputs && self.turning.is_none() && self.first == 0 && self.run >= outputs;
         (!is_all).then(|| (0..outputs).map(|output| self.row(output) as u32).collect())
     }
 
@@ -176,6 +183,14 @@ mod tests {
         // two heads of 6, of which 4 columns turn
         let of_heads = RowMap::all(12).with_neighbours(6, 2);
         assert_eq!(rows(of_heads, 12), Some(vec![0, 2, 1, 3, 4, 5, 6, 8, 7, 9, 10, 11]));
+        // two heads of 6, of which the last 4 columns turn
+        let turning = |are_neighbours| Turning { head_dim: 6, first: 2, pairs: 2, are_neighbours };
+        let of_heads = |are_neighbours| RowMap::all(12).with_turning(turning(are_neighbours));
+        assert_eq!(rows(of_heads(true), 12), Some(vec![2, 4, 3, 5, 0, 1, 8, 10, 9, 11, 6, 7]));
+        assert_eq!(rows(of_heads(false), 12), Some(vec![2, 3, 4, 5, 0, 1, 8, 9, 10, 11, 6, 7]));
+        // or 2 in the middle
+        let middle = Turning { head_dim: 6, first: 2, pairs: 1, are_neighbours: false };
+        assert_eq!(rows(RowMap::all(6).with_turning(middle), 6), Some(vec![2, 3, 0, 1, 4, 5]));
         assert_eq!(RowMap::all(6).transposed().shape(2), [2, 6]);
         let of_stack = RowMap::all(6).stacked(3, 5);
         assert_eq!((of_stack.shape(2), of_stack.first_value(2)), (vec![5, 6, 2], 36));

@@ -30,15 +30,20 @@ pub(super) fn numbers(count: usize, seed: u64) -> Vec<f32> {
 }
 
 pub(super) fn specs() -> impl Strategy<Value = AttentionSpec> {
-    let heads = (1usize..3, 1usize..4, prop::sample::select(vec![2usize, 4, 16]));
+    let heads = (1usize..3, 1usize..4, prop::sample::select(vec![2usize, 4, 16]), widths(vec![1, 5, 33]));
     let scores = (prop::option::of(1usize..12), distances(), prop::option::of(0.5f64..4.0));
     (heads, any::<bool>(), scores).prop_map(
-        |((kv_heads, group, head_dim), causal, (window, distance, softcap))| {
-            let heads = kv_heads * group;
+        |((kv_heads, group, head_dim, value_dim), causal, (window, distance, softcap))| {
+            let (heads, value_dim, scale) = (kv_heads * group, value_dim.unwrap_or(head_dim), 0.4);
             let distance = distance.of(heads);
-            AttentionSpec { heads, kv_heads, head_dim, causal, window, scale: 0.4, distance, softcap }
+            AttentionSpec { heads, kv_heads, head_dim, value_dim, causal, window, scale, distance, softcap }
         },
     )
+}
+
+/// Of values: as wide as keys, or one of these.
+fn widths(others: Vec<usize>) -> impl Strategy<Value = Option<usize>> {
+    prop::option::of(prop::sample::select(others))
 }
 
 /// Kinds of [`Distance`].
@@ -126,7 +131,8 @@ pub(super) fn by_distance<O: Ops>(
     tables.map(|tables| ops.products_by_distance(table(0, tables), table(1, tables), spec).unwrap())
 }
 
-/// Of one sequence. `query` is row-major `[seq, heads, head_dim]`, key and value have `kv_heads`.
+/// Of one sequence. `query` is row-major `[seq, heads, head_dim]`, keys are `[seq, kv_heads, head_dim]` and values `[seq, kv_heads,
+/// value_dim]`.
 pub(super) fn attention(
     [query, key, value]: [&[f32]; 3],
     tables: Option<&Tables>,
@@ -136,20 +142,20 @@ pub(super) fn attention(
     queries.flat_map(|(i, query)| attention_of(i, [query, key, value], tables, spec)).collect()
 }
 
-/// The same of the query at one position, `[heads, head_dim]`.
+/// The same of the query at one position: `[heads, value_dim]`.
 fn attention_of(
     i: usize,
     [query, key, value]: [&[f32]; 3],
     tables: Option<&Tables>,
     spec: &AttentionSpec,
 ) -> Vec<f32> {
-    let &AttentionSpec { heads, kv_heads, head_dim, .. } = spec;
+    let &AttentionSpec { heads, kv_heads, head_dim, value_dim, .. } = spec;
     let seq = key.len() / (kv_heads * head_dim);
     let at = |x: &[f32], j: usize, kv: usize, d: usize| f64::from(x[(j * kv_heads + kv) * head_dim + d]);
     let sees =
         |&j: &usize| (!spec.causal || j <= i) && spec.window.is_none_or(|window| i.abs_diff(j) < window);
     let keys: Vec<usize> = (0..seq).filter(sees).collect();
-    let mut output = Vec::with_capacity(heads * head_dim);
+    let mut output = Vec::with_capacity(heads * value_dim);
     for head in 0..heads {
         let kv = head * kv_heads / heads;
         let query = &query[head * head_dim..][..head_dim];
@@ -182,8 +188,9 @@ fn attention_of(
         };
         let weights: Vec<f64> = keys.iter().map(score).collect();
         let total: f64 = weights.iter().sum();
-        output.extend((0..head_dim).map(|d| {
-            let sum: f64 = keys.iter().zip(&weights).map(|(&j, w)| w * at(value, j, kv, d)).sum();
+        output.extend((0..value_dim).map(|d| {
+            let at = |j: usize| f64::from(value[(j * kv_heads + kv) * value_dim + d]);
+            let sum: f64 = keys.iter().zip(&weights).map(|(&j, w)| w * at(j)).sum();
             (sum / total) as f32
         }));
     }
@@ -217,23 +224,40 @@ pub(super) fn cases() -> impl Strategy<Value = Case> {
 
 /// Sequences of 400 to 1500 tokens with a common beginning, narrow and wide heads, windows of any size.
 pub(super) fn long_cases() -> impl Strategy<Value = Case> {
-    let heads = (1usize..3, 1usize..4, prop::sample::select(vec![1usize, 3, 16, 33, 48, 80]), any::<bool>());
+    let head_dim = prop::sample::select(vec![1usize, 3, 16, 33, 48, 80]);
+    let heads = (1usize..3, 1usize..4, (head_dim, widths(vec![1, 20, 64, 70])), any::<bool>());
     let window = prop::option::of(prop::sample::select(vec![1usize, 31, 200, 512, 700]));
     let window = (window, distances());
     let lengths = (0usize..1100, prop::collection::vec(1usize..200, 1..4), 300usize..1000);
     (heads, window, prop::option::of(0.5f64..4.0), lengths, any::<u64>()).prop_map(
-        |((kv_heads, group, head_dim, causal), (window, distance), softcap, (common, ends, alone), seed)| {
+        |((kv_heads, group, dims, causal), (window, distance), softcap, (common, ends, alone), seed)| {
+            let (head_dim, value_dim) = (dims.0, dims.1.unwrap_or(dims.0));
             let ends = ends.iter().zip(1..).map(|(&end, token)| [vec![0; common], vec![token; end]].concat());
             let sequences = ends.chain([vec![9; alone]]).map(sequence).collect();
             let (heads, scale) = (kv_heads * group, 0.4);
             let distance = distance.of(heads);
-            let spec = AttentionSpec { heads, kv_heads, head_dim, causal, window, scale, distance, softcap };
+            let spec = AttentionSpec {
+                heads,
+                kv_heads,
+                head_dim,
+                value_dim,
+                causal,
+                window,
+                scale,
+                distance,
+                softcap,
+            };
             Case { spec, sequences, asking: None, every: 331, seed }
         },
     )
 }
 
 impl Case {
+    /// For forms whose values are as wide as keys.
+    pub(super) fn with_equal_widths(self) -> Self {
+        Self { spec: AttentionSpec { value_dim: self.spec.head_dim, ..self.spec }, ..self }
+    }
+
     fn batch(&self) -> PackedBatch {
         match self.spec.causal {
             true => PackedBatch::pack_shared(&self.sequences, 1),
@@ -253,8 +277,8 @@ impl Case {
     }
 
     fn widths(&self) -> [usize; 3] {
-        let AttentionSpec { heads, kv_heads, head_dim, .. } = self.spec;
-        [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
+        let AttentionSpec { heads, kv_heads, head_dim, value_dim, .. } = self.spec;
+        [heads * head_dim, kv_heads * head_dim, kv_heads * value_dim]
     }
 
     fn asking(&self, rows: usize) -> Vec<usize> {
@@ -269,14 +293,15 @@ impl Case {
         let batch = self.batch();
         let [q, k, v] = self.projections(batch.num_rows(), round);
         let tables = self.tables(round);
-        let [wide, narrow, _] = self.widths();
+        let [wide, of_keys, of_values] = self.widths();
         let of_row = |&row: &usize| {
             let path: Vec<usize> = batch.path(batch.segment_of(row)).into_iter().flatten().collect();
             let position =
                 path.iter().position(|&other| other == row).expect("a path ends with its own rows");
-            let along =
-                |x: &[f32]| path.iter().flat_map(|row| &x[row * narrow..][..narrow]).copied().collect();
-            let (k, v): (Vec<f32>, Vec<f32>) = (along(&k), along(&v));
+            let along = |x: &[f32], width: usize| -> Vec<f32> {
+                path.iter().flat_map(|row| &x[row * width..][..width]).copied().collect()
+            };
+            let (k, v) = (along(&k, of_keys), along(&v, of_values));
             attention_of(position, [&q[row * wide..][..wide], &k, &v], tables.as_ref(), &self.spec)
         };
         self.asking(batch.num_rows()).iter().step_by(self.every).map(of_row).collect()
@@ -313,11 +338,12 @@ impl Case {
             None => attend(ops, &q, &Which::Run(0..rows), &memory),
             Some(_) => attend(ops, &ops.gather(&q, 0, &batch).unwrap(), &inputs.listed(0), &memory),
         };
-        let attended = read(ops, &attended, widths[0]);
-        prop_assert_eq!(attended.len(), asking.len() * widths[0]);
+        let width = self.spec.heads * self.spec.value_dim;
+        let attended = read(ops, &attended, width);
+        prop_assert_eq!(attended.len(), asking.len() * width);
         prop_assert_eq!(expected.len(), asking.len().div_ceil(self.every));
         for (place, expected) in (0..asking.len()).step_by(self.every).zip(expected) {
-            for (ours, expected) in attended[place * widths[0]..][..widths[0]].iter().zip(expected) {
+            for (ours, expected) in attended[place * width..][..width].iter().zip(expected) {
                 let is_close = (ours - expected).abs() < tolerance + self.rounding();
                 prop_assert!(is_close, "{}, row {}: {ours}, not {expected}", ops.name(), asking[place]);
             }

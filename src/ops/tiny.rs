@@ -92,6 +92,7 @@ impl<O: Ops> Tiny<O> {
             heads: 4,
             kv_heads: 2,
             head_dim: HEAD_DIM,
+            value_dim: HEAD_DIM,
             causal,
             window,
             scale: 0.3,

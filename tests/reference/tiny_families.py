@@ -206,6 +206,86 @@ def phimoe_longrope(path):
             **PHIMOE, rope_parameters=rope("longrope", original_max_position_embeddings=32, **factors))
 
 
+# -- decoders with latent attention ------------------------------------------------------------------------------------
+
+LATENT = WIDE | dict(num_key_value_heads=4, qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=7, kv_lora_rank=10, q_lora_rank=12, rms_norm_eps=1e-3)
+DEEPSEEK = LATENT | dict(moe_intermediate_size=12, n_routed_experts=8, num_experts_per_tok=3, n_shared_experts=2, first_k_dense_replace=1, routed_scaling_factor=1.7)
+LONG = rope("yarn", theta=1000.0, factor=4.0, original_max_position_embeddings=32, beta_fast=4.0, beta_slow=1.0, mscale=0.7, mscale_all_dim=1.3)
+
+
+def corrected(path, kind, seed, note, wrong, also=None, **options):
+    """Of routers with a correction, which is no parameter: it is of the size of scores, so weights that had it would show. `also` changes the tensors on disk."""
+    config = getattr(transformers, kind)(**options)
+    model = randomise(transformers.AutoModelForSequenceClassification.from_config(config), seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    for name, buffer in sorted(model.named_buffers()):
+        if name.endswith("e_score_correction_bias"):
+            buffer.copy_(0.6 * torch.randn(buffer.shape, generator=generator))
+    model.save_pretrained(path)
+    if also:
+        tensors = all_weights(path)
+        also(tensors)
+        save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    finish(path, plain_samples(config, seed + 10), "last_non_pad", note, wrong=wrong)
+
+
+def deepseek_v3(path):
+    corrected(path, "DeepseekV3Config", 180, "queries, keys and values by way of narrower rows, whose norms have an eps of their own; one key part that turns for all heads, neighbours in pairs; values are "
+              "narrower than keys; yarn with a factor on scores too; biases where they are; layer 0 has an MLP; of 4 groups of experts 2 are seen, by their best two with a correction; a tensor of layer 61, "
+              "which predicts tokens",
+              ROUTER + [normed(False), ("half a head apart", set_to(rope_interleave=False)), ("score factor", rope_to(mscale_all_dim=1.0, mscale=0.7 * 1.13 / 1.18)),
+                        ("one group", set_to(topk_group=1, n_group=2)), ("weights' factor", set_to(routed_scaling_factor=1.0))],
+              lambda tensors: tensors.update({"model.layers.61.eh_proj.weight": torch.ones(2, 2)}),
+              **DEEPSEEK | dict(num_hidden_layers=3), n_group=4, topk_group=2, attention_bias=True, rope_parameters=LONG)
+
+
+def deepseek_v3_direct(path):
+    corrected(path, "DeepseekV3Config", 181, "queries are made directly; pairs that turn are half a head apart; values are wider than keys; weights of experts do not add up to one; one group",
+              ROUTER + [normed(True), ("neighbours", set_to(rope_interleave=True))],
+              **DEEPSEEK | dict(q_lora_rank=None, v_head_dim=13, first_k_dense_replace=0), n_group=1, topk_group=1, norm_topk_prob=False, rope_interleave=False, rope_parameters=rope())
+
+
+def deepseek_v2(path):
+    decoder(path, "DeepseekV2Config", 182, "of 4 groups of experts 2 are seen, by their best; weights do not add up to one whatever norm_topk_prob says; biases of attention and MLPs, that of all rows too",
+            ROUTER + [("one group", set_to(topk_group=1)), ("greedy", set_to(topk_method="greedy")), ("score factor", rope_to(mscale_all_dim=1.0, mscale=0.7 * 1.13 / 1.18))],
+            base=DEEPSEEK | dict(num_hidden_layers=3), n_group=4, topk_group=2, topk_method="group_limited_greedy", norm_topk_prob=True, attention_bias=True, mlp_bias=True, rope_parameters=LONG)
+
+
+def deepseek_v2_lite(path):
+    decoder(path, "DeepseekV2Config", 183, "as V2-Lite: queries are made directly, and groups do not count", ROUTER, base=DEEPSEEK, q_lora_rank=None, n_group=4, topk_group=1, topk_method="greedy", rope_parameters=rope())
+
+
+MINICPM = LATENT | dict(rms_norm_eps=5e-2, scale_emb=3, scale_depth=1.1)
+SCALES = [LOOSE_EPS, ("scale_emb", set_to(scale_emb=1)), ("scale_depth", set_to(scale_depth=1.4))]
+
+
+def minicpm3(path):
+    decoder(path, "MiniCPM3Config", 184, "embeddings and what layers add have factors; pairs that turn are half a head apart; values are as wide as hidden_size / heads; biases of attention and MLP",
+            SCALES, base=MINICPM | dict(v_head_dim=None), attention_bias=True, mlp_bias=True, rope_parameters=rope())
+
+
+def minicpm3_yarn(path):
+    decoder(path, "MiniCPM3Config", 185, "queries are made directly; yarn with a factor on scores too; values are wider than keys; what layers add has no factor because it says so",
+            [("score factor", rope_to(mscale_all_dim=1.0, mscale=0.7 * 1.13 / 1.18))], base=MINICPM | dict(v_head_dim=13, q_lora_rank=None, scale_depth=None), rope_parameters=LONG)
+
+
+def mistral4(path):
+    decoder(path, "Mistral4Config", 186, "queries grow with their positions, what does not turn too; of 4 groups of experts 2 are seen, whose softmax goes over all; experts of a layer in two tensors on disk",
+            ROUTER + [normed(False), ("growth", rope_to(llama_4_scaling_beta=0.1)), ("half a head apart", set_to(rope_interleave=False)), ("one group", set_to(topk_group=1))], sides=("right",),
+            base=DEEPSEEK, n_group=4, topk_group=2, rope_parameters=LONG | dict(original_max_position_embeddings=8, llama_4_scaling_beta=0.8))
+
+
+def axk1(path):
+    def as_published(tensors):
+        for name in [name for name in tensors if name.endswith("e_score_correction_bias")]:
+            del tensors[name]
+        tensors["model.layers.1.post_mlp_layernorm.weight"] = torch.ones(32)
+
+    corrected(path, "AXK1Config", 187, "a norm of what experts add, in layers that have them; layer 1 has none, and a norm on disk that nobody reads; no corrections on disk",
+              ROUTER + [normed(False), ("one group", set_to(topk_group=1))], as_published,
+              **{k: v for k, v in DEEPSEEK.items() if k != "first_k_dense_replace"} | dict(num_hidden_layers=3), mlp_layer_types=["sparse", "dense", "sparse"], n_group=4, topk_group=2, rope_parameters=rope())
+
+
 # -- decoders with positions of their own ------------------------------------------------------------------------------
 
 GPT = dict(vocab_size=80, n_embd=32, n_layer=2, n_head=4, n_positions=128, n_inner=40, bos_token_id=1, eos_token_id=2, pad_token_id=0, num_labels=1)
@@ -533,6 +613,7 @@ def deberta_keys(path):
 
 CHECKPOINTS = [gemma3_text, gemma3, olmo, olmo3, phi, phi3, phi3_longrope, glm, glm4, helium, hunyuan_v1_dense, nemotron, starcoder2, stablelm, stablelm_heads, stablelm_after, persimmon, gpt_neox,
                qwen3_moe, qwen2_moe, mixtral, mixtral_stacked, gpt_oss, hunyuan_v1_moe, phimoe, phimoe_longrope,
+               deepseek_v3, deepseek_v3_direct, deepseek_v2, deepseek_v2_lite, minicpm3, minicpm3_yarn, mistral4, axk1,
                gpt2, gpt_bigcode, gpt_bigcode_mha, gptj, gpt_neo, openai_gpt, biogpt, cohere_compass_text, opt, opt_after, opt_narrow, falcon, falcon_multi_query, falcon_rw, falcon_alibi, bloom, mpt, ministral3, internlm2, modernbert_decoder,
                modernbert, modernbert_mean, eurobert, eurobert_bos, distilbert, electra, albert, rembert, ernie, roformer, ultrabert, megatron_bert, roberta_prelayernorm, camembert, data2vec_text,
                xlm_roberta_xl, mpnet, nomic_bert, gte, jina_embeddings_v3, deberta_v2, deberta_v2_apart, deberta_v2_plain, deberta_v2_conv, deberta_v2_groups, deberta, deberta_keys]

@@ -21,7 +21,7 @@ const UNSUPPORTED: [(&str, &str); 12] = [
     ("use_qalora", "quantized adapters are not supported"),
     ("layer_replication", "layers that are used twice are not supported"),
     ("trainable_token_indices", "single rows of the embedding are not supported"),
-    ("target_parameters", "updates of parameters that are no layers are not supported"),
+    ("target_parameters", "updates of parameters that are no layers, such as experts, are not supported"),
     ("alora_invocation_tokens", "updates that start within the text are not supported"),
     ("kasa_config", "KaSA changes the base"),
     ("monteclora_config", "updates that are drawn at random are not supported"),
@@ -31,7 +31,7 @@ const UNSUPPORTED: [(&str, &str); 12] = [
 ];
 
 /// Of these, what becomes ordinary weights when peft merges the adapter, seen to give the adapter's rewards.
-const MERGEABLE: [&str; 2] = ["use_dora", "trainable_token_indices"];
+const MERGEABLE: [&str; 3] = ["use_dora", "target_parameters", "trainable_token_indices"];
 
 /// What else peft 0.21.2 writes, and what older ones did: read here, or without effect on a trained adapter's rewards.
 ///

@@ -38,7 +38,7 @@ pub(super) struct Sizes {
     pub(super) width: usize,
     /// `head_dim`, filled up to what a product takes at a time.
     pub(super) depth: usize,
-    /// `head_dim`, filled up to whole panels.
+    /// `value_dim`, filled up to whole panels.
     pub(super) columns: usize,
 }
 
@@ -49,7 +49,7 @@ impl Sizes {
             Number::F32 => spec.head_dim,
             Number::Bf16 => spec.head_dim.next_multiple_of(BF16_DEPTH),
         };
-        Self { width, depth, columns: spec.head_dim.next_multiple_of(width) }
+        Self { width, depth, columns: spec.value_dim.next_multiple_of(width) }
     }
 }
 
@@ -179,13 +179,15 @@ impl Attention<'_> {
         let panels = self.own_panels(&self.segments[segment]);
         let Sizes { width, .. } = self.sizes();
         let key_panels = to_keys.chunks_exact_mut(to_keys.len() / panels.len());
-        let of_head = head * self.spec.head_dim..(head + 1) * self.spec.head_dim;
+        let of_head = |width: usize| head * width..(head + 1) * width;
+        let (of_keys, of_values) = (of_head(self.spec.head_dim), of_head(self.spec.value_dim));
         let (mut rows, number) = (Vec::with_capacity(width), self.number);
         let num_panels = panels.len();
         for ((index, panel), to) in panels.enumerate().zip(key_panels) {
             self.rows_of_panel(segment, panel, &mut rows);
-            let (rows, of_head) = (&rows[..], of_head.clone());
-            self.isa.run(PackKeys { keys, number, rows, of_head: of_head.clone(), to });
+            let (rows, of_head) = (&rows[..], of_keys.clone());
+            self.isa.run(PackKeys { keys, number, rows, of_head, to });
+            let of_head = of_values.clone();
             self.isa.run(PackValues { values, number, rows, of_head, index, num_panels, to: to_values });
         }
     }

@@ -111,7 +111,8 @@ pub struct Remembered<'a> {
 }
 
 impl<'a> Attention<'a> {
-    /// Lays out the keys and values of all rows of the batch, each `[rows, kv_heads · head_dim]`; `in_parallel` if
+    /// Lays out the keys and values of all rows of the batch, `[rows, kv_heads · head_dim]` and `[rows, kv_heads · value_dim]`;
+    /// `in_parallel` if
     /// that is worth several threads, those of the pool that this runs in. `parameters` where [`Distance`] asks for
     /// them.
     pub fn remember(
@@ -145,7 +146,7 @@ impl<'a> Remembered<'a> {
 
 impl Remembered<'_> {
     /// Attention of a block of queries, `[rows, heads · head_dim]`; `place(query)` is the segment and the position
-    /// of a query. Returns a block like it.
+    /// of a query. Returns `[rows, heads · value_dim]`.
     pub fn attend(&self, queries: &Rows, place: &(dyn Fn(usize) -> (usize, usize) + Sync)) -> Rows {
         let Self { attention, cache, distances, biases, sinks } = self;
         let Attention { number, segments, spec, .. } = *attention;
@@ -162,7 +163,7 @@ impl Remembered<'_> {
             of_head += (end - first) * spec.seen(first_position, end_position).len() * spec.head_dim;
             first = end;
         }
-        let mut output = Rows::new(number, queries.len(), spec.heads * spec.head_dim);
+        let mut output = Rows::new(number, queries.len(), spec.heads * spec.value_dim);
         let shared = Shared::new(&mut output);
         in_parts(spec.heads, LEAST_WORK.div_ceil(of_head.max(1)), &|heads| {
             let mut work = Work::new(attention, distances.as_ref());

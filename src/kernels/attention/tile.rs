@@ -278,7 +278,7 @@ impl<'a> Work<'a> {
             total: &total,
             output,
             rows: tile.rows.clone(),
-            of_head: head * spec.head_dim..(head + 1) * spec.head_dim,
+            of_head: head * spec.value_dim..(head + 1) * spec.value_dim,
         });
     }
 }

@@ -55,6 +55,7 @@ fn main() {
                     heads: 12,
                     kv_heads: 12,
                     head_dim: WIDTH / 12,
+                    value_dim: WIDTH / 12,
                     causal: false,
                     window: None,
                     scale: 0.1,

@@ -86,9 +86,9 @@ impl Trainable {
         let config_path = dir.join("config.json");
         let mut config = CheckpointConfig::load(&config_path, &manifest)?;
         origin::settle(&checkpoint, &manifest, &mut config)?;
-        if config.backbone.has_experts() {
+        if let Some(what) = config.backbone.on_cpu_alone() {
             return Err(ModelError::Unsupported(format!(
-                "{} has experts, which are served and merged here, but not trained",
+                "{}: {what} can be served and merged here, but not trained",
                 config.model_type
             )));
         }

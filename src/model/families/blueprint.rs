@@ -3,6 +3,7 @@
 
 use crate::checkpoint::fields::Fields;
 use crate::model::families::experts::Experts;
+use crate::model::families::latent::Latent;
 use crate::model::plan::AttentionPlan;
 use crate::model::plan::BackbonePlan;
 use crate::model::plan::DensePlan;
@@ -89,6 +90,10 @@ pub(super) struct Blueprint {
     pub(super) sinks: Option<&'static str>,
     /// What layers have in the place of an MLP.
     pub(super) experts: Option<Experts>,
+    /// How queries, keys and values are made, where they do not read the layer's input; then `qkv` names nothing.
+    pub(super) latent: Option<Latent>,
+    /// Factor on what attention adds, and on what the MLP adds.
+    pub(super) added_scale: Option<f64>,
     /// What transformers puts on it.
     pub(super) head: HeadPlan,
 }
@@ -316,7 +321,15 @@ impl Blueprint {
         let of = |name: &str| format!("{prefix}.{name}");
         let norm = |name: Option<&str>| name.map(|name| self.norm.plan(&of(name), *hidden));
         let rope = self.rope_of[index];
-        let [query, key, value] = self.qkv(&of, rope);
+        let (qkv, latent) = match &self.latent {
+            None => (self.qkv(&of, rope), None),
+            Some(latent) => {
+                let (qkv, latent) = latent.plan(self, &of);
+                (qkv, Some(latent))
+            }
+        };
+        let [query, key, value] = qkv;
+        let value_dim = self.latent.map_or(*head_dim, |latent| latent.value_dim);
         let qk_norms = self.qk_norm.map(|QkNorm { names: [q, k], is_whole, .. }| {
             let width = |heads: usize| if is_whole { heads * head_dim } else { *head_dim };
             [self.norm.plan(&of(q), width(*heads)), self.norm.plan(&of(k), width(*kv_heads))]
@@ -334,20 +347,23 @@ impl Blueprint {
                 query,
                 key,
                 value,
+                latent,
                 output: self.linear(
                     &of(names.output),
                     RowMap::all(*hidden),
                     *hidden,
-                    heads * head_dim,
+                    heads * value_dim,
                     self.output_bias,
                 ),
                 qk_norms,
                 norms_turned: self.qk_norm.is_some_and(|norm| norm.is_turned),
                 ropes: rope.map(|rope| [rope, rope]),
+                growth: None,
                 spec: AttentionSpec {
                     heads: *heads,
                     kv_heads: *kv_heads,
                     head_dim: *head_dim,
+                    value_dim,
                     causal: self.is_causal,
                     window: self.windows[index],
                     scale: self.attention_scale,
@@ -364,6 +380,7 @@ impl Blueprint {
                 None => FeedForwardPlan::Mlp(self.mlp(&of)),
             },
             convolution: None,
+            added_scale: self.added_scale,
             is_parallel: self.is_parallel,
         }
     }

@@ -174,6 +174,8 @@ pub(super) fn read_without_rope(fields: &Fields<'_>, defaults: &Defaults) -> Res
         shared_layers: None,
         sinks: None,
         experts: None,
+        latent: None,
+        added_scale: None,
         head: score(hidden),
     })
 }

@@ -123,6 +123,8 @@ pub(super) fn read(fields: &Fields<'_>, defaults: &Defaults) -> Result<Blueprint
         shared_layers: None,
         sinks: None,
         experts: None,
+        latent: None,
+        added_scale: None,
         head: head_on_pooler("pooler.dense", hidden),
     })
 }

@@ -32,6 +32,8 @@ pub(super) struct Experts {
     /// Names in files of those who write what transformers has in memory.
     pub(super) in_memory: Option<ExpertsNames>,
     pub(super) shared: Option<Shared>,
+    /// What is added to scores for the choice alone.
+    pub(super) correction: Option<Correction>,
     /// See [`MlpPlan::clamp`].
     pub(super) clamp: Option<Clamp>,
 }
@@ -44,6 +46,16 @@ pub(super) struct Shared {
     pub(super) intermediate: usize,
     /// Of what its weight is the sigmoid of.
     pub(super) gate: Option<&'static str>,
+    /// Whether its layers have biases.
+    pub(super) has_bias: bool,
+}
+
+/// See [`ExpertsPlan::correction`].
+#[derive(Clone, Copy)]
+pub(super) struct Correction {
+    pub(super) name: &'static str,
+    /// See [`ExpertsPlan::may_lack_correction`].
+    pub(super) may_lack: bool,
 }
 
 /// What experts of a layer are called.
@@ -94,6 +106,7 @@ impl Experts {
             names: NAMES,
             in_memory: Some(IN_MEMORY),
             shared: None,
+            correction: None,
             clamp: None,
         }
     }
@@ -111,8 +124,10 @@ impl Experts {
             experts: (0..self.count)
                 .map(|expert| self.expert(&names.tensors, expert, of, hidden, activation))
                 .collect(),
-            shared: self.shared.map(|Shared { name, intermediate, gate }| SharedPlan {
-                mlp: apart(&of(name), PARTS, [hidden, intermediate], activation),
+            correction: self.correction.map(|correction| of(correction.name)),
+            may_lack_correction: self.correction.is_some_and(|correction| correction.may_lack),
+            shared: self.shared.map(|Shared { name, intermediate, gate, has_bias }| SharedPlan {
+                mlp: apart(&of(name), PARTS, [hidden, intermediate], has_bias, activation),
                 gate: gate.map(|gate| LinearPlan::new(&of(gate), 1, hidden, false)),
             }),
             stacked: None,
@@ -132,7 +147,7 @@ impl Experts {
         let (count, inside) = (self.count, self.intermediate);
         match *tensors {
             ExpertTensors::Apart { experts, parts } => {
-                apart(&format!("{}.{expert}", of(experts)), parts, [hidden, inside], activation)
+                apart(&format!("{}.{expert}", of(experts)), parts, [hidden, inside], false, activation)
             }
             ExpertTensors::Stacked { gate_up, down } => {
                 let linear = |name: &str, rows: RowMap, output, input| LinearPlan {
@@ -167,9 +182,11 @@ fn apart(
     name: &str,
     [gate, up, down]: [&str; 3],
     [hidden, inside]: [usize; 2],
+    has_bias: bool,
     activation: Activation,
 ) -> MlpPlan {
-    let linear = |part: &str, output, input| LinearPlan::new(&format!("{name}.{part}"), output, input, false);
+    let linear =
+        |part: &str, output, input| LinearPlan::new(&format!("{name}.{part}"), output, input, has_bias);
     let (gate, up) = (linear(gate, inside, hidden), linear(up, inside, hidden));
     let down = linear(down, hidden, inside);
     MlpPlan { inside: InsidePlan::Gated { gate, up }, activation, clamp: None, down }

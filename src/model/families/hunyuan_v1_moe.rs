@@ -46,7 +46,12 @@ fn read(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
     let experts = Experts {
         names: names(experts::NAMES),
         in_memory: Some(names(experts::IN_MEMORY)),
-        shared: Some(Shared { name: "mlp.shared_mlp", intermediate: config.intermediate, gate: None }),
+        shared: Some(Shared {
+            name: "mlp.shared_mlp",
+            intermediate: config.intermediate,
+            gate: None,
+            has_bias: false,
+        }),
         ..Experts::new(config.num_layers, [count, config.intermediate], Routing::softmax(top_k, true))
     };
     let attention_bias = fields.or_default("attention_bias", false)?;

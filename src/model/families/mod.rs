@@ -6,6 +6,7 @@
 
 mod albert;
 mod arcee;
+mod axk1;
 mod bert;
 mod biogpt;
 mod bloom;
@@ -16,6 +17,9 @@ mod data2vec_text;
 mod deberta;
 mod deberta_v2;
 mod decoder;
+mod deepseek;
+mod deepseek_v2;
+mod deepseek_v3;
 mod disentangled;
 mod distilbert;
 mod electra;
@@ -43,11 +47,14 @@ mod hunyuan_v1_dense;
 mod hunyuan_v1_moe;
 mod internlm2;
 mod jina_embeddings_v3;
+mod latent;
 mod llama;
 mod megatron_bert;
+mod minicpm3;
 mod ministral;
 mod ministral3;
 mod mistral;
+mod mistral4;
 mod mixtral;
 mod modernbert;
 mod modernbert_decoder;
@@ -130,7 +137,7 @@ impl Family {
 }
 
 /// All that run here.
-pub const FAMILIES: [Family; 70] = [
+pub const FAMILIES: [Family; 75] = [
     llama::FAMILY,
     mistral::FAMILY,
     ministral::FAMILY,
@@ -165,6 +172,11 @@ pub const FAMILIES: [Family; 70] = [
     gpt_oss::FAMILY,
     hunyuan_v1_moe::FAMILY,
     phimoe::FAMILY,
+    deepseek_v2::FAMILY,
+    deepseek_v3::FAMILY,
+    axk1::FAMILY,
+    mistral4::FAMILY,
+    minicpm3::FAMILY,
     gpt_neox::FAMILY,
     gptj::FAMILY,
     gpt2::FAMILY,
@@ -418,6 +430,63 @@ mod tests {
         assert_eq!(original_max_positions, 128);
     }
 
+    fn yarn(model_type: &str, more: Value) -> Value {
+        let mut rope = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64});
+        let Value::Object(more) = more else { unreachable!() };
+        rope.as_object_mut().expect("an object").extend(more);
+        json!({"model_type": model_type, "num_experts_per_tok": 2, "rope_parameters": rope})
+    }
+
+    /// DeepSeek's factor on scores: `yarn_apply_mscale` of its class, in MiniCPM3 too.
+    #[test]
+    fn what_is_scaled_scales_scores_of_latent_attention() {
+        let scale = |config: Value| plan(config).expect("a config that runs").layers[0].attention.spec.scale;
+        let rope = |rope: Value| json!({"model_type": "minicpm3", "rope_parameters": rope});
+        let plain = scale(json!({"model_type": "minicpm3"}));
+        assert_eq!(plain, 96_f64.powf(-0.5));
+        let factor = |scaled: f64| ((scaled / plain).sqrt() * 1e6).round() / 1e6;
+        assert_eq!(factor(scale(yarn("minicpm3", json!({"mscale_all_dim": 0.5})))), 1.069315);
+        for none in [json!({"mscale": 0.5}), json!({"mscale_all_dim": 0.0}), json!({"mscale_all_dim": null})]
+        {
+            assert_eq!(scale(yarn("minicpm3", none)), plain);
+        }
+        // whatever scales it
+        let linear = json!({"rope_type": "linear", "factor": 4.0, "mscale_all_dim": 0.5});
+        assert_eq!(factor(scale(rope(linear))), 1.069315);
+        let one = json!({"rope_type": "linear", "factor": 1.0, "mscale_all_dim": 0.5});
+        assert_eq!(scale(rope(one)), plain);
+        assert_eq!(scale(rope(json!({"rope_type": "default", "factor": 4.0, "mscale_all_dim": 0.5}))), plain);
+    }
+
+    /// Numbers of key heads that are no fewer than heads, and widths of heads, say nothing where they do not decide.
+    #[test]
+    fn what_latent_attention_has_no_use_for_is_not_read() {
+        for (own, stray) in [
+            (
+                json!({"model_type": "deepseek_v3", "num_attention_heads": 4}),
+                json!({"num_key_value_heads": 128}),
+            ),
+            (
+                json!({"model_type": "minicpm3", "num_attention_heads": 40}),
+                json!({"num_key_value_heads": 39}),
+            ),
+            (json!({"model_type": "minicpm3"}), json!({"head_dim": 8})),
+            (
+                json!({"model_type": "deepseek_v2", "num_experts_per_tok": 2}),
+                json!({"norm_topk_prob": true, "n_group": 3, "head_dim": 8}),
+            ),
+            (
+                json!({"model_type": "deepseek_v3"}),
+                json!({"scoring_func": "softmax", "topk_method": "greedy", "moe_layer_freq": 2}),
+            ),
+        ] {
+            let mut both = own.clone();
+            let Value::Object(stray) = stray else { unreachable!() };
+            both.as_object_mut().expect("an object").extend(stray);
+            assert_eq!(plan(both.clone()), plan(own), "{both}");
+        }
+    }
+
     #[test]
     fn what_transformers_does_not_compute_is_refused_by_its_key() {
         for (key, config) in [
@@ -439,6 +508,33 @@ mod tests {
                 "llama_4_scaling_beta",
                 json!({"model_type": "ministral3", "rope_parameters": {"rope_type": "default"}}),
             ),
+            // of narrower rows each head has a key of its own
+            ("num_key_value_heads", json!({"model_type": "minicpm3", "num_key_value_heads": 8})),
+            ("head_dim", json!({"model_type": "deepseek_v3", "head_dim": 128})),
+            ("factor", yarn("deepseek_v2", json!({"factor": null, "mscale_all_dim": 1.0}))),
+            ("num_experts_per_tok", json!({"model_type": "deepseek_v2"})),
+            (
+                "topk_method",
+                json!({"model_type": "deepseek_v2", "num_experts_per_tok": 2, "topk_method": "noaux_tc"}),
+            ),
+            (
+                "n_group",
+                json!({"model_type": "deepseek_v2", "num_experts_per_tok": 2, "topk_method": "group_limited_greedy"}),
+            ),
+            ("n_group", json!({"model_type": "deepseek_v3", "n_group": 7})),
+            ("n_group", json!({"model_type": "deepseek_v3", "n_group": 256})),
+            ("n_group", json!({"model_type": "deepseek_v3", "n_group": null})),
+            ("topk_group", json!({"model_type": "deepseek_v3", "topk_group": 9})),
+            ("num_experts_per_tok", json!({"model_type": "deepseek_v3", "n_group": 128, "topk_group": 3})),
+            ("n_shared_experts", json!({"model_type": "deepseek_v3", "n_shared_experts": 0})),
+            ("q_lora_rank", json!({"model_type": "axk1", "q_lora_rank": null})),
+            (
+                "partial_rotary_factor",
+                json!({"model_type": "mistral4", "rope_parameters": {"rope_type": "default"}}),
+            ),
+            ("partial_rotary_factor", yarn("mistral4", json!({"partial_rotary_factor": 0.25}))),
+            ("llama_4_scaling_beta", yarn("mistral4", json!({}))),
+            ("head_dim", json!({"model_type": "mistral4", "head_dim": 64})),
         ] {
             let problem = plan(config.clone()).expect_err("refused");
             assert!(problem.contains(&format!("`{key}`")), "{config}: {problem}");

@@ -47,6 +47,7 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
         name: "mlp.shared_expert",
         intermediate: fields.size("shared_expert_intermediate_size", 5632, at_most::WIDTH)?,
         gate: Some("mlp.shared_expert_gate"),
+        has_bias: false,
     };
     let experts = Experts {
         in_layers: experts::sparse_layers(fields, config.num_layers)?,

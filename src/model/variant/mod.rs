@@ -337,15 +337,16 @@ impl Loader {
 
     /// The devices that a variant's configuration means here, for such members.
     fn resolve(&self, config: &VariantConfig, members: &[Member]) -> Result<Resolved, ModelError> {
-        let with_experts = members.iter().find(|member| member.config.backbone.has_experts());
-        match (with_experts, &config.device) {
-            (Some(_), DeviceName::Auto) => {
-                let why = "experts are computed on a CPU alone".to_owned();
+        let on_cpu_alone = members
+            .iter()
+            .find_map(|member| Some((&member.config.model_type, member.config.backbone.on_cpu_alone()?)));
+        match (on_cpu_alone, &config.device) {
+            (Some((_, what)), DeviceName::Auto) => {
+                let why = format!("{what} can be computed on a CPU alone");
                 Ok(Resolved { devices: vec![Device::Cpu], why })
             }
-            (Some(member), DeviceName::Cuda(_)) => Err(ModelError::Unsupported(format!(
-                "{} has experts, which are not computed on a card: set device = \"cpu\"",
-                member.config.model_type
+            (Some((model_type, what)), DeviceName::Cuda(_)) => Err(ModelError::Unsupported(format!(
+                "{model_type}: {what} cannot be computed on a card: set device = \"cpu\""
             ))),
             _ => Ok(config.device.resolve(&*self.cards).map_err(OpsError::from)?),
         }

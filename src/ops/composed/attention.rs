@@ -120,7 +120,7 @@ impl<'a> Batch<'a> {
     }
 }
 
-/// `query` is `[queries, heads, head_dim]`, of the rows that `which` says. Returns `[queries, heads, head_dim]`.
+/// `query` is `[queries, heads, head_dim]`, of the rows that `which` says. Returns `[queries, heads, value_dim]`.
 pub(super) fn attention(query: &Tensor, which: &Which, to: &Remembered<'_>) -> Result<Tensor> {
     let batch = to.batch.inputs.packed;
     // (segment, its first query's place in `query`, in the segment, how many)
@@ -159,7 +159,7 @@ fn along(x: &Tensor, batch: &PackedBatch, segment: usize) -> Result<Tensor> {
 }
 
 /// Attention of one segment, in blocks of queries with at most `max_scores` scores (or one query):
-/// `[heads, queries, head_dim]`; keys and values have `kv_heads`. `lead` is the key that is the first query's own.
+/// `[heads, queries, value_dim]`; keys and values have `kv_heads`. `lead` is the key that is the first query's own.
 fn attend(
     [query, key, value]: [&Tensor; 3],
     lead: usize,
@@ -223,8 +223,8 @@ fn attend(
             scores = Tensor::cat(&[scores, sinks.reshape((kv_heads, group * queries, 1))?], 2)?;
         }
         let weights = softmax(&scores)?.narrow(2, 0, keys)?.contiguous()?.to_dtype(value.dtype())?;
-        let output = weights.matmul(&value.narrow(1, first_key, keys)?.contiguous()?)?; // [kv_heads, group · queries, head_dim]
-        outputs.push(output.reshape((heads, queries, head_dim))?);
+        let output = weights.matmul(&value.narrow(1, first_key, keys)?.contiguous()?)?; // [kv_heads, group · queries, value_dim]
+        outputs.push(output.reshape((heads, queries, spec.value_dim))?);
     }
     if outputs.len() == 1 { Ok(outputs.swap_remove(0)) } else { Tensor::cat(&outputs, 1) }
 }
@@ -316,13 +316,13 @@ mod tests {
         fn attention_is_the_textbooks_in_blocks_of_any_size(
             seq in 1usize..24, spec in textbook::specs(), max_scores in 1usize..2000, seed: u64,
         ) {
-            let AttentionSpec { heads, kv_heads, head_dim, .. } = spec;
-            let [query, key, value] = [(heads, seed), (kv_heads, seed ^ 1), (kv_heads, seed ^ 2)]
-                .map(|(n, seed)| numbers(seq * n * head_dim, seed));
+            let AttentionSpec { heads, kv_heads, head_dim, value_dim, .. } = spec;
+            let [query, key, value] = [(heads * head_dim, seed), (kv_heads * head_dim, seed ^ 1), (kv_heads * value_dim, seed ^ 2)]
+                .map(|(width, seed)| numbers(seq * width, seed));
             let tables = textbook::tables(&spec, seed);
             let expected = textbook::attention([&query, &key, &value], tables.as_ref(), &spec);
             let heads_first = |x: &[f32], heads: usize| {
-                Tensor::new(x, &Device::Cpu).unwrap().reshape((seq, heads, head_dim)).unwrap()
+                Tensor::new(x, &Device::Cpu).unwrap().reshape((seq, heads, ())).unwrap()
                     .transpose(0, 1).unwrap().contiguous().unwrap()
             };
             let batch = PackedBatch::pack(&[]);

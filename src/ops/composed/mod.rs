@@ -65,7 +65,7 @@ pub struct Gated {
     pub up: Linear,
 }
 
-/// Keys and values of a batch, `[rows, kv_heads, head_dim]`.
+/// Keys of a batch, `[rows, kv_heads, head_dim]`, and values, `[rows, kv_heads, value_dim]`.
 pub struct Remembered<'a> {
     pub(super) key: Tensor,
     pub(super) value: Tensor,
@@ -324,13 +324,21 @@ impl Ops for Composed {
         Ok(turned.reshape(x.shape())?)
     }
 
+    fn before_heads(&self, x: &Tensor, head_dim: usize, shared: &Tensor) -> Result<Tensor> {
+        let heads = by_head(x, head_dim)?;
+        let (rows, count, _) = heads.dims3()?;
+        let shared = shared.unsqueeze(1)?.broadcast_as((rows, count, shared.dim(1)?))?;
+        Ok(Tensor::cat(&[&shared, &heads], D::Minus1)?.flatten_from(1)?)
+    }
+
     fn products_by_distance(
         &self,
         keys: Option<Tensor>,
         queries: Option<Tensor>,
         spec: &AttentionSpec,
     ) -> Result<ByDistance> {
-        let [keys, queries] = [keys, queries].map(|table| table.map(|x| by_head(&x, spec)).transpose());
+        let of_head = |x: Tensor| by_head(&x, spec.head_dim);
+        let [keys, queries] = [keys, queries].map(|table| table.map(of_head).transpose());
         Ok(ByDistance::Products { keys: keys?, queries: queries? })
     }
 
@@ -346,7 +354,8 @@ impl Ops for Composed {
         batch: &'a Batch<'_>,
         spec: &'a AttentionSpec,
     ) -> Result<Remembered<'a>> {
-        let (key, value) = (by_head(whole(&keys)?, spec)?, by_head(whole(&values)?, spec)?);
+        let (key, value) =
+            (by_head(whole(&keys)?, spec.head_dim)?, by_head(whole(&values)?, spec.value_dim)?);
         Ok(Remembered { key, value, by_distance, sinks: None, batch, spec })
     }
 
@@ -355,7 +364,7 @@ impl Ops for Composed {
     }
 
     fn attend(&self, queries: &Tensor, which: &Which, to: &Remembered<'_>) -> Result<Tensor> {
-        let query = by_head(queries, to.spec)?;
+        let query = by_head(queries, to.spec.head_dim)?;
         Ok(attention::attention(&query, which, to)?.flatten_from(1)?)
     }
 
@@ -428,9 +437,9 @@ impl Ops for Composed {
     }
 }
 
-/// `[rows, heads, head_dim]`
-fn by_head(x: &Tensor, spec: &AttentionSpec) -> candle_core::Result<Tensor> {
-    x.reshape((x.dim(0)?, (), spec.head_dim))
+/// `[rows, heads, width]`
+fn by_head(x: &Tensor, width: usize) -> candle_core::Result<Tensor> {
+    x.reshape((x.dim(0)?, (), width))
 }
 
 /// Of each row that `which` says the columns at `kernel` positions around it: `[rows, columns, kernel]`.
@@ -576,6 +585,7 @@ mod tests {
             heads: 4,
             kv_heads: 2,
             head_dim: 8,
+            value_dim: 8,
             causal: true,
             window: Some(3),
             scale: 0.5,

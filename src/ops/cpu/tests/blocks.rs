@@ -72,6 +72,7 @@ fn threads_that_share_a_block_change_no_bit() {
         heads,
         kv_heads: 2,
         head_dim: width / heads,
+        value_dim: width / heads,
         causal: true,
         window: None,
         scale: 0.1,

@@ -147,6 +147,7 @@ fn spec(head_dim: usize, causal: bool) -> AttentionSpec {
         heads: 1,
         kv_heads: 1,
         head_dim,
+        value_dim: head_dim,
         causal,
         window: None,
         scale: 0.3,

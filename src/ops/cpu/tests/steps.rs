@@ -110,12 +110,12 @@ fn a_forward_that_is_given_up_stops_at_that_pause() {
 }
 
 /// What [`super::laws`] says of a small transformer holds of layers with experts: a row's experts have others beside it in each
-/// batch, and those that many rows chose take them in several groups.
+/// batch, and those that many rows chose take them in several groups. And of those whose keys and values are made of narrower rows.
 #[test]
-fn neighbours_order_threads_and_shared_prefixes_change_no_bit_of_experts() {
-    let has_experts = |dir: &PathBuf| {
+fn neighbours_order_threads_and_shared_prefixes_change_no_bit_of_experts_and_latent_attention() {
+    let is_meant = |dir: &PathBuf| {
         let config = CheckpointConfig::load(&dir.join("config.json"), &Manifest::default()).unwrap();
-        config.backbone.has_experts()
+        config.backbone.on_cpu_alone().is_some()
     };
     let token = |sample: usize, at: usize| (5 + (at * at + if at < 40 { 0 } else { sample }) % 20) as u32;
     let sequences: Vec<Sequence> = [530, 1, 60, 240, 7]
@@ -125,7 +125,7 @@ fn neighbours_order_threads_and_shared_prefixes_change_no_bit_of_experts() {
         .collect();
     let turned: Vec<Sequence> = sequences.iter().rev().cloned().collect();
     let mut checked = 0;
-    for dir in families().into_iter().filter(has_experts) {
+    for dir in families().into_iter().filter(is_meant) {
         for cpu in forms() {
             poison();
             let one_thread = load(&dir, &cpu.clone().with_threads(1), None);
@@ -158,4 +158,41 @@ fn a_batch_of_many_rows_goes_through_experts_in_parts() {
     let alone = |one| bits(&model.forward(&PackedBatch::pack([one])).unwrap())[0];
     let together = bits(&model.forward(&PackedBatch::pack(&sequences)).unwrap());
     assert_eq!(together, sequences.iter().map(alone).collect::<Vec<_>>());
+}
+
+/// An expert whose weights overflow: what goes through it is no number from there on, and changes no bit of what does not.
+#[test]
+fn what_an_expert_makes_infinite_stays_with_the_rows_that_chose_it() {
+    let broken = tempfile::tempdir().unwrap();
+    for (name, layer, experts, parts) in [
+        ("deepseek-v3", 1, "mlp.experts.7", ["gate_proj", "up_proj"]),
+        ("qwen3-moe", 0, "mlp.experts.5", ["gate_proj", "up_proj"]),
+        ("mixtral", 0, "block_sparse_moe.experts.4", ["w1", "w3"]),
+    ] {
+        let dir = families().into_iter().find(|dir| dir.ends_with(name)).unwrap();
+        let device = candle_core::Device::Cpu;
+        let mut tensors = candle_core::safetensors::load(dir.join("model.safetensors"), &device).unwrap();
+        for part in parts {
+            let weight = tensors.get_mut(&format!("model.layers.{layer}.{experts}.{part}.weight")).unwrap();
+            *weight = (&*weight * 1e25).unwrap();
+        }
+        std::fs::copy(dir.join("config.json"), broken.path().join("config.json")).unwrap();
+        candle_core::safetensors::save(&tensors, broken.path().join("model.safetensors")).unwrap();
+        let sequences: Vec<Sequence> =
+            (3..63).map(|token| sequence(&[token, token, 70][..1 + token as usize % 3])).collect();
+        for cpu in forms().into_iter().filter(|cpu| cpu.format == Format::F32) {
+            let [whole, broken] = [dir.as_path(), broken.path()].map(|dir| load(dir, &cpu, None));
+            let rewards = |model: &RewardModel<Cpu>, batch: &PackedBatch| model.forward(batch).unwrap();
+            let packed = PackedBatch::pack(&sequences);
+            let (expected, ours) = (rewards(&whole, &packed), rewards(&broken, &packed));
+            let is_number: Vec<bool> = ours.iter().map(|reward| reward.is_finite()).collect();
+            let finite = is_number.iter().filter(|is_number| **is_number).count();
+            assert!((5..55).contains(&finite), "{name} {}: {finite} of 60 are numbers", cpu.name());
+            for ((ours, expected), sequence) in ours.iter().zip(&expected).zip(&sequences) {
+                assert!(!ours.is_finite() || ours.to_bits() == expected.to_bits(), "{name} {sequence:?}");
+                let alone = rewards(&broken, &PackedBatch::pack([sequence]))[0];
+                assert_eq!(alone.is_finite(), ours.is_finite(), "{name} {sequence:?} alone");
+            }
+        }
+    }
 }

@@ -146,6 +146,7 @@ fn attention_is_the_composed_one() {
         heads: 2,
         kv_heads: 2,
         head_dim: 8,
+        value_dim: 8,
         causal: false,
         window: None,
         scale: 0.4,
@@ -162,7 +163,7 @@ fn attention_is_the_composed_one() {
         AttentionSpec { causal: true, ..plain.clone() },
         AttentionSpec { causal: true, window: Some(4), heads: 6, ..plain.clone() },
         AttentionSpec { causal: true, heads: 4, kv_heads: 1, softcap: Some(2.0), ..plain.clone() },
-        AttentionSpec { heads: 1, kv_heads: 1, head_dim: 2, ..plain.clone() },
+        AttentionSpec { heads: 1, kv_heads: 1, head_dim: 2, value_dim: 2, ..plain.clone() },
         AttentionSpec { window: Some(3), ..plain.clone() },
         AttentionSpec { distance: slopes(&[0.5, 0.1, 0.3, 0.02]), heads: 4, causal: true, ..plain.clone() },
         AttentionSpec {
