@@ -38,6 +38,8 @@ RUN sed -i '/^\[\[\(bench\|test\|example\)\]\]/,/^$/d' Cargo.toml \
  && cargo build --release --locked --bin rewarm \
  && cargo clean --release --locked --package rewarm
 
+# The program carries the demo family.
+COPY deploy/demo deploy/demo
 COPY proto proto
 COPY src src
 RUN cargo build --release --locked --bin rewarm
@@ -49,7 +51,7 @@ FROM ${RUNTIME_IMAGE}
 # them in its place.
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 ENV SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt
-# `rewarm serve` without a config looks for its demo family in deploy/demo.
+# Where `rewarm serve` without a config looks first for its demo family, and configurations that come with us do.
 WORKDIR /opt/rewarm
 COPY deploy/demo deploy/demo
 COPY LICENSE* ./

@@ -23,6 +23,7 @@ use program::score;
 use program::text;
 use rewarm::bench::shape::Family;
 use rewarm::bench::shape::Sizes;
+use rewarm::ops::cpu::Isa;
 
 /// A configuration that serves `model` of `tests/data/models`.
 fn config_file(folder: &Path, model: &str) -> PathBuf {
@@ -404,6 +405,34 @@ fn bench_without_a_model_measures_the_demo_family_in_the_precisions_asked_for() 
         .map(|cost| format!("{} {}", cost["ens"].as_str().unwrap(), cost["warm"].as_str().unwrap()))
         .collect();
     assert_eq!(costs, ["ens-f32 warm-f32", "ens-bf16 warm-bf16"]);
+}
+
+#[test]
+fn an_instruction_set_is_computed_with_or_refused_by_name() {
+    let told = |isa: &str| {
+        let args = ["bench", "model", "--lengths", "4x1", "--rounds", "1", "--warmup-rounds", "0"];
+        rewarm(&args).env("REWARM_ISA", isa).output().unwrap()
+    };
+    for (isa, kernels) in [("portable", "portable"), ("", Isa::best().name())] {
+        let printed = text(&told(isa).stdout);
+        assert!(printed.contains(&format!("; kernels {kernels}")), "{printed}");
+    }
+    let refused = told("sse9");
+    assert_eq!(refused.status.code(), Some(1));
+    let said = text(&refused.stderr);
+    assert!(said.contains("REWARM_ISA is \"sse9\": this CPU has portable"), "{said}");
+
+    // another order of additions, and the same rewards up to it
+    let rewards = |isa: &str| {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), r#"{"prompt": "Name a prime.", "response": "Seven."}"#).unwrap();
+        let file = file.path().to_str().unwrap();
+        let args = ["score", "--model", "deploy/demo/member-0", "--dtype", "f32", "--input", file];
+        let output = rewarm(&args).env("REWARM_ISA", isa).output().unwrap();
+        let line: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        line["reward"].as_f64().unwrap()
+    };
+    assert!((rewards("portable") - rewards("")).abs() < 1e-5);
 }
 
 #[test]

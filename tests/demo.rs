@@ -188,6 +188,30 @@ async fn what_a_server_asks_itself_at_a_start_or_a_reload_is_no_traffic() {
 }
 
 #[tokio::test]
+async fn a_program_alone_in_an_empty_folder_serves_the_family_that_it_carries() {
+    let folder = tempfile::tempdir().unwrap();
+    let golden = &golden()[..4];
+    let samples = golden.iter().map(|golden| {
+        let text = proto::Text { prompt: golden.prompt.clone(), response: golden.response.clone() };
+        proto::Sample { id: String::new(), input: Some(Input::Text(text)) }
+    });
+    let request = request("warm", samples.collect());
+    let weights =
+        format!(".cache/rewarm/demo-{}/deploy/demo/member-3/model.safetensors", env!("CARGO_PKG_VERSION"));
+    let weights = folder.path().join(weights);
+    for _ in 0..2 {
+        let server = Server::start_in(folder.path());
+        let mut client = RewardServiceClient::connect(server.url()).await.unwrap();
+        let response = client.score(request.clone()).await.unwrap().into_inner();
+        for (ours, golden) in outcome(response).iter().zip(golden) {
+            assert_close(&golden.response, f64::from(reward(ours)), golden.warm);
+        }
+        // one that was cut is written again
+        std::fs::OpenOptions::new().write(true).open(&weights).unwrap().set_len(1000).unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_reload_tells_whose_fingerprint_changed_and_in_what() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rewarm.toml");

@@ -25,6 +25,7 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::bail;
 use clap::ArgGroup;
 use clap::Args;
 use clap::Parser;
@@ -52,6 +53,7 @@ use crate::model::device::DeviceName;
 use crate::model::dtype::Dtype;
 use crate::model::scorer::Reduction;
 use crate::model::variant::Mode;
+use crate::ops::cpu::Isa;
 use crate::service::LoadError;
 use crate::service::Port;
 use crate::service::Ports;
@@ -118,7 +120,8 @@ enum Command {
 /// Serves rewards over gRPC.
 ///
 /// One variant is named by --model, or by --members and --mode; several by a configuration, which `rewarm init` writes. Without
-/// any, serves the demo family: `deploy/demo` in the current directory, or in one above the program.
+/// any, serves the demo family: `deploy/demo` in the current directory, or in one above the program, else the one that the
+/// program carries.
 ///
 /// A checkpoint with golden rewards (see `rewarm calibrate`) is tested before it serves: it has to give them again.
 ///
@@ -400,6 +403,7 @@ impl Cli {
 
     /// Runs the command to its end.
     pub fn run(self) -> anyhow::Result<()> {
+        prefer_instructions()?;
         match self.command {
             Command::Serve(args) => serve::run(&args),
             Command::Init(args) => init::run(&args),
@@ -422,6 +426,24 @@ impl Cli {
             }
         }
     }
+}
+
+/// Machines of several kinds have rewards that differ in their last bits, unless all use what all have.
+const ISA: &str = "REWARM_ISA";
+
+/// The instruction set of `REWARM_ISA`, where it is set.
+fn prefer_instructions() -> anyhow::Result<()> {
+    let name = std::env::var_os(ISA).unwrap_or_default();
+    if name.is_empty() {
+        return Ok(());
+    }
+    let all = Isa::all();
+    let Some(isa) = all.iter().find(|isa| name == isa.name()) else {
+        let names: Vec<_> = all.iter().map(|isa| isa.name()).collect();
+        bail!("{ISA} is {name:?}: this CPU has {}", names.join(", "));
+    };
+    assert!(isa.prefer(), "nothing has computed yet");
+    Ok(())
 }
 
 impl ServeArgs {

@@ -4,6 +4,7 @@
 //! Each room declares its own settings, and this is where they are put together. The settings are documented
 //! in `rewarm serve --help`.
 
+mod demo;
 mod file;
 pub mod train;
 mod variants;
@@ -133,14 +134,8 @@ pub fn load(overrides: &Overrides) -> Result<ServeConfig, ConfigError> {
             assemble("the environment", "", Path::new(""), overrides)
         }
         None => {
-            let base = demo_base().ok_or_else(|| {
-                ConfigError::from(vec![
-                    "there is no deploy/demo here or above the program: name a checkpoint with --model or --members, or \
-                     a configuration with --config"
-                        .to_owned(),
-                ])
-            })?;
-            assemble("the built-in demo", DEMO, &base, overrides)
+            let folder = demo::folder().map_err(|problem| ConfigError::from(vec![problem]))?;
+            assemble("the built-in demo", demo::CONFIG, &folder, overrides)
         }
     }
 }
@@ -152,16 +147,6 @@ const MIN_WAIT: Duration = Duration::from_secs(1);
 
 /// Of a kind; more are a mistake.
 pub(crate) const MAX_THREADS: usize = 4096;
-
-/// What is served without a configuration.
-const DEMO: &str = include_str!("demo.toml");
-
-/// The folder that holds `deploy/demo`: the current one, or one above the program (a build in `target/`).
-fn demo_base() -> Option<PathBuf> {
-    let program = std::env::current_exe().ok();
-    let above = program.iter().flat_map(|program| program.ancestors().skip(1)).map(Path::to_owned);
-    std::iter::once(PathBuf::new()).chain(above).find(|base| base.join("deploy/demo").is_dir())
-}
 
 fn assemble(name: &str, text: &str, base: &Path, overrides: &Overrides) -> Result<ServeConfig, ConfigError> {
     let mut problems = Problems::default();
@@ -925,7 +910,7 @@ shadow = { variant = 'e', fraction = 0.1, colour = 'red' }
         for member in 0..4 {
             std::fs::create_dir_all(folder.path().join(format!("deploy/demo/member-{member}"))).unwrap();
         }
-        let config = assemble("demo", DEMO, folder.path(), &Overrides::default()).unwrap();
+        let config = assemble("demo", demo::CONFIG, folder.path(), &Overrides::default()).unwrap();
         let names: Vec<&str> =
             config.service.models.variants.iter().map(|variant| variant.name.as_str()).collect();
         assert_eq!(names, ["ens", "warm"]);

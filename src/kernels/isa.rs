@@ -56,11 +56,19 @@ impl<L: Loops> Kernel for Plain<L> {
     }
 }
 
+/// What [`Isa::best`] answers.
+static BEST: OnceLock<Isa> = OnceLock::new();
+
 impl Isa {
-    /// The most able that this machine has.
+    /// The most able that this machine has, unless [`Isa::prefer`] said another.
     pub fn best() -> Self {
-        static BEST: OnceLock<Isa> = OnceLock::new();
         *BEST.get_or_init(|| *Self::all().last().expect("every machine has the portable one"))
+    }
+
+    /// Makes it the best for the rest of the process: machines of several kinds then give rewards that are equal to the last
+    /// bit. False if the best has been asked for already, and is another.
+    pub fn prefer(self) -> bool {
+        *BEST.get_or_init(|| self) == self
     }
 
     /// All that this machine has, from the least able.

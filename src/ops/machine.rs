@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::ops::cpu::Isa;
+
 /// The machine that a run was on.
 #[derive(Clone, Debug, Serialize)]
 pub struct Machine {
@@ -15,6 +17,8 @@ pub struct Machine {
     pub threads: usize,
     /// Instruction sets that matter to a forward.
     pub isa: Vec<&'static str>,
+    /// What our kernels compute with: the best of them, unless `REWARM_ISA` says another.
+    pub kernels: &'static str,
     /// For example "linux x86_64".
     pub platform: String,
     /// Whether this program was built with optimisations: figures of one that was not mean nothing.
@@ -31,6 +35,7 @@ impl Machine {
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
             threads: rayon::current_num_threads(),
             isa: isa(),
+            kernels: Isa::best().name(),
             platform: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
             is_optimised: !cfg!(debug_assertions),
         }
@@ -39,8 +44,12 @@ impl Machine {
 
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { cpu_model, cpus, threads, isa, platform, is_optimised } = self;
-        write!(f, "{cpu_model}, {cpus} CPUs, {threads} threads, {platform} {}", isa.join(" "))?;
+        let Self { cpu_model, cpus, threads, isa, kernels, platform, is_optimised } = self;
+        write!(
+            f,
+            "{cpu_model}, {cpus} CPUs, {threads} threads, {platform} {}; kernels {kernels}",
+            isa.join(" ")
+        )?;
         f.write_str(if *is_optimised { "" } else { "; NOT OPTIMISED: build with --release" })
     }
 }

@@ -121,6 +121,19 @@ impl Server {
         server
     }
 
+    /// As [`Self::start`], with a copy of the program in `folder`, which is its home, and where it is started.
+    pub(crate) fn start_in(folder: &Path) -> Self {
+        let program = folder.join("rewarm");
+        if !program.exists() {
+            std::fs::copy(env!("CARGO_BIN_EXE_rewarm"), &program).unwrap();
+        }
+        let mut command = Command::new(program);
+        command.args(SERVE).current_dir(folder).env_clear().env("HOME", folder);
+        let (server, log) = Self::of(command);
+        std::thread::spawn(move || log.for_each(drop));
+        server
+    }
+
     /// As [`Self::start`], but the pipe of its log is closed once it is ready.
     pub(crate) fn start_unread(args: &[&str]) -> Self {
         Self::start_with_log(args).0

@@ -51,7 +51,7 @@ def serve(
 ) -> Server:
     """Starts `rewarm serve` and returns once its models are loaded.
 
-    `config` is a file, or its tables as a dict; without one, the demo family is served, where the clone is at hand.
+    `config` is a file, or its tables as a dict; without one, the demo family is served, which the program carries.
     `binary` is the program: `REWARM_BINARY` unless given, else the one of the wheel, else `rewarm` on the PATH.
     `http` opens that port, `"127.0.0.1:0"` a free one. `arguments` follow `rewarm serve`, and `environment` is added to ours.
     """
