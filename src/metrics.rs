@@ -395,6 +395,8 @@ label! {
         Admin = "admin",
         /// Metrics and health over HTTP.
         Metrics = "metrics",
+        /// The page for people.
+        Ui = "ui",
     }
 }
 

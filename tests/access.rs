@@ -213,6 +213,11 @@ async fn every_port_asks_for_a_token_with_its_permission_and_health_for_none() {
         (metrics, "GET", "/metrics", None, "", 401),
         (metrics, "GET", "/metrics", bearer(TRAINER), "", 403),
         (metrics, "GET", "/metrics", bearer(PROMETHEUS), "", 200),
+        (guarded.address(Port::Ui), "GET", "/", None, "", 401),
+        (guarded.address(Port::Ui), "GET", "/", bearer(PROMETHEUS), "", 403),
+        (guarded.address(Port::Ui), "GET", "/", bearer(TRAINER), "", 200),
+        (guarded.address(Port::Ui), "POST", "/rewarm/v1/score", None, SCORE, 401),
+        (guarded.address(Port::Ui), "POST", "/rewarm/v1/score", bearer(TRAINER), SCORE, 200),
         (door, "GET", "/health", None, "", 200),
         (door, "GET", "/v2/health/ready", None, "", 200),
         (door, "GET", "/v1/models", None, "", 401),
@@ -385,7 +390,7 @@ async fn all_ports_speak_tls_and_who_speaks_without_is_told() {
     assert_eq!(reward(client.score(request(&["7"])).await.unwrap().get_ref()), 7.0);
     secure(guarded.address(Port::Admin), &authority, None).await.unwrap();
 
-    for port in [Port::Reward, Port::Http, Port::Admin, Port::Metrics] {
+    for port in Port::ALL.iter().copied() {
         let address = guarded.address(port);
         let (status, answer) = over_http(address, "GET", "/healthz", None, "").await;
         assert!(status == 426 && answer.contains("speaks TLS"), "{answer}");
@@ -549,7 +554,8 @@ fn what_is_open_and_what_is_about_to_end_is_told_before_it_starts() {
     config.ports = service::Ports::new(Port::ALL.iter().map(anywhere));
     let open = config.check_access().unwrap();
     assert!(
-        open.len() == 4 && open.iter().all(|line| line.contains("without TLS and without tokens")),
+        open.len() == Port::ALL.len()
+            && open.iter().all(|line| line.contains("without TLS and without tokens")),
         "{open:?}"
     );
 

@@ -195,7 +195,7 @@ async fn a_program_alone_in_an_empty_folder_serves_the_family_that_it_carries() 
         let text = proto::Text { prompt: golden.prompt.clone(), response: golden.response.clone() };
         proto::Sample { id: String::new(), input: Some(Input::Text(text)) }
     });
-    let request = request("warm", samples.collect());
+    let request = request("ens", samples.collect());
     let weights =
         format!(".cache/rewarm/demo-{}/deploy/demo/member-3/model.safetensors", env!("CARGO_PKG_VERSION"));
     let weights = folder.path().join(weights);
@@ -204,7 +204,7 @@ async fn a_program_alone_in_an_empty_folder_serves_the_family_that_it_carries() 
         let mut client = RewardServiceClient::connect(server.url()).await.unwrap();
         let response = client.score(request.clone()).await.unwrap().into_inner();
         for (ours, golden) in outcome(response).iter().zip(golden) {
-            assert_close(&golden.response, f64::from(reward(ours)), golden.warm);
+            assert_close(&golden.response, f64::from(reward(ours)), golden.ens);
         }
         // one that was cut is written again
         std::fs::OpenOptions::new().write(true).open(&weights).unwrap().set_len(1000).unwrap();

@@ -10,6 +10,7 @@ mod program;
 #[expect(dead_code, reason = "each test file uses its part")]
 mod support;
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -531,6 +532,63 @@ fn the_openapi_document_describes_what_is_answered() {
     for path in get(address(), "/nothing").json()["paths"].as_array().unwrap() {
         let (verb, path) = path.as_str().unwrap().split_once(' ').unwrap();
         assert!(described[path].get(verb.to_lowercase()).is_some(), "{verb} {path}");
+    }
+}
+
+#[test]
+fn what_a_model_reads_is_told() {
+    let text = |prompt: &str, response: &str| json!({"text": {"prompt": prompt, "response": response}});
+    let samples =
+        json!([text("1", "2"), {"formatted": "5 </s>"}, {"token_ids": [7, 8]}, text("1", &"2 ".repeat(99))]);
+    let answer = ask("/rewarm/v1/tokens", &json!({"samples": samples, "variant": "warm"}));
+    let mut told = answer.json();
+    let error = told["results"].as_array_mut().unwrap().pop().unwrap()["error"].take();
+    assert_eq!(error["code"], "INVALID_ARGUMENT");
+    assert!(error["message"].as_str().unwrap().contains("the limit is 64"), "{error}");
+    let read = |rendered: &str, ids: &[u32]| {
+        let tokens: Vec<&str> = rendered.split(' ').collect();
+        json!({"rendered": rendered, "tokens": tokens, "token_ids": ids, "truncated_tokens": 0})
+    };
+    let expected = [read("<s> 1 2", &[1001, 1, 2]), read("5 </s>", &[5, 1002]), read("7 8", &[7, 8])];
+    assert_eq!(told["results"], json!(expected));
+
+    // cut as a reward's sample is
+    let long = json!({"samples": [text("1", &"2 ".repeat(99))], "variant": "warm", "truncation": "right"});
+    let told = ask("/rewarm/v1/tokens", &long).json();
+    assert_eq!(told["results"][0]["token_ids"].as_array().unwrap().len(), 64);
+    assert_eq!(told["results"][0]["truncated_tokens"], 101 - 64);
+    let scored = ask("/rewarm/v1/score", &long).json();
+    assert_eq!(scored["results"][0]["score"]["truncated_tokens"], 101 - 64);
+
+    assert_eq!(ask("/rewarm/v1/tokens?variant=nobody", &json!({"samples": []})).status, 400);
+    assert_eq!(get(address(), "/rewarm/v1/tokens").status, 405);
+}
+
+#[test]
+fn the_page_for_people_asks_what_is_answered_and_nobody_asks_through_it() {
+    let server = Server::start(&["--ui", "127.0.0.1:0"]);
+    let listening = server.log.iter().find(|line| line["message"] == "listening").unwrap();
+    let address: SocketAddr = listening["ui"].as_str().unwrap().parse().unwrap();
+    let page = get(address, "/");
+    assert_eq!(page.status, 200);
+    assert!(page.header("content-type").unwrap().starts_with("text/html"));
+    assert!(page.header("content-security-policy").unwrap().contains("default-src 'none'"));
+    let text = page.text();
+    let asked: BTreeSet<&str> = text.split('"').filter(|part| part.starts_with("/rewarm/")).collect();
+    assert_eq!(asked.len(), 3, "{asked:?}");
+    let samples = json!({"samples": [{"text": {"prompt": "What happened today?", "response": "I won."}}]});
+    for path in asked {
+        let ask = |more: &[(&str, &str)]| {
+            let headers = [&[("Content-Type", "application/json")], more].concat();
+            post(address, path, &headers, samples.to_string().as_bytes())
+        };
+        let is_read = path.ends_with("/info");
+        let answer = if is_read { get(address, path) } else { ask(&[("Sec-Fetch-Site", "same-origin")]) };
+        assert_eq!(answer.status, 200, "{path}: {}", answer.text());
+        if !is_read {
+            let refused = ask(&[("Sec-Fetch-Site", "cross-site")]);
+            assert_eq!(refused.status, 403, "{path}");
+        }
     }
 }
 

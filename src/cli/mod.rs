@@ -160,6 +160,10 @@ struct ServeArgs {
     /// Where /metrics, /healthz and /readyz are [default: 127.0.0.1:9090].
     #[arg(long, value_name = "ADDRESS", env = "REWARM_METRICS", value_parser = config::address)]
     metrics: Option<SocketAddr>,
+    /// Where a page for people is: rewards of all variants and members side by side, and what the models read
+    /// [default: nowhere; without an address: 127.0.0.1:50080].
+    #[arg(long, value_name = "ADDRESS", env = "REWARM_UI", value_parser = config::address, num_args = 0..=1, default_missing_value = "127.0.0.1:50080")]
+    ui: Option<SocketAddr>,
     /// The server's certificate and those between it and a root, in PEM: its ports speak TLS then.
     #[arg(long, value_name = "FILE", env = "REWARM_TLS_CERTIFICATE")]
     tls_certificate: Option<PathBuf>,
@@ -457,6 +461,7 @@ impl ServeArgs {
                 (Port::Http, self.http),
                 (Port::Admin, self.admin),
                 (Port::Metrics, self.metrics),
+                (Port::Ui, self.ui),
             ]),
             tls_certificate: self.tls_certificate.clone(),
             tls_key: self.tls_key.clone(),

@@ -82,6 +82,7 @@ fn tell(config: &ServeConfig) {
         http = told(Port::Http),
         admin = told(Port::Admin),
         metrics = told(Port::Metrics),
+        ui = told(Port::Ui),
         tls_certificate = tls.as_ref().map(|tls| tls.certificate.display().to_string()),
         tls_client_ca = tls.as_ref().and_then(|tls| Some(tls.client_ca.as_ref()?.display().to_string())),
         tokens = tokens.as_ref().map(|path| path.display().to_string()),

@@ -52,13 +52,13 @@ fn is_open(port: Port, path: &str) -> bool {
         }
         Port::Http => matches!(path, "/health" | "/v2/health/live" | "/v2/health/ready"),
         Port::Metrics => matches!(path, "/healthz" | "/readyz"),
-        Port::Admin => false,
+        Port::Admin | Port::Ui => false,
     }
 }
 
 fn permission(port: Port) -> Permission {
     match port {
-        Port::Reward | Port::Http => Permission::Score,
+        Port::Reward | Port::Http | Port::Ui => Permission::Score,
         Port::Metrics => Permission::Metrics,
         Port::Admin => Permission::Admin,
     }
@@ -144,7 +144,7 @@ impl Guard {
                 aside(None, Some(refused), error.code(), token);
                 match self.port {
                     Port::Reward | Port::Admin => Status::from(error).into_http(),
-                    Port::Http | Port::Metrics => {
+                    Port::Http | Port::Metrics | Port::Ui => {
                         let (head, rest) = request.into_parts();
                         body::discard(&self.state, &head.headers, rest).await;
                         answer::failed(&error)
@@ -158,7 +158,7 @@ impl Guard {
     fn page(&self, response: &Response<Body>) -> Option<(bool, Code)> {
         match self.port {
             Port::Reward | Port::Admin => None,
-            Port::Http => {
+            Port::Http | Port::Ui => {
                 let Counted(method, code) = response.extensions().get()?;
                 Some((*method == Method::Page, *code))
             }

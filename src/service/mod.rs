@@ -7,6 +7,7 @@
 //!           (http/)                                    ▼
 //! admin     AdminService (admin.rs)                  score.rs: route, tokenize, queue, forward
 //! metrics   /metrics, /healthz, /readyz (pages.rs)     │
+//! ui        the page for people, with http below (ui/)  │
 //!    ▲                                                 ▼
 //!    │                 State (state.rs): the phase, the limits, and what serves now (models.rs)
 //!    └─ listener/: the connections of all ports (ports.rs), with TLS (tls.rs); guard.rs lets calls in (access/)
@@ -55,6 +56,7 @@ mod state;
 mod status;
 mod tls;
 mod tokenize;
+mod ui;
 mod watch;
 mod witness;
 
@@ -303,6 +305,7 @@ pub async fn start(config: Config, source: impl Source) -> Result<Running, Start
             ),
             Port::Admin => (grpc(admin_service_server::SERVICE_NAME), admin_routes(&state)),
             Port::Metrics => (http1(), pages::router(state.clone(), exporter.clone())),
+            Port::Ui => (http1(), ui::router(http::router(state.clone(), Vec::new()))),
         };
         // Whoever watches the server may do so until its end: that port never closes, it is dropped.
         let ending = if port == Port::Metrics { Ending::default() } else { ending.clone() };
@@ -325,6 +328,7 @@ pub async fn start(config: Config, source: impl Source) -> Result<Running, Start
         http = told(Port::Http),
         admin = told(Port::Admin),
         metrics = told(Port::Metrics),
+        ui = told(Port::Ui),
         "listening"
     );
     let life = tokio::spawn(live(config, state.clone(), servers, ending.cutting, background, exporting));

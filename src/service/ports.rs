@@ -42,6 +42,7 @@ impl Port {
             Self::Http => "http",
             Self::Admin => "admin",
             Self::Metrics => "metrics",
+            Self::Ui => "ui",
         }
     }
 
@@ -49,7 +50,7 @@ impl Port {
     pub fn default_address(self) -> Option<SocketAddr> {
         match self {
             Self::Reward => Some(([0, 0, 0, 0], 50051).into()),
-            Self::Http => None,
+            Self::Http | Self::Ui => None,
             Self::Admin => Some(([127, 0, 0, 1], 50052).into()),
             Self::Metrics => Some(([127, 0, 0, 1], 9090).into()),
         }
@@ -61,6 +62,7 @@ impl Port {
             Self::Http => "the reward service over HTTP",
             Self::Admin => "the admin service",
             Self::Metrics => "metrics and health",
+            Self::Ui => "the page for people",
         }
     }
 }

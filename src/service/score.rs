@@ -155,9 +155,18 @@ struct Found {
 /// The variant that shall score, and the one that shadows it.
 fn find(state: &State, request: &Request) -> Result<Found, ServiceError> {
     let serving = state.serving()?;
+    let served = served(&serving, request)?;
+    metrics::request_received(&served.info.name, request.inputs.len());
+    let shadow = serving.routing.shadow_of(&served.info.name, &request.target.key);
+    let shadow = shadow.and_then(|shadow| serving.variants.get(shadow)).cloned();
+    Ok(Found { served, shadow })
+}
+
+/// The variant that a request asks for, or that routing finds for it.
+pub(super) fn served(serving: &Serving, request: &Request) -> Result<Arc<ServedVariant>, ServiceError> {
     let Target { variant, key } = &request.target;
     let pinned = request.options.expected_fingerprint.as_deref();
-    let name = variant.as_deref().unwrap_or_else(|| routed(&serving, key, pinned));
+    let name = variant.as_deref().unwrap_or_else(|| routed(serving, key, pinned));
     let Some(served) = serving.variants.get(name).cloned() else {
         let names: Vec<&str> = serving.variants.keys().map(String::as_str).collect();
         return Err(ServiceError::UnknownVariant { known: names.join(", ") });
@@ -171,10 +180,7 @@ fn find(state: &State, request: &Request) -> Result<Found, ServiceError> {
             expected: expected.clone(),
         });
     }
-    metrics::request_received(&served.info.name, request.inputs.len());
-    let shadow = serving.routing.shadow_of(&served.info.name, key);
-    let shadow = shadow.and_then(|shadow| serving.variants.get(shadow)).cloned();
-    Ok(Found { served, shadow })
+    Ok(served)
 }
 
 /// The variant that routing finds for `key`; but a caller who has pinned a fingerprint stays with the variant that has it,
@@ -257,8 +263,7 @@ async fn score(
             // The engine owes an outcome for each sequence; a missing reward must not shift the others.
             None => Err(failure(Code::Internal, &SampleError::ForwardFailed)),
         },
-        Err(error @ TokenizeError::Text(_)) => Err(failure(Code::InvalidArgument, &error)),
-        Err(error @ TokenizeError::Panicked) => Err(failure(Code::Internal, &error)),
+        Err(error) => Err(untokenized(&error)),
     });
     Ok(Scored {
         results: results.collect(),
@@ -300,6 +305,14 @@ fn score_of(reward: Reward, tokens: SampleTokens, return_members: bool) -> Score
         reward_std: reward.reward_std,
         tokens: tokens.tokens,
         truncated_tokens: tokens.truncated,
+    }
+}
+
+/// Of a sample without tokens.
+pub(super) fn untokenized(error: &TokenizeError) -> SampleFailure {
+    match error {
+        TokenizeError::Text(_) => failure(Code::InvalidArgument, error),
+        TokenizeError::Panicked => failure(Code::Internal, error),
     }
 }
 

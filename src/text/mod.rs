@@ -372,6 +372,16 @@ impl SampleTokenizer {
         self.encoder.gives_token_types()
     }
 
+    /// The text of tokens, special ones included, as transformers' `decode` has it: what a model reads, for a person.
+    pub fn rendered(&self, token_ids: &[u32]) -> String {
+        self.encoder.rendered_tokens(token_ids)
+    }
+
+    /// A token as the vocabulary has it; empty where it has none.
+    pub fn token(&self, id: u32) -> String {
+        self.encoder.token(id)
+    }
+
     /// The tokenizer's padding token, if it names one. Nothing here pads.
     pub fn pad_token_id(&self) -> Option<u32> {
         self.encoder.pad_token_id()

@@ -97,6 +97,17 @@ impl Encoder {
         self.backend.gives_token_types
     }
 
+    /// As [`super::SampleTokenizer::rendered`].
+    pub(super) fn rendered_tokens(&self, token_ids: &[u32]) -> String {
+        let decoded = guarded(|| self.backend.tokenizer.decode(token_ids, false));
+        decoded.ok().and_then(Result::ok).unwrap_or_default()
+    }
+
+    /// As [`super::SampleTokenizer::token`].
+    pub(super) fn token(&self, id: u32) -> String {
+        self.backend.tokenizer.id_to_token(id).unwrap_or_default()
+    }
+
     /// The padding token.
     pub(super) fn pad_token_id(&self) -> Option<u32> {
         self.backend.padding

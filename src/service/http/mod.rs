@@ -20,6 +20,8 @@
 //! | `/v1/score/evaluation` | LLaMA-Factory | `messages` | never | `scores[]` |
 //! | `/predict`, `/` | TEI, huggingface_hub | `inputs` | always; of a pair by the model's text rule | `[][].score` |
 //!
+//! `/rewarm/v1/tokens` takes what `/rewarm/v1/score` takes, and tells what the model reads of it.
+//!
 //! Rules that hold on all:
 //!
 //! - A reward is the raw logit. vLLM and TEI apply an activation unless they are told not to; here one is applied only
@@ -54,6 +56,7 @@ mod own;
 mod pages;
 mod pairs;
 mod tei;
+mod tokens;
 mod trainers;
 
 use std::sync::Arc;
@@ -109,6 +112,10 @@ async fn dispatch(state: &Arc<State>, elsewhere: &[&Elsewhere], request: Request
         (Kind::Score { method, read, .. }, &Verb::POST) => {
             return scored(state, *method, *read, head, body).await;
         }
+        (Kind::Tokens { .. }, &Verb::POST) => match tokens::tokens(state, head, body).await {
+            Ok(response) => (Method::Page, Code::Ok, response),
+            Err(error) => (Method::Page, error.code(), answer::failed(&error)),
+        },
         (Kind::Page { page, .. }, &Verb::GET | &Verb::HEAD) => {
             // whoever asks for health may add to the URL what he likes
             match page(state, &Asked::read(&head).unwrap_or_default()) {

@@ -20,6 +20,17 @@ pub(super) fn document(elsewhere: &[&Elsewhere]) -> Value {
                     "summary": route.what,
                     "responses": responses(&[("answer", answer)]),
                 }),
+                Kind::Tokens { request, answer } => {
+                    let request = parsed(request);
+                    let example =
+                        json!({"schema": schema(&request), "examples": {"request": {"value": request}}});
+                    json!({
+                        "summary": route.what,
+                        "parameters": parameters(),
+                        "requestBody": {"required": true, "content": {"application/json": example}},
+                        "responses": responses(&[("answer", answer)]),
+                    })
+                }
                 Kind::OpenApi => json!({"summary": route.what, "responses": responses(&[])}),
                 Kind::Score { dialects, .. } => json!({
                     "summary": route.what,

@@ -40,6 +40,8 @@ pub(super) enum Kind {
     },
     /// With GET: the document that describes all routes.
     OpenApi,
+    /// With POST: what a model reads of samples.
+    Tokens { request: &'static str, answer: &'static str },
     /// With POST.
     Score { method: Method, read: Read, dialects: &'static [Dialect] },
 }
@@ -63,7 +65,7 @@ impl Route {
     pub(super) fn verb(&self) -> &'static str {
         match self.kind {
             Kind::Page { .. } | Kind::OpenApi => "GET",
-            Kind::Score { .. } => "POST",
+            Kind::Score { .. } | Kind::Tokens { .. } => "POST",
         }
     }
 }
@@ -262,6 +264,14 @@ pub(super) const ROUTES: &[Route] = &[
                 request: r#"{"inputs": [["I won the lottery."], ["What happened?", "I broke my leg."]], "raw_scores": true}"#,
                 answer: r#"[[{"label": "LABEL_0", "score": 1.25}]]"#,
             }],
+        },
+    },
+    Route {
+        paths: &["/rewarm/v1/tokens"],
+        what: "What the model reads of samples: the rendered text and its tokens, with the body of /rewarm/v1/score; nothing is scored",
+        kind: Kind::Tokens {
+            request: r#"{"samples": [{"text": {"prompt": "What happened?", "response": "I won the lottery."}}], "truncation": "left"}"#,
+            answer: r#"{"results": [{"rendered": "[CLS] what happened? [SEP] i won the lottery. [SEP]", "tokens": ["[CLS]"], "token_ids": [2], "truncated_tokens": 0}], "variant": "warm", "fingerprint": ".."}"#,
         },
     },
     Route {

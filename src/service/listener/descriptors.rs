@@ -65,7 +65,7 @@ impl Bounds {
         match port {
             Port::Reward | Port::Http => self.reward,
             Port::Admin => self.admin,
-            Port::Metrics => self.metrics,
+            Port::Metrics | Port::Ui => self.metrics,
         }
     }
 
