@@ -147,7 +147,7 @@ fn http(
     let authorization = authorization.map_or(String::new(), |value| format!("Authorization: {value}\r\n"));
     write!(
         stream,
-        "{verb} {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{authorization}\
+        "{verb} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n{authorization}\
          Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
         body.len()
     )

@@ -94,7 +94,8 @@ impl Connection {
 pub(crate) fn post(address: SocketAddr, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
     let mut connection = Connection::open(address);
     let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-    let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {}\r\n\r\n", body.len());
+    let head =
+        format!("POST {path} HTTP/1.1\r\nHost: {address}\r\n{headers}Content-Length: {}\r\n\r\n", body.len());
     connection.send(&[head.as_bytes(), body].concat());
     connection.answer()
 }
@@ -102,6 +103,6 @@ pub(crate) fn post(address: SocketAddr, path: &str, headers: &[(&str, &str)], bo
 /// On a connection of its own.
 pub(crate) fn get(address: SocketAddr, path: &str) -> Answer {
     let mut connection = Connection::open(address);
-    connection.send(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes());
+    connection.send(format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n").as_bytes());
     connection.answer_to("GET")
 }
