@@ -131,7 +131,7 @@ fn a_spoiled_checkpoint_is_refused_by_name() {
             name: "quantized",
             spoil: |c| c.config["quantization_config"] = json!({"bits": 4}),
             then: NOTHING_MORE,
-            says: &["`quantization_config`", "not supported"],
+            says: &["`quant_method` is missing", "`quantization_config`"],
             by_check: true,
         },
         Case {

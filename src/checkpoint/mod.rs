@@ -23,6 +23,7 @@ mod foreign;
 mod known;
 pub mod lora;
 mod pickled;
+pub mod quantized;
 pub mod write;
 
 use std::collections::BTreeMap;
@@ -47,6 +48,8 @@ use crate::checkpoint::extent::Extent;
 use crate::checkpoint::known::Known;
 use crate::checkpoint::lora::Change;
 use crate::checkpoint::lora::LowRank;
+use crate::checkpoint::quantized::Part;
+use crate::checkpoint::quantized::Recipe;
 use crate::disk;
 use crate::disk::kept::Kept;
 use crate::values::Values;
@@ -117,20 +120,42 @@ struct OpenFile {
     tensors: BTreeMap<String, Extent>,
 }
 
-/// Where a tensor is, and what an adapter adds to it.
+/// What a tensor is made of, and what an adapter adds to it.
 #[derive(Debug)]
 struct Place {
+    source: Source,
+    update: Option<Update>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Stored(Stored),
+    Quantized(Box<Quantized>),
+}
+
+/// A tensor in one of the files.
+#[derive(Clone, Debug)]
+struct Stored {
     file: usize,
     extent: Extent,
-    update: Option<Update>,
+}
+
+/// Codes and scales.
+#[derive(Debug)]
+struct Quantized {
+    /// What they make; as far from each other as the parts are long are its offsets.
+    info: TensorInfo,
+    recipe: Recipe,
+    codes: Stored,
+    /// Beside them, by name.
+    parts: Vec<(String, Stored)>,
 }
 
 /// The factors of a low-rank update, in the adapter's file.
 #[derive(Debug)]
 struct Update {
-    file: usize,
-    a: Extent,
-    b: Extent,
+    a: Stored,
+    b: Stored,
     scale: f64,
     is_transposed: bool,
 }
@@ -144,6 +169,44 @@ pub struct TensorBytes<'a> {
     pub shape: &'a [usize],
     /// As many as the shape says, or a sample of them.
     pub values: Values,
+}
+
+impl Source {
+    /// What it is read as.
+    fn info(&self) -> &TensorInfo {
+        match self {
+            Self::Stored(stored) => &stored.extent.info,
+            Self::Quantized(quantized) => &quantized.info,
+        }
+    }
+
+    /// Where it is, or its codes are.
+    fn file(&self) -> usize {
+        match self {
+            Self::Stored(stored) => stored.file,
+            Self::Quantized(quantized) => quantized.codes.file,
+        }
+    }
+}
+
+impl Place {
+    fn stored(file: usize, extent: Extent) -> Self {
+        Self { source: Source::Stored(Stored { file, extent }), update: None }
+    }
+}
+
+impl Quantized {
+    /// Of what is made, from the digests of what it is made of.
+    fn digest(&self, codes: &Digest, parts: &[Digest]) -> Digest {
+        let mut hasher = blake3::Hasher::new();
+        hasher
+            .update(format!("quantized\n{:?} {:?}\n", self.info.shape, self.recipe).as_bytes())
+            .update(codes);
+        for part in parts {
+            hasher.update(part);
+        }
+        *hasher.finalize().as_bytes()
+    }
 }
 
 impl Update {
@@ -213,6 +276,7 @@ impl Checkpoint {
             checkpoint.add_file(value_head)?;
         }
         checkpoint.unwrap();
+        checkpoint.dequantize()?;
         Ok(checkpoint)
     }
 
@@ -245,22 +309,19 @@ impl Checkpoint {
         for (name, change) in changes.tensors {
             let Change { whole, low_rank } = change;
             if let Some(whole) = whole {
-                let place = Place { file, extent: stored[&whole].clone(), update: None };
-                checkpoint.tensors.insert(name.clone(), place);
+                checkpoint.tensors.insert(name.clone(), Place::stored(file, stored[&whole].clone()));
             }
             if let Some(LowRank { a, b, scale, is_transposed }) = low_rank {
-                let (a, b) = (stored[&a].clone(), stored[&b].clone());
+                let [a, b] = [a, b].map(|name| Stored { file, extent: stored[&name].clone() });
                 let place = checkpoint.tensors.get_mut(&name).expect("updates are of the base's tensors");
-                place.update = Some(Update { file, a, b, scale, is_transposed });
+                place.update = Some(Update { a, b, scale, is_transposed });
             }
         }
         if let Some(value_head) = value_head(dir) {
             let file = checkpoint.open_file(value_head)?;
             let head = checkpoint.files[file].tensors.clone().into_iter();
             // in the place of a base's, from which it was trained on
-            checkpoint
-                .tensors
-                .extend(head.map(|(name, extent)| (name, Place { file, extent, update: None })));
+            checkpoint.tensors.extend(head.map(|(name, extent)| (name, Place::stored(file, extent))));
         }
         checkpoint.base = Some(base.to_owned());
         checkpoint.dir = dir.to_owned();
@@ -278,8 +339,44 @@ impl Checkpoint {
         self.notes.push(note);
     }
 
+    /// Puts tensors that are quantized in the place of their parts.
+    fn dequantize(&mut self) -> Result<(), CheckpointError> {
+        let Some(settings) = quantized::Settings::of(&self.dir)? else { return Ok(()) };
+        let infos = self.tensors.iter().map(|(name, place)| (name.as_str(), place.source.info())).collect();
+        let read = |name: &str| self.read_part(name, self.stored(name)?).map(|(part, _)| part);
+        let quantized::Dequantized { found, unused, note } =
+            settings.find(quantized::Stored::new(infos, &read))?;
+        let mut made = Vec::with_capacity(found.len());
+        for quantized::Found { name, shape, parts, recipe } in found {
+            let mut parts = parts.into_iter().map(|part| Ok((part.clone(), self.stored(&part)?.clone())));
+            let parts = parts.by_ref().collect::<Result<Vec<_>, CheckpointError>>()?;
+            let bytes = parts.iter().map(|(_, part)| part.extent.bytes()).sum();
+            let info = TensorInfo { dtype: recipe.format().into(), shape, data_offsets: (0, bytes) };
+            made.push((name, info, recipe, parts));
+        }
+        unused.iter().for_each(|name| drop(self.tensors.remove(name)));
+        for (_, _, _, parts) in &made {
+            parts.iter().for_each(|(name, _)| drop(self.tensors.remove(name)));
+        }
+        for (name, info, recipe, mut parts) in made {
+            let (_, codes) = parts.remove(0);
+            let source = Source::Quantized(Box::new(Quantized { info, recipe, codes, parts }));
+            self.tensors.insert(name, Place { source, update: None });
+        }
+        self.notes.push(note);
+        Ok(())
+    }
+
+    fn stored(&self, name: &str) -> Result<&Stored, CheckpointError> {
+        match &self.find(name)?.source {
+            Source::Stored(stored) => Ok(stored),
+            Source::Quantized(_) => Err(CheckpointError::MissingTensor { name: name.to_owned() }),
+        }
+    }
+
     fn shapes(&self) -> BTreeMap<&str, &[usize]> {
-        self.tensors.iter().map(|(name, place)| (name.as_str(), place.extent.info.shape.as_slice())).collect()
+        let shapes = self.tensors.iter();
+        shapes.map(|(name, place)| (name.as_str(), place.source.info().shape.as_slice())).collect()
     }
 
     fn open_shards(&mut self, index: &Path) -> Result<(), CheckpointError> {
@@ -305,7 +402,7 @@ impl Checkpoint {
             let held = self
                 .tensors
                 .get(&foreign::todays(name))
-                .is_some_and(|place| self.files[place.file].path.ends_with(shard));
+                .is_some_and(|place| self.files[place.source.file()].path.ends_with(shard));
             if !held {
                 return Err(CheckpointError::config(
                     index,
@@ -321,8 +418,7 @@ impl Checkpoint {
         let file = self.open_file(path)?;
         let OpenFile { path, tensors, .. } = &self.files[file];
         for (name, extent) in tensors {
-            let place = Place { file, extent: extent.clone(), update: None };
-            if self.tensors.insert(foreign::todays(name), place).is_some() {
+            if self.tensors.insert(foreign::todays(name), Place::stored(file, extent.clone())).is_some() {
                 let problem =
                     format!("tensor `{name}` is there twice, or in another file of the checkpoint as well");
                 return Err(CheckpointError::Damaged { path: path.clone(), problem });
@@ -358,7 +454,8 @@ impl Checkpoint {
     /// Whether this tensor is an adapter's own, and not its base's.
     pub fn is_adapters(&self, name: &str) -> bool {
         let place = self.tensors.get(name);
-        self.base.is_some() && place.is_some_and(|place| self.files[place.file].path.starts_with(&self.dir))
+        self.base.is_some()
+            && place.is_some_and(|place| self.files[place.source.file()].path.starts_with(&self.dir))
     }
 
     /// Whether an adapter adds to this tensor of its base.
@@ -394,17 +491,20 @@ impl Checkpoint {
         self.tensors.contains_key(name)
     }
 
-    /// What the header says of a tensor.
+    /// What the header says of a tensor; of one that is quantized, what it is read as.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
-        Some(&self.tensors.get(name)?.extent.info)
+        Some(self.tensors.get(name)?.source.info())
     }
 
     /// Reads one tensor. Fails if it is not what it was when it was read before.
     pub fn read(&self, name: &str) -> Result<TensorBytes<'_>, CheckpointError> {
-        let Place { file, extent, update } = self.find(name)?;
-        let info = &extent.info;
-        let (mut values, mut digest) = self.read_stored(*file, extent)?;
-        if let Some(update @ Update { file, a, b, scale, is_transposed }) = update {
+        let Place { source, update } = self.find(name)?;
+        let info = source.info();
+        let (mut values, mut digest) = match source {
+            Source::Stored(stored) => self.read_stored(stored)?,
+            Source::Quantized(quantized) => self.read_quantized(name, quantized)?,
+        };
+        if let Some(update @ Update { a, b, scale, is_transposed }) = update {
             if let Values::Other(_) = values {
                 return Err(CheckpointError::Unsupported(format!(
                     "tensor `{name}` is stored as {:?}, to which no update can be added: supported are F64, F32, F16 \
@@ -412,7 +512,7 @@ impl Checkpoint {
                     info.dtype
                 )));
             }
-            let ((a, digest_a), (b, digest_b)) = (self.read_stored(*file, a)?, self.read_stored(*file, b)?);
+            let ((a, digest_a), (b, digest_b)) = (self.read_stored(a)?, self.read_stored(b)?);
             let mut sum = match self.room(safetensors::Dtype::F64, values_in(&info.shape) * 8) {
                 Values::F64(sum) => sum,
                 _ => unreachable!("room is of the type that was asked for"),
@@ -428,13 +528,14 @@ impl Checkpoint {
         if *digests.entry(name.to_owned()).or_insert(digest) != digest || !is_as_recalled {
             self.files.iter().for_each(|file| file.known.forget());
             let problem = format!("tensor `{name}` changed while it was read");
-            return Err(CheckpointError::Damaged { path: self.files[*file].path.clone(), problem });
+            return Err(CheckpointError::Damaged { path: self.files[source.file()].path.clone(), problem });
         }
         Ok(TensorBytes { dtype: info.dtype, shape: &info.shape, values })
     }
 
     /// What a file holds there, and its digest.
-    fn read_stored(&self, file: usize, extent: &Extent) -> Result<(Values, Digest), CheckpointError> {
+    fn read_stored(&self, stored: &Stored) -> Result<(Values, Digest), CheckpointError> {
+        let (file, extent) = (stored.file, &stored.extent);
         let Extent { info, view } = extent;
         let (start, end) = info.data_offsets;
         let mut values = self.room(info.dtype, end - start);
@@ -458,30 +559,78 @@ impl Checkpoint {
         Ok((values, digest))
     }
 
+    /// A tensor that others are made of, and its digest.
+    fn read_part(&self, name: &str, stored: &Stored) -> Result<(Part, Digest), CheckpointError> {
+        let (values, digest) = self.read_stored(stored)?;
+        Ok((Part { name: name.to_owned(), dtype: stored.extent.info.dtype, values }, digest))
+    }
+
+    /// What codes and scales make, and its digest: codes are read, digested and decoded while they are in the cache, so that they
+    /// are never there as a whole.
+    fn read_quantized(&self, name: &str, quantized: &Quantized) -> Result<(Values, Digest), CheckpointError> {
+        let Quantized { info, recipe, codes, parts } = quantized;
+        let parts = parts.iter().map(|(name, part)| self.read_part(name, part));
+        let (parts, digests): (Vec<_>, Vec<_>) = parts.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
+        let scales = recipe.scales(&parts).map_err(|problem| {
+            CheckpointError::Unsupported(format!("tensor `{name}` cannot be dequantized: {problem}"))
+        })?;
+        let mut values = self.room(info.dtype, values_in(&info.shape) * recipe.format().bytes());
+        let Stored { file, extent } = codes;
+        let (file, start) = (&self.files[*file], extent.info.data_offsets.0);
+        let of_codes = match &extent.view {
+            // in steps, as no file of a quantizer has it
+            Some(_) => {
+                let (codes, digest) = self.read_stored(codes)?;
+                recipe.fill(&scales, &mut values, |at, bytes| {
+                    bytes.copy_from_slice(&codes.bytes()[at..][..bytes.len()]);
+                    Ok::<_, CheckpointError>(())
+                })?;
+                digest
+            }
+            None => {
+                let mut hasher = blake3::Hasher::new();
+                hasher.update(format!("{:?} {:?}\n", extent.info.dtype, extent.info.shape).as_bytes());
+                recipe.fill(&scales, &mut values, |at, bytes| {
+                    file.read_at(bytes, (start + at) as u64)?;
+                    hasher.update_rayon(bytes);
+                    Ok::<_, CheckpointError>(())
+                })?;
+                let digest = *hasher.finalize().as_bytes();
+                file.known.was_read(extent, &digest);
+                digest
+            }
+        };
+        parts.into_iter().for_each(|part| self.give_back(part.values));
+        Ok((values, quantized.digest(&of_codes, &digests)))
+    }
+
     /// Reads at most so many values from the middle of a tensor, and compares them with nothing.
     pub fn sample(&self, name: &str, values: usize) -> Result<TensorBytes<'_>, CheckpointError> {
-        let Place { file, extent, update } = self.find(name)?;
-        let Extent { info, view } = extent;
-        let (start, end) = info.data_offsets;
+        let Place { source, update } = self.find(name)?;
+        let info = source.info();
         let count = values_in(&info.shape);
         let sampled = values.min(count);
         let first = (count - sampled) / 2;
-        if update.is_some() {
-            let mut tensor = self.read(name)?; // whole: as many rows would need all of one factor anyway
-            let Values::F64(sum) = &mut tensor.values else { unreachable!("updated in f64") };
-            let middle = sum[first..first + sampled].to_vec();
-            self.give_back(std::mem::replace(&mut tensor.values, Values::F64(middle)));
-            return Ok(tensor);
-        }
+        let stored = match source {
+            Source::Stored(stored) if update.is_none() => stored,
+            // whole: of an update as many rows would need all of one factor anyway
+            _ => {
+                let mut tensor = self.read(name)?;
+                let middle = tensor.values.part(first..first + sampled);
+                self.give_back(std::mem::replace(&mut tensor.values, middle));
+                return Ok(tensor);
+            }
+        };
+        let (start, end) = info.data_offsets;
         let size = (end - start) / count.max(1);
         let mut values = Values::zeros(info.dtype, sampled * size);
-        if view.is_some() {
-            let (whole, _) = self.read_stored(*file, extent)?;
+        if stored.extent.view.is_some() {
+            let (whole, _) = self.read_stored(stored)?;
             values.bytes_mut().copy_from_slice(&whole.bytes()[first * size..][..sampled * size]);
             self.give_back(whole);
             return Ok(TensorBytes { dtype: info.dtype, shape: &info.shape, values });
         }
-        self.files[*file].read_at(values.bytes_mut(), (start + first * size) as u64)?;
+        self.files[stored.file].read_at(values.bytes_mut(), (start + first * size) as u64)?;
         Ok(TensorBytes { dtype: info.dtype, shape: &info.shape, values })
     }
 
@@ -547,14 +696,18 @@ impl Checkpoint {
     }
 
     fn recalled_digest(&self, name: &str) -> Option<Digest> {
-        let Place { file, extent, update } = self.tensors.get(name)?;
-        let of = |file: usize, extent: &Extent| self.files[file].known.recalled(extent);
-        let stored = of(*file, extent)?;
-        Some(match update {
-            Some(update) => {
-                update.digest(&stored, &of(update.file, &update.a)?, &of(update.file, &update.b)?)
+        let Place { source, update } = self.tensors.get(name)?;
+        let of = |stored: &Stored| self.files[stored.file].known.recalled(&stored.extent);
+        let before = match source {
+            Source::Stored(stored) => of(stored)?,
+            Source::Quantized(quantized) => {
+                let parts = quantized.parts.iter().map(|(_, part)| of(part)).collect::<Option<Vec<_>>>()?;
+                quantized.digest(&of(&quantized.codes)?, &parts)
             }
-            None => stored,
+        };
+        Some(match update {
+            Some(update) => update.digest(&before, &of(&update.a)?, &of(&update.b)?),
+            None => before,
         })
     }
 

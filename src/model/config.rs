@@ -92,11 +92,6 @@ impl CheckpointConfig {
     pub fn parse(fields: &Map<String, Value>, manifest: &Manifest) -> Result<Self, String> {
         let fields = Fields(fields);
         fields.refuse_unless(
-            "quantization_config",
-            Value::is_null,
-            "quantized checkpoints are not supported",
-        )?;
-        fields.refuse_unless(
             "per_layer_config",
             Value::is_null,
             "layers with configs of their own are not supported",

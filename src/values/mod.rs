@@ -126,6 +126,17 @@ impl Values {
         }
     }
 
+    /// A copy of some of them; of types that we do not compute with, of bytes.
+    pub fn part(&self, range: Range<usize>) -> Self {
+        match self {
+            Self::F64(values) => Self::F64(values[range].to_vec()),
+            Self::F32(values) => Self::F32(values[range].to_vec()),
+            Self::F16(values) => Self::F16(values[range].to_vec()),
+            Self::Bf16(values) => Self::Bf16(values[range].to_vec()),
+            Self::Other(bytes) => Self::Other(bytes[range].to_vec()),
+        }
+    }
+
     /// As [`Self::bytes`].
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         match self {

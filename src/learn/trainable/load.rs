@@ -17,6 +17,7 @@ use super::Trainable;
 use super::save;
 use super::threads::Threads;
 use crate::checkpoint::Checkpoint;
+use crate::checkpoint::quantized;
 use crate::disk;
 use crate::learn::memory::Needed;
 use crate::learn::parameter::Parameter;
@@ -101,6 +102,7 @@ impl Trainable {
             ));
         }
         let mut fields = read_fields(&config_path)?;
+        quantized::make_plain(&mut fields);
         let tokenizer = variant::load_tokenizer(&checkpoint, &manifest, &config, options.max_tokens)?;
         let num_layers = config.backbone.layers.len();
         if options.frozen_layers > num_layers {

@@ -6,6 +6,7 @@ use serde_json::Value;
 use serde_json::json;
 
 use crate::checkpoint::Checkpoint;
+use crate::checkpoint::quantized;
 use crate::disk;
 use crate::model::config::CheckpointConfig;
 use crate::model::pooling::HeadKind;
@@ -40,6 +41,7 @@ pub(super) fn merged(
     if fields.get("vocab_size").is_some_and(|size| *size != json!(config.backbone.vocab_size())) {
         fields.insert("vocab_size".to_owned(), json!(config.backbone.vocab_size()));
     }
+    quantized::make_plain(&mut fields);
     // where one member came from says nothing of the merge
     fields.shift_remove("_name_or_path");
     // transformers 4 wrote the second
