@@ -58,6 +58,8 @@ struct Files {
     config: Value,
     tensors: BTreeMap<String, Tensor>,
     metadata: BTreeMap<String, String>,
+    /// `hf_quant_config.json`.
+    modelopt: Option<Vec<u8>>,
 }
 
 fn tensors_of(path: &Path) -> (BTreeMap<String, Tensor>, BTreeMap<String, String>) {
@@ -78,7 +80,7 @@ impl Files {
         let dir = root().join("tests/data/quantized").join(name);
         let (tensors, metadata) = tensors_of(&dir.join("model.safetensors"));
         let config = serde_json::from_slice(&fs::read(dir.join("config.json")).unwrap()).unwrap();
-        Self { config, tensors, metadata }
+        Self { config, tensors, metadata, modelopt: fs::read(dir.join("hf_quant_config.json")).ok() }
     }
 
     /// The same model with the weights that the library makes of it.
@@ -88,9 +90,14 @@ impl Files {
             tensors_of(&root().join("tests/data/quantized").join(name).join("expected.safetensors"));
         let stem = |name: &str| name.split(".weight").next().unwrap().to_owned();
         let modules: Vec<String> = expected.keys().map(|name| stem(name)).collect();
-        files.tensors.retain(|name, _| !modules.iter().any(|module| name.starts_with(module)));
+        let is_part = |name: &str, module: &String| {
+            name.strip_prefix(&**module)
+                .is_some_and(|rest| [".", "_blocks", "_scales"].iter().any(|end| rest.starts_with(end)))
+        };
+        files.tensors.retain(|name, _| !modules.iter().any(|module| is_part(name, module)));
         files.tensors.extend(expected);
         files.config.as_object_mut().unwrap().remove("quantization_config");
+        files.modelopt = None;
         files
     }
 
@@ -98,6 +105,9 @@ impl Files {
         let dir = tempfile::tempdir().unwrap();
         TinyCheckpoint::llama(1).write(dir.path()); // for its tokenizer
         fs::write(dir.path().join("config.json"), self.config.to_string()).unwrap();
+        if let Some(settings) = &self.modelopt {
+            fs::write(dir.path().join("hf_quant_config.json"), settings).unwrap();
+        }
         self.write_weights(dir.path());
         dir
     }
@@ -238,6 +248,7 @@ struct Case {
 }
 
 const Q: &str = "model.layers.0.self_attn.q_proj";
+const EXPERTS: &str = "model.layers.0.mlp.experts";
 
 impl Files {
     fn drop(&mut self, name: &str) -> Tensor {
@@ -432,6 +443,57 @@ fn what_is_not_what_its_scheme_says_is_refused_by_name() {
             "awq",
             |f| f.cut(&format!("{Q}.scales"), 1),
             &["q_proj.scales` is [1, 32]", "qzeros` [2, 4]"],
+        ),
+        case(
+            "mxfp4: no scales",
+            "mxfp4",
+            |f| drop(f.drop(&format!("{EXPERTS}.down_proj_scales"))),
+            &["down_proj_scales` is missing"],
+        ),
+        case(
+            "mxfp4: too few scales",
+            "mxfp4",
+            |f| f.cut(&format!("{EXPERTS}.down_proj_scales"), 2),
+            &["down_proj_scales` is U8 [2, 64, 1]", "[3, 64, 1, 16]"],
+        ),
+        case(
+            "mxfp4: a power that is no number",
+            "mxfp4",
+            |f| f.tensors.get_mut(&format!("{EXPERTS}.down_proj_scales")).unwrap().bytes.fill(255),
+            &["down_proj` holds a value that is not finite"],
+        ),
+        case(
+            "torchao: no metadata",
+            "torchao",
+            |f| f.metadata.clear(),
+            &["down_proj._weight_qdata` is quantized, and the metadata"],
+        ),
+        case(
+            "torchao: another kind",
+            "torchao",
+            |f| drop(f.metadata.insert(format!("{Q}.weight"), r#"{"_type": "Int4Tensor"}"#.to_owned())),
+            &["q_proj.weight` is of the kind Int4Tensor", "Float8Tensor"],
+        ),
+        case(
+            "torchao: no scale",
+            "torchao",
+            |f| drop(f.drop(&format!("{Q}._weight_scale"))),
+            &["q_proj._weight_scale` is missing"],
+        ),
+        case(
+            "modelopt: no scale",
+            "modelopt-fp8",
+            |f| drop(f.drop(&format!("{Q}.weight_scale"))),
+            &["q_proj.weight_scale` is missing"],
+        ),
+        case(
+            "modelopt: smoothed",
+            "modelopt-fp8",
+            |f| {
+                let ones = f.tensors["model.norm.weight"].clone();
+                f.tensors.insert(format!("{Q}.pre_quant_scale"), ones);
+            },
+            &["q_proj.pre_quant_scale` is left over"],
         ),
         case(
             "bnb: a layout of a card",

@@ -118,6 +118,8 @@ struct OpenFile {
     /// Offsets are from here.
     data_start: u64,
     tensors: BTreeMap<String, Extent>,
+    /// What a header says beside.
+    metadata: HashMap<String, String>,
 }
 
 /// What a tensor is made of, and what an adapter adds to it.
@@ -344,8 +346,10 @@ impl Checkpoint {
         let Some(settings) = quantized::Settings::of(&self.dir)? else { return Ok(()) };
         let infos = self.tensors.iter().map(|(name, place)| (name.as_str(), place.source.info())).collect();
         let read = |name: &str| self.read_part(name, self.stored(name)?).map(|(part, _)| part);
+        let metadata =
+            |name: &str| self.files.iter().find_map(|file| file.metadata.get(name)).map(String::as_str);
         let quantized::Dequantized { found, unused, note } =
-            settings.find(quantized::Stored::new(infos, &read))?;
+            settings.find(quantized::Stored::new(infos, &read, &metadata))?;
         let mut made = Vec::with_capacity(found.len());
         for quantized::Found { name, shape, parts, recipe } in found {
             let mut parts = parts.into_iter().map(|part| Ok((part.clone(), self.stored(&part)?.clone())));
@@ -752,7 +756,8 @@ fn open_safetensors(path: PathBuf) -> Result<OpenFile, CheckpointError> {
     }
     let tensors = metadata.tensors().into_iter().map(|(name, info)| (name, Extent::from(info))).collect();
     let known = Known::of(&file);
-    Ok(OpenFile { path, file, known, data_start, tensors })
+    let metadata = metadata.metadata().clone().unwrap_or_default();
+    Ok(OpenFile { path, file, known, data_start, tensors, metadata })
 }
 
 fn open_pickled(path: PathBuf) -> Result<OpenFile, CheckpointError> {
@@ -764,7 +769,8 @@ fn open_pickled(path: PathBuf) -> Result<OpenFile, CheckpointError> {
     })?;
     disk::seen(&path, Some(&read.header)).map_err(|source| CheckpointError::read(&path, source))?;
     let known = Known::of(&file);
-    Ok(OpenFile { path, file, known, data_start: 0, tensors: read.tensors })
+    let metadata = HashMap::new();
+    Ok(OpenFile { path, file, known, data_start: 0, tensors: read.tensors, metadata })
 }
 
 fn values_in(shape: &[usize]) -> usize {

@@ -9,14 +9,16 @@ use serde::Deserialize;
 use crate::checkpoint::VALUE_HEADS;
 use crate::checkpoint::WEIGHTS;
 use crate::checkpoint::lora;
+use crate::checkpoint::quantized;
 use crate::checkpoint::write::TEXT_FILES;
 use crate::disk::ADDITIONAL_TEMPLATES;
 use crate::hub::HubError;
 use crate::hub::tree::Tree;
 
 /// Beside what belongs to the text: settings, ours among them, and the marks by which trainers are known.
-const SETTINGS: [&str; 10] = [
+const SETTINGS: [&str; 11] = [
     "config.json",
+    quantized::MODELOPT,
     "adapter_config.json",
     "rewarm.json",
     "rewarm.golden.json",

@@ -48,6 +48,8 @@ def finish(path, tensors, config, settings, expected, note, wrong=(), metadata=N
               metadata={"format": "pt"} | (metadata or {}))
     document = config.to_dict() | {"architectures": [type(model).__name__], "quantization_config": settings}
     document.pop("transformers_version", None)
+    if settings is None:
+        document.pop("quantization_config")
     write_json(path / "config.json", document)
     save_file({name: tensor.contiguous() for name, tensor in expected.items()}, path / "expected.safetensors")
     for file in path.glob("*.safetensors"):
@@ -492,7 +494,113 @@ def awq(path):
     finish(path, tensors, (model, config), settings, expected, "4 bits, all codes and zeros", wrong=[("nibbles in the order of columns", in_order)])
 
 
-CHECKPOINTS = [fp8_blocks, fp8_powers, ct_bytes, ct_packed, ct_fours, bnb_nf4, bnb_fp4, bnb_int8, gptq_v1, gptq_v2, awq]
+# -- mxfp4, torchao, modelopt ------------------------------------------------------------------------------------------
+
+
+def mxfp4(path):
+    from transformers import GptOssConfig
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+    options = {key: value for key, value in TINY.items() if key not in ("intermediate_size", "hidden_size")}
+    config = GptOssConfig(**options, hidden_size=64, intermediate_size=32, head_dim=16, num_local_experts=3, num_experts_per_tok=2, sliding_window=6)
+    model = randomise(AutoModelForSequenceClassification.from_config(config, dtype=torch.float32), 81).to(torch.bfloat16)
+    generator = torch.Generator().manual_seed(82)
+    tensors, expected, as_stored, swapped = {}, {}, {}, {}
+    for name in ("gate_up_proj", "down_proj"):
+        name = f"model.layers.0.mlp.experts.{name}"
+        experts, columns, rows = model.get_parameter(name).shape
+        blocks = torch.randint(0, 256, (experts, rows, columns // 32, 16), generator=generator, dtype=torch.uint8)
+        scales = torch.randint(121, 126, blocks.shape[:-1], generator=generator, dtype=torch.uint8)
+        scales[0, 0, 0], scales[1, 0, 0] = 0, 1  # numbers below the smallest normal one
+        blocks[2, 3, 0] &= 0x11
+        scales[2, 3, 0] = 0  # halves of the smallest power
+        blocks[0, 2, 0] = 0x80
+        scales[0, 2, 0] = 255  # 2^128 is no number, and nothing of it is nothing
+        tensors |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        expected[name] = convert_moe_packed_tensors(blocks, scales)
+        swapped[name] = convert_moe_packed_tensors((blocks << 4) | (blocks >> 4), scales)
+        if rows == columns:
+            as_stored[name] = expected[name].transpose(1, 2)
+        product = (convert_moe_packed_tensors(blocks, torch.full_like(scales, 127)).float() *
+                   torch.exp2(scales.float() - 127).repeat_interleave(32, 2).transpose(1, 2)).to(torch.bfloat16)
+        assert not same(product, expected[name]), "a product with 2^128 is not told apart"
+    settings = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "score"]}
+    finish(path, tensors, (model, config), settings, expected, "GPT-OSS's experts; the smallest powers of two, and the largest times nothing",
+           wrong=[("the high nibble first", swapped)])
+    got = loaded(path, expected, torch.bfloat16)
+    assert all(same(got[name], expected[name]) for name in expected)
+
+
+def torchao(path):
+    """One file of several kinds: that of each is in the header's metadata."""
+    import torchao.quantization as quantization
+    from safetensors import safe_open
+    from transformers import TorchAoConfig
+    config = LlamaConfig(**TINY | dict(intermediate_size=48))
+    model = randomise(AutoModelForSequenceClassification.from_config(config, dtype=torch.float32), 61).to(torch.bfloat16)
+    group = quantization.granularity.PerGroup(16)
+    asymmetric = quantization.MappingType.ASYMMETRIC
+    kinds = [(ATTENTION[:2], quantization.Int8WeightOnlyConfig(version=2)), (ATTENTION[2:], quantization.Float8WeightOnlyConfig()),
+             (MLP[:1], quantization.Int8DynamicActivationInt8WeightConfig(version=2)),
+             (MLP[1:], quantization.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=group, mapping_type=asymmetric))]
+    tensors, expected, metadata, exact, no_zero, settings = {}, {}, {}, {}, {}, None
+    for modules, kind in kinds:
+        with tempfile.TemporaryDirectory() as folder:
+            folder = pathlib.Path(folder)
+            model.save_pretrained(folder / "plain")
+            made = AutoModelForSequenceClassification.from_pretrained(folder / "plain", dtype=torch.bfloat16, quantization_config=TorchAoConfig(kind))
+            made.save_pretrained(folder / "quantized")
+            again = AutoModelForSequenceClassification.from_pretrained(folder / "quantized", dtype=torch.bfloat16)
+            settings = settings or json.loads((folder / "quantized/config.json").read_text())["quantization_config"]
+            with safe_open(folder / "quantized/model.safetensors", "pt") as file:
+                for name in modules:
+                    metadata[f"{name}.weight"] = file.metadata()[f"{name}.weight"]
+                    parts = [part for part in file.keys() if part.startswith(f"{name}.")]
+                    tensors |= {part: file.get_tensor(part) for part in parts}
+                    expected[f"{name}.weight"] = again.get_submodule(name).weight.dequantize().contiguous()
+                    assert expected[f"{name}.weight"].dtype == torch.bfloat16
+                    scale = tensors[f"{name}._weight_scale"].float()
+                    scale = scale.repeat_interleave(expected[f"{name}.weight"].shape[1] // scale.shape[1], 1)
+                    if name in MLP[1:]:
+                        no_zero[f"{name}.weight"] = (tensors[f"{name}._weight_qdata"].float() * scale).to(torch.bfloat16)
+    finish(path, tensors, (model, config), settings, expected, "int8, FP8 and 4 bits with zeros in groups", wrong=[("no zeros", no_zero)], metadata=metadata)
+
+
+def modelopt_fp8(path):
+    """No library dequantizes it on a CPU: NVIDIA's files say f8 · scale."""
+    config = LlamaConfig(**TINY)
+    model = plain_model(91, torch.bfloat16)
+    tensors, expected, dropped = {}, {}, {}
+    for name in ATTENTION + MLP + ["score"]:
+        codes, scale = to_fp8(model.get_parameter(f"{name}.weight").data.float(), None)
+        tensors |= {f"{name}.weight": codes, f"{name}.weight_scale": scale.reshape([]), f"{name}.input_scale": torch.tensor(0.5)}
+        expected[f"{name}.weight"] = codes.float() * scale
+        dropped[f"{name}.weight"] = codes.float()
+    tensors[f"{ATTENTION[1]}.k_scale"] = torch.tensor(0.25)
+    settings = {"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_scheme": {"type": "float", "num_bits": 8}, "producer": {"name": "modelopt", "version": "0.47.0"}}
+    finish(path, tensors, (model, config), settings, expected, "FP8 with one scale each, the head too", wrong=[("scales left out, as transformers does", dropped)])
+
+
+def modelopt_nvfp4(path):
+    """Against ModelOpt's own tensor, and settings in its own file."""
+    from modelopt.torch.quantization.qtensor import NVFP4QTensor
+    config = LlamaConfig(**TINY | dict(intermediate_size=48))
+    model = randomise(AutoModelForSequenceClassification.from_config(config, dtype=torch.float32), 92).to(torch.bfloat16)
+    tensors, expected, divided = {}, {}, {}
+    for name in ATTENTION + MLP:
+        weight = model.get_parameter(f"{name}.weight").data.float()
+        made, scale, double_scale = NVFP4QTensor.quantize(weight, 16)
+        parts = {"weight": made._quantized_data, "weight_scale": scale.view(weight.shape[0], -1), "weight_scale_2": double_scale.reshape([])}
+        tensors |= {f"{name}.{part}": tensor for part, tensor in parts.items()} | {f"{name}.input_scale": torch.tensor(0.5)}
+        whole = made.dequantize(dtype=torch.float32, scale=scale, double_scale=double_scale, block_sizes={-1: 16})
+        expected[f"{name}.weight"] = whole
+        divided[f"{name}.weight"] = whole / double_scale / double_scale
+    settings = {"producer": {"name": "modelopt", "version": "0.47.0"}, "quantization": {"quant_algo": "NVFP4", "kv_cache_quant_algo": None, "group_size": 16, "exclude_modules": ["score"]}}
+    finish(path, tensors, (model, config), None, expected, "NVFP4, whose second scale multiplies; settings in hf_quant_config.json alone", wrong=[("the second scale divides", divided)])
+    write_json(path / "hf_quant_config.json", settings)
+
+
+CHECKPOINTS = [fp8_blocks, fp8_powers, ct_bytes, ct_packed, ct_fours, bnb_nf4, bnb_fp4, bnb_int8, gptq_v1, gptq_v2, awq, mxfp4, torchao,
+               modelopt_fp8, modelopt_nvfp4]
 
 
 def main():

@@ -21,6 +21,7 @@ use crate::checkpoint::quantized::decode::Scaling;
 use crate::checkpoint::quantized::scheme::Found;
 use crate::checkpoint::quantized::scheme::Scheme;
 use crate::checkpoint::quantized::scheme::Stored;
+use crate::checkpoint::quantized::scheme::format_of;
 use crate::checkpoint::quantized::scheme::refused;
 use crate::values::Format;
 
@@ -122,17 +123,9 @@ fn in_four_bits(name: &str, kind: &str, stored: &Stored<'_>) -> Result<Found, Ch
         "fp4" => std::array::from_fn(|code| if code <= 8 { FP4[code % 8] } else { -FP4[code - 8] }),
         other => return Err(refused(&blob, format!("has `quant_type` `{other}`: read are nf4 and fp4"))),
     };
-    let format = match &*state.dtype {
-        "float32" => Format::F32,
-        "bfloat16" => Format::Bf16,
-        "float16" => Format::F16,
-        other => {
-            return Err(refused(
-                &blob,
-                format!("has `dtype` `{other}`: read are float32, bfloat16 and float16"),
-            ));
-        }
-    };
+    let format = format_of(&state.dtype).ok_or_else(|| {
+        refused(&blob, format!("has `dtype` `{}`: read are float32, bfloat16 and float16", state.dtype))
+    })?;
     let count = state.shape.iter().try_fold(1_usize, |count, &axis| count.checked_mul(axis));
     let Some(count) = count.filter(|_| state.blocksize > 0) else {
         let problem = format!("has shape {:?} in blocks of {}", state.shape, state.blocksize);

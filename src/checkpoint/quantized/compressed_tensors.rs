@@ -23,13 +23,14 @@ use crate::checkpoint::quantized::decode::Part;
 use crate::checkpoint::quantized::decode::Recipe;
 use crate::checkpoint::quantized::decode::Scales;
 use crate::checkpoint::quantized::decode::Scaling;
-use crate::checkpoint::quantized::decode::down;
 use crate::checkpoint::quantized::decode::words;
 use crate::checkpoint::quantized::floats;
+use crate::checkpoint::quantized::scheme::Affine;
 use crate::checkpoint::quantized::scheme::Blocks;
 use crate::checkpoint::quantized::scheme::Found;
 use crate::checkpoint::quantized::scheme::Scheme;
 use crate::checkpoint::quantized::scheme::Stored;
+use crate::checkpoint::quantized::scheme::Zeros;
 use crate::checkpoint::quantized::scheme::grid;
 use crate::checkpoint::quantized::scheme::refused;
 use crate::values::Format;
@@ -121,41 +122,6 @@ impl Group {
     }
 }
 
-/// Whole numbers in groups, with zeros.
-#[derive(Debug)]
-struct Affine {
-    blocks: Blocks,
-    zeros: Zeros,
-}
-
-#[derive(Debug)]
-enum Zeros {
-    None,
-    /// One beside each scale, as it is.
-    Plain,
-    /// So many bits each, down the rows, and so many rows of scales.
-    Packed {
-        bits: u32,
-        rows: usize,
-    },
-}
-
-impl Scaling for Affine {
-    fn scales(&self, parts: &[Part]) -> Result<Scales, String> {
-        let mut scales = self.blocks.scales(parts)?;
-        scales.zero = match self.zeros {
-            Zeros::None => Vec::new(),
-            Zeros::Plain => parts[1].integers()?.into_iter().map(|zero| zero as f32).collect(),
-            Zeros::Packed { bits, rows } => {
-                let offset = 1 << (bits - 1);
-                let zeros = down(&parts[1].words(), bits, rows, self.blocks.across);
-                zeros.into_iter().map(|zero| (zero as i32 - offset) as f32).collect()
-            }
-        };
-        Ok(scales)
-    }
-}
-
 /// FP8 scales of groups, over one for the tensor.
 #[derive(Debug)]
 struct OverGlobal {
@@ -230,7 +196,7 @@ impl CompressedTensors {
             columns,
             is_turned: false,
             scaling: Box::new(Affine { blocks: Blocks { rows: high, columns: wide, across }, zeros }),
-            format: format_of(scales),
+            format: format_with(scales),
         };
         Ok(Found { name: weight, shape: vec![rows, columns], parts, recipe })
     }
@@ -296,7 +262,7 @@ impl CompressedTensors {
             columns,
             is_turned: false,
             scaling: Box::new(Affine { blocks: Blocks { rows: high, columns: wide, across }, zeros }),
-            format: format_of(scales),
+            format: format_with(scales),
         };
         Ok(Found { name: weight, shape: sizes.into(), parts, recipe })
     }
@@ -349,7 +315,7 @@ impl CompressedTensors {
 }
 
 /// What a product with these scales is rounded to; powers of two are bf16 there.
-fn format_of(scales: &TensorInfo) -> Format {
+fn format_with(scales: &TensorInfo) -> Format {
     Format::of(scales.dtype).filter(|format| *format != Format::F64).unwrap_or(Format::Bf16)
 }
 

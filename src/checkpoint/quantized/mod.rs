@@ -23,7 +23,10 @@ mod decode;
 mod floats;
 mod fp8;
 mod gptq;
+mod modelopt;
+mod mxfp4;
 mod scheme;
+mod torchao;
 
 use std::path::Path;
 
@@ -42,18 +45,23 @@ use crate::disk;
 
 /// Where a config says how it is quantized.
 const KEY: &str = "quantization_config";
+/// Where ModelOpt says it, if it does not say it there too.
+pub const MODELOPT: &str = "hf_quant_config.json";
 
 /// Reads a scheme's settings.
 type Parse = fn(&Fields<'_>) -> Result<Box<dyn Scheme>, String>;
 
 /// By `quant_method`.
-const SCHEMES: [(&str, Parse); 6] = [
+const SCHEMES: [(&str, Parse); 9] = [
     ("fp8", fp8::parse),
     ("mxfp8", fp8::parse),
     ("compressed-tensors", compressed_tensors::parse),
     ("bitsandbytes", bitsandbytes::parse),
     ("gptq", gptq::parse),
     ("awq", awq::parse),
+    ("mxfp4", mxfp4::parse),
+    ("torchao", torchao::parse),
+    ("modelopt", modelopt::parse),
 ];
 
 /// What activations and caches are scaled by where they are quantized too, which they are not here.
@@ -92,10 +100,13 @@ impl Settings {
     /// Of a directory; `None` where its config tells of none.
     pub(super) fn of(dir: &Path) -> Result<Option<Self>, CheckpointError> {
         let path = dir.join("config.json");
-        let Some(fields) = read(&path)? else { return Ok(None) };
+        let fields = read(&path)?.unwrap_or_default();
         let of_text = fields.get("text_config").and_then(|text| text.get(KEY));
         let settings = match fields.get(KEY).filter(|own| !own.is_null()).or(of_text) {
-            None | Some(Value::Null) => return Ok(None),
+            None | Some(Value::Null) => match read(&dir.join(MODELOPT))? {
+                Some(_) => Map::from_iter([("quant_method".to_owned(), "modelopt".into())]),
+                None => return Ok(None),
+            },
             Some(Value::Object(settings)) => settings.clone(),
             Some(other) => {
                 return Err(CheckpointError::config(&path, format!("`{KEY}` is {other}: expected settings")));

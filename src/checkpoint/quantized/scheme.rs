@@ -13,7 +13,9 @@ use crate::checkpoint::quantized::decode::Part;
 use crate::checkpoint::quantized::decode::Recipe;
 use crate::checkpoint::quantized::decode::Scales;
 use crate::checkpoint::quantized::decode::Scaling;
+use crate::checkpoint::quantized::decode::down;
 use crate::checkpoint::quantized::floats;
+use crate::values::Format;
 use crate::values::Values;
 
 /// What a part that must be known before the weights are read may take: settings, shapes.
@@ -44,6 +46,7 @@ pub(super) trait Scheme {
 pub(in crate::checkpoint) struct Stored<'a> {
     infos: BTreeMap<&'a str, &'a TensorInfo>,
     read: &'a dyn Fn(&str) -> Result<Part, CheckpointError>,
+    metadata: &'a dyn Fn(&str) -> Option<&'a str>,
     taken: BTreeSet<String>,
     surplus: BTreeSet<String>,
 }
@@ -54,12 +57,13 @@ pub(super) fn refused(name: &str, problem: impl std::fmt::Display) -> Checkpoint
 }
 
 impl<'a> Stored<'a> {
-    /// Of these, of which `read` gives the values.
+    /// Of these, of which `read` gives the values, and `metadata` what headers say beside.
     pub(in crate::checkpoint) fn new(
         infos: BTreeMap<&'a str, &'a TensorInfo>,
         read: &'a dyn Fn(&str) -> Result<Part, CheckpointError>,
+        metadata: &'a dyn Fn(&str) -> Option<&'a str>,
     ) -> Self {
-        Self { infos, read, taken: BTreeSet::new(), surplus: BTreeSet::new() }
+        Self { infos, read, metadata, taken: BTreeSet::new(), surplus: BTreeSet::new() }
     }
 
     /// All whose names end so, with what is before it.
@@ -86,6 +90,11 @@ impl<'a> Stored<'a> {
             return Err(refused(name, format!("has {bytes} bytes: expected settings of at most {SMALL}")));
         }
         (self.read)(name)
+    }
+
+    /// What a header says of a name.
+    pub(super) fn metadata(&self, name: &str) -> Option<&'a str> {
+        (self.metadata)(name)
     }
 
     /// These make others.
@@ -221,4 +230,42 @@ impl Scaling for Blocks {
     fn scales(&self, parts: &[Part]) -> Result<Scales, String> {
         Ok(Scales::blocks(self.rows, self.columns, self.across, parts[0].numbers_or_powers()?))
     }
+}
+
+/// Whole numbers in groups, with zeros.
+#[derive(Debug)]
+pub(super) struct Affine {
+    pub(super) blocks: Blocks,
+    pub(super) zeros: Zeros,
+}
+
+#[derive(Debug)]
+pub(super) enum Zeros {
+    /// There are none.
+    None,
+    /// One beside each scale, as it is.
+    Plain,
+    /// So many bits each, down the rows, and so many rows of scales.
+    Packed { bits: u32, rows: usize },
+}
+
+impl Scaling for Affine {
+    fn scales(&self, parts: &[Part]) -> Result<Scales, String> {
+        let mut scales = self.blocks.scales(parts)?;
+        scales.zero = match self.zeros {
+            Zeros::None => Vec::new(),
+            Zeros::Plain => parts[1].integers()?.into_iter().map(|zero| zero as f32).collect(),
+            Zeros::Packed { bits, rows } => {
+                let offset = 1 << (bits - 1);
+                let zeros = down(&parts[1].words(), bits, rows, self.blocks.across);
+                zeros.into_iter().map(|zero| (zero as i32 - offset) as f32).collect()
+            }
+        };
+        Ok(scales)
+    }
+}
+
+/// What a config of PyTorch names.
+pub(super) fn format_of(dtype: &str) -> Option<Format> {
+    [Format::F32, Format::Bf16, Format::F16].into_iter().find(|format| format.torch_name() == dtype)
 }
