@@ -324,7 +324,8 @@ impl Blueprint {
         let (qkv, latent) = match &self.latent {
             None => (self.qkv(&of, rope), None),
             Some(latent) => {
-                let (qkv, latent) = latent.plan(self, &of);
+                let (qkv, latent) =
+                    latent.plan([*hidden, *heads, *head_dim], self.qkv_bias, self.turns_neighbours, &of);
                 (qkv, Some(latent))
             }
         };

@@ -10,7 +10,7 @@ use crate::model::families::decoder::LLAMA;
 use crate::model::families::deepseek;
 use crate::model::families::deepseek::ExpertDefaults;
 use crate::model::families::deepseek_v3;
-use crate::model::families::latent;
+use crate::model::families::latent_decoder;
 use crate::model::families::renamed;
 use crate::model::plan::BackbonePlan;
 use crate::model::routing::GroupScore;
@@ -47,7 +47,7 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
 }
 
 fn read(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
-    let config = latent::read_with_rope(fields, &DEFAULTS, &deepseek_v3::LATENT, true)?;
+    let config = latent_decoder::read_with_rope(fields, &DEFAULTS, &deepseek_v3::LATENT, true)?;
     let is_there = |key: &str| match fields.optional_size(key, at_most::EXPERTS)? {
         Some(_) => Ok(()),
         None => Err(format!("`{key}` is missing, and its class has no default")),

@@ -12,8 +12,8 @@ use crate::model::families::deepseek;
 use crate::model::families::deepseek::ExpertDefaults;
 use crate::model::families::experts::Correction;
 use crate::model::families::experts::Experts;
-use crate::model::families::latent;
-use crate::model::families::latent::LatentDefaults;
+use crate::model::families::latent_decoder;
+use crate::model::families::latent_decoder::LatentDefaults;
 use crate::model::families::renamed;
 use crate::model::plan::BackbonePlan;
 use crate::model::routing::GroupScore;
@@ -69,7 +69,8 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
 pub(super) fn read(fields: &Fields<'_>, defaults: &Defaults) -> Result<Blueprint, String> {
     let turns_neighbours = fields.optional("rope_interleave")?;
     let is_default = !fields.0.contains_key("rope_interleave");
-    let config = latent::read_with_rope(fields, defaults, &LATENT, turns_neighbours.unwrap_or(is_default))?;
+    let config =
+        latent_decoder::read_with_rope(fields, defaults, &LATENT, turns_neighbours.unwrap_or(is_default))?;
     let turning = config.ropes[0].head_dim;
     fields.refuse_unless(
         "head_dim",

@@ -5,8 +5,8 @@ use crate::model::families::Family;
 use crate::model::families::blueprint::Blueprint;
 use crate::model::families::decoder::Defaults;
 use crate::model::families::decoder::LLAMA;
-use crate::model::families::latent;
-use crate::model::families::latent::LatentDefaults;
+use crate::model::families::latent_decoder;
+use crate::model::families::latent_decoder::LatentDefaults;
 use crate::model::plan::BackbonePlan;
 use crate::text::FamilyTokenizer;
 
@@ -35,7 +35,7 @@ const LATENT: LatentDefaults =
     LatentDefaults { query_rank: 768, rank: 256, still: 64, turning: 32, value_dim: None };
 
 fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
-    let config = latent::read_with_rope(fields, &DEFAULTS, &LATENT, false)?;
+    let config = latent_decoder::read_with_rope(fields, &DEFAULTS, &LATENT, false)?;
     let depth = match fields.0.get("scale_depth") {
         None => Some(1.4),
         Some(_) => fields.number("scale_depth", |_| true)?, // null: none

@@ -14,8 +14,8 @@ use crate::model::families::decoder::LLAMA;
 use crate::model::families::deepseek;
 use crate::model::families::deepseek::ExpertDefaults;
 use crate::model::families::experts;
-use crate::model::families::latent;
-use crate::model::families::latent::LatentDefaults;
+use crate::model::families::latent_decoder;
+use crate::model::families::latent_decoder::LatentDefaults;
 use crate::model::families::renamed;
 use crate::model::plan::BackbonePlan;
 use crate::model::rope::RopeConfig;
@@ -64,8 +64,8 @@ fn parse(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
 }
 
 fn read(fields: &Fields<'_>) -> Result<BackbonePlan, String> {
-    let config = latent::read(fields, &DEFAULTS, &LATENT)?;
-    let (head_dim, turning) = (config.head_dim, config.latent.map_or(0, |latent| latent.turning()));
+    let config = latent_decoder::read(fields, &DEFAULTS, &LATENT)?;
+    let (head_dim, turning) = (config.head_dim, config.latent.map_or(0, |latent| latent.turning));
     fields.refuse_unless(
         "head_dim",
         |value| value.is_null() || *value == head_dim,

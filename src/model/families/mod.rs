@@ -48,6 +48,7 @@ mod hunyuan_v1_moe;
 mod internlm2;
 mod jina_embeddings_v3;
 mod latent;
+mod latent_decoder;
 mod llama;
 mod megatron_bert;
 mod minicpm3;
