@@ -128,7 +128,7 @@ fn a_toy_family_is_learnt_and_scores_merged() {
         let loss = |key: &str| result[key]["loss"].as_f64().unwrap();
         assert!(loss("validation") < loss("validation_at_start"), "{result}");
         let steps = 2 * 216usize.div_ceil(8);
-        assert_eq!(result["steps"], steps);
+        assert_eq!((&result["steps"], &result["planned_steps"]), (&json!(steps), &json!(steps)));
 
         let log = log(&family, member);
         let of_kind = |kind: &str| log.iter().filter(|line| line["kind"] == kind).count();
@@ -158,6 +158,160 @@ fn a_toy_family_is_learnt_and_scores_merged() {
             .map(|line| serde_json::from_str::<Value>(line).unwrap()["reward"].as_f64().unwrap())
             .collect();
         assert!(rewards[0] > rewards[1] + 0.5, "{mode}: {rewards:?}");
+    }
+}
+
+#[test]
+fn the_step_of_least_validation_loss_is_kept_and_training_stops_when_it_does_not_come_back() {
+    // a fifth of 24 labels is turned round, and in the end they are learnt by heart: validation gets worse
+    let folder = folder_with(&toy_pairs(40));
+    let settings = "num_members = 1\nlearning_rate = 1e-2\ndropout = 0\nepochs = 16\nbatch_pairs = 8\nvalidate_every = 4\n\
+        validation_fraction = 0.4\ncorrupt = 0.2\nseed = 1\n[probe]\nl2 = 100.0\n";
+    let record = trained(folder.path(), "bert", "family", &format!("patience = 2\n{settings}"));
+    let result = &record["results"]["0"];
+    let log = log(&folder.path().join("family"), 0);
+    let losses: Vec<(u64, f64)> = log
+        .iter()
+        .filter(|line| line["kind"] == "validation")
+        .map(|line| (line["step"].as_u64().unwrap(), line["loss"].as_f64().unwrap()))
+        .collect();
+    let best = losses.iter().map(|(_, loss)| *loss).fold(f64::INFINITY, f64::min);
+    let first = losses.iter().position(|(_, loss)| *loss == best).unwrap();
+    assert_eq!(
+        (result["kept_step"].as_u64().unwrap(), result["validation"]["loss"].as_f64().unwrap()),
+        losses[first]
+    );
+    assert_eq!(losses.len(), first + 1 + 2, "two validations without a lower loss end it: {losses:?}");
+    let steps = result["steps"].as_u64().unwrap();
+    assert!(
+        steps == losses.last().unwrap().0 && steps < result["planned_steps"].as_u64().unwrap(),
+        "{result}"
+    );
+
+    assert!(first > 0 && steps > result["kept_step"].as_u64().unwrap(), "{result}");
+
+    let until = format!("keep = 'last'\n{settings}");
+    let last = trained(folder.path(), "bert", "last", &until);
+    let of_last = &last["results"]["0"];
+    assert_eq!(
+        (&of_last["kept_step"], &of_last["steps"]),
+        (&of_last["planned_steps"], &of_last["planned_steps"])
+    );
+
+    // what was written is what that step had, and the start what there was before
+    let pairs = std::fs::read_to_string(folder.path().join("pairs.jsonl")).unwrap();
+    let held_out: Vec<&str> = (1..)
+        .zip(pairs.lines())
+        .filter(|(line, _)| {
+            lines(&record["data"]["training"][0], "training_lines").iter().all(|own| own != line)
+        })
+        .map(|(_, pair)| pair)
+        .collect();
+    let loss = judge(&folder.path().join("family/member-0"), &held_out);
+    assert!((loss - best).abs() < 1e-5, "{loss} is not {best}");
+    let loss = judge(&folder.path().join("family/start"), &held_out);
+    assert!((loss - losses[0].1).abs() < 1e-5, "{loss} is not {}", losses[0].1);
+}
+
+/// Bradley-Terry loss of a checkpoint on pairs.
+fn judge(model: &Path, pairs: &[&str]) -> f64 {
+    let sample = |pair: &str, side: &str| {
+        let pair: Value = serde_json::from_str(pair).unwrap();
+        json!({"prompt": pair["prompt"], "response": pair[side]}).to_string()
+    };
+    let samples: Vec<String> =
+        pairs.iter().flat_map(|pair| [sample(pair, "chosen"), sample(pair, "rejected")]).collect();
+    let scored = score(&["--model", model.to_str().unwrap()], samples.join("\n"));
+    let rewards: Vec<f64> = text(&scored.stdout)
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["reward"].as_f64().unwrap())
+        .collect();
+    let loss: f64 = rewards.chunks(2).map(|sides| (sides[1] - sides[0]).exp().ln_1p()).sum();
+    loss / pairs.len() as f64
+}
+
+#[test]
+fn members_that_learnt_nothing_or_the_same_are_told() {
+    let folder = folder_with(&toy_pairs(40));
+    // every step is worse than none: this rate breaks the model
+    let settings =
+        "num_members = 2\nlearning_rate = 3.0\ndropout = 0\nbatch_pairs = 8\nvalidation_fraction = 0.4\n";
+    let output = train(folder.path(), "bert", "family", settings);
+    let told = text(&output.stdout);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    for expected in [
+        "| before ",
+        "member-0 is the model before fine-tuning",
+        "member-1 is the model before fine-tuning",
+        "member-0 and member-1 are copies of each other (neither has learnt anything)",
+    ] {
+        assert!(told.contains(expected), "{expected} in {told}");
+    }
+    let family = folder.path().join("family");
+    assert!(weights(&family, 0) == std::fs::read(family.join("start/model.safetensors")).unwrap());
+    let record = trained(folder.path(), "bert", "last", &format!("keep = 'last'\n{settings}"));
+    assert!(
+        record["warnings"].to_string().contains("member-0: validation loss rose from 0."),
+        "{}",
+        record["warnings"]
+    );
+
+    // the same order, and next to the same rate
+    let settings = "dropout = 0\nbatch_pairs = 8\n[[members]]\nlearning_rate = 1e-3\nseed = 1\n\
+        [[members]]\nlearning_rate = 1.001e-3\nseed = 1\n[[members]]\nlearning_rate = 1e-3\nseed = 2\n";
+    let record = trained(folder.path(), "bert", "twins", settings);
+    let warnings: Vec<&str> =
+        record["warnings"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    let of_twins: Vec<&&str> = warnings.iter().filter(|warning| warning.contains("are copies")).collect();
+    assert!(of_twins.len() == 1 && of_twins[0].starts_with("member-0 and member-1"), "{warnings:?}");
+}
+
+#[test]
+fn a_check_says_rates_steps_tokens_and_time_and_trains_nothing() {
+    let folder = folder_with(&toy_pairs(100));
+    let mut command =
+        train_command(folder.path(), "bert", "family", "num_members = 3\nbatch_pairs = 9\nepochs = 2\n");
+    let output = command.arg("--check").output().unwrap();
+    let told = text(&output.stdout);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(told.contains("60 steps in all: "), "{told}");
+    assert!(told.contains(" to look at, ") && told.contains(" on "), "{told}");
+    // a width of 16 and 20 steps want more than the highest that is proposed
+    for rate in ["1.0e-3", "2.0e-3", "4.0e-3"] {
+        assert!(told.contains(&format!("| {rate} ")), "{rate} in {told}");
+    }
+    assert!(!folder.path().join("family").exists());
+}
+
+#[test]
+fn on_a_terminal_progress_is_one_line_that_is_cut_to_its_width() {
+    let folder = folder_with(&toy_pairs(60));
+    let command =
+        train_command(folder.path(), "bert", "family", "num_members = 1\nepochs = 3\nbatch_pairs = 2\n");
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let quoted: Vec<String> = words.map(|word| format!("'{}'", word.to_str().unwrap())).collect();
+    let script = format!("stty cols 50 rows 20; exec {}", quoted.join(" "));
+    let output =
+        Command::new("script").args(["-qec", &script, "/dev/null"]).stdin(Stdio::null()).output().unwrap();
+    let told = text(&output.stdout);
+    assert!(output.status.success(), "{told}");
+    let bars: Vec<&str> = told.split(['\r', '\n']).filter(|line| line.contains(" left: member-0 ")).collect();
+    assert!(bars.len() >= 2, "{told}");
+    for bar in bars {
+        // what is between an escape and a letter moves the cursor, and has no width
+        let mut shown = String::new();
+        let mut is_moving = false;
+        for letter in bar.chars() {
+            match (is_moving, letter) {
+                (false, '\u{1b}') => is_moving = true,
+                (false, _) => shown.push(letter),
+                (true, _) => is_moving = !letter.is_ascii_alphabetic(),
+            }
+        }
+        // what was printed above it, filled up to whole lines, may stand before
+        let (before, _) = shown.split_once("%, ").unwrap();
+        let start = before.rfind(' ').unwrap() - 1;
+        assert!(shown[start..].chars().count() <= 50, "{shown:?}");
     }
 }
 
@@ -264,7 +418,7 @@ fn members_with_settings_of_their_own_start_where_they_say() {
     );
     assert_eq!((&second["learning_rate"], &second["dropout"]), (&json!(1e-4), &json!(0.3)));
     assert!(second["base"].as_str().unwrap().ends_with("earlier/member-0"));
-    let steps = |member: &str| record["results"][member]["steps"].as_u64().unwrap();
+    let steps = |member: &str| record["results"][member]["planned_steps"].as_u64().unwrap();
     assert_eq!(steps("1"), 2 * steps("0"));
     assert_eq!(record["bases"].as_object().unwrap().len(), 2);
 
@@ -354,13 +508,10 @@ fn other_settings_and_other_data_are_refused_by_name() {
     assert!(changed("epochs = 2\n").contains("epochs was 1, is 2"));
     let error = refused(folder.path(), "llama", "family", settings);
     assert!(error.contains("base was "), "{error}");
+    assert!(changed("keep = 'last'\n").contains("keep was \"best\", is \"last\""));
+    assert!(changed("patience = 1\n").contains("patience was 3, is 1"));
     // what changes no result may change
-    trained(
-        folder.path(),
-        "bert",
-        "family",
-        &format!("{settings}validate_every = 2\ncheckpoint_every = 1\n"),
-    );
+    trained(folder.path(), "bert", "family", &format!("{settings}checkpoint_every = 1\n"));
 
     std::fs::write(folder.path().join("pairs.jsonl"), toy_pairs(31)).unwrap();
     let error = changed("");
@@ -462,11 +613,12 @@ fn a_disk_that_is_full_is_an_error_that_names_the_file_and_a_run_goes_on_after_i
     let folder = folder_with(&toy_pairs(40));
     let settings = "num_members = 1\nbatch_pairs = 8\ncheckpoint_every = 2\nepochs = 2\n";
     trained(folder.path(), "bert", "whole", settings);
-    // no file may be larger than 16 KiB: logs are smaller, states are not
+    // no file may be larger than twice the weights, in blocks of 512 bytes: the start is smaller, states are not
+    let blocks = 2 * weights(&folder.path().join("whole"), 0).len() / 512;
     let command = train_command(folder.path(), "bert", "family", settings);
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let quoted: Vec<String> = words.map(|word| format!("'{}'", word.to_str().unwrap())).collect();
-    let limited = format!("trap '' XFSZ; ulimit -f 32; exec {}", quoted.join(" "));
+    let limited = format!("trap '' XFSZ; ulimit -f {blocks}; exec {}", quoted.join(" "));
     let output = Command::new("sh").args(["-c", &limited]).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let error = text(&output.stderr);

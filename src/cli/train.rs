@@ -1,6 +1,7 @@
 //! `rewarm train`: shows how far it is, and prints a table at the end.
 
 use std::collections::BTreeSet;
+use std::collections::VecDeque;
 use std::env;
 use std::io::IsTerminal;
 use std::io::Write;
@@ -13,6 +14,8 @@ use std::time::Instant;
 use anyhow::Context;
 use anyhow::bail;
 use clap::Args;
+use indicatif::HumanCount;
+use indicatif::HumanDuration;
 use indicatif::ProgressBar;
 
 use crate::cli::fetch::Fetcher;
@@ -23,11 +26,15 @@ use crate::config::train::TrainOptions;
 use crate::model::trial::Subject;
 use crate::offline::table::Table;
 use crate::offline::train;
+use crate::offline::train::Checked;
 use crate::offline::train::Event;
 use crate::offline::train::Outcome;
 use crate::offline::train::config::Config;
 use crate::offline::train::data::DataRecord;
 use crate::offline::train::family::FamilyRecord;
+use crate::offline::train::family::MemberResult;
+use crate::offline::train::metrics::Metrics;
+use crate::offline::train::plan::Plan;
 use crate::telemetry;
 
 /// Trains a family of reward models on preference pairs: one shared head, then members that can be averaged (WARM).
@@ -67,9 +74,9 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<()> {
         bases.into_iter().map(|dir| Subject::Checkpoint { dir: dir.clone(), base: None }).collect();
     trial::try_out(&subjects)?;
     if args.check {
-        let data = train::check(&config)?;
-        let plan = format!("{}{}", describe(&data), members(&config));
-        return write!(std::io::stdout(), "{plan}").context("write the answer");
+        let Checked { config, data, plan } = train::check(&config)?;
+        let told = format!("{}{}{}\n", describe(&data), members(&config), work(&plan));
+        return write!(std::io::stdout(), "{told}").context("write the answer");
     }
     let stop = stop::on_signal()?;
     let mut screen = Screen::new(config.members.len());
@@ -78,9 +85,11 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     match outcome? {
         Outcome::Finished(record) => {
             let (table, output) = (summary(&record), config.output.display());
+            let warnings: String =
+                record.warnings.iter().map(|warning| format!("\nwarning: {warning}\n")).collect();
             write!(
                 std::io::stdout(),
-                "{table}\nthe family is in {output}, its curves in {output}/train.svg\n"
+                "{table}{warnings}\nthe family is in {output}, its curves in {output}/train.svg\n"
             )
             .context("write the table")
         }
@@ -136,6 +145,41 @@ fn list(counts: &[(usize, &str)]) -> String {
     counts.map(|(count, what)| format!("; {count} {what}")).collect::<String>() + "\n"
 }
 
+/// How much work it is.
+fn work(plan: &Plan) -> String {
+    let Plan { steps, training_tokens, other_tokens, threads, time } = plan;
+    let seconds = time.as_secs_f64();
+    let time = match seconds {
+        ..0.95 => "less than a second".to_owned(),
+        ..90.0 => format!("about {seconds:.0} seconds"),
+        ..5400.0 => format!("about {:.0} minutes", seconds / 60.0),
+        _ => format!("about {:.1} hours", seconds / 3600.0),
+    };
+    let tokens = |tokens: usize| HumanCount(tokens as u64);
+    format!(
+        "{steps} steps in all: {} tokens to learn from and {} to look at, {time} on {threads} threads",
+        tokens(*training_tokens),
+        tokens(*other_tokens)
+    )
+}
+
+/// Which step a member was taken after, and why.
+fn kept(result: &MemberResult) -> String {
+    let MemberResult { steps, planned_steps, kept_step, validation, validation_at_start, .. } = result;
+    let (Some(validation), Some(start)) = (validation, validation_at_start) else {
+        return format!("its last step, {steps}, is kept");
+    };
+    let early = if steps < planned_steps {
+        format!("; stopped after step {steps} of {planned_steps}")
+    } else {
+        String::new()
+    };
+    format!(
+        "step {kept_step} is kept: validation loss {:.4}, before fine-tuning {:.4}{early}",
+        validation.loss, start.loss
+    )
+}
+
 /// What each member will be.
 fn members(config: &Config) -> Table {
     let mut table = Table::new(&["member", "base", "learning rate", "dropout", "epochs", "seed"]);
@@ -143,7 +187,7 @@ fn members(config: &Config) -> Table {
         table.row([
             format!("member-{index}"),
             own.base.display().to_string(),
-            format!("{:.2e}", own.learning_rate),
+            format!("{:.1e}", own.learning_rate),
             format!("{:.3}", own.dropout),
             own.epochs.to_string(),
             own.seed.to_string(),
@@ -152,35 +196,42 @@ fn members(config: &Config) -> Table {
     table
 }
 
-/// What each member became.
+/// What each member became, below what all of them were before.
 fn summary(record: &FamilyRecord) -> Table {
-    let has_validation = record.results.values().any(|result| result.validation.is_some());
-    let mut headers =
-        vec!["member", "learning rate", "dropout", "epochs", "steps", "train loss", "train acc."];
-    if has_validation {
-        headers.extend(["val. loss", "val. acc.", "val. margin"]);
+    let results = record.results.values();
+    let before = results.clone().find_map(|result| result.validation_at_start);
+    let mut headers = vec!["", "rate", "dropout", "kept step", "train loss", "acc."];
+    if before.is_some() {
+        headers.extend(["val. loss", "acc."]);
     }
-    headers.extend(["pairs/s", "time"]);
+    headers.push("time");
     let mut table = Table::new(&headers);
+    let none = || "–".to_owned();
+    let figure = |value: f64| format!("{value:.4}");
+    let validation = |metrics: Option<Metrics>| -> Vec<String> {
+        let figures = metrics.map(|metrics| vec![figure(metrics.loss), figure(metrics.accuracy)]);
+        before.map_or_else(Vec::new, |_| figures.unwrap_or_else(|| vec![none(), none()]))
+    };
+    let mut row = vec!["before".to_owned(), none(), none(), "0".to_owned()];
+    row.extend(match &record.probe {
+        Some(probe) => [figure(probe.loss), figure(probe.accuracy)],
+        None => [none(), none()],
+    });
+    row.extend(validation(before));
+    row.push(none());
+    table.row(row);
     for (index, result) in &record.results {
         let own = &record.members[*index];
-        let pairs = (result.training.pairs * own.epochs) as f64;
         let mut row = vec![
             format!("member-{index}"),
-            format!("{:.2e}", own.learning_rate),
+            format!("{:.1e}", own.learning_rate),
             format!("{:.3}", own.dropout),
-            own.epochs.to_string(),
-            result.steps.to_string(),
-            format!("{:.4}", result.training.loss),
-            format!("{:.4}", result.training.accuracy),
+            format!("{} of {}", result.kept_step, result.planned_steps),
+            figure(result.training.loss),
+            figure(result.training.accuracy),
         ];
-        if let Some(validation) = &result.validation {
-            row.extend(
-                [validation.loss, validation.accuracy, validation.margin].map(|value| format!("{value:.4}")),
-            );
-        }
-        row.push(format!("{:.1}", pairs / result.seconds.max(1e-9)));
-        row.push(indicatif::HumanDuration(Duration::from_secs_f64(result.seconds)).to_string());
+        row.extend(validation(result.validation));
+        row.push(format!("{:#}", HumanDuration(Duration::from_secs_f64(result.seconds))));
         table.row(row);
     }
     table
@@ -191,24 +242,35 @@ struct Screen {
     bar: ProgressBar,
     is_terminal: bool,
     num_members: usize,
+    /// What is under way.
+    of: String,
     /// Of the member under way.
     steps: usize,
     last_line: Instant,
-    /// Since the member began or was gone on with.
-    pairs: usize,
-    tokens: usize,
-    seconds: f64,
+    /// Pairs, tokens and seconds of the last steps.
+    recent: VecDeque<(usize, usize, f64)>,
 }
+
+/// Rates are of steps that took so long together.
+const RECENT_SECONDS: f64 = 10.0;
 
 /// Between two lines where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(30);
 
 impl Screen {
     fn new(num_members: usize) -> Self {
-        let bar = progress::styled("{prefix} [{bar:30}] {percent}% {msg}, {eta} left");
+        let bar = progress::styled("{percent}%");
         let is_terminal = std::io::stderr().is_terminal();
         let last_line = Instant::now();
-        Self { bar, is_terminal, num_members, steps: 0, last_line, pairs: 0, tokens: 0, seconds: 0.0 }
+        Self {
+            bar,
+            is_terminal,
+            num_members,
+            of: String::new(),
+            steps: 0,
+            last_line,
+            recent: VecDeque::new(),
+        }
     }
 
     /// A line that stays.
@@ -222,8 +284,8 @@ impl Screen {
     }
 
     fn begin(&mut self, prefix: String, length: usize, position: usize) {
-        self.bar.set_prefix(prefix);
-        self.bar.set_message("");
+        self.bar.set_message(prefix.clone());
+        self.of = prefix;
         self.bar.set_length(length as u64);
         self.bar.set_position(position as u64);
         self.bar.reset_eta();
@@ -232,8 +294,9 @@ impl Screen {
     fn show(&mut self, event: &Event<'_>) {
         match event {
             Event::Data(data) => self.line(describe(data).trim_end()),
+            Event::Planned(plan) => self.line(&work(plan)),
             Event::ProbeProgress { done, pairs } => {
-                if self.bar.prefix() != "probe" {
+                if self.of != "probe" {
                     self.begin("probe".to_owned(), *pairs, 0);
                 }
                 self.bar.set_position(*done as u64);
@@ -243,7 +306,7 @@ impl Screen {
                 probe.loss, probe.accuracy, probe.l2
             )),
             Event::MemberBegins { member, own, done, steps, tokens } => {
-                (self.steps, self.pairs, self.tokens, self.seconds) = (*steps, 0, 0, 0.0);
+                (self.steps, self.recent) = (*steps, VecDeque::new());
                 let resumed = if *done > 0 { format!(", going on after step {done}") } else { String::new() };
                 self.line(&format!(
                     "member-{member} of {}: learning rate {:.2e}, dropout {:.3}, {steps} steps{resumed}",
@@ -252,10 +315,16 @@ impl Screen {
                 self.begin(format!("member-{member}"), tokens.0, tokens.1);
             }
             Event::Stepped { member, line } => {
-                self.pairs += line.metrics.pairs;
-                self.tokens += line.tokens;
-                self.seconds += line.seconds;
-                let (pairs, tokens) = (self.pairs as f64 / self.seconds, self.tokens as f64 / self.seconds);
+                self.recent.push_back((line.metrics.pairs, line.tokens, line.seconds));
+                let seconds = |recent: &VecDeque<(usize, usize, f64)>| -> f64 {
+                    recent.iter().map(|(_, _, seconds)| seconds).sum()
+                };
+                while self.recent.len() > 1 && seconds(&self.recent) - self.recent[0].2 > RECENT_SECONDS {
+                    self.recent.pop_front();
+                }
+                let seconds = seconds(&self.recent);
+                let pairs = self.recent.iter().map(|(pairs, ..)| pairs).sum::<usize>() as f64 / seconds;
+                let tokens = self.recent.iter().map(|(_, tokens, _)| tokens).sum::<usize>() as f64 / seconds;
                 let message = format!(
                     "step {}/{} loss {:.4} accuracy {:.2} | {pairs:.1} pairs/s {tokens:.0} tokens/s",
                     line.step, self.steps, line.metrics.loss, line.metrics.accuracy
@@ -265,18 +334,18 @@ impl Screen {
                     self.line(&format!("member-{member} {message}"));
                     self.last_line = Instant::now();
                 }
-                self.bar.set_message(message);
+                self.bar.set_message(format!("{} {message}", self.of));
             }
             Event::ValidationProgress { done, pairs, .. } => {
-                self.bar.set_message(format!("validation {done}/{pairs}"));
+                self.bar.set_message(format!("{} validation {done}/{pairs}", self.of));
             }
             Event::Validated { member, line } => self.line(&format!(
                 "member-{member} after step {}: validation loss {:.4}, accuracy {:.4}, margin {:.4}",
                 line.step, line.metrics.loss, line.metrics.accuracy, line.metrics.margin
             )),
-            Event::Finished { member, path, is_old } => {
+            Event::Finished { member, path, result, is_old } => {
                 let was = if *is_old { "was there already" } else { "is written" };
-                self.line(&format!("member-{member} {was}: {}", path.display()));
+                self.line(&format!("member-{member} {was}: {}; {}", path.display(), kept(result)));
             }
         }
     }

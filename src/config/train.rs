@@ -3,6 +3,7 @@
 //! The flags are declared here and not in `cli`, because each says the same as a key of the file. The keys are documented
 //! in `rewarm train --help`.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -18,8 +19,8 @@ use crate::offline::train::config::Choices;
 use crate::offline::train::config::Config;
 use crate::offline::train::config::DataConfig;
 use crate::offline::train::config::Decay;
+use crate::offline::train::config::Keep;
 use crate::offline::train::config::Member;
-use crate::offline::train::config::Pace;
 use crate::offline::train::config::ProbeConfig;
 use crate::offline::train::config::Range;
 use crate::offline::train::config::Recipe;
@@ -53,7 +54,7 @@ pub struct TrainOptions {
     /// How many members [default: 4].
     #[arg(long, value_name = "N")]
     num_members: Option<usize>,
-    /// What the members draw their learning rates from [default: 1e-5,2e-5,4e-5].
+    /// What the members draw their learning rates from [default: half, one and two times what is proposed for the base and the number of steps; --check says it].
     #[arg(long, value_name = "RATE,RATE", value_delimiter = ',')]
     learning_rate: Option<Vec<f64>>,
     /// What the members draw their dropouts from [default: 0,0.05,0.1].
@@ -77,6 +78,9 @@ pub struct TrainOptions {
     /// Of everything random [default: 0].
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
+    /// Which step of a member is written: the one of least validation loss, of which the start is one, or the last [default: best].
+    #[arg(long)]
+    keep: Option<Keep>,
 }
 
 /// `truncation`.
@@ -137,11 +141,8 @@ impl TrainOptions {
         let epochs = file.value("epochs", self.epochs, 1, AT_LEAST_ONE);
         let data = self.data(&mut file, folder, seed);
         let recipe = self.recipe(&mut file);
-        let pace = Pace {
-            validate_every: file.optional("validate_every", None, AT_LEAST_ONE),
-            checkpoint_every: file.value("checkpoint_every", None, 100, AT_LEAST_ONE),
-        };
-        let members = self.members(&mut file, folder, base.as_deref(), epochs, seed);
+        let checkpoint_every = file.value("checkpoint_every", None, 100, AT_LEAST_ONE);
+        let (members, proposed) = self.members(&mut file, folder, base.as_deref(), epochs, seed);
         let probe = file.probe();
         let mut problems = file.finish();
 
@@ -150,7 +151,7 @@ impl TrainOptions {
         }
         match (base, output) {
             (Some(base), Some(output)) if problems.0.is_empty() => {
-                Ok(Config { base, output, seed, data, probe, recipe, members, pace })
+                Ok(Config { base, output, seed, data, probe, recipe, members, proposed, checkpoint_every })
             }
             _ => Err(problems.0.into()),
         }
@@ -195,10 +196,14 @@ impl TrainOptions {
             frozen_layers: file.value("frozen_layers", None, 0, any()),
             frozen_embeddings: file.value("frozen_embeddings", None, false, any()),
             dtype: file.value("dtype", None, Format::F32, any()),
+            keep: file.value("keep", self.keep, Keep::Best, any()),
+            patience: file.value("patience", None, 3, any()),
+            validate_every: file.optional("validate_every", None, AT_LEAST_ONE),
         }
     }
 
-    /// `[[members]]`, or so many as are drawn; what a table leaves out is drawn too.
+    /// `[[members]]`, or so many as are drawn; what a table leaves out is drawn too. And those whose learning rate is a share of
+    /// the one that will be proposed: nobody gave any.
     fn members(
         &self,
         file: &mut Keys<'_>,
@@ -206,9 +211,10 @@ impl TrainOptions {
         base: Option<&Path>,
         epochs: usize,
         seed: u64,
-    ) -> Vec<Member> {
+    ) -> (Vec<Member>, BTreeSet<usize>) {
+        let is_given = self.learning_rate.is_some() || file.section.has("learning_rate");
         let choices = Choices {
-            learning_rate: file.choice("learning_rate", &self.learning_rate, &LEARNING_RATES, POSITIVE),
+            learning_rate: file.choice("learning_rate", &self.learning_rate, &SHARES, POSITIVE),
             dropout: file.choice("dropout", &self.dropout, &DROPOUTS, BELOW_ONE),
         };
         let asked = file.optional("num_members", self.num_members, A_FEW);
@@ -218,10 +224,16 @@ impl TrainOptions {
         }
         let count = if tables.is_empty() { asked.unwrap_or(4) } else { tables.len() };
         let drawn = choices.draw(count, base.unwrap_or(Path::new("")), epochs, seed);
+        let mut proposed: BTreeSet<usize> = if is_given { BTreeSet::new() } else { (0..count).collect() };
         if tables.is_empty() {
-            return drawn;
+            return (drawn, proposed);
         }
-        drawn.into_iter().zip(tables).map(|(drawn, table)| self.member(drawn, table, file, folder)).collect()
+        for (member, _) in tables.iter().enumerate().filter(|(_, table)| table.has("learning_rate")) {
+            proposed.remove(&member);
+        }
+        let members =
+            drawn.into_iter().zip(tables).map(|(drawn, table)| self.member(drawn, table, file, folder));
+        (members.collect(), proposed)
     }
 
     fn member(&self, drawn: Member, section: Section<'_>, file: &mut Keys<'_>, folder: &Path) -> Member {
@@ -249,8 +261,9 @@ impl TrainOptions {
     }
 }
 
-/// As learning rates and dropouts when nothing is said: WARM's own are of this kind.
-const LEARNING_RATES: [f64; 3] = [1e-5, 2e-5, 4e-5];
+/// When nothing is said, learning rates are these shares of what is proposed for the base and the number of steps; WARM's own, and
+/// its dropouts, are of this kind.
+const SHARES: [f64; 3] = [0.5, 1.0, 2.0];
 const DROPOUTS: [f64; 3] = [0.0, 0.05, 0.1];
 
 /// What a value must be.

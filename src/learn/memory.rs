@@ -27,13 +27,15 @@ pub(super) struct Needed {
     of_micro_batch: u64,
     /// Two for each that is trained.
     moments: u64,
+    /// The weights of the best step so far, where they are kept.
+    best: u64,
     /// Of one token that goes through layers in training.
     of_token: u64,
 }
 
 impl Needed {
-    /// Of a model of which these parts are trained.
-    pub(super) fn new(plan: &ModelPlan, is_trained: impl Fn(Part) -> bool) -> Self {
+    /// Of a model of which these parts are trained, and whose best weights are kept beside, or not.
+    pub(super) fn new(plan: &ModelPlan, is_trained: impl Fn(Part) -> bool, keeps_best: bool) -> Self {
         let sum = |filter: &dyn Fn(Part, Role) -> bool| -> u64 {
             let tensors = plan.tensors.iter().filter(|tensor| filter(tensor.part, tensor.role));
             tensors.map(|tensor| tensor.shape.iter().map(|&size| size as u64).product::<u64>() * WIDTH).sum()
@@ -46,12 +48,13 @@ impl Needed {
             gradients: trained,
             of_micro_batch: sum(&|part, role| is_trained(part) && role != Role::Table),
             moments: 2 * trained,
+            best: if keeps_best { trained } else { 0 },
             of_token: trained_layers.map(|(_, layer)| kept_of_token(layer)).sum(),
         }
     }
 
     fn without_activations(&self) -> u64 {
-        self.parameters + self.gradients + self.of_micro_batch + self.moments
+        self.parameters + self.gradients + self.of_micro_batch + self.moments + self.best
     }
 
     /// Refuses what cannot be trained where so many bytes are left, and nothing of it is there yet.
@@ -69,7 +72,7 @@ impl Needed {
     /// many go through the model at a time.
     pub(super) fn doubt(&self, at_once: usize, tokens: usize, left: Option<u64>) -> Option<String> {
         let left = left?;
-        let more = self.gradients + self.moments + at_once as u64 * self.of_pass(tokens);
+        let more = self.gradients + self.moments + self.best + at_once as u64 * self.of_pass(tokens);
         (more > left).then(|| {
             format!(
                 "training takes about {}, and beside the weights {} of memory are left: the system may end the process. {}, or \
@@ -90,7 +93,7 @@ impl Needed {
         let at_once = at_once as u64;
         let activations = at_once * tokens as u64 * self.of_token;
         let gradients = self.gradients + at_once * self.of_micro_batch;
-        let sum = self.parameters + gradients + self.moments + activations;
+        let sum = self.parameters + gradients + self.moments + self.best + activations;
         let mut parts = format!(
             "{} in f32 ({} of parameters, {} of gradients, {} of AdamW's moments",
             gigabytes(sum),
@@ -98,6 +101,9 @@ impl Needed {
             gigabytes(gradients),
             gigabytes(self.moments)
         );
+        if self.best > 0 {
+            parts += &format!(", {} of the best step's weights", gigabytes(self.best));
+        }
         if activations > 0 {
             parts += &format!(
                 ", {} of activations: {at_once} micro-batches of {tokens} tokens at a time",
@@ -141,6 +147,7 @@ mod tests {
             gradients: 7_000_000_000,
             of_micro_batch: 6_000_000_000,
             moments: 14_000_000_000,
+            best: 0,
             of_token: 1_000_000,
         }
     }

@@ -34,8 +34,7 @@ impl Likeness {
     }
 
     /// Of tensors of numbers, all of one size.
-    #[cfg(test)]
-    fn of(reference: &Values, members: &[&Values]) -> Self {
+    pub fn of(reference: &Values, members: &[&Values]) -> Self {
         let count = reference.count();
         let blocks = (0..count).step_by(BLOCK).map(|start| start..count.min(start + BLOCK));
         blocks.fold(Self::of_nothing(members.len()), |mut sum, block| {

@@ -82,13 +82,14 @@ impl Svg {
         )
     }
 
-    /// The picture as a file of its own; of its style, the class `paper` is what it is drawn on.
+    /// The picture as a file of its own, as wide as it is or as there is room for; of its style, the class `paper` is what it is
+    /// drawn on.
     pub(super) fn file(&self, style: &str) -> String {
         let Self { title, size: (width, height), shapes } = self;
         format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width:.0}\" height=\"{height:.0}\" \
-             viewBox=\"0 0 {width:.0} {height:.0}\" role=\"img\" aria-label=\"{title}\">\n\
-             <style>\n{style}</style>\n<rect class=\"paper\" width=\"100%\" height=\"100%\"/>\n{shapes}</svg>\n"
+             style=\"max-width: 100%; height: auto\" viewBox=\"0 0 {width:.0} {height:.0}\" role=\"img\" \
+             aria-label=\"{title}\">\n<title>{title}</title>\n<style>\n{style}</style>\n<rect class=\"paper\" width=\"100%\" height=\"100%\"/>\n{shapes}</svg>\n"
         )
     }
 }

@@ -379,7 +379,7 @@ fn measure<R>(
     stop: &Stop,
     measure: impl FnOnce(&mut Control<'_>) -> anyhow::Result<R>,
 ) -> anyhow::Result<R> {
-    let bar = progress::styled("[{bar:40}] {pos}/{len} {msg}, {eta} left");
+    let bar = progress::styled("{pos}/{len}");
     let mut progress = |done: usize, total: usize, what: &str| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);

@@ -50,6 +50,8 @@ pub struct LoadOptions {
     pub train_head: bool,
     /// For the layers that a base without a head lacks.
     pub seed: u64,
+    /// Whether the weights of the best step will be kept beside those of the last: they take memory.
+    pub keeps_best: bool,
     /// The limit for tokens, in place of the model's own.
     pub max_tokens: Option<usize>,
     /// Bytes that may be taken for the model and for what training adds to it; none: whatever it takes.
@@ -64,6 +66,7 @@ impl Default for LoadOptions {
             frozen_layers: 0,
             train_head: true,
             seed: 0,
+            keeps_best: false,
             max_tokens: None,
             memory_left: None,
         }
@@ -130,7 +133,7 @@ impl Trainable {
                 plan
             }
         };
-        let needed = Needed::new(&plan, |part| !is_frozen(options, part));
+        let needed = Needed::new(&plan, |part| !is_frozen(options, part), options.keeps_best);
         needed.check(options.memory_left)?;
         let model = load_model(&plan, &config)?;
         save::name_architecture(&mut fields, &config, plan.head.kind);

@@ -106,6 +106,17 @@ impl Trainable {
         self.needed.doubt(micro_batches.min(self.threads.count()), tokens, left)
     }
 
+    /// Width of what the head reads.
+    pub fn features_width(&self) -> usize {
+        let output = self.tensors.iter().find(|held| held.part == Part::Output && held.role == Role::Weight);
+        output.and_then(|held| held.var.dims().last().copied()).unwrap_or(0)
+    }
+
+    /// How many threads work on a step.
+    pub fn num_threads(&self) -> usize {
+        self.threads.count()
+    }
+
     /// What is trained, always in the same order.
     pub fn parameters(&self) -> &[Parameter] {
         &self.parameters

@@ -1,5 +1,6 @@
 //! What a training run is told. `crate::config` makes it from file and flags; here it is what the loop reads.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -31,8 +32,10 @@ pub struct Config {
     pub recipe: Recipe,
     /// In what they differ; at least one.
     pub members: Vec<Member>,
-    /// How often a run tells and remembers; changes no result.
-    pub pace: Pace,
+    /// Those of them whose learning rate is still a share of the one that is proposed.
+    pub proposed: BTreeSet<usize>,
+    /// Steps between states on the disk; changes no result.
+    pub checkpoint_every: usize,
 }
 
 /// Which pairs are learnt from, and which ones judge.
@@ -92,6 +95,26 @@ pub struct Recipe {
     pub frozen_embeddings: bool,
     /// What the members are stored in.
     pub dtype: Format,
+    /// Which step of a member is written, where there are validation pairs.
+    pub keep: Keep,
+    /// A member stops after so many validations in a row without a lower loss; 0: never. Only where the best is kept.
+    pub patience: usize,
+    /// Steps between validations; without, [`VALIDATIONS`] of them over a member.
+    pub validate_every: Option<usize>,
+}
+
+/// Validations of a member, where the settings do not say.
+const VALIDATIONS: usize = 10;
+
+/// Which step of a member is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Keep {
+    /// The first of those of least validation loss; step 0, the head before fine-tuning, is one of them.
+    #[default]
+    Best,
+    /// The last.
+    Last,
 }
 
 /// How the learning rate falls after its warm-up.
@@ -120,15 +143,6 @@ pub struct Member {
     pub epochs: usize,
     /// Of its data order and its dropout.
     pub seed: u64,
-}
-
-/// How often a run tells how far it is, and remembers it; no result depends on it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Pace {
-    /// Steps between validations; without, ten of them over a member.
-    pub validate_every: Option<usize>,
-    /// Steps between states on the disk.
-    pub checkpoint_every: usize,
 }
 
 /// One value for all members, or what each draws its own from.
@@ -226,7 +240,43 @@ impl Choice {
     }
 }
 
+/// A base this wide, at [`STEPS`] steps, has [`RATE`] proposed.
+const WIDTH: f64 = 128.0;
+const STEPS: f64 = 100.0;
+const RATE: f64 = 4e-4;
+/// No proposal is outside of these.
+const RATES: (f64, f64) = (2e-6, 2e-3);
+
+/// The learning rate that is proposed for a base this wide (its head's features) and members of so many steps, rounded
+/// to two digits.
+///
+/// It is `4e-4 · (128 / width) · √(100 / steps)`, the root between a third and two. A step of AdamW moves every
+/// weight by about the learning rate, whatever the gradient: what a layer makes of that grows with its width (Yang et al. 2022,
+/// arXiv:2203.03466: rates of like models go as 1 / width), and what many steps make of it with the root of their number at least.
+/// The factor is measured, on the demo's base; for a width of 4096 it says 1.3e-5, where rates of 1e-5 to 4e-5 are usual.
+pub fn proposed_learning_rate(width: usize, steps: usize) -> f64 {
+    let of_steps = (STEPS / steps.max(1) as f64).sqrt().clamp(1.0 / 3.0, 2.0);
+    let rate = RATE * WIDTH / width.max(1) as f64 * of_steps;
+    two_digits(rate.clamp(RATES.0, RATES.1))
+}
+
+/// Rounded to two digits.
+fn two_digits(value: f64) -> f64 {
+    // as decimal text, which a record and a person hold exactly
+    format!("{value:.1e}").parse().expect("a float that was just written")
+}
+
 impl Config {
+    /// With the learning rates that nobody gave; `steps` tells how many a member has.
+    pub fn settled(&self, width: usize, steps: impl Fn(&Member) -> usize) -> Self {
+        let mut settled = Self { proposed: BTreeSet::new(), ..self.clone() };
+        for &member in &self.proposed {
+            let own = &mut settled.members[member];
+            own.learning_rate = two_digits(own.learning_rate * proposed_learning_rate(width, steps(own)));
+        }
+        settled
+    }
+
     /// What determines the results, but for the members' own settings, for the record and for resuming.
     pub fn settings(&self) -> Value {
         let data = &self.data;
@@ -265,6 +315,16 @@ impl Decay {
 }
 
 impl Recipe {
+    /// Whether a member stops whose validation loss did not fall so many times in a row.
+    pub fn is_out_of_patience(&self, worse_since: usize) -> bool {
+        self.patience > 0 && worse_since >= self.patience
+    }
+
+    /// Steps between the validations of a member of so many.
+    pub fn validate_every(&self, steps: usize) -> usize {
+        self.validate_every.unwrap_or(steps.div_ceil(VALIDATIONS)).max(1)
+    }
+
     /// The learning rate of a step (from 0) among `steps`: up in a straight line, then down as [`Decay`] says.
     ///
     /// The first step has one already, and the last one still has one.
@@ -325,6 +385,15 @@ pub(super) mod tests {
         assert_eq!(recipe.learning_rate(1.0, 0, 1), 1.0, "a single step");
     }
 
+    #[test]
+    fn a_proposal_falls_with_width_and_steps_and_has_two_digits() {
+        assert_eq!(proposed_learning_rate(128, 100), 4e-4);
+        assert_eq!(proposed_learning_rate(4096, 100), 1.3e-5);
+        assert_eq!(proposed_learning_rate(384, 200), 9.4e-5);
+        assert_eq!(proposed_learning_rate(128, 100_000), 1.3e-4);
+        assert_eq!(proposed_learning_rate(16, 1), 2e-3);
+    }
+
     pub(in crate::offline::train) fn recipe() -> Recipe {
         Recipe {
             batch_tokens: Some(1),
@@ -340,6 +409,9 @@ pub(super) mod tests {
             frozen_layers: 0,
             frozen_embeddings: false,
             dtype: Format::F32,
+            keep: Keep::Best,
+            patience: 0,
+            validate_every: None,
         }
     }
 }

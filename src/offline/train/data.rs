@@ -23,8 +23,13 @@ use serde_json::json;
 
 use crate::checkpoint::hex;
 use crate::learn::trainable::TokenPair;
+use crate::model::fill;
 use crate::offline::random;
 use crate::offline::train::config::DataConfig;
+use crate::offline::train::config::Member;
+use crate::offline::train::config::Recipe;
+use crate::offline::train::order;
+use crate::offline::train::order::Batch;
 use crate::offline::train::purpose::Purpose;
 use crate::ops::batch::Sequence;
 use crate::text::Input;
@@ -32,6 +37,9 @@ use crate::text::SampleTokenizer;
 use crate::text::TextError;
 use crate::text::dataset::Dataset;
 use crate::text::dataset::PreferencePair;
+
+/// Validation and the probe compute so many tokens between two looks at the stop switch.
+const CHUNK_TOKENS: usize = 8192;
 
 /// The pairs of all files, sorted by what they are for.
 #[derive(Debug)]
@@ -56,6 +64,26 @@ pub(super) struct Data {
     pub(super) training: Vec<Pair>,
     pub(super) validation: Vec<Pair>,
     pub(super) record: DataRecord,
+}
+
+impl Data {
+    /// All steps of a member.
+    pub(super) fn batches(&self, recipe: &Recipe, own: &Member) -> Vec<Batch> {
+        let lengths: Vec<usize> = self.training.iter().map(|pair| pair.tokens.num_tokens()).collect();
+        order::batches(&lengths, recipe, own.epochs, own.seed)
+    }
+}
+
+/// Pairs in their order, a number of tokens at a time.
+pub(super) fn chunks(pairs: &[Pair]) -> impl Iterator<Item = &[Pair]> {
+    let lengths = pairs.iter().map(|pair| pair.tokens.num_tokens());
+    fill::runs(lengths, CHUNK_TOKENS).into_iter().map(|run| &pairs[run])
+}
+
+/// All chosen ones, then all rejected ones.
+pub(super) fn both_sides(pairs: &[Pair]) -> Vec<&Sequence> {
+    let chosen = pairs.iter().map(|pair| &pair.tokens.chosen);
+    chosen.chain(pairs.iter().map(|pair| &pair.tokens.rejected)).collect()
 }
 
 /// A pair as it is learnt: when flipped, its given labels are already turned round.

@@ -4,7 +4,8 @@
 //! OUTPUT/
 //!   train.json                    the family's record: settings, data, members and their results
 //!   probe.json                    the shared head
-//!   member-0/ …                   a Hugging Face directory each, and its own train.json
+//!   start/                        the base with the shared head: the model before fine-tuning, a Hugging Face directory
+//!   member-0/ …                   one each, and its own train.json
 //!   logs/member-0.jsonl …         a line for each step and each validation
 //!   train.svg                     loss, accuracy and margin of all members
 //!   state/member-0.safetensors    of a member that is not finished; removed when it is
@@ -43,6 +44,8 @@ use crate::offline::train::state::read_if_there;
 
 /// The record's name, of the family as of a member.
 pub const RECORD: &str = "train.json";
+/// The folder of the model before fine-tuning, beside the family's record.
+pub const START: &str = "start";
 const PROBE: &str = "probe.json";
 
 /// `OUTPUT/train.json`.
@@ -62,6 +65,9 @@ pub struct FamilyRecord {
     pub members: Vec<Member>,
     /// Of the finished ones among them, by their number.
     pub results: BTreeMap<usize, MemberResult>,
+    /// What is odd about them, told when all are finished.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// `OUTPUT/member-K/train.json`.
@@ -99,9 +105,15 @@ pub struct ProbeRecord {
 /// How a member's training went.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MemberResult {
-    /// Updates.
+    /// Updates that were done.
     pub steps: usize,
-    /// Both sides of all pairs, over all epochs.
+    /// And those that there would have been, had it not stopped early.
+    pub planned_steps: usize,
+    /// After which of them the weights were taken; 0: before the first.
+    pub kept_step: usize,
+    /// Pairs of all steps that were done.
+    pub pairs: usize,
+    /// Both sides of those.
     pub tokens: usize,
     /// Spent in steps; validation is not in it.
     pub seconds: f64,
@@ -109,8 +121,31 @@ pub struct MemberResult {
     pub training: Metrics,
     /// Before the first step; none without validation pairs.
     pub validation_at_start: Option<Metrics>,
-    /// After the last.
+    /// After the kept step.
     pub validation: Option<Metrics>,
+    /// After the last step that was done.
+    pub validation_at_end: Option<Metrics>,
+}
+
+impl MemberResult {
+    /// What to warn of: that fine-tuning brought nothing, or undid in the end what it had brought.
+    pub(super) fn doubt(&self, member: usize, own: &Member) -> Option<String> {
+        let (start, end) = (self.validation_at_start?.loss, self.validation_at_end?.loss);
+        let rate = own.learning_rate;
+        if self.kept_step == 0 {
+            return Some(format!(
+                "member-{member} is the model before fine-tuning: after no step its validation loss was below the {start:.4} of \
+                 the shared head; try a lower learning rate (it had {rate:.1e}), or more pairs"
+            ));
+        }
+        (end > start).then(|| {
+            format!(
+                "member-{member}: validation loss rose from {start:.4} before fine-tuning to {end:.4} after step {}, step {} was \
+                 kept; try a lower learning rate (it had {rate:.1e}), fewer epochs, or more pairs",
+                self.steps, self.kept_step
+            )
+        })
+    }
 }
 
 /// The folder, held by one run at a time.
@@ -167,6 +202,10 @@ impl Folder {
         self.path.join(format!("member-{member}"))
     }
 
+    pub(super) fn start(&self) -> PathBuf {
+        self.path.join(START)
+    }
+
     pub(super) fn log(&self, member: usize) -> PathBuf {
         self.path.join(format!("logs/member-{member}.jsonl"))
     }
@@ -218,6 +257,7 @@ impl Folder {
             probe: None,
             members: config.members.clone(),
             results: BTreeMap::new(),
+            warnings: Vec::new(),
         };
         if let Some(earlier) = read_json::<FamilyRecord>(&self.path.join(RECORD))? {
             let changed = changes(&earlier, &record);

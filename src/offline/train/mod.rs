@@ -3,12 +3,18 @@
 //! ```text
 //! pairs ─▶ data ─┬─▶ probe ──▶ one shared head ──┐
 //!                ├─▶ order ──▶ batches ──────────┼─▶ loop, once a member ─▶ member-K, log, state
-//!   base ────────┴───────────────────────────────┘                └─▶ record, plot
+//!   base ────────┴──▶ start ──────────────────────┘                └─▶ record, plot
 //! ```
 //!
 //! This file is the loop from top to bottom: the data is read and split, a linear probe learns the head that all members
 //! start from, and each member is trained from there with its own learning rate, dropout and order of the pairs
 //! (WARM, arXiv 2401.12187). What a step computes is [`Trainable`]'s; where things lie is `family`'s.
+//!
+//! # Which step is kept
+//!
+//! Where there are validation pairs, the one with the least loss on them, and training stops when that has not fallen for some
+//! validations (`patience`). Step 0 competes: the frozen base with the shared head, which `start` holds as a checkpoint of its own.
+//! A small model on few pairs learns them by heart in a few steps, and fine-tuning that ends behind its start is worse than none.
 //!
 //! # The same, whatever happens
 //!
@@ -23,10 +29,12 @@ pub mod family;
 pub mod log;
 pub mod metrics;
 mod order;
+pub mod plan;
 mod plot;
 pub mod probe;
 mod purpose;
 mod state;
+mod twins;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -36,25 +44,29 @@ use std::time::Instant;
 use anyhow::Context;
 use anyhow::bail;
 use anyhow::ensure;
+use candle_core::Tensor;
 
 use crate::learn::adamw::AdamW;
 use crate::learn::adamw::AdamWOptions;
 use crate::learn::adamw::AdamWState;
 use crate::learn::adamw::clip_gradients;
+use crate::learn::parameter::Parameter;
 use crate::learn::trainable::LoadOptions;
 use crate::learn::trainable::Objective;
 use crate::learn::trainable::StepGradients;
 use crate::learn::trainable::TokenPair;
 use crate::learn::trainable::Trainable;
-use crate::model::fill;
 use crate::model::memory;
 use crate::offline::Stop;
 use crate::offline::train::config::Config;
+use crate::offline::train::config::Keep;
 use crate::offline::train::config::Member;
 use crate::offline::train::data::Data;
 use crate::offline::train::data::DataRecord;
 use crate::offline::train::data::Pair;
 use crate::offline::train::data::Split;
+use crate::offline::train::data::both_sides;
+use crate::offline::train::data::chunks;
 use crate::offline::train::family::FamilyRecord;
 use crate::offline::train::family::Folder;
 use crate::offline::train::family::MemberRecord;
@@ -66,25 +78,24 @@ use crate::offline::train::log::TrainingLine;
 use crate::offline::train::log::ValidationLine;
 use crate::offline::train::metrics::Metrics;
 use crate::offline::train::order::Batch;
+use crate::offline::train::plan::Plan;
 use crate::offline::train::probe::Differences;
 use crate::offline::train::probe::Probe;
 use crate::offline::train::purpose::step_seed;
 use crate::offline::train::state::Position;
-use crate::ops::batch::Sequence;
 
-/// Validation and the probe compute so many tokens between two looks at the stop switch.
-const CHUNK_TOKENS: usize = 8192;
 /// What tensors of a state are called, before their own names.
 const WEIGHTS: &str = "weights.";
 const OPTIMIZER: &str = "optimizer.";
-/// Validations of a member, where the settings do not say.
-const VALIDATIONS: usize = 10;
+const BEST: &str = "best.";
 
 /// Something that whoever watches may want to show.
 #[derive(Debug)]
 pub enum Event<'a> {
     /// What is learnt from.
     Data(&'a DataRecord),
+    /// What will be done, and about how long it takes.
+    Planned(&'a Plan),
     /// So many of all pairs have gone through the frozen base.
     ProbeProgress {
         /// Pairs that have.
@@ -136,6 +147,8 @@ pub enum Event<'a> {
         member: usize,
         /// Where it is.
         path: &'a Path,
+        /// How it went.
+        result: &'a MemberResult,
         /// Whether it was there before.
         is_old: bool,
     },
@@ -156,25 +169,47 @@ pub enum Outcome {
     },
 }
 
+/// What would be done.
+#[derive(Debug)]
+pub struct Checked {
+    /// The settings, with the learning rates that were proposed.
+    pub config: Config,
+    /// What would be learnt from.
+    pub data: DataRecord,
+    /// How much work that is.
+    pub plan: Plan,
+}
+
 /// Checks the configuration against files and bases, and trains nothing.
-pub fn check(config: &Config) -> anyhow::Result<DataRecord> {
+pub fn check(config: &Config) -> anyhow::Result<Checked> {
     let split = Split::read(&config.data, config.seed)?;
     let (base, _) = open_bases(config)?;
     let data = split.tokenize(base.tokenizer(), &config.data)?;
-    doubt_memory(config, &base, &data);
-    Ok(data.record)
+    let config = settle(config, &base, &data);
+    doubt_memory(&config, &base, &data);
+    let plan = Plan::new(&config, &base, &data)?;
+    Ok(Checked { config, data: data.record, plan })
+}
+
+/// With the learning rates that nobody gave.
+fn settle(config: &Config, base: &Trainable, data: &Data) -> Config {
+    config.settled(base.features_width(), |own| data.batches(&config.recipe, own).len())
 }
 
 /// Trains a family, or goes on with one.
 pub fn run(config: &Config, stop: &Stop, watch: &mut Watch<'_>) -> anyhow::Result<Outcome> {
     let split = Split::read(&config.data, config.seed)?;
-    let (base, bases) = open_bases(config)?;
+    let (mut base, bases) = open_bases(config)?;
     let data = split.tokenize(base.tokenizer(), &config.data)?;
     watch(&Event::Data(&data.record));
+    let config = &settle(config, &base, &data);
     doubt_memory(config, &base, &data);
     let folder = Folder::open(&config.output)?; // not before: nothing is left behind by pairs that cannot be read
     let mut record = folder.begin(config, &data.record, bases)?;
 
+    if record.results.len() < config.members.len() {
+        watch(&Event::Planned(&Plan::new(config, &base, &data)?));
+    }
     let mut probe = None;
     if config.probe.enabled && record.results.len() < config.members.len() {
         let Some(found) = shared_head(config, &folder, &base, &data, stop, watch)? else {
@@ -186,6 +221,12 @@ pub fn run(config: &Config, stop: &Stop, watch: &mut Watch<'_>) -> anyhow::Resul
     }
     if let Some(probe) = &record.probe {
         watch(&Event::Probed(probe));
+    }
+    if let Some(probe) = &probe {
+        base.set_head(&probe.weight)?;
+    }
+    if !folder.start().exists() {
+        base.save(&folder.start(), config.recipe.dtype, &[]).context("write the start of all members")?;
     }
     drop(base);
 
@@ -206,11 +247,35 @@ pub fn run(config: &Config, stop: &Stop, watch: &mut Watch<'_>) -> anyhow::Resul
             folder.write(&record)?;
         }
         folder.remove_state(index)?;
-        watch(&Event::Finished { member: index, path: &path, is_old });
+        watch(&Event::Finished { member: index, path: &path, result: &record.results[&index], is_old });
     }
-    let logs = (0..config.members.len()).map(|index| log::read(&folder.log(index)));
+    record.warnings = warnings(&record, &folder)?;
+    folder.write(&record)?;
+    let logs =
+        record.results.iter().map(|(&index, result)| Ok((log::read(&folder.log(index))?, result.kept_step)));
     plot::draw(&folder.plot(), &logs.collect::<anyhow::Result<Vec<_>>>()?)?;
     Ok(Outcome::Finished(Box::new(record)))
+}
+
+/// What is odd about a finished family.
+fn warnings(record: &FamilyRecord, folder: &Folder) -> anyhow::Result<Vec<String>> {
+    let mut warnings: Vec<String> = record
+        .results
+        .iter()
+        .filter_map(|(member, result)| result.doubt(*member, &record.members[*member]))
+        .collect();
+    let members: Vec<PathBuf> = record.results.keys().map(|member| folder.member(*member)).collect();
+    for twins::Twins { members: [one, other], cosine } in twins::find(&folder.start(), &members)? {
+        let how = match cosine {
+            Some(cosine) => format!("what they learnt has a cosine of {cosine:.5}"),
+            None => "neither has learnt anything".to_owned(),
+        };
+        warnings.push(format!(
+            "member-{one} and member-{other} are copies of each other ({how}): averaging them brings nothing; give them other \
+             learning rates, dropouts or bases, or more steps"
+        ));
+    }
+    Ok(warnings)
 }
 
 /// The family's own base, and the digest of each. All must make the same tokens and have the same parameters: members
@@ -244,15 +309,10 @@ fn open_bases(config: &Config) -> anyhow::Result<(Trainable, BTreeMap<PathBuf, S
 
 /// Warns where the largest steps may take more memory than there is.
 fn doubt_memory(config: &Config, base: &Trainable, data: &Data) {
-    let recipe = &config.recipe;
-    let lengths: Vec<usize> = data.training.iter().map(|pair| pair.tokens.num_tokens()).collect();
-    let steps = config
-        .members
-        .iter()
-        .flat_map(|own| order::batches(&lengths, recipe, own.epochs, own.seed))
-        .map(|batch| batch.tokens);
-    let longest = lengths.iter().copied().max().unwrap_or(0);
-    let micro_batch = recipe.micro_batch_tokens.max(longest); // a pair is never cut
+    let steps =
+        config.members.iter().flat_map(|own| data.batches(&config.recipe, own)).map(|batch| batch.tokens);
+    let longest = data.training.iter().map(|pair| pair.tokens.num_tokens()).max().unwrap_or(0);
+    let micro_batch = config.recipe.micro_batch_tokens.max(longest); // a pair is never cut
     if let Some(doubt) = base.memory_doubt(steps.max().unwrap_or(0), micro_batch, memory::left()) {
         tracing::warn!("{doubt}");
     }
@@ -265,6 +325,7 @@ fn load(config: &Config, base: &Path, memory_left: Option<u64>) -> anyhow::Resul
         frozen_layers: config.recipe.frozen_layers,
         train_head: true,
         seed: config.seed, // the family's: what a base lacks must be the same in all members
+        keeps_best: config.recipe.keep == Keep::Best,
         max_tokens: config.data.max_tokens,
         memory_left,
     };
@@ -301,16 +362,17 @@ fn shared_head(
     Ok(Some(probe))
 }
 
-/// Pairs in their order, a number of tokens at a time.
-fn chunks(pairs: &[Pair]) -> impl Iterator<Item = &[Pair]> {
-    let lengths = pairs.iter().map(|pair| pair.tokens.num_tokens());
-    fill::runs(lengths, CHUNK_TOKENS).into_iter().map(|run| &pairs[run])
+/// The weights as they are now.
+fn copies(model: &Trainable) -> anyhow::Result<Vec<Tensor>> {
+    model.parameters().iter().map(|parameter| Ok(parameter.var.as_tensor().copy()?)).collect()
 }
 
-/// All chosen ones, then all rejected ones.
-fn both_sides(pairs: &[Pair]) -> Vec<&Sequence> {
-    let chosen = pairs.iter().map(|pair| &pair.tokens.chosen);
-    chosen.chain(pairs.iter().map(|pair| &pair.tokens.rejected)).collect()
+/// Where a member is.
+struct Standing {
+    position: Position,
+    optimizer: AdamW,
+    /// The weights of the best step, as [`Position::best`] tells it; of none without.
+    best: Vec<Tensor>,
 }
 
 /// One member's training.
@@ -332,7 +394,7 @@ enum Progress {
 impl MemberRun<'_> {
     /// From the start, or from where the last run stopped, to the written member.
     fn train(&self, head: Option<&[f32]>, watch: &mut Watch<'_>) -> anyhow::Result<Progress> {
-        let (recipe, pace) = (&self.config.recipe, &self.config.pace);
+        let recipe = &self.config.recipe;
         let mut model = load(self.config, &self.own.base, None)?;
         if let Some(head) = head {
             model.set_head(head)?;
@@ -343,12 +405,11 @@ impl MemberRun<'_> {
             eps: recipe.eps,
             weight_decay: recipe.weight_decay,
         };
-        let (mut position, mut optimizer) = self.resume(&model, options)?;
+        let Standing { mut position, mut optimizer, mut best } = self.resume(&model, options)?;
 
-        let lengths: Vec<usize> = self.data.training.iter().map(|pair| pair.tokens.num_tokens()).collect();
-        let batches = order::batches(&lengths, recipe, self.own.epochs, self.own.seed);
+        let batches = self.data.batches(recipe, self.own);
         let steps = batches.len();
-        let validate_every = pace.validate_every.unwrap_or(steps.div_ceil(VALIDATIONS));
+        let validate_every = recipe.validate_every(steps);
         Folder::make_room(&self.folder.log(self.index))?;
         let mut log = Log::open(&self.folder.log(self.index), position.log_bytes)?;
         let tokens = |batches: &[Batch]| batches.iter().map(|batch| batch.tokens).sum();
@@ -371,12 +432,19 @@ impl MemberRun<'_> {
                     });
                 if let Some(line) = validated? {
                     watch(&Event::Validated { member: self.index, line: &line });
+                    if recipe.keep == Keep::Best && position.judge(step, line.metrics.loss) {
+                        drop(best); // before there is another: they are as large as the model
+                        best = copies(&model)?;
+                    }
                     log.add(&LogLine::Validation(line))?;
                     position.validated_at = Some(step);
                 }
             }
+            if position.best.as_ref().is_some_and(|best| recipe.is_out_of_patience(best.worse_since)) {
+                break;
+            }
             if self.stop.is_set() {
-                self.remember(&model, &optimizer, &mut position, &log)?;
+                self.remember(&model, &optimizer, &best, &mut position, &log)?;
                 return Ok(Progress::Stopped { step, steps });
             }
             let Some(batch) = batches.get(step) else { break };
@@ -384,12 +452,16 @@ impl MemberRun<'_> {
             watch(&Event::Stepped { member: self.index, line: &line });
             log.add(&LogLine::Training(line))?;
             position.step += 1;
-            if position.step.is_multiple_of(pace.checkpoint_every) {
-                self.remember(&model, &optimizer, &mut position, &log)?;
+            if position.step.is_multiple_of(self.config.checkpoint_every) {
+                self.remember(&model, &optimizer, &best, &mut position, &log)?;
             }
         }
         log.sync()?;
-        self.finish(&model).map(Progress::Done)
+        for (parameter, best) in model.parameters().iter().zip(&best) {
+            parameter.var.set(best)?;
+        }
+        let kept = position.best.map_or(position.step, |best| best.step);
+        self.finish(&model, kept, steps).map(Progress::Done)
     }
 
     /// One update: gradients of the batch, cut to their norm, and a step of AdamW.
@@ -480,25 +552,33 @@ impl MemberRun<'_> {
     }
 
     /// Where the member goes on: at its start, or where its state says, with weights and optimiser as they were.
-    fn resume(&self, model: &Trainable, options: AdamWOptions) -> anyhow::Result<(Position, AdamW)> {
+    fn resume(&self, model: &Trainable, options: AdamWOptions) -> anyhow::Result<Standing> {
         let parameters = model.parameters();
         let path = self.folder.state(self.index);
         let Some((position, mut tensors)) = state::read(&path)? else {
-            let start = Position { settings: self.own.clone(), step: 0, validated_at: None, log_bytes: 0 };
-            return Ok((start, AdamW::new(parameters, options)));
+            let position = Position::start(self.own);
+            return Ok(Standing { position, optimizer: AdamW::new(parameters, options), best: Vec::new() });
+        };
+        let mut take = |kind: &str, parameter: &Parameter| {
+            let tensor = tensors.remove(&format!("{kind}{}", parameter.name));
+            tensor.with_context(|| format!("{} lacks `{kind}{}`", path.display(), parameter.name))
         };
         for parameter in parameters {
-            let tensor = tensors.remove(&format!("{WEIGHTS}{}", parameter.name));
-            let tensor = tensor.with_context(|| format!("{} lacks `{}`", path.display(), parameter.name))?;
-            parameter.var.set(&tensor)?;
+            parameter.var.set(&take(WEIGHTS, parameter)?)?;
         }
+        let best: Vec<Tensor> = match position.best {
+            Some(_) => {
+                parameters.iter().map(|parameter| take(BEST, parameter)).collect::<anyhow::Result<_>>()?
+            }
+            None => Vec::new(),
+        };
         let moments = tensors.into_iter();
         let moments =
             moments.filter_map(|(name, tensor)| Some((name.strip_prefix(OPTIMIZER)?.to_owned(), tensor)));
         let state = AdamWState { steps: position.step as u64, tensors: moments.collect() };
         let optimizer = AdamW::resume(parameters, options, &state)
             .with_context(|| format!("go on from {}", path.display()))?;
-        Ok((position, optimizer))
+        Ok(Standing { position, optimizer, best })
     }
 
     /// Writes down where the member is.
@@ -506,6 +586,7 @@ impl MemberRun<'_> {
         &self,
         model: &Trainable,
         optimizer: &AdamW,
+        best: &[Tensor],
         position: &mut Position,
         log: &Log,
     ) -> anyhow::Result<()> {
@@ -514,30 +595,38 @@ impl MemberRun<'_> {
         let weights = parameters
             .iter()
             .map(|parameter| (format!("{WEIGHTS}{}", parameter.name), parameter.var.as_tensor().clone()));
+        let best = (parameters.iter().zip(best))
+            .map(|(parameter, tensor)| (format!("{BEST}{}", parameter.name), tensor.clone()));
         let moments = optimizer.state(parameters)?.tensors.into_iter();
         let moments = moments.map(|(name, tensor)| (format!("{OPTIMIZER}{name}"), tensor));
         let path = self.folder.state(self.index);
         Folder::make_room(&path)?;
-        state::write(&path, position, &weights.chain(moments).collect())
+        state::write(&path, position, &weights.chain(moments).chain(best).collect())
     }
 
-    /// Writes the member with its record.
-    fn finish(&self, model: &Trainable) -> anyhow::Result<MemberResult> {
+    /// Writes the member, of which this step was kept, with its record.
+    fn finish(&self, model: &Trainable, kept_step: usize, steps: usize) -> anyhow::Result<MemberResult> {
         let lines = log::read(&self.folder.log(self.index))?;
-        let steps: Vec<&TrainingLine> = (lines.iter())
+        let done: Vec<&TrainingLine> = (lines.iter())
             .filter_map(|line| if let LogLine::Training(line) = line { Some(line) } else { None })
             .collect();
         let validations = (lines.iter())
-            .filter_map(|line| if let LogLine::Validation(line) = line { Some(line.metrics) } else { None });
-        let validations: Vec<Metrics> = validations.collect();
-        let last = steps.iter().filter(|line| line.epoch + 1 == self.own.epochs);
+            .filter_map(|line| if let LogLine::Validation(line) = line { Some(line) } else { None });
+        let validations: Vec<&ValidationLine> = validations.collect();
+        let last_epoch = done.last().context("the log has no steps")?.epoch;
+        let last = done.iter().filter(|line| line.epoch == last_epoch);
+        let metrics = |line: &&ValidationLine| line.metrics;
         let result = MemberResult {
-            steps: steps.len(),
-            tokens: steps.iter().map(|line| line.tokens).sum(),
-            seconds: steps.iter().map(|line| line.seconds).sum(),
+            steps: done.len(),
+            planned_steps: steps,
+            kept_step,
+            pairs: done.iter().map(|line| line.metrics.pairs).sum(),
+            tokens: done.iter().map(|line| line.tokens).sum(),
+            seconds: done.iter().map(|line| line.seconds).sum(),
             training: Metrics::together(last.map(|line| line.metrics)).context("the log has no steps")?,
-            validation_at_start: validations.first().copied(),
-            validation: validations.last().copied(),
+            validation_at_start: validations.first().map(metrics),
+            validation: validations.iter().find(|line| line.step == kept_step).map(metrics),
+            validation_at_end: validations.last().map(metrics),
         };
         let record = MemberRecord {
             rewarm: env!("CARGO_PKG_VERSION").to_owned(),

@@ -1,5 +1,8 @@
 //! `train.svg`: loss, accuracy and margin of all members over their steps, training as a line, validation as dots.
 //!
+//! One panel is below the other: that is as wide as a telephone, where panels side by side could not be read. What the model was
+//! before fine-tuning is a line across, and the step that was kept has a ring.
+//!
 //! A step's own figures jump about, so training is drawn as a running mean. Members differ in steps when they differ in
 //! epochs; the axis is that of the longest.
 
@@ -21,10 +24,12 @@ const STYLES: usize = 9;
 /// Around panels.
 const GAP: f64 = 24.0;
 /// Above the panels.
-const TITLE_HEIGHT: f64 = 44.0;
+const TITLE_HEIGHT: f64 = 88.0;
+/// Between two panels.
+const PANEL_GAP: f64 = 12.0;
 /// Below them, for each row of the legend.
 const LEGEND_HEIGHT: f64 = 24.0;
-const LEGEND_COLUMNS: usize = 9;
+const LEGEND_COLUMNS: usize = 4;
 /// The running mean is over this share of the steps.
 const SMOOTH_SHARE: f64 = 0.1;
 
@@ -48,27 +53,36 @@ const PANELS: [Panel; 3] = [
 struct Curves {
     training: Vec<(f64, f64)>,
     validation: Vec<(f64, f64)>,
+    /// The step whose weights were written.
+    kept: usize,
 }
 
-/// Draws the logs of the members, in their order.
-pub(super) fn draw(path: &Path, logs: &[Vec<LogLine>]) -> anyhow::Result<()> {
-    let width = GAP + PANELS.len() as f64 * (svg::WIDTH + GAP);
-    let legend = TITLE_HEIGHT + svg::HEIGHT + GAP;
+/// Draws the logs of the members, in their order, with the step that was kept of each.
+pub(super) fn draw(path: &Path, logs: &[(Vec<LogLine>, usize)]) -> anyhow::Result<()> {
+    let width = svg::WIDTH + 2.0 * GAP;
+    let of_panel = svg::HEIGHT + PANEL_GAP;
+    let legend = TITLE_HEIGHT + PANELS.len() as f64 * of_panel + GAP;
     let rows = logs.len().div_ceil(LEGEND_COLUMNS) as f64;
-    let mut svg = Svg::new("Training: loss, accuracy and margin", (width, legend + rows * LEGEND_HEIGHT));
-    let title = "line: running mean over training steps (with dropout, labels as given) · dots: validation";
-    svg.text("note start", (GAP, 25.0), title);
+    let title = format!("Training of {} members: loss, accuracy and margin", logs.len());
+    let mut svg = Svg::new(&title, (width, legend + rows * LEGEND_HEIGHT));
+    svg.text("title start", (GAP, 28.0), &title);
+    let notes = [
+        "line: running mean over training steps (with dropout, labels as given)",
+        "dots: validation; ring: the step that was kept",
+    ];
+    for (number, note) in notes.into_iter().enumerate() {
+        svg.text("note start", (GAP, 50.0 + 18.0 * number as f64), note);
+    }
     for (number, panel) in PANELS.iter().enumerate() {
-        let curves: Vec<Curves> = logs.iter().map(|log| curves(log, panel)).collect();
-        let x = GAP + number as f64 * (svg::WIDTH + GAP);
-        svg.place((x, TITLE_HEIGHT), &draw_panel(panel, &curves).svg);
+        let curves: Vec<Curves> = logs.iter().map(|(log, kept)| curves(log, *kept, panel)).collect();
+        svg.place((GAP, TITLE_HEIGHT + number as f64 * of_panel), &draw_panel(panel, &curves).svg);
     }
     for member in 0..logs.len() {
         let (row, column) = (member / LEGEND_COLUMNS, member % LEGEND_COLUMNS);
         let x = GAP + column as f64 * (width - GAP) / LEGEND_COLUMNS as f64;
         let y = legend + row as f64 * LEGEND_HEIGHT;
-        svg.line(&format!("curve {}", class(member)), (x, y), (x + 28.0, y));
-        svg.text("label start", (x + 36.0, y + 4.0), &format!("member-{member}"));
+        svg.line(&format!("curve {}", class(member)), (x, y), (x + 22.0, y));
+        svg.text("label start", (x + 28.0, y + 4.0), &format!("member-{member}"));
     }
     Ok(replace_file(path, svg.file(STYLE).as_bytes())?)
 }
@@ -81,6 +95,13 @@ fn draw_panel(panel: &Panel, curves: &[Curves]) -> Plot {
     let mut plot =
         Plot::new(panel.title, Axis::of_counts("step", (0.0, steps)), Axis::new(panel.title, (low, high)));
     plot.path("straight", [(0.0, panel.chance), (steps, panel.chance)]);
+    if let Some(&(_, before)) =
+        curves.iter().find_map(|curves| curves.validation.first().filter(|(step, _)| *step == 0.0))
+    {
+        plot.path("before", [(0.0, before), (steps, before)]);
+        let (x, y) = plot.place((steps, before));
+        plot.svg.text("note end", (x, y - 5.0), "before fine-tuning");
+    }
     for (member, curves) in curves.iter().enumerate() {
         let class = class(member);
         plot.path(&format!("curve {class}"), curves.training.iter().copied());
@@ -89,6 +110,12 @@ fn draw_panel(panel: &Panel, curves: &[Curves]) -> Plot {
         for &(step, value) in &curves.validation {
             let title = format!("member-{member} after step {step}: {} {value:.4}", panel.title);
             plot.disc(&class, (step, value), 4.0, &title);
+            if step == curves.kept as f64 {
+                let (x, y) = plot.place((step, value));
+                plot.svg.draw(format_args!(
+                    "<circle class=\"ring {class}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"8\"/>"
+                ));
+            }
         }
     }
     plot
@@ -98,8 +125,8 @@ fn class(member: usize) -> String {
     format!("member-{}", member % STYLES)
 }
 
-fn curves(log: &[LogLine], panel: &Panel) -> Curves {
-    let mut curves = Curves { training: Vec::new(), validation: Vec::new() };
+fn curves(log: &[LogLine], kept: usize, panel: &Panel) -> Curves {
+    let mut curves = Curves { training: Vec::new(), validation: Vec::new(), kept };
     for line in log {
         match line {
             LogLine::Training(line) => {
@@ -153,14 +180,16 @@ mod tests {
             .collect();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("train.svg");
-        draw(&path, &[log.clone(), log[..20].to_vec(), Vec::new()]).unwrap();
+        draw(&path, &[(log.clone(), 30), (log[..20].to_vec(), 0), (Vec::new(), 0)]).unwrap();
         let svg = std::fs::read_to_string(path).unwrap();
         assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
         for expected in ["loss (nats)", "accuracy", "margin", "member-0", "member-2", "step"] {
             assert!(svg.contains(expected), "{expected}");
         }
         // five dots of the first member and one of the second, in three panels
-        assert_eq!(svg.matches("<circle").count(), 3 * (5 + 1));
+        assert_eq!(svg.matches("<circle class=\"mark").count(), 3 * (5 + 1));
+        assert_eq!(svg.matches("<circle class=\"ring member-0").count(), 3, "one step was kept of the first");
+        assert!(svg.contains("<title>Training of 3 members") && svg.contains("max-width: 100%"), "{svg}");
         assert!(!svg.contains("NaN"), "{svg}");
     }
 

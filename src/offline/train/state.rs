@@ -34,8 +34,41 @@ pub(super) struct Position {
     pub(super) step: usize,
     /// The last step after which the model was validated.
     pub(super) validated_at: Option<usize>,
+    /// The best of those, where it is kept: its weights are in the state too.
+    pub(super) best: Option<Best>,
     /// How much of the log belongs to this state.
     pub(super) log_bytes: u64,
+}
+
+/// The step of least validation loss so far.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Best {
+    /// So many steps were done.
+    pub(super) step: usize,
+    /// On the validation pairs, in nats.
+    pub(super) loss: f64,
+    /// Validations since.
+    pub(super) worse_since: usize,
+}
+
+impl Position {
+    pub(super) fn start(settings: &Member) -> Self {
+        Self { settings: settings.clone(), step: 0, validated_at: None, best: None, log_bytes: 0 }
+    }
+
+    /// Takes note of a validation; whether it is the best so far.
+    pub(super) fn judge(&mut self, step: usize, loss: f64) -> bool {
+        match &mut self.best {
+            Some(best) if best.loss <= loss => {
+                best.worse_since += 1;
+                false
+            }
+            best => {
+                *best = Some(Best { step, loss, worse_since: 0 });
+                true
+            }
+        }
+    }
 }
 
 /// Replaces the state at `path`.
@@ -90,7 +123,10 @@ mod tests {
         assert!(read(&path).unwrap().is_none());
         let settings =
             Member { base: PathBuf::from("base"), learning_rate: 1.1e-5, dropout: 0.1, epochs: 2, seed: 7 };
-        let mut position = Position { settings, step: 3, validated_at: Some(2), log_bytes: 99 };
+        let mut position =
+            Position { step: 3, validated_at: Some(2), log_bytes: 99, ..Position::start(&settings) };
+        assert!(position.judge(0, 0.7) && position.judge(1, 0.1 + 0.2) && !position.judge(2, 0.1 + 0.2));
+        assert_eq!(position.best, Some(Best { step: 1, loss: 0.1 + 0.2, worse_since: 1 }));
         let tensor = Tensor::new(&[[1.5f32, f32::MIN_POSITIVE], [-0.0, 3.0]], &Device::Cpu).unwrap();
         let tensors = BTreeMap::from([("weight a".to_owned(), tensor)]);
         write(&path, &position, &tensors).unwrap();
