@@ -89,8 +89,19 @@ fn assert_set(set: &Value, expected: &Value) {
         assert_close(controlled, &expected["length_controlled"], 1e-12, &what("length-controlled accuracy"));
         let estimate = if is_corrupted { &model["memorised"] } else { &model["accuracy"] };
         assert_close(&estimate["value"], &expected["hits"], 1e-12, &what("hits"));
-        assert_close(&estimate["low"], &expected["interval"][0], interval_atol, &what("low end"));
-        assert_close(&estimate["high"], &expected["interval"][1], interval_atol, &what("high end"));
+        for (end, name) in ["low", "high"].into_iter().enumerate() {
+            assert_close(&estimate[name], &expected["interval"][end], 1e-12, &what(name));
+            let of_bootstrap = &estimate["bootstrap"][name];
+            assert_close(of_bootstrap, &expected["bootstrap"][end], interval_atol, &what("bootstrap"));
+        }
+        let bins = model["reliability"]["bins"].as_array().unwrap();
+        let expected_bins = expected["bins"].as_array().unwrap();
+        assert_eq!(bins.len(), expected_bins.len(), "{}", what("bins"));
+        for (bin, expected) in bins.iter().zip(expected_bins) {
+            for (place, figure) in ["accuracy", "low", "high"].into_iter().enumerate() {
+                assert_close(&bin[figure], &expected[place], 1e-12, &what("bin"));
+            }
+        }
     }
     let differences = if is_corrupted { &set["memorised_differences"] } else { &set["differences"] };
     let mut compared = 0;
@@ -99,8 +110,11 @@ fn assert_set(set: &Value, expected: &Value) {
             format!("{} - {}", difference["of"].as_str().unwrap(), difference["against"].as_str().unwrap());
         if let Some(expected) = expected["differences"].get(&title) {
             assert_close(&difference["value"], &expected[0], 1e-12, &title);
-            assert_close(&difference["low"], &expected[1], interval_atol, &title);
-            assert_close(&difference["high"], &expected[2], interval_atol, &title);
+            for (end, name) in ["low", "high"].into_iter().enumerate() {
+                // Tango's ends are found to half the digits there
+                assert_close(&difference[name], &expected[1 + end], 1e-6, &title);
+                assert_close(&difference["bootstrap"][name], &expected[3 + end], interval_atol, &title);
+            }
             compared += 1;
         }
     }
@@ -406,7 +420,11 @@ fn a_single_model_and_pairs_that_all_tie_have_figures_too() {
     let found = read_json(&out.join("evaluation.json"));
     assert_eq!(found["models"].as_array().unwrap().len(), 1);
     let model = &found["sets"][0]["models"][0];
-    assert_eq!(model["accuracy"], json!({"value": 0.0, "low": 0.0, "high": 0.0}));
+    // Wilson's of none of three: z² / (3 + z²)
+    let accuracy = &model["accuracy"];
+    assert_eq!((&accuracy["value"], &accuracy["low"]), (&json!(0.0), &json!(0.0)));
+    assert_close(&accuracy["high"], &json!(0.561_497_031_754_308), 1e-12, "high end");
+    assert_eq!(accuracy["bootstrap"], json!({"low": 0.0, "high": 0.0}));
     assert_eq!((&model["ties"], &model["accuracy_ties_half"]), (&json!(1.0), &json!(0.5)));
     assert_close(&model["log_loss"], &json!(2.0_f64.ln()), 1e-12, "log-loss");
     // one text, one length: there is nothing to correlate or to balance
@@ -415,6 +433,102 @@ fn a_single_model_and_pairs_that_all_tie_have_figures_too() {
     assert!(found["sets"][0]["differences"].as_array().unwrap().is_empty());
     let page = fs::read_to_string(out.join("index.html")).unwrap();
     assert!(!page.contains("NaN") && !page.contains("inf"), "{page}");
+}
+
+#[test]
+fn equal_models_are_not_known_to_be_equal_and_the_verdict_says_what_could_have_been_seen() {
+    let folder = tempfile::tempdir().unwrap();
+    let lines = fs::read_to_string(data("pairs.jsonl")).unwrap();
+    let pairs = folder.path().join("sixty.jsonl");
+    fs::write(
+        &pairs,
+        lines.lines().filter(|line| !line.contains("Zephyr")).take(62).collect::<Vec<_>>().join("\n"),
+    )
+    .unwrap();
+    let out = folder.path().join("out");
+    // a member, itself as the merge and itself as the start: whatever it judges, no two of them differ
+    let member = data("member-0").display().to_string();
+    let args =
+        ["--members", &member, "--warm", &member, "--start", &member, "--pairs", pairs.to_str().unwrap()];
+    let run = run(&[&["evaluate"], &args[..], &["--output", out.to_str().unwrap()]].concat());
+    assert!(run.status.success(), "{run:?}");
+    let found = read_json(&out.join("evaluation.json"));
+    let set = &found["sets"][0];
+    let count = set["pairs"].as_f64().unwrap();
+    assert!((58.0..=62.0).contains(&count), "{count}");
+    let names: Vec<&str> =
+        found["models"].as_array().unwrap().iter().map(|model| model["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["member-0", "WARM", "start"]);
+    let differences = set["differences"].as_array().unwrap();
+    let titles: Vec<String> = differences
+        .iter()
+        .map(|one| format!("{} - {}", one["of"].as_str().unwrap(), one["against"].as_str().unwrap()))
+        .collect();
+    assert_eq!(titles, ["WARM - start", "member-0 - start", "WARM - member-0"]);
+    let z_squared = 1.959_963_984_540_054_f64.powi(2);
+    for difference in differences {
+        assert_eq!(difference["value"], json!(0.0));
+        assert_close(&difference["high"], &json!(z_squared / (count + z_squared)), 1e-9, "high end");
+        assert_close(&difference["low"], &json!(-z_squared / (count + z_squared)), 1e-9, "low end");
+        assert_eq!(
+            (&difference["only_of"], &difference["only_against"], &difference["p_value"]),
+            (&json!(0), &json!(0), &json!(1.0))
+        );
+        assert!(difference["detectable"].as_f64().unwrap() > 0.05);
+    }
+    let told = text(&run.stdout);
+    for expected in ["cannot tell WARM from the start", "95% interval −0.06 to +0.06", "| start "] {
+        assert!(told.contains(expected), "{expected} in {told}");
+    }
+    let widest = told.lines().filter(|line| line.starts_with('|')).map(|line| line.chars().count()).max();
+    assert!(widest.unwrap() <= 100, "{told}");
+}
+
+#[test]
+fn two_evaluations_of_the_same_pairs_compare_pair_by_pair_and_others_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (first, second) = (folder.path().join("first"), folder.path().join("second"));
+    let pairs = data("pairs.jsonl");
+    let fast = ["--pairs", pairs.to_str().unwrap(), "--resamples", "50", "--curve", "off", "--subsets", "0"];
+    evaluate(&first, &fast);
+    let other = first.join("evaluation.json");
+    let against = ["--against", other.to_str().unwrap()];
+    // member-2 in place of the merge: what WARM was there is known from the first run's rewards
+    let warm = data("member-2");
+    let found = evaluate(&second, &[&fast[..], &against, &["--warm", warm.to_str().unwrap()]].concat());
+    let expected = read_json(&other);
+    let set = &found["sets"][0];
+    let differences = set["differences_against"].as_array().unwrap();
+    let titles: Vec<(&str, &str)> = differences
+        .iter()
+        .map(|one| (one["of"].as_str().unwrap(), one["against"].as_str().unwrap()))
+        .collect();
+    assert_eq!(titles, [("WARM", "WARM there"), ("ENS", "ENS there")]);
+    let accuracy = |evaluation: &Value, model: usize| {
+        evaluation["sets"][0]["models"][model]["accuracy"]["value"].as_f64().unwrap()
+    };
+    assert_close(
+        &differences[0]["value"],
+        &json!(accuracy(&found, 3) - accuracy(&expected, 3)),
+        1e-12,
+        "WARM",
+    );
+    assert!(differences[0]["only_of"].as_u64().unwrap() > 0, "{differences:?}");
+    assert_eq!(
+        (&differences[1]["only_of"], &differences[1]["only_against"]),
+        (&json!(0), &json!(0)),
+        "ENS is the same"
+    );
+    assert!(fs::read_to_string(second.join("index.html")).unwrap().contains("Against the other evaluation"));
+
+    let members = members();
+    let refused = |more: &[&str]| refusal(&[&["--members", &members], &against[..], more].concat());
+    let fewer = folder.path().join("fewer.jsonl");
+    fs::write(&fewer, fs::read_to_string(&pairs).unwrap().lines().next().unwrap()).unwrap();
+    let error = refused(&["--pairs", fewer.to_str().unwrap()]);
+    assert!(error.contains("has no set of the same content as fewer"), "{error}");
+    let error = refused(&[&fast[..], &["--truncation", "right"]].concat());
+    assert!(error.contains("judged other lines of pairs: 116 pairs there, 118 here"), "{error}");
 }
 
 #[test]

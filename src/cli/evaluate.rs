@@ -30,13 +30,13 @@ use crate::telemetry;
 /// Compares members, their merge (WARM) and their ensemble (ENS) on preference pairs.
 ///
 /// Each line of a pairs file is {"prompt", "chosen", "rejected"}, strings or lists of messages, with an optional
-/// "source"; the file may be gzipped. All models judge the same pairs, each different sample once; intervals are 95%
-/// of a paired bootstrap. Writes evaluation.json (every figure), rewards.jsonl (every reward) and index.html (one page
+/// "source"; the file may be gzipped. All models judge the same pairs, each different sample once; intervals are of 95%:
+/// Wilson's of shares, Tango's of differences between two models, with McNemar's exact test. Writes evaluation.json (every figure), rewards.jsonl (every reward) and index.html (one page
 /// with plots, which needs no network) into --output, and prints a table.
 ///
 /// A tie counts as wrong in "accuracy". Length is in tokens of prompt and response. Length-controlled accuracy is the
 /// mean of the accuracies where the chosen response is longer and where it is shorter. ECE is the expected calibration
-/// error of sigmoid(margin), in 15 bins. Pairs that cannot be scored are counted and listed.
+/// error of sigmoid(margin), in ten bins of equal count. Pairs that cannot be scored are counted and listed.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct EvaluateArgs {
@@ -65,6 +65,13 @@ pub(super) struct EvaluateArgs {
     /// with their right label, pairs with a flipped label, and pairs held out.
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
+    /// What the members were before fine-tuning, to compare with [default: the folder `start` that `rewarm train` leaves beside
+    /// its record].
+    #[arg(long, value_name = "DIR")]
+    start: Option<PathBuf>,
+    /// Another evaluation of the same pairs, its evaluation.json: WARM and ENS here are compared with those there, pair by pair.
+    #[arg(long, value_name = "FILE")]
+    against: Option<PathBuf>,
     /// Merges along the line between two members, at 0, 0.1, .. 1.
     #[arg(long, default_value = "first")]
     curve: Curve,
@@ -107,6 +114,7 @@ const EXAMPLES: &str = "\
 Examples:
   rewarm evaluate --members a,b,c --pairs val=val.jsonl ood=ood.jsonl.gz --output report
   rewarm evaluate --members a,b,c --pairs val=val.jsonl train=train.jsonl --record train.json --output report
+  rewarm evaluate --members d,e,f --pairs val=val.jsonl --against report/evaluation.json --output report-2
   rewarm evaluate --members a,b,c --pairs val.jsonl --best-of-n samples.jsonl --gold judge --output report";
 
 pub(super) fn run(args: EvaluateArgs) -> anyhow::Result<()> {
@@ -119,12 +127,13 @@ pub(super) fn run(args: EvaluateArgs) -> anyhow::Result<()> {
     let mut fetcher = Fetcher::default();
     (config.members, config.base) = fetcher.family(&config.members, config.base.as_deref())?;
     config.warm = config.warm.map(|warm| fetcher.named(&warm)).transpose()?;
+    config.start = config.start.map(|start| fetcher.named(&start)).transpose()?;
     if let Some((_, gold)) = &mut config.best_of_n {
         *gold = fetcher.named(gold)?;
     }
 
     let gold = config.best_of_n.as_ref().map(|(_, gold)| gold);
-    let dirs = config.members.iter().chain(&config.warm).chain(gold);
+    let dirs = config.members.iter().chain(&config.warm).chain(&config.start).chain(gold);
     let subjects: Vec<Subject> =
         dirs.map(|dir| Subject::Checkpoint { dir: dir.clone(), base: config.base.clone() }).collect();
     trial::try_out(&subjects)?;
@@ -167,6 +176,8 @@ impl EvaluateArgs {
             max_batch_tokens: self.batch_tokens as usize,
             pairs: self.pairs,
             record: self.record,
+            start: self.start,
+            against: self.against,
             curve: self.curve,
             curve_on: self.curve_on,
             subsets: self.subsets,

@@ -3,7 +3,7 @@
 
     cargo build && python tests/reference/evaluate.py [--rewarm target/debug/rewarm] [--out tests/data/evaluate]
 
-Needs numpy, scipy, scikit-learn and safetensors. Rewards come from `rewarm score` (other tests hold those to
+Needs numpy, scipy, scikit-learn, statsmodels and safetensors. Rewards come from `rewarm score` (other tests hold those to
 transformers); every figure is computed here from them, by numpy, scipy.stats and sklearn.metrics:
 
     member-{0,1,2}/     tests/data/models/bert with small deltas; member-1 has a calibration, so that its raw reward
@@ -13,8 +13,12 @@ transformers); every figure is computed here from them, by numpy, scipy.stats an
     candidates.jsonl    prompts with responses, for best-of-n
     expected.json       {"lines": {"training", "flipped"}, "all" | "clean" | "corrupted" | "held-out": figures,
                         "best_of_n": {"n": [by model]}}
+    intervals.json      intervals of made up counts, edges among them
 
-Intervals are scipy's (`scipy.stats.bootstrap`, percentile, 20,000 resamples): equal up to Monte Carlo error.
+Of shares they are scipy's and statsmodels' Wilson intervals, which agree. No library has Tango's interval of paired shares: it is
+made here from its definition, with the constrained likelihood maximised by scipy.optimize and its ends found by brentq, and
+its test is checked against McNemar's of statsmodels, which it is at a difference of zero. Bootstraps are scipy's
+(`scipy.stats.bootstrap`, percentile, 20,000 resamples): equal up to Monte Carlo error.
 """
 import argparse
 import itertools
@@ -25,16 +29,22 @@ import shutil
 import subprocess
 
 import numpy
+import scipy.optimize
 import scipy.special
 import scipy.stats
 import sklearn.metrics
+import statsmodels.stats.contingency_tables
+import statsmodels.stats.proportion
 from safetensors.numpy import load_file, save_file
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BASE = ROOT / "tests/data/models/bert"
 CALIBRATION = {"mean": 0.25, "std": 0.5}
 MODELS = ["member-0", "member-1", "member-2", "WARM", "ENS"]
-BINS = 15
+BINS = 10
+PAIRS_A_BIN = 20
+Z = scipy.stats.norm.ppf(0.975)
+Z_POWER = scipy.stats.norm.ppf(0.8)
 TRAINING = range(1, 81)
 FLIPPED = [*range(4, 81, 4), 21]  # two ties, one pair that is too long, one of equal responses
 
@@ -107,12 +117,17 @@ def all_rewards(rewarm, out, samples):
 
 
 def expected_calibration_error(margins):
-    confidence = scipy.special.expit(numpy.abs(margins))
-    right = numpy.where(margins == 0, 0.5, margins > 0)
-    # (edge, edge], the first one closed
-    bins = numpy.digitize(confidence, numpy.linspace(0.5, 1.0, BINS + 1)[1:-1], right=True)
-    of_bins = [abs(right[bins == bin].mean() - confidence[bins == bin].mean()) * (bins == bin).mean() for bin in set(bins)]
-    return sum(of_bins)
+    """In bins of equal count; and accuracy with its interval for each of them."""
+    order = numpy.argsort(numpy.abs(margins), kind="stable")
+    confidence = scipy.special.expit(numpy.abs(margins))[order]
+    right = numpy.where(margins == 0, 0.5, margins > 0)[order]
+    count = min(max(len(margins) // PAIRS_A_BIN, 1), BINS)
+    parts = numpy.array_split(numpy.arange(len(margins)), count)
+    for first, second in itertools.pairwise(parts):
+        gap = numpy.abs(margins[order])[second[0]] - numpy.abs(margins[order])[first[-1]]
+        assert gap == 0 or gap > 1e-5, "another order of summation could move a pair to the next bin"
+    error = sum(abs(right[part].mean() - confidence[part].mean()) * len(part) for part in parts) / len(margins)
+    return error, [[right[part].mean(), *wilson(right[part].sum(), len(part))] for part in parts]
 
 
 def balanced_by_length(margins, longer_by):
@@ -122,7 +137,96 @@ def balanced_by_length(margins, longer_by):
     return sklearn.metrics.balanced_accuracy_score(longer_is_chosen, longer_is_chosen == right)
 
 
-def interval(values):
+def wilson(successes, n):
+    ends = statsmodels.stats.proportion.proportion_confint(successes, n, 0.05, "wilson")
+    if successes == int(successes):
+        of_scipy = scipy.stats.binomtest(int(successes), n).proportion_ci(method="wilson")
+        assert numpy.allclose(ends, [of_scipy.low, of_scipy.high], atol=1e-12)
+    return [float(end) for end in ends]
+
+
+def constrained_share(only_of, only_against, n, delta):
+    """The likeliest share of pairs that only the second is right about, if the shares differ by delta."""
+    def unlikelihood(share):
+        counts = [(only_of, share + delta), (only_against, share), (n - only_of - only_against, 1 - 2 * share - delta)]
+        return -sum(scipy.special.xlogy(count, max(probability, 0.0)) if count else 0.0 for count, probability in counts)
+
+    bounds = (max(0.0, -delta), (1 - delta) / 2)
+    found = scipy.optimize.minimize_scalar(unlikelihood, bounds=bounds, method="bounded", options={"xatol": 1e-14, "maxiter": 5000})
+    # the search does not look at the ends themselves
+    return min([found.x, *bounds], key=unlikelihood)
+
+
+def tango_score(only_of, only_against, n, delta):
+    share = constrained_share(only_of, only_against, n, delta)
+    surplus = only_of - only_against - n * delta
+    variance = n * (2 * share + delta - delta**2)
+    if abs(surplus) < 1e-12:
+        return 0.0
+    return surplus / math.sqrt(variance) if variance > 1e-15 else math.copysign(math.inf, surplus)
+
+
+def tango(only_of, only_against, n):
+    seen = (only_of - only_against) / n
+    if 0 < only_of + only_against:
+        table = [[n - only_of - only_against, only_of], [only_against, 0]]
+        mcnemar = statsmodels.stats.contingency_tables.mcnemar(table, exact=False, correction=False).statistic
+        assert math.isclose(tango_score(only_of, only_against, n, 0.0) ** 2, mcnemar, rel_tol=1e-6)
+    near = 1e-12
+    find = lambda level, low, high: scipy.optimize.brentq(
+        lambda delta: max(min(tango_score(only_of, only_against, n, delta), 1e6), -1e6) - level, low, high, xtol=1e-13)
+    return [
+        -1.0 if only_against == n else find(Z, -1 + near, seen),
+        1.0 if only_of == n else find(-Z, seen, 1 - near),
+    ]
+
+
+def detectable(only_of, only_against, n):
+    """Connor's number of pairs, solved for the difference; checked by drawing: cautious where few disagree."""
+    seen = (only_of + only_against + 2) / (n + 2)
+
+    def missing(difference):
+        disagree = max(seen, difference)
+        needed = (Z * math.sqrt(disagree) + Z_POWER * math.sqrt(disagree - difference**2)) ** 2 / difference**2
+        return needed - n
+
+    if missing(1.0) > 0:
+        return None
+    difference = scipy.optimize.brentq(missing, 1e-9, 1.0, xtol=1e-15)
+    disagree = max(seen, difference)
+    probabilities = [(disagree + difference) / 2, (disagree - difference) / 2]
+    drawn = numpy.random.default_rng(1).multinomial(n, [*probabilities, max(0.0, 1 - sum(probabilities))], size=20_000)
+    root = numpy.sqrt(numpy.maximum(drawn[:, 0] + drawn[:, 1], 1e-9))
+    power = ((drawn[:, 0] - drawn[:, 1]) / root > Z).mean()
+    assert 0.75 < power < 0.97, (only_of, only_against, n, difference, power)
+    return difference
+
+
+def bonett_price(differences):
+    """Wald's interval of a mean after one pair of each sign was added."""
+    values = numpy.append(differences, [-1.0, 1.0])
+    half = Z * values.std() / math.sqrt(len(values))
+    return [max(-1.0, values.mean() - half), min(1.0, values.mean() + half)]
+
+
+def made_up_intervals():
+    counts = [(0, 0, 60), (3, 0, 60), (0, 3, 60), (5, 5, 60), (20, 2, 60), (60, 0, 60), (0, 60, 60), (0, 0, 5), (2, 1, 3), (1, 1, 1000),
+              (40, 25, 480), (130, 20, 480), (0, 0, 1500), (321, 280, 1500), (5000, 4800, 20_000)]
+    random = numpy.random.default_rng(3)
+    means = [[0.0] * 60, random.choice([-1.0, 0.0, 1.0], 200, p=[0.1, 0.7, 0.2]).tolist(), random.choice([-0.25, 0.0, 0.75], 40).tolist()]
+    return {
+        "wilson": [{"successes": s, "n": n, "interval": wilson(s, n)} for s, n in [(0, 1), (1, 1), (0, 60), (60, 60), (50, 60), (7.5, 20), (430, 480)]],
+        "paired": [
+            {"only_of": of, "only_against": against, "pairs": n, "interval": tango(of, against, n),
+             "p_value": float(scipy.stats.binomtest(of, of + against).pvalue) if of + against else 1.0,
+             "detectable": detectable(of, against, n)}
+            for of, against, n in counts
+        ],
+        "mean_difference": [{"differences": values, "interval": bonett_price(values)} for values in means],
+    }
+
+
+def bootstrap(values):
     result = scipy.stats.bootstrap((values,), numpy.mean, method="percentile", n_resamples=20_000, random_state=0, vectorized=True)
     return [result.confidence_interval.low, result.confidence_interval.high]
 
@@ -136,13 +240,15 @@ def figures(rewards, tokens, sources, hit=lambda margins: margins > 0):
     models = [
         {
             "accuracy": (margin > 0).mean(),
-            "interval": interval(hits[model]),
+            "interval": wilson(hits[model].sum(), hits.shape[1]),
+            "bootstrap": bootstrap(hits[model]),
             "hits": hits[model].mean(),
             "ties": (margin == 0).mean(),
             "accuracy_ties_half": ((margin > 0) + 0.5 * (margin == 0)).mean(),
             "mean_margin": margin.mean(),
             "log_loss": -scipy.special.log_expit(margin).mean(),
-            "expected_calibration_error": expected_calibration_error(margin),
+            "expected_calibration_error": expected_calibration_error(margin)[0],
+            "bins": expected_calibration_error(margin)[1],
             "length_controlled": balanced_by_length(margin, longer_by),
             "reward_length_pearson": scipy.stats.pearsonr(rewards[model].ravel(), tokens.ravel()).statistic,
             "reward_length_spearman": scipy.stats.spearmanr(rewards[model].ravel(), tokens.ravel()).statistic,
@@ -152,10 +258,12 @@ def figures(rewards, tokens, sources, hit=lambda margins: margins > 0):
     mean_member = hits[:3].mean(axis=0)
     columns = {"WARM - ENS": hits[3] - hits[4]}
     columns |= {f"{name} - mean member": hits[model] - mean_member for model, name in enumerate(MODELS)}
+    of = {name: bonett_price(column) for name, column in columns.items()}
+    of["WARM - ENS"] = tango(int((hits[3] > hits[4]).sum()), int((hits[3] < hits[4]).sum()), hits.shape[1])
     return {
         "pairs": margins.shape[1],
         "models": models,
-        "differences": {name: [column.mean(), *interval(column)] for name, column in columns.items()},
+        "differences": {name: [column.mean(), *of[name], *bootstrap(column)] for name, column in columns.items()},
         "same_side": [[(left == right).mean() for right in sides] for left in sides],
         "pearson": numpy.corrcoef(rewards.reshape(len(MODELS), -1)).tolist(),
         "spearman": scipy.stats.spearmanr(rewards.reshape(len(MODELS), -1), axis=1).statistic.tolist(),
@@ -221,6 +329,7 @@ def main():
         "kl": {n: math.log(n) - (n - 1) / n for n in (1, 2, 4, 8)},
     }
     (args.out / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
+    (args.out / "intervals.json").write_text(json.dumps(made_up_intervals(), indent=1) + "\n")
     print(json.dumps([model["accuracy"] for model in expected["all"]["models"]]), expected["unscorable"])
 
 

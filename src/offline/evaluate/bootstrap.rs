@@ -6,21 +6,12 @@
 
 use rayon::iter::IntoParallelIterator;
 use rayon::iter::ParallelIterator;
-use serde::Serialize;
 
+use crate::offline::evaluate::interval::Interval;
 use crate::offline::random;
 
 /// What lies outside of an interval, on each side.
 const TAIL: f64 = 0.025;
-
-/// The middle 95% of the resamples.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Interval {
-    /// The 2.5th percentile.
-    pub low: f64,
-    /// The 97.5th percentile.
-    pub high: f64,
-}
 
 /// The columns' means in each resample.
 pub struct Resamples {
@@ -50,7 +41,7 @@ impl Resamples {
         Self { means: (0..resamples).into_par_iter().map(resample).collect() }
     }
 
-    /// The interval of what `statistic` makes of the columns' means.
+    /// The middle 95% of what `statistic` makes of the columns' means.
     pub fn interval(&self, statistic: impl Fn(&[f64]) -> f64) -> Interval {
         let mut values: Vec<f64> = self.means.iter().map(|means| statistic(means)).collect();
         values.sort_by(f64::total_cmp);

@@ -127,9 +127,9 @@ impl Choices {
             let columns: Vec<Vec<f64>> =
                 judges.rewards.iter().map(|rewards| chosen_by(Some(rewards))).collect();
             let resamples = Resamples::new(&columns, config.resamples, config.seed);
-            let estimate = |(column, values): (usize, &Vec<f64>)| Estimate {
-                value: metrics::mean(values.iter().copied()),
-                interval: resamples.interval(|means| means[column]),
+            let estimate = |(column, values): (usize, &Vec<f64>)| {
+                let bootstrap = resamples.interval(|means| means[column]);
+                Estimate::by_bootstrap(metrics::mean(values.iter().copied()), bootstrap)
             };
             BestOfNPoint {
                 n,

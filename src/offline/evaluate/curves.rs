@@ -7,6 +7,8 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
+use crate::offline::evaluate::interval;
+use crate::offline::evaluate::interval::Interval;
 use crate::offline::evaluate::metrics;
 use crate::offline::random;
 
@@ -38,6 +40,11 @@ pub struct Point {
     pub accuracy: f64,
     /// Of the merge, in nats.
     pub log_loss: f64,
+    /// Of that accuracy, as of any share.
+    #[serde(flatten)]
+    pub interval: Interval,
+    /// How far it is above the straight line between the ends, pair by pair: what all of them find hard cancels.
+    pub above_straight: Interval,
     /// What the straight line between the ends has here.
     pub straight_accuracy: f64,
     /// What the straight line between the ends has here.
@@ -59,7 +66,7 @@ pub struct MemberCount {
     pub ens: Band,
 }
 
-/// Over subsets.
+/// Over subsets, all of them judged by the same pairs.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Band {
     /// The mean.
@@ -68,13 +75,17 @@ pub struct Band {
     pub min: f64,
     /// The best subset's.
     pub max: f64,
+    /// Where the mean lies by the number of pairs, as if it were one model's: Wilson's.
+    pub interval: Interval,
 }
 
 impl Band {
-    /// Of at least one value.
-    pub(super) fn new(values: &[f64]) -> Self {
+    /// Of at least one accuracy over so many pairs.
+    pub(super) fn new(values: &[f64], pairs: usize) -> Self {
+        let mean = metrics::mean(values.iter().copied());
         Self {
-            mean: metrics::mean(values.iter().copied()),
+            mean,
+            interval: interval::wilson(mean * pairs as f64, pairs),
             min: values.iter().copied().fold(f64::INFINITY, f64::min),
             max: values.iter().copied().fold(f64::NEG_INFINITY, f64::max),
         }
@@ -87,13 +98,19 @@ impl Interpolation {
         let measured: Vec<(f64, f64)> =
             margins.iter().map(|margins| (metrics::accuracy(margins), metrics::log_loss(margins))).collect();
         let (start, end) = (measured[0], measured[measured.len() - 1]);
+        let pairs = margins[0].len();
+        let hit = |step: usize, pair: usize| f64::from(u8::from(margins[step][pair] > 0.0));
         let point = |(step, &(accuracy, log_loss)): (usize, &(f64, f64))| {
             let lambda = lambda(step);
             let straight = |start: f64, end: f64| start * (1.0 - lambda) + end * lambda;
+            let above =
+                (0..pairs).map(|pair| hit(step, pair) - straight(hit(0, pair), hit(margins.len() - 1, pair)));
             Point {
                 lambda,
                 accuracy,
                 log_loss,
+                interval: interval::wilson(accuracy * pairs as f64, pairs),
+                above_straight: interval::of_mean_difference(above),
                 straight_accuracy: straight(start.0, end.0),
                 straight_log_loss: straight(start.1, end.1),
             }
@@ -190,5 +207,8 @@ mod tests {
         // margins of 1 the wrong way cost 1 nat more each than the right way
         assert!((bent.log_loss_barrier - 0.75).abs() < 1e-12, "{bent:?}");
         assert_eq!((bent.points[5].lambda, bent.points[5].accuracy), (0.5, 0.0));
+        // ten pairs cannot tell a line from one that is straight, but from one that falls so deep
+        let Interval { low, high } = straight.points[5].above_straight;
+        assert!(low < 0.0 && high > 0.0 && bent.points[5].above_straight.high < -0.3, "{bent:?}");
     }
 }

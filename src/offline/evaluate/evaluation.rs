@@ -4,12 +4,14 @@
 //! [`Evaluation::models`]. Accuracies and shares are from 0 to 1; an absent figure is `null` and means that it does
 //! not exist (no pair with a longer chosen response, a constant to correlate with).
 
+use serde::Deserialize;
 use serde::Serialize;
 
 use crate::model::scorer::Calibration;
-use crate::offline::evaluate::bootstrap::Interval;
 use crate::offline::evaluate::curves::Interpolation;
 use crate::offline::evaluate::curves::MemberCount;
+use crate::offline::evaluate::interval::Discordant;
+use crate::offline::evaluate::interval::Interval;
 use crate::offline::evaluate::metrics::LengthControlled;
 use crate::offline::evaluate::metrics::Reliability;
 use crate::ops::machine::Machine;
@@ -17,7 +19,7 @@ use crate::ops::machine::Machine;
 /// All of it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Evaluation {
-    /// Of this layout: 1.
+    /// Of this layout: 2.
     pub format: u32,
     /// Version of the program.
     pub rewarm: &'static str,
@@ -27,7 +29,7 @@ pub struct Evaluation {
     pub settings: Settings,
     /// What it comes to, in words; the first sentence is the headline.
     pub verdict: Vec<String>,
-    /// Members in their order, then WARM and ENS where there are several members.
+    /// Members in their order, then WARM and ENS where there are several members, then the start where it is known.
     pub models: Vec<ModelInfo>,
     /// One for each file of pairs; one with a training record becomes several.
     pub sets: Vec<SetResult>,
@@ -65,7 +67,7 @@ pub struct Settings {
 /// A model that was evaluated.
 #[derive(Clone, Debug, Serialize)]
 pub struct ModelInfo {
-    /// A member's folder, "WARM" or "ENS".
+    /// A member's folder, "WARM", "ENS" or "start".
     pub name: String,
     /// What it is.
     pub kind: Kind,
@@ -80,7 +82,7 @@ pub struct ModelInfo {
 }
 
 /// What a model is among the others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// One fine-tuned model.
@@ -89,10 +91,12 @@ pub enum Kind {
     Warm,
     /// The members' reduced rewards.
     Ens,
+    /// What the members were before fine-tuning: their base with the shared head.
+    Start,
 }
 
 /// Which pairs of a file a set holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Part {
     /// All: there is no training record of this file.
@@ -131,6 +135,8 @@ pub struct SetResult {
     pub models: Vec<ModelResult>,
     /// Of accuracies.
     pub differences: Vec<Difference>,
+    /// Of accuracies, from the models of another evaluation of the same pairs; empty without one.
+    pub differences_against: Vec<Difference>,
     /// Of shares memorised, in a corrupted set.
     pub memorised_differences: Vec<Difference>,
     /// Between models.
@@ -157,14 +163,24 @@ pub struct LengthBaseline {
     pub accuracy_ties_half: f64,
 }
 
-/// A figure with its bootstrap interval.
+/// A figure with its intervals.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Estimate {
     /// As measured.
     pub value: f64,
-    /// 95%.
+    /// 95%: of a share Wilson's, of a difference between two models Tango's, of one from the members' mean Bonett and Price's, and
+    /// of anything else the bootstrap's.
     #[serde(flatten)]
     pub interval: Interval,
+    /// The bootstrap's, percentiles of its resamples: beside the other, since it knows nothing of what was not seen.
+    pub bootstrap: Interval,
+}
+
+impl Estimate {
+    /// Of what only the bootstrap has an interval for.
+    pub fn by_bootstrap(value: f64, bootstrap: Interval) -> Self {
+        Self { value, interval: bootstrap, bootstrap }
+    }
 }
 
 /// One model on one set.
@@ -199,12 +215,33 @@ pub struct ModelResult {
 pub struct Difference {
     /// For example "WARM".
     pub of: String,
-    /// For example "ENS", "mean member" or "best member (member-2)". The best is the one with the highest accuracy on
+    /// For example "ENS", "start", "mean member" or "best member (member-2)". The best is the one with the highest accuracy on
     /// these very pairs, which flatters it.
     pub against: String,
-    /// `of` − `against`, with the interval of the paired bootstrap.
+    /// `of` − `against`, with intervals of paired figures.
     #[serde(flatten)]
     pub estimate: Estimate,
+    /// Where two models are compared, and not a mean.
+    #[serde(flatten)]
+    pub paired: Option<Paired>,
+}
+
+/// What two models on the same pairs come to.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Paired {
+    /// How often only one of them is right.
+    #[serde(flatten)]
+    pub discordant: Discordant,
+    /// McNemar's exact test.
+    pub p_value: f64,
+    /// The smallest true difference that so many pairs would show four times in five; none if none would.
+    pub detectable: Option<f64>,
+}
+
+impl From<Discordant> for Paired {
+    fn from(discordant: Discordant) -> Self {
+        Self { discordant, p_value: discordant.p_value(), detectable: discordant.detectable() }
+    }
 }
 
 /// How alike the models judge; `[models][models]`.

@@ -115,8 +115,8 @@ pub(super) fn follow(
             members,
             subsets: subsets.len(),
             all_subsets: curves::count_subsets(names.len(), members),
-            warm: Band::new(&warm),
-            ens: Band::new(&ens),
+            warm: Band::new(&warm, set.pairs.len()),
+            ens: Band::new(&ens, set.pairs.len()),
         }
     };
     let counts = subsets.iter().map(&mut count_of).collect();

@@ -5,11 +5,12 @@
 use serde::Serialize;
 
 use crate::learn::loss::softplus;
+use crate::offline::evaluate::interval;
+use crate::offline::evaluate::interval::Interval;
 
-/// Bins of a reliability diagram, as many as Guo et al. 2017 (arXiv:1706.04599) take.
-pub const RELIABILITY_BINS: usize = 15;
-/// A model that prefers one of two responses is at least so confident.
-const LEAST_CONFIDENCE: f64 = 0.5;
+/// Bins of a reliability diagram at most, and the fewest pairs of one: the interval of a share of 20 is 0.2 wide on either side.
+const RELIABILITY_BINS: usize = 10;
+const PAIRS_A_BIN: usize = 20;
 
 /// Share of pairs with `margin > 0`: a tie is wrong.
 pub fn accuracy(margins: &[f64]) -> f64 {
@@ -31,7 +32,7 @@ pub fn log_loss(margins: &[f64]) -> f64 {
 pub struct Reliability {
     /// Expected calibration error: the mean over pairs of |right − confident| of the pair's bin.
     pub expected_calibration_error: f64,
-    /// Equally wide, over confidences from 0.5 to 1; a bin holds its upper edge. Those without a pair are left out.
+    /// From the least confident pairs to the most, of equal count; the first ones have one pair more where they do not divide.
     pub bins: Vec<ReliabilityBin>,
 }
 
@@ -44,26 +45,31 @@ pub struct ReliabilityBin {
     pub confidence: f64,
     /// Share of those pairs that the model is right about; a tie, of confidence 0.5, is half right.
     pub accuracy: f64,
+    /// Where that share lies: Wilson's interval.
+    #[serde(flatten)]
+    pub interval: Interval,
 }
 
-/// Compares confidence and accuracy, in [`RELIABILITY_BINS`] bins.
+/// Compares confidence and accuracy in bins of equal count (Nguyen and O'Connor 2015, arXiv:1508.05154): ten, or fewer where
+/// they would hold less than [`PAIRS_A_BIN`] pairs. Equally wide bins are empty where a model is never so confident, and noise
+/// where it seldom is.
 pub fn reliability(margins: &[f64]) -> Reliability {
-    let mut sums = [(0_usize, 0.0, 0.0); RELIABILITY_BINS];
-    for margin in margins {
-        let confidence = 1.0 / (1.0 + (-margin.abs()).exp());
-        let position = (confidence - LEAST_CONFIDENCE) / (1.0 - LEAST_CONFIDENCE) * RELIABILITY_BINS as f64;
-        let (pairs, confidences, rights) = &mut sums[(position.ceil() as usize).saturating_sub(1)];
-        *pairs += 1;
-        *confidences += confidence;
-        *rights += half_right(*margin);
-    }
-    let bins: Vec<ReliabilityBin> = sums
-        .into_iter()
-        .filter(|(pairs, ..)| *pairs > 0)
-        .map(|(pairs, confidences, rights)| ReliabilityBin {
-            pairs,
-            confidence: confidences / pairs as f64,
-            accuracy: rights / pairs as f64,
+    let mut sorted = margins.to_vec();
+    sorted.sort_by(|one, other| one.abs().total_cmp(&other.abs())); // equal ones stay in order
+    let count = (margins.len() / PAIRS_A_BIN).clamp(1, RELIABILITY_BINS);
+    let (least, larger) = (margins.len() / count, margins.len() % count);
+    let mut left = sorted.as_slice();
+    let bins: Vec<ReliabilityBin> = (0..count)
+        .map(|bin| {
+            let (of_bin, rest) = left.split_at(least + usize::from(bin < larger));
+            left = rest;
+            let rights: f64 = of_bin.iter().map(|margin| half_right(*margin)).sum();
+            ReliabilityBin {
+                pairs: of_bin.len(),
+                confidence: mean(of_bin.iter().map(|margin| 1.0 / (1.0 + (-margin.abs()).exp()))),
+                accuracy: rights / of_bin.len() as f64,
+                interval: interval::wilson(rights, of_bin.len()),
+            }
         })
         .collect();
     let error = |bin: &ReliabilityBin| bin.pairs as f64 * (bin.accuracy - bin.confidence).abs();
@@ -184,13 +190,25 @@ mod tests {
     }
 
     #[test]
-    fn a_bin_holds_its_upper_edge_and_everything_lands_in_one() {
+    fn bins_have_equal_counts_and_enough_pairs() {
         for margin in [0.0, 1e-300, 0.1, 30.0, 1e6, -1e6] {
             assert_eq!(reliability(&[margin]).bins.len(), 1, "{margin}");
         }
         let sure_and_wrong = reliability(&[-1e6, 1e6]);
-        assert_eq!(sure_and_wrong.bins, [ReliabilityBin { pairs: 2, confidence: 1.0, accuracy: 0.5 }]);
+        let bin = &sure_and_wrong.bins[0];
+        assert_eq!((bin.pairs, bin.confidence, bin.accuracy), (2, 1.0, 0.5));
+        assert!(bin.interval.low < 0.1 && bin.interval.high > 0.9, "{bin:?}");
         assert_eq!(sure_and_wrong.expected_calibration_error, 0.5);
+
+        let sizes = |pairs: usize| -> Vec<usize> {
+            let margins: Vec<f64> = (0..pairs).map(|pair| (pair * 37 % pairs) as f64 / 10.0).collect();
+            let bins = reliability(&margins).bins;
+            assert!(bins.is_sorted_by(|one, other| one.confidence <= other.confidence));
+            bins.iter().map(|bin| bin.pairs).collect()
+        };
+        assert_eq!(sizes(39), [39]);
+        assert_eq!(sizes(62), [21, 21, 20]);
+        assert_eq!(sizes(1003), [101, 101, 101, 100, 100, 100, 100, 100, 100, 100]);
     }
 
     #[test]

@@ -12,11 +12,13 @@
 //! One forward of a member serves both the member on its own (its raw reward) and ENS (calibrated, then reduced).
 //! Everything random has a seed; two runs on one machine differ in the measured seconds only.
 
+mod against;
 mod best_of_n;
 pub mod bootstrap;
 mod choices;
 pub mod curves;
 pub mod evaluation;
+pub mod interval;
 mod merges;
 pub mod metrics;
 mod output;
@@ -47,16 +49,19 @@ use crate::model::variant::Loader;
 use crate::model::variant::Mode;
 use crate::model::variant::Variant;
 use crate::model::variant::VariantConfig;
+use crate::offline::evaluate::against::Other;
 use crate::offline::evaluate::choices::Choices;
 use crate::offline::evaluate::evaluation::Cost;
 use crate::offline::evaluate::evaluation::Evaluation;
 use crate::offline::evaluate::evaluation::Kind;
 use crate::offline::evaluate::evaluation::ModelInfo;
+use crate::offline::evaluate::evaluation::SetResult;
 use crate::offline::evaluate::evaluation::Settings;
 use crate::offline::evaluate::record::Record;
 use crate::offline::evaluate::samples::Pool;
 use crate::offline::evaluate::samples::Runner;
 use crate::offline::evaluate::samples::Scores;
+use crate::offline::train::family::START;
 use crate::ops::machine::Machine;
 use crate::text::Truncation;
 use crate::text::dataset::Dataset;
@@ -88,6 +93,10 @@ pub struct Config {
     pub pairs: Vec<NamedFile>,
     /// What `rewarm train` wrote down.
     pub record: Option<PathBuf>,
+    /// What members were before fine-tuning; beside the record, where there is one, when absent.
+    pub start: Option<PathBuf>,
+    /// Another evaluation of the same pairs, to compare with.
+    pub against: Option<PathBuf>,
     /// Which lines between members to follow.
     pub curve: Curve,
     /// The file of pairs for the curves; the first that was not trained on when absent.
@@ -174,8 +183,10 @@ pub fn run(config: &Config, progress: &mut dyn FnMut(Progress<'_>)) -> anyhow::R
         None => None,
     };
 
+    let other = config.against.as_deref().map(Other::read).transpose()?;
+
     let names = member_names(&config.members);
-    let (ens, warm) = load_models(config, progress)?;
+    let Models { ens, warm, start } = load_models(config, progress)?;
 
     let mut pool = Pool::default();
     let mut sets = Vec::new();
@@ -196,18 +207,26 @@ pub fn run(config: &Config, progress: &mut dyn FnMut(Progress<'_>)) -> anyhow::R
     let everything: Vec<usize> = (0..pool.len()).collect();
     let mut runners = vec![Runner { names: names.iter().map(String::as_str).collect(), scorer: &ens.scorer }];
     runners.extend(warm.iter().map(|warm| Runner { names: vec!["WARM"], scorer: &warm.scorer }));
+    runners.extend(start.iter().map(|start| Runner { names: vec![START], scorer: &start.scorer }));
     let scores =
         samples::score(&pool, &everything, &runners, config.max_batch_tokens, "score", &mut *progress)?;
-    let cost = cost(&scores, &pool, config.members.len());
-    let judges = judge(&names, &ens, warm.as_ref(), scores)?;
+    let cost = warm.as_ref().and_then(|_| cost(&scores, &pool, config.members.len()));
+    let judges = judge(&names, &ens, warm.as_ref(), start.as_ref(), scores)?;
     let settings = settings(config, &ens);
     // the curves' merges need the room
-    drop((ens, warm));
+    drop((ens, warm, start));
 
-    let results = sets
+    let mut results: Vec<SetResult> = sets
         .iter()
         .map(|set| sets::evaluate(set, &judges.infos, &judges.rewards, config.resamples, config.seed))
         .collect();
+    if let Some(other) = &other {
+        for (set, result) in sets.iter().zip(&mut results) {
+            let margins: Vec<Vec<f64>> = judges.rewards.iter().map(|rewards| set.margins(rewards)).collect();
+            result.differences_against =
+                other.differences(set, &judges.infos, &margins, config.resamples, config.seed)?;
+        }
+    }
     let curve_set = merges::set(config, &sets);
     let (interpolations, member_counts) = match curve_set {
         Some(set) if config.members.len() > 1 => {
@@ -222,7 +241,7 @@ pub fn run(config: &Config, progress: &mut dyn FnMut(Progress<'_>)) -> anyhow::R
     let rewards = output::rewards_jsonl(&sets, &judges.infos, &judges.rewards);
     let has_curves = !(interpolations.is_empty() && member_counts.is_empty());
     let mut evaluation = Evaluation {
-        format: 1,
+        format: 2,
         rewarm: env!("CARGO_PKG_VERSION"),
         machine: Machine::here(),
         settings,
@@ -271,7 +290,7 @@ fn member_names(members: &[PathBuf]) -> Vec<String> {
         })
         .collect();
     let is_taken = |number: usize| {
-        short[..number].contains(&short[number]) || ["WARM", "ENS"].contains(&short[number].as_str())
+        short[..number].contains(&short[number]) || ["WARM", "ENS", START].contains(&short[number].as_str())
     };
     if (0..short.len()).any(is_taken) {
         return (1..).zip(members).map(|(number, path)| format!("{number}: {}", path.display())).collect();
@@ -307,17 +326,37 @@ fn warm_config(config: &Config) -> Option<VariantConfig> {
     }
 }
 
-/// The members, which run as an ensemble does, and WARM where there is something to average.
-fn load_models(
-    config: &Config,
-    progress: &mut dyn FnMut(Progress<'_>),
-) -> anyhow::Result<(Variant, Option<Variant>)> {
+/// What is loaded for a run.
+struct Models {
+    /// The members, which run as an ensemble does.
+    ens: Variant,
+    /// Where there is something to average.
+    warm: Option<Variant>,
+    /// Where it is known.
+    start: Option<Variant>,
+}
+
+fn load_models(config: &Config, progress: &mut dyn FnMut(Progress<'_>)) -> anyhow::Result<Models> {
     let mut loader = Loader::default();
     let ens = load(&mut loader, &ens_config(config), progress)?;
-    let Some(warm) = warm_config(config) else { return Ok((ens, None)) };
-    let warm = load(&mut loader, &warm, progress)?;
-    compatible::check_same_tokens(&ens.tokenizer, &warm.tokenizer)?;
-    Ok((ens, Some(warm)))
+    let mut beside = |config: VariantConfig| {
+        let other = load(&mut loader, &config, progress)?;
+        compatible::check_same_tokens(&ens.tokenizer, &other.tokenizer)?;
+        anyhow::Ok(other)
+    };
+    let warm = warm_config(config).map(&mut beside).transpose()?;
+    let start = start(config).map(|start| variant_config(config, START, Mode::Warm, vec![start]));
+    let start = start.map(&mut beside).transpose()?;
+    Ok(Models { ens, warm, start })
+}
+
+/// The model before fine-tuning: as given, or as `rewarm train` left it beside its record.
+fn start(config: &Config) -> Option<PathBuf> {
+    let beside = || {
+        let folder = config.record.as_ref()?.parent()?.join(START);
+        folder.is_dir().then_some(folder)
+    };
+    config.start.clone().or_else(beside)
 }
 
 fn load(
@@ -346,9 +385,9 @@ fn settings(config: &Config, ens: &Variant) -> Settings {
     }
 }
 
-/// What WARM and ENS took; scores are of the members, then of WARM.
+/// What WARM and ENS took; scores are of the members, then of WARM, then perhaps of the start.
 fn cost(scores: &[Scores], pool: &Pool, members: usize) -> Option<Cost> {
-    let [ens, warm] = scores else { return None };
+    let [ens, warm, ..] = scores else { return None };
     if members == 1 {
         return None;
     }
@@ -366,11 +405,12 @@ fn cost(scores: &[Scores], pool: &Pool, members: usize) -> Option<Cost> {
     })
 }
 
-/// Puts the models in order: members, WARM, ENS. One member alone is no ensemble.
+/// Puts the models in order: members, WARM, ENS, start. One member alone is no ensemble.
 fn judge(
     names: &[String],
     ens: &Variant,
     warm: Option<&Variant>,
+    start: Option<&Variant>,
     scores: Vec<Scores>,
 ) -> anyhow::Result<Judges> {
     let mut infos: Vec<ModelInfo> = names
@@ -388,6 +428,7 @@ fn judge(
     let paths = |variant: &Variant| variant.info.members.iter().map(|member| member.path.clone()).collect();
     let calibrations: Vec<_> = ens.info.members.iter().map(|member| member.calibration).collect();
     let mut rewards: Vec<Vec<f32>> = scores.into_iter().flat_map(|scores| scores.raw).collect();
+    let rewards_of_start = start.and_then(|_| rewards.pop());
     if let Some(warm) = warm {
         let coefficients: Vec<f64> = warm.info.members.iter().map(|member| member.coefficient).collect();
         infos.push(ModelInfo {
@@ -421,5 +462,16 @@ fn judge(
         });
         rewards.push(reduced);
     }
+    if let Some(start) = start {
+        infos.push(ModelInfo {
+            name: START.to_owned(),
+            kind: Kind::Start,
+            paths: paths(start),
+            fingerprint: start.info.fingerprint.clone(),
+            coefficients: None,
+            calibrations: None,
+        });
+    }
+    rewards.extend(rewards_of_start);
     Ok(Judges { infos, rewards, calibrations })
 }

@@ -15,13 +15,18 @@ use crate::offline::evaluate::evaluation::ModelInfo;
 use crate::offline::evaluate::page::page;
 use crate::offline::evaluate::sets::PairSet;
 
+/// Every figure.
+pub(super) const EVALUATION: &str = "evaluation.json";
+/// Every reward.
+pub(super) const REWARDS: &str = "rewards.jsonl";
+
 /// Writes all three into `folder`, over older ones.
 pub fn write(outcome: &Outcome, folder: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
     let json =
         serde_json::to_string_pretty(&outcome.evaluation).context("write the evaluation as JSON")? + "\n";
-    replace_file(&folder.join("evaluation.json"), json.as_bytes())?;
-    replace_file(&folder.join("rewards.jsonl"), outcome.rewards.as_bytes())?;
+    replace_file(&folder.join(EVALUATION), json.as_bytes())?;
+    replace_file(&folder.join(REWARDS), outcome.rewards.as_bytes())?;
     Ok(replace_file(&folder.join("index.html"), page(&outcome.evaluation)?.as_bytes())?)
 }
 

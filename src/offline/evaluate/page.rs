@@ -12,6 +12,7 @@ use serde::Serialize;
 use crate::offline::evaluate::evaluation::Evaluation;
 use crate::offline::evaluate::evaluation::Part;
 use crate::offline::evaluate::evaluation::SetResult;
+use crate::offline::evaluate::interval::Interval;
 use crate::offline::evaluate::plot;
 use crate::offline::evaluate::verdict::signed;
 
@@ -44,6 +45,10 @@ pub(super) fn page(evaluation: &Evaluation) -> anyhow::Result<String> {
         Err(_) => "–".to_owned(), // a figure that does not exist
     });
     environment.add_filter("signed", signed);
+    environment.add_filter("decimals", |estimate: Value| -> Result<usize, minijinja::Error> {
+        let end = |name: &str| f64::try_from(estimate.get_attr(name)?);
+        Ok(Interval { low: end("low")?, high: end("high")? }.decimals())
+    });
     let page = environment.template_from_str(TEMPLATE).context("read the page's template")?;
     let models = &evaluation.models;
     let is_corrupted = |set: &&SetResult| set.part == Part::Corrupted;
@@ -57,6 +62,13 @@ pub(super) fn page(evaluation: &Evaluation) -> anyhow::Result<String> {
         .map(|set| {
             let title = format!("Differences in accuracy on {}", set.name);
             Figure::new(&set.name, pairs(set), plot::differences(&title, &set.differences, models))
+        })
+        .collect();
+    let against: Vec<Figure> = others()
+        .filter(|set| !set.differences_against.is_empty())
+        .map(|set| {
+            let title = format!("Differences from the other evaluation on {}", set.name);
+            Figure::new(&set.name, pairs(set), plot::differences(&title, &set.differences_against, models))
         })
         .collect();
     let memorised: Vec<Figure> = corrupted()
@@ -84,6 +96,7 @@ pub(super) fn page(evaluation: &Evaluation) -> anyhow::Result<String> {
         evaluation => Serde(evaluation),
         accuracies => Serde(accuracies),
         differences => Serde(differences),
+        against => Serde(against),
         memorised => Serde(memorised),
         curves => Serde(curves(evaluation)),
         best_of_n => Serde(best_of_n(evaluation)),
@@ -115,10 +128,11 @@ fn curves(evaluation: &Evaluation) -> Vec<Figure> {
             .map(|line| {
                 let title = format!("From {} to {}", line.first, line.second);
                 let caption = match line.accuracy_barrier {
-                    0.0 => "No barrier: never below the straight line between the ends (dashed).".to_owned(),
-                    barrier => {
-                        format!("At most {barrier:.3} below the straight line between the ends (dashed).")
-                    }
+                    0.0 => "Never below the straight line between the ends (dashed); the band is the 95% interval of the distance.".to_owned(),
+                    barrier => format!(
+                        "At most {barrier:.3} below the straight line between the ends (dashed); the band is the 95% interval of the \
+                         distance: where it holds the dashed line there may be no barrier."
+                    ),
                 };
                 Figure::new(title, caption, plot::interpolation(line))
             })
@@ -127,14 +141,15 @@ fn curves(evaluation: &Evaluation) -> Vec<Figure> {
         let highest = lines.iter().map(|line| line.accuracy_barrier).fold(0.0, f64::max);
         let title = format!("All {} lines between two members", lines.len());
         let caption = format!(
-            "Above zero: better than the straight line between the ends. The lowest falls {highest:.3} below. Highlighted: the mean."
+            "Above zero: better than the straight line between the ends. The lowest falls {highest:.3} below. Highlighted: the mean; \
+             the grey band is as wide as the 95% interval of one line."
         );
         vec![Figure::new(title, caption, plot::interpolations(lines))]
     };
     if !evaluation.member_counts.is_empty() {
         figures.push(Figure::new(
             "By number of members",
-            "Mean over subsets of M members; the band reaches from the worst to the best subset.",
+            "Mean over subsets of M members; the band reaches from the worst to the best subset, thin lines are 95% intervals by the number of pairs.",
             plot::member_counts(&evaluation.member_counts),
         ));
     }

@@ -1,6 +1,5 @@
 //! The plots of the page.
 
-use crate::offline::evaluate::bootstrap::Interval;
 use crate::offline::evaluate::curves::Band;
 use crate::offline::evaluate::curves::Interpolation;
 use crate::offline::evaluate::curves::MemberCount;
@@ -13,7 +12,10 @@ use crate::offline::evaluate::evaluation::Kind;
 use crate::offline::evaluate::evaluation::ModelInfo;
 use crate::offline::evaluate::evaluation::ModelResult;
 use crate::offline::evaluate::evaluation::SetResult;
+use crate::offline::evaluate::interval::Interval;
+use crate::offline::evaluate::metrics;
 use crate::offline::evaluate::metrics::ReliabilityBin;
+use crate::offline::evaluate::table::p_value;
 use crate::offline::evaluate::verdict::signed;
 use crate::offline::svg::AXIS;
 use crate::offline::svg::Axis;
@@ -32,8 +34,8 @@ const FIGURES: f64 = 58.0;
 const REFERENCE_NAMES: f64 = 60.0;
 /// Longer names are cut; the whole one is in the title.
 const MAX_LABEL_CHARS: usize = 16;
-/// Bins of a reliability diagram with a smaller share of the pairs are noise.
-const LEAST_BIN_SHARE: f64 = 0.02;
+/// What the scale of agreement goes from and to, on every plot: two models that toss coins, and two that are one.
+const AGREEMENT: (f64, f64) = (0.5, 1.0);
 
 // ---- by row ----
 
@@ -46,7 +48,7 @@ pub(super) fn accuracies(set: &SetResult, models: &[ModelInfo]) -> String {
         .map(|(result, model)| Row {
             kind: model.kind,
             label: result.name.clone(),
-            figure: format!("{:.3}", result.accuracy.value),
+            figure: fixed(result.accuracy.value, result.accuracy.interval),
             title: format!("{}: accuracy {}", result.name, in_words(result.accuracy)),
             estimate: result.accuracy,
         })
@@ -64,13 +66,23 @@ pub(super) fn differences(title: &str, differences: &[Difference], models: &[Mod
             Some((which, _)) => which, // "mean", "best"
             None => &difference.against,
         };
-        let Estimate { value, interval } = difference.estimate;
+        let Estimate { value, interval, .. } = difference.estimate;
+        let signed = |value| signed(value, interval.decimals());
+        let p_value = difference.paired.map_or_else(String::new, |paired| {
+            let counts = paired.discordant;
+            format!(
+                "; only the first is right about {} pairs, only the second about {}, McNemar's p {}",
+                counts.only_of,
+                counts.only_against,
+                p_value(paired.p_value)
+            )
+        });
         Row {
             kind: kind(&difference.of),
             label: format!("{} − {}", shorten(&difference.of), shorten(against)),
             figure: signed(value),
             title: format!(
-                "{} − {}: {}, 95% interval {} to {}",
+                "{} − {}: {}, 95% interval {} to {}{p_value}",
                 difference.of,
                 difference.against,
                 signed(value),
@@ -113,7 +125,7 @@ pub(super) fn memorised(set: &SetResult, models: &[ModelInfo]) -> String {
         ));
         svg.line("over", (x.at(estimate.interval.low), y), (x.at(estimate.interval.high), y));
         svg.close();
-        draw_figure(&mut svg, y, *kind, &format!("{:.3}", estimate.value));
+        draw_figure(&mut svg, y, *kind, &fixed(estimate.value, estimate.interval));
     }
     svg.inline()
 }
@@ -176,12 +188,8 @@ fn whiskers(title: &str, axis: &str, rows: &[Row], label: f64, references: &[(f6
 
 /// How often each model is right when it is so confident.
 pub(super) fn reliability(set: &SetResult, models: &[ModelInfo]) -> String {
-    let is_drawn = |bin: &&ReliabilityBin| bin.pairs as f64 >= LEAST_BIN_SHARE * set.pairs as f64;
-    let bins = |model: &'_ ModelResult| -> Vec<ReliabilityBin> {
-        model.reliability.bins.iter().filter(is_drawn).cloned().collect()
-    };
-    let all: Vec<ReliabilityBin> = set.models.iter().flat_map(bins).collect();
-    let mut range = Range::of(all.iter().map(|bin| bin.accuracy));
+    let all = set.models.iter().flat_map(|model| &model.reliability.bins);
+    let mut range = Range::of(all.flat_map(|bin| [bin.interval.low, bin.interval.high]));
     range.add(0.5);
     range.add(1.0);
     let mut plot = Plot::new(
@@ -190,19 +198,24 @@ pub(super) fn reliability(set: &SetResult, models: &[ModelInfo]) -> String {
         Axis::new("accuracy", range.padded()),
     );
     plot.path("straight", [(0.5, 0.5), (1.0, 1.0)]);
-    let most = all.iter().map(|bin| bin.pairs).max().unwrap_or(1) as f64;
     for (model, kind) in in_drawing_order(&set.models, models) {
-        let bins = bins(model);
+        let bins = &model.reliability.bins;
         let at = |bin: &ReliabilityBin| (bin.confidence, bin.accuracy);
         plot.path(&format!("curve {}", class(kind)), bins.iter().map(at));
-        for bin in &bins {
+        for bin in bins {
+            let ReliabilityBin { pairs, confidence, accuracy, interval } = bin;
             let title = format!(
-                "{}: {} pairs, confidence {:.3}, accuracy {:.3}",
-                model.name, bin.pairs, bin.confidence, bin.accuracy
+                "{}: {pairs} pairs, confidence {confidence:.3}, accuracy {accuracy:.3}, 95% interval {:.3} to {:.3}",
+                model.name, interval.low, interval.high
             );
-            // the area is the number of pairs; members stay in the background
-            let largest = if kind == Kind::Member { 2.0 } else { 6.0 };
-            plot.disc(class(kind), at(bin), 1.0 + largest * (bin.pairs as f64 / most).sqrt(), &title);
+            // members stay in the background; of the others each interval is drawn
+            if kind == Kind::Member {
+                plot.disc(class(kind), at(bin), 2.0, &title);
+            } else {
+                let ends = [(*confidence, interval.low), (*confidence, interval.high)];
+                plot.path(&format!("whisker thin {}", class(kind)), ends);
+                draw_marker_at(&mut plot, kind, at(bin), &title);
+            }
         }
     }
     plot.svg.inline()
@@ -210,18 +223,25 @@ pub(super) fn reliability(set: &SetResult, models: &[ModelInfo]) -> String {
 
 /// Accuracy along one line, and the straight line between its ends.
 pub(super) fn interpolation(line: &Interpolation) -> String {
-    let range = Range::of(line.points.iter().flat_map(|point| [point.accuracy, point.straight_accuracy]));
+    // where the accuracy would be if it were above the straight line by either end of that interval
+    let low = |point: &Point| (point.lambda, point.straight_accuracy + point.above_straight.low);
+    let high = |point: &Point| (point.lambda, point.straight_accuracy + point.above_straight.high);
+    let range = Range::of(line.points.iter().flat_map(|point| [low(point).1, high(point).1]));
     let mut plot = Plot::new(
         &format!("Accuracy from {} to {}", line.first, line.second),
         Axis::new("λ: weights (1 − λ) · first + λ · second", (0.0, 1.0)),
         Axis::new("accuracy", range.padded()),
     );
+    plot.path("band warm", line.points.iter().map(low).chain(line.points.iter().rev().map(high)));
     plot.path("straight", line.points.iter().map(|point| (point.lambda, point.straight_accuracy)));
     plot.path("curve warm", line.points.iter().map(|point| (point.lambda, point.accuracy)));
     for point in &line.points {
-        let Point { lambda, accuracy, log_loss, straight_accuracy, .. } = point;
+        let Point { lambda, accuracy, log_loss, straight_accuracy, above_straight, .. } = point;
         let title = format!(
-            "λ = {lambda:.1}: accuracy {accuracy:.4}, straight line {straight_accuracy:.4}, log-loss {log_loss:.4}"
+            "λ = {lambda:.1}: accuracy {accuracy:.4}, straight line {straight_accuracy:.4}, above it (95%) {} to {}, log-loss \
+             {log_loss:.4}",
+            signed(above_straight.low, 3),
+            signed(above_straight.high, 3)
         );
         let is_end = [0.0, 1.0].contains(lambda);
         plot.disc(class(if is_end { Kind::Member } else { Kind::Warm }), (*lambda, *accuracy), 4.5, &title);
@@ -232,13 +252,21 @@ pub(super) fn interpolation(line: &Interpolation) -> String {
 /// Many lines at once: how far each is above or below its straight line.
 pub(super) fn interpolations(lines: &[Interpolation]) -> String {
     let above = |point: &Point| point.accuracy - point.straight_accuracy;
-    let mut range = Range::of(lines.iter().flat_map(|line| line.points.iter().map(above)));
+    let points = || lines.iter().flat_map(|line| &line.points);
+    let mut range = Range::of(points().map(above));
     range.add(0.0);
+    // the line in the middle of them all has no interval of its own; this is what one line has
+    let half = |point: &Point| (point.above_straight.high - point.above_straight.low) / 2.0;
+    let halves: Vec<f64> = points().map(half).collect();
+    let half = metrics::mean(halves.iter().copied());
+    range.add(half);
+    range.add(-half);
     let mut plot = Plot::new(
         "Accuracy along the lines between members, above the straight line",
         Axis::new("λ", (0.0, 1.0)),
         Axis::new("accuracy − straight line", range.padded()),
     );
+    plot.path("band member", [(0.0, -half), (1.0, -half), (1.0, half), (0.0, half)]);
     plot.path("straight", [(0.0, 0.0), (1.0, 0.0)]);
     for line in lines {
         plot.path("curve member", line.points.iter().map(|point| (point.lambda, above(point))));
@@ -248,14 +276,14 @@ pub(super) fn interpolations(lines: &[Interpolation]) -> String {
                 line.first,
                 line.second,
                 point.lambda,
-                signed(above(point))
+                signed(above(point), 3)
             );
             plot.disc("member", (point.lambda, above(point)), 2.5, &title);
         }
     }
     let mean = |step: usize| {
         let values: Vec<f64> = lines.iter().map(|line| above(&line.points[step])).collect();
-        (lines[0].points[step].lambda, Band::new(&values).mean)
+        (lines[0].points[step].lambda, metrics::mean(values.iter().copied()))
     };
     let means: Vec<(f64, f64)> = (0..lines[0].points.len()).map(mean).collect();
     plot.path("curve warm", means.iter().copied());
@@ -264,7 +292,7 @@ pub(super) fn interpolations(lines: &[Interpolation]) -> String {
             "warm",
             (lambda, mean),
             4.5,
-            &format!("mean of all lines, λ = {lambda:.1}: {}", signed(mean)),
+            &format!("mean of all lines, λ = {lambda:.1}: {}", signed(mean, 3)),
         );
     }
     plot.svg.inline()
@@ -273,7 +301,7 @@ pub(super) fn interpolations(lines: &[Interpolation]) -> String {
 /// Accuracy by number of members, WARM and ENS, with bands from the worst to the best subset.
 pub(super) fn member_counts(counts: &[MemberCount]) -> String {
     let bands = counts.iter().flat_map(|count| [&count.warm, &count.ens]);
-    let range = Range::of(bands.flat_map(|band| [band.min, band.max]));
+    let range = Range::of(bands.flat_map(|band| [band.min, band.max, band.interval.low, band.interval.high]));
     let last = counts.len() as f64;
     let mut plot = Plot::new(
         "Accuracy by number of members",
@@ -290,10 +318,15 @@ pub(super) fn member_counts(counts: &[MemberCount]) -> String {
         plot.path(&format!("band {}", class(kind)), there.chain(back));
         plot.path(&format!("curve {}", class(kind)), counts.iter().map(|count| (x(count), band(count).mean)));
         for count in counts {
-            let Band { mean, min, max } = *band(count);
+            let Band { mean, min, max, interval } = *band(count);
             let title = format!(
-                "{name} of {} members: mean accuracy {mean:.4}, worst {min:.4}, best {max:.4}, over {} of {} subsets",
-                count.members, count.subsets, count.all_subsets
+                "{name} of {} members: mean accuracy {mean:.4}, worst {min:.4}, best {max:.4}, over {} of {} subsets; by the \
+                 number of pairs, 95% interval {:.4} to {:.4}",
+                count.members, count.subsets, count.all_subsets, interval.low, interval.high
+            );
+            plot.path(
+                &format!("whisker thin {}", class(kind)),
+                [(x(count), interval.low), (x(count), interval.high)],
             );
             draw_marker_at(&mut plot, kind, (x(count), mean), &title);
         }
@@ -304,7 +337,8 @@ pub(super) fn member_counts(counts: &[MemberCount]) -> String {
 /// Mean gold reward of the best of n, by KL.
 pub(super) fn best_of_n(best_of_n: &BestOfN, models: &[ModelInfo]) -> String {
     let points = &best_of_n.points;
-    let mut range = Range::of(points.iter().flat_map(|point| point.models.iter().map(|model| model.value)));
+    let ends = |model: &Estimate| [model.interval.low, model.interval.high];
+    let mut range = Range::of(points.iter().flat_map(|point| point.models.iter().flat_map(ends)));
     points.iter().for_each(|point| range.add(point.gold));
     let farthest = points.last().map_or(1.0, |point| point.kl);
     let mut plot = Plot::new(
@@ -316,6 +350,16 @@ pub(super) fn best_of_n(best_of_n: &BestOfN, models: &[ModelInfo]) -> String {
     let numbers: Vec<usize> = (0..models.len()).collect();
     for (number, kind) in in_drawing_order(&numbers, models) {
         let value = |point: &BestOfNPoint| point.models[*number].value;
+        if kind != Kind::Member {
+            let end = |of: fn(Interval) -> f64| {
+                move |point: &BestOfNPoint| (point.kl, of(point.models[*number].interval))
+            };
+            let (low, high) = (end(|interval| interval.low), end(|interval| interval.high));
+            plot.path(
+                &format!("band {}", class(kind)),
+                points.iter().map(low).chain(points.iter().rev().map(high)),
+            );
+        }
         plot.path(&format!("curve {}", class(kind)), points.iter().map(|point| (point.kl, value(point))));
         for point in points {
             let title =
@@ -333,12 +377,23 @@ pub(super) fn agreement(set: &SetResult, models: &[ModelInfo]) -> String {
     let cell = ((WIDTH - label) / models.len() as f64).min(64.0);
     let height = cell.min(34.0);
     let top = 58.0;
-    let mut svg =
-        Svg::new(&format!("Agreement on {}", set.name), (WIDTH, top + models.len() as f64 * height + 4.0));
-    let apart = |row: usize, column: usize| (row != column).then(|| shares[row][column]);
-    let pairs =
-        (0..models.len()).flat_map(|row| (0..models.len()).filter_map(move |column| apart(row, column)));
-    let least = pairs.fold(1.0, f64::min);
+    let bottom = top + models.len() as f64 * height;
+    let mut svg = Svg::new(&format!("Agreement on {}", set.name), (WIDTH, bottom + AXIS));
+    let strength = |share: f64| ((share - AGREEMENT.0) / (AGREEMENT.1 - AGREEMENT.0)).clamp(0.0, 1.0);
+    let opacity = |share: f64| 0.55 * strength(share);
+    let (steps, width) = (10, 16.0);
+    for step in 0..=steps {
+        let share = AGREEMENT.0 + (AGREEMENT.1 - AGREEMENT.0) * f64::from(step) / f64::from(steps);
+        let x = label + f64::from(step) * width;
+        svg.draw(format_args!(
+            "<rect class=\"cell\" x=\"{x:.1}\" y=\"{:.1}\" width=\"{width}\" height=\"10\" fill-opacity=\"{:.2}\"/>",
+            bottom + 14.0,
+            opacity(share)
+        ));
+    }
+    let ends = (label, label + f64::from(steps + 1) * width);
+    svg.text("number end", (ends.0 - 6.0, bottom + 23.0), &format!("{} or less", AGREEMENT.0));
+    svg.text("number start", (ends.1 + 6.0, bottom + 23.0), &format!("{}: share of pairs", AGREEMENT.1));
     for (row, model) in models.iter().enumerate() {
         let y = top + (row as f64 + 0.5) * height;
         draw_label(&mut svg, label - 10.0, y, model.kind, &model.name);
@@ -352,8 +407,7 @@ pub(super) fn agreement(set: &SetResult, models: &[ModelInfo]) -> String {
         ));
         for (column, other) in models.iter().enumerate() {
             let (share, x) = (shares[row][column], label + column as f64 * cell);
-            let strength = if least < 1.0 { (share - least) / (1.0 - least) } else { 1.0 };
-            let opacity = if row == column { 0.0 } else { 0.10 + 0.45 * strength };
+            let opacity = if row == column { 0.0 } else { opacity(share) };
             svg.open(&format!(
                 "{} and {} prefer the same side in {share:.4} of the pairs",
                 model.name, other.name
@@ -384,14 +438,20 @@ fn in_drawing_order<'a, T>(items: &'a [T], models: &[ModelInfo]) -> Vec<(&'a T, 
     let mut order: Vec<(&T, Kind)> = items.iter().zip(models.iter().map(|model| model.kind)).collect();
     order.sort_by_key(|(_, kind)| match kind {
         Kind::Member => 0,
-        Kind::Ens => 1,
-        Kind::Warm => 2,
+        Kind::Start => 1,
+        Kind::Ens => 2,
+        Kind::Warm => 3,
     });
     order
 }
 
+/// With the digits that it deserves.
+fn fixed(value: f64, interval: Interval) -> String {
+    format!("{value:.*}", interval.decimals())
+}
+
 fn in_words(estimate: Estimate) -> String {
-    let Estimate { value, interval } = estimate;
+    let Estimate { value, interval, .. } = estimate;
     format!("{value:.4}, 95% interval {:.4} to {:.4}", interval.low, interval.high)
 }
 
@@ -400,6 +460,7 @@ fn class(kind: Kind) -> &'static str {
         Kind::Member => "member",
         Kind::Warm => "warm",
         Kind::Ens => "ens",
+        Kind::Start => "start",
     }
 }
 
@@ -430,7 +491,7 @@ fn draw_figure(svg: &mut Svg, y: f64, kind: Kind, text: &str) {
     svg.text(&format!("number {strength}end"), (WIDTH - 4.0, y + 4.0), text);
 }
 
-/// A disc, or for ENS a diamond: the two are told apart without colour, too.
+/// A disc, for ENS a diamond and for the start a square: they are told apart without colour, too.
 fn draw_marker(svg: &mut Svg, kind: Kind, (x, y): (f64, f64)) {
     match kind {
         Kind::Ens => svg.draw(format_args!(
@@ -443,6 +504,11 @@ fn draw_marker(svg: &mut Svg, kind: Kind, (x, y): (f64, f64)) {
         Kind::Warm => {
             svg.draw(format_args!("<circle class=\"mark warm\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"5.5\"/>"))
         }
+        Kind::Start => svg.draw(format_args!(
+            "<rect class=\"mark start\" x=\"{:.1}\" y=\"{:.1}\" width=\"10\" height=\"10\"/>",
+            x - 5.0,
+            y - 5.0
+        )),
         Kind::Member => {
             svg.draw(format_args!("<circle class=\"mark member\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4\"/>"))
         }

@@ -21,6 +21,8 @@ use crate::offline::evaluate::evaluation::Part;
 use crate::offline::evaluate::evaluation::SetResult;
 use crate::offline::evaluate::evaluation::SourceResult;
 use crate::offline::evaluate::evaluation::Unscorable;
+use crate::offline::evaluate::interval;
+use crate::offline::evaluate::interval::Discordant;
 use crate::offline::evaluate::metrics;
 use crate::offline::evaluate::record::Record;
 use crate::offline::evaluate::record::Role;
@@ -42,7 +44,7 @@ pub(super) struct PairSet {
     pub(super) file_name: String,
     pub(super) part: Part,
     path: String,
-    digest: String,
+    pub(super) digest: String,
     /// What is judged, never nothing.
     pub(super) pairs: Vec<Pair>,
     pub(super) unscorable: Vec<Unscorable>,
@@ -236,6 +238,7 @@ pub(super) fn evaluate(
         },
         models: (0..models.len()).map(result).collect(),
         differences,
+        differences_against: Vec::new(),
         memorised_differences,
         agreement: Agreement {
             same_side: matrix(&margins, metrics::agreement),
@@ -246,7 +249,7 @@ pub(super) fn evaluate(
     }
 }
 
-/// The share of hits of each model, and how they differ; all from the same resamples.
+/// The share of hits of each model, and how they differ; bootstraps are all of the same resamples.
 fn compare(
     margins: &[Vec<f64>],
     is_hit: fn(f64) -> bool,
@@ -254,45 +257,65 @@ fn compare(
     resamples: usize,
     seed: u64,
 ) -> (Vec<Estimate>, Vec<Difference>) {
-    let hits =
-        |margins: &Vec<f64>| margins.iter().map(|&margin| f64::from(u8::from(is_hit(margin)))).collect();
-    let columns: Vec<Vec<f64>> = margins.iter().map(hits).collect();
+    let hits: Vec<Vec<bool>> =
+        margins.iter().map(|margins| margins.iter().map(|&margin| is_hit(margin)).collect()).collect();
+    let columns: Vec<Vec<f64>> =
+        hits.iter().map(|hits| hits.iter().map(|&hit| f64::from(u8::from(hit))).collect()).collect();
     let shares: Vec<f64> = columns.iter().map(|column| metrics::mean(column.iter().copied())).collect();
     let resamples = Resamples::new(&columns, resamples, seed);
-    let estimate = |statistic: &dyn Fn(&[f64]) -> f64| Estimate {
-        value: statistic(&shares),
-        interval: resamples.interval(statistic),
+    let pairs = columns[0].len();
+    let estimate = |model: usize| Estimate {
+        value: shares[model],
+        interval: interval::wilson(columns[model].iter().sum(), pairs),
+        bootstrap: resamples.interval(|means| means[model]),
     };
-    let position = |kind| models.iter().position(|model| model.kind == kind);
-    let members = models.iter().filter(|model| model.kind == Kind::Member).count();
+    let differ = |of: usize, against: usize, name: String| {
+        let discordant = Discordant::count(&hits[of], &hits[against]);
+        let estimate = Estimate {
+            value: shares[of] - shares[against],
+            interval: discordant.interval(),
+            bootstrap: resamples.interval(|means| means[of] - means[against]),
+        };
+        Difference { of: models[of].name.clone(), against: name, estimate, paired: Some(discordant.into()) }
+    };
+    let of_kind =
+        |kind| models.iter().enumerate().filter(move |(_, model)| model.kind == kind).map(|(at, _)| at);
+    let members: Vec<usize> = of_kind(Kind::Member).collect();
+    let (warm, ens) = (of_kind(Kind::Warm).next(), of_kind(Kind::Ens).next());
+    let mean_of_members = |means: &[f64]| metrics::mean(members.iter().map(|&member| means[member]));
+    let from_mean = |of: usize| {
+        let rows = (0..pairs).map(|pair| {
+            columns[of][pair] - metrics::mean(members.iter().map(|&member| columns[member][pair]))
+        });
+        let estimate = Estimate {
+            value: shares[of] - mean_of_members(&shares),
+            interval: interval::of_mean_difference(rows),
+            bootstrap: resamples.interval(|means| means[of] - mean_of_members(means)),
+        };
+        Difference { of: models[of].name.clone(), against: "mean member".to_owned(), estimate, paired: None }
+    };
 
     let mut differences = Vec::new();
-    let mut differ = |of: usize, against: String, other: &dyn Fn(&[f64]) -> f64| {
-        let estimate = estimate(&|shares: &[f64]| shares[of] - other(shares));
-        differences.push(Difference { of: models[of].name.clone(), against, estimate });
-    };
-    if let (Some(warm), Some(ens)) = (position(Kind::Warm), position(Kind::Ens)) {
-        differ(warm, "ENS".to_owned(), &|shares| shares[ens]);
+    differences.extend(warm.zip(ens).map(|(warm, ens)| differ(warm, ens, models[ens].name.clone())));
+    let made = || warm.into_iter().chain(ens);
+    if let Some(start) = of_kind(Kind::Start).next() {
+        let single = (members.len() == 1).then_some(members[0]);
+        differences.extend(made().chain(single).map(|of| differ(of, start, models[start].name.clone())));
     }
-    if members > 1 {
-        // of equals the first: `max_by` takes the last
-        let best =
-            (0..members).rev().max_by(|&left, &right| shares[left].total_cmp(&shares[right])).unwrap_or(0);
-        let summary = (members..models.len()).collect::<Vec<_>>();
-        for &model in &summary {
-            let against = format!("{BEST_MEMBER} ({})", models[best].name);
-            differ(model, against, &|shares| shares[best]);
+    match members.as_slice() {
+        [] => {}
+        &[only] => differences.extend(warm.map(|warm| differ(warm, only, models[only].name.clone()))),
+        [first, ..] => {
+            // of equals the first
+            let best = members
+                .iter()
+                .fold(*first, |best, &member| if shares[member] > shares[best] { member } else { best });
+            let name = format!("{BEST_MEMBER} ({})", models[best].name);
+            differences.extend(made().map(|of| differ(of, best, name.clone())));
+            differences.extend(made().chain(members.iter().copied()).map(from_mean));
         }
-        for model in summary.into_iter().chain(0..members) {
-            differ(model, "mean member".to_owned(), &|shares| {
-                metrics::mean(shares[..members].iter().copied())
-            });
-        }
-    } else if let Some(warm) = position(Kind::Warm) {
-        differ(warm, models[0].name.clone(), &|shares| shares[0]);
     }
-    let estimates = (0..models.len()).map(|model| estimate(&move |shares: &[f64]| shares[model])).collect();
-    (estimates, differences)
+    ((0..models.len()).map(estimate).collect(), differences)
 }
 
 fn matrix<T>(models: &[Vec<f64>], of: fn(&[f64], &[f64]) -> T) -> Vec<Vec<T>> {

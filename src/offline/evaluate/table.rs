@@ -20,12 +20,18 @@ pub fn table(evaluation: &Evaluation) -> String {
         let _ = writeln!(text, "{title}\n\n{table}"); // a string takes all
     };
     for line in &evaluation.interpolations {
-        let mut table = Table::new(&["λ", "accuracy", "straight line", "log-loss", "straight line"]);
+        let mut table =
+            Table::new(&["λ", "accuracy", "straight line", "above it (95%)", "log-loss", "straight line"]);
         for point in &line.points {
             table.row([
                 format!("{:.1}", point.lambda),
                 format!("{:.4}", point.accuracy),
                 format!("{:.4}", point.straight_accuracy),
+                format!(
+                    "{} to {}",
+                    signed(point.above_straight.low, 3),
+                    signed(point.above_straight.high, 3)
+                ),
                 format!("{:.4}", point.log_loss),
                 format!("{:.4}", point.straight_log_loss),
             ]);
@@ -36,7 +42,10 @@ pub fn table(evaluation: &Evaluation) -> String {
     if !evaluation.member_counts.is_empty() {
         let mut table = Table::new(&["members", "subsets", "WARM", "ENS"]);
         for count in &evaluation.member_counts {
-            let band = |band: &Band| format!("{:.4} ({:.4} to {:.4})", band.mean, band.min, band.max);
+            let band = |band: &Band| {
+                let decimals = band.interval.decimals() + 1; // subsets are judged by the same pairs
+                format!("{:.decimals$} ({:.decimals$} to {:.decimals$})", band.mean, band.min, band.max)
+            };
             table.row([
                 count.members.to_string(),
                 format!("{} of {}", count.subsets, count.all_subsets),
@@ -96,26 +105,16 @@ fn add_set(set: &SetResult, text: &mut String) {
 
     let is_corrupted = set.part == Part::Corrupted;
     let first = if is_corrupted { "memorised (95%)" } else { "accuracy (95%)" };
-    let mut table = Table::new(&[
-        "model",
-        first,
-        "ties half",
-        "ties",
-        "margin",
-        "log-loss",
-        "ECE",
-        "length-controlled",
-        "ρ length",
-    ]);
+    let mut table =
+        Table::new(&["model", first, "ties", "margin", "log-loss", "ECE", "balanced", "ρ length"]);
     for model in &set.models {
         table.row([
             model.name.clone(),
             interval(model.memorised.unwrap_or(model.accuracy)),
-            format!("{:.4}", model.accuracy_ties_half),
-            format!("{:.4}", model.ties),
+            format!("{:.3}", model.ties),
             format!("{:.3}", model.mean_margin),
-            format!("{:.4}", model.log_loss),
-            format!("{:.4}", model.reliability.expected_calibration_error),
+            format!("{:.3}", model.log_loss),
+            format!("{:.3}", model.reliability.expected_calibration_error),
             figure(model.length_controlled.accuracy),
             figure(model.reward_length_spearman),
         ]);
@@ -123,27 +122,43 @@ fn add_set(set: &SetResult, text: &mut String) {
     let baseline = set.length_baseline.accuracy;
     let _ = writeln!(
         text,
-        "{}: {} pairs{left_out}; the longer one is chosen in {baseline:.4}\n\n{table}",
+        "{}: {} pairs{left_out}; the longer one is chosen in {baseline:.3}\n\n{table}",
         set.name, set.pairs
     );
-    let differences = if is_corrupted { &set.memorised_differences } else { &set.differences };
-    if !differences.is_empty() {
-        let mut table =
-            Table::new(&[if is_corrupted { "memorised" } else { "accuracy" }, "difference", "95%"]);
+    let own =
+        if is_corrupted { ("memorised", &set.memorised_differences) } else { ("accuracy", &set.differences) };
+    for (what, differences) in [own, ("accuracy, against the other evaluation", &set.differences_against)] {
+        if differences.is_empty() {
+            continue;
+        }
+        let mut table = Table::new(&[what, "difference", "95%", "only one right", "p"]);
         for difference in differences {
-            let Estimate { value, interval } = difference.estimate;
+            let Estimate { value, interval, .. } = difference.estimate;
+            let decimals = interval.decimals();
+            let signed = |value| signed(value, decimals);
+            let none = || "–".to_owned();
+            let counts = difference.paired.map(|paired| paired.discordant);
             table.row([
                 format!("{} − {}", difference.of, difference.against),
                 signed(value),
                 format!("{} to {}", signed(interval.low), signed(interval.high)),
+                counts.map_or_else(none, |counts| format!("{} : {}", counts.only_of, counts.only_against)),
+                difference.paired.map_or_else(none, |paired| p_value(paired.p_value)),
             ]);
         }
         let _ = writeln!(text, "{table}");
     }
 }
 
+/// With two digits where there is something to see.
+pub(super) fn p_value(value: f64) -> String {
+    if value < 0.001 { "< 0.001".to_owned() } else { format!("{value:.3}") }
+}
+
 fn interval(estimate: Estimate) -> String {
-    format!("{:.4} ({:.4} to {:.4})", estimate.value, estimate.interval.low, estimate.interval.high)
+    let Estimate { value, interval, .. } = estimate;
+    let decimals = interval.decimals();
+    format!("{value:.decimals$} ({:.decimals$} to {:.decimals$})", interval.low, interval.high)
 }
 
 fn figure(value: Option<f64>) -> String {
