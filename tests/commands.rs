@@ -207,6 +207,32 @@ fn a_server_whose_log_nobody_reads_any_more_still_drains() {
 }
 
 #[test]
+fn info_tells_what_checkpoints_are_and_how_they_lie_to_each_other() {
+    let member = |name: &str| root().join("tests/data/evaluate").join(name).display().to_string();
+    let (first, second) = (member("member-0"), member("member-1"));
+    let output = run(&["info", &first, &second]);
+    let told = text(&output.stdout);
+    assert!(output.status.success(), "{output:?}");
+    for expected in [
+        "  family        bert\n",
+        "  architecture  BertForSequenceClassification\n",
+        "  head          classifier\n",
+        "  pooling       cls\n",
+        "  text rule     sentence_pair\n",
+        "  limit         64 tokens\n",
+        "  calibration   none\n",
+        "  calibration   mean 0.25, std 0.5\n",
+        "kinship\n  fine-tuned from one pretrain, and no two of them are the same\n",
+    ] {
+        assert!(told.contains(expected), "{expected} in {told}");
+    }
+    let served = run(&["info", &first, &first]);
+    assert!(text(&served.stdout).contains("is a duplicate of member 0"), "{served:?}");
+    let mixed = run(&["info", &first, "http://127.0.0.1:1"]);
+    assert!(text(&mixed.stderr).contains("give the URL of one server, or checkpoints"), "{mixed:?}");
+}
+
+#[test]
 fn a_server_lives_from_health_through_sighup_to_sigterm() {
     let folder = tempfile::tempdir().unwrap();
     let config = config_file(folder.path(), "llama");
@@ -214,6 +240,17 @@ fn a_server_lives_from_health_through_sighup_to_sigterm() {
     let url = server.url();
 
     assert!(run(&["health", "--server", &url]).status.success());
+    let info = run(&["info", &url]);
+    let told = text(&info.stdout);
+    for expected in [
+        "server\n",
+        "tiny\n  mode          warm\n",
+        "  dtype         f32 on cpu\n",
+        "  routing       tiny 1\n",
+        "fingerprint",
+    ] {
+        assert!(told.contains(expected), "{expected} in {told}");
+    }
     let bare = run(&["health", "--server", &server.listen]);
     let told = format!("`{0}` is not a URL: write http://{0}", server.listen);
     assert!(text(&bare.stderr).contains(&told), "{bare:?}");

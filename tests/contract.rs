@@ -151,6 +151,7 @@ fn the_manual_is_what_it_was() {
         "",
         "serve",
         "init",
+        "info",
         "score",
         "train",
         "merge",

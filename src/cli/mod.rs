@@ -5,6 +5,7 @@ mod calibrate;
 mod canary;
 mod evaluate;
 mod fetch;
+mod info;
 mod init;
 mod load;
 mod merge;
@@ -37,6 +38,7 @@ use crate::cli::bench::BenchArgs;
 use crate::cli::calibrate::CalibrateArgs;
 use crate::cli::canary::CanaryArgs;
 use crate::cli::evaluate::EvaluateArgs;
+use crate::cli::info::InfoArgs;
 use crate::cli::init::InitArgs;
 use crate::cli::merge::MergeArgs;
 use crate::cli::shell::CompletionsArgs;
@@ -102,6 +104,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
 enum Command {
     Serve(ServeArgs),
     Init(InitArgs),
+    Info(InfoArgs),
     Score(ScoreArgs),
     Train(TrainArgs),
     Merge(MergeArgs),
@@ -418,6 +421,7 @@ impl Cli {
             Command::Canary(args) => canary::run(&args),
             Command::Train(args) => train::run(&args),
             Command::Evaluate(args) => evaluate::run(args),
+            Command::Info(args) => info::run(&args),
             Command::Completions(args) => shell::completions(&args),
             Command::Man(args) => shell::man(&args),
             Command::Trial => trial::run(),

@@ -9,6 +9,7 @@ mod http;
 mod load;
 mod words;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -47,6 +48,7 @@ pub use crate::client::credentials::read_ca;
 pub use crate::client::load::LoadClient;
 pub use crate::client::load::Over;
 use crate::model::scorer::Reward;
+use crate::offline::info::Lines;
 use crate::offline::score::Backend;
 use crate::offline::score::Scored;
 use crate::proto;
@@ -331,6 +333,53 @@ async fn greet(server: &Server) -> anyhow::Result<Connection> {
     // A server that does not serve, or tells no health, is one.
     let _ = health(server, channel.clone(), "").await?;
     Ok(channel)
+}
+
+/// What a server serves: of itself, and of each variant, a name and what there is to tell.
+pub fn describe(server: &Server) -> anyhow::Result<Vec<(String, Lines)>> {
+    let runtime = runtime()?;
+    let mut service = RewardServiceClient::new(runtime.block_on(greet(server))?);
+    let asked = runtime.block_on(service.get_server_info(proto::GetServerInfoRequest {}));
+    let info = asked.map_err(in_words)?.into_inner();
+    let weights = info.routing.unwrap_or_default().weights.into_iter().collect::<BTreeMap<_, _>>();
+    let weights: Vec<String> = weights.into_iter().map(|(name, weight)| format!("{name} {weight}")).collect();
+    let of_server = vec![
+        ("version", info.version),
+        ("routing", weights.join(", ")),
+        (
+            "limits",
+            format!(
+                "{} samples and {} bytes a request, {} tokens waiting",
+                info.max_samples_per_request, info.max_message_bytes, info.max_queue_tokens
+            ),
+        ),
+    ];
+    let mut told = vec![("server".to_owned(), of_server)];
+    for variant in info.variants {
+        let mut lines = vec![
+            ("mode", variant.mode),
+            ("reduction", variant.reduction),
+            ("architecture", variant.architecture),
+            ("pooling", variant.pooling),
+            ("text rule", variant.text_rule),
+            ("dtype", format!("{} on {}", variant.dtype, variant.device)),
+            ("limit", format!("{} tokens", variant.max_tokens)),
+            ("fingerprint", variant.fingerprint),
+            ("notes", variant.notes.join("; ")),
+        ];
+        for member in variant.members {
+            let source = if member.source.is_empty() { member.path } else { member.source };
+            let calibration = member.calibration.map_or_else(String::new, |calibration| {
+                format!(", calibrated by mean {}, std {}", calibration.mean, calibration.std)
+            });
+            lines.push((
+                "member",
+                format!("{source} ({}), share {}{calibration}", member.digest, member.coefficient),
+            ));
+        }
+        told.push((variant.name, lines));
+    }
+    Ok(told)
 }
 
 /// What a server says of its health. Fails where no server of gRPC says anything.

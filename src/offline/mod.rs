@@ -4,7 +4,7 @@
 //! preference pairs → train → members ─┬─▶ merge ─────▶ one model          (mode warm)
 //!                                     ├─▶ calibrate ─▶ rewards that compare (mode ens)
 //!                                     └─▶ evaluate ──▶ which of the two, on which data
-//! texts → score → rewards
+//! texts → score → rewards                 checkpoints → info → what they are
 //! ```
 //!
 //! What several of them need is here too: `random` draws by a seed, `svg` draws plots,
@@ -12,6 +12,7 @@
 
 pub mod calibrate;
 pub mod evaluate;
+pub mod info;
 pub mod merge;
 mod random;
 pub mod score;
