@@ -265,7 +265,7 @@ impl Recipe {
     pub(in crate::checkpoint) fn scales(&self, parts: &[Part]) -> Result<Scales, String> {
         let scales = self.scaling.scales(parts)?;
         let Scales { scale, zero, across, rows, columns, .. } = &scales;
-        let down = scale.len() / across / self.matrices.max(1);
+        let down = scale.len() / across.max(&1) / self.matrices.max(1);
         let fit = scale.len() == self.matrices * down * across
             && (zero.is_empty() || zero.len() == scale.len())
             && rows.fit(self.rows, down)
