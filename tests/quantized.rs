@@ -20,6 +20,7 @@ use checkpoints::TinyCheckpoint;
 use program::root;
 use program::text;
 use rewarm::checkpoint::Checkpoint;
+use rewarm::checkpoint::hex;
 use rewarm::learn::trainable::LoadOptions;
 use rewarm::learn::trainable::Trainable;
 use rewarm::values::Format;
@@ -130,8 +131,11 @@ impl Files {
 }
 
 fn score(dir: &Path) -> Vec<f64> {
-    let golden = golden_ids();
-    let output = program::score(&["--model", dir.to_str().unwrap(), "--dtype", "f32"], golden);
+    score_in(dir, "f32")
+}
+
+fn score_in(dir: &Path, dtype: &str) -> Vec<f64> {
+    let output = program::score(&["--model", dir.to_str().unwrap(), "--dtype", dtype], golden_ids());
     assert!(output.status.success(), "{}", text(&output.stderr));
     text(&output.stdout)
         .lines()
@@ -236,6 +240,28 @@ fn a_merge_and_a_training_of_quantized_members_are_plain() {
     assert_eq!(score(&trained), score(plain[0].path()));
     for dir in [merged, expected, trained] {
         fs::remove_dir_all(dir.parent().unwrap()).unwrap();
+    }
+}
+
+/// Trainers pin fingerprints, over versions of this program too.
+#[test]
+fn digests_stay_what_they_are() {
+    let digests = ["fp8-blocks", "ct-packed", "bnb-nf4", "gptq-v1", "mxfp4"].map(|name| {
+        let checkpoint = Checkpoint::open(&root().join("tests/data/quantized").join(name)).unwrap();
+        let names: Vec<String> = checkpoint.names().map(str::to_owned).collect();
+        hex(&checkpoint.digest_of(&names).unwrap())[..16].to_owned()
+    });
+    assert_eq!(digests, ["c12bf28579013dbe", "", "", "", ""]);
+}
+
+/// What is served in 16 bits is the exact product, rounded once, and the head is exact.
+#[test]
+fn rewards_in_16_bits_are_those_of_the_dequantized_checkpoint() {
+    for (name, _) in fixtures() {
+        let (quantized, plain) = (Files::of(&name).write(), Files::dequantized(&name).write());
+        for dtype in ["bf16", "f16"] {
+            assert_eq!(score_in(quantized.path(), dtype), score_in(plain.path(), dtype), "{name}: {dtype}");
+        }
     }
 }
 

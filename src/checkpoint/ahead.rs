@@ -15,6 +15,7 @@ use std::thread::Scope;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::TensorBytes;
+use crate::values::Format;
 
 /// Members' tensors of one name, with their coefficients.
 pub type MemberTensors<'a> = Vec<(TensorBytes<'a>, f64)>;
@@ -28,12 +29,13 @@ pub struct ReadAhead<'a> {
 }
 
 impl<'a> ReadAhead<'a> {
-    /// Starts to read these tensors in this order, on a thread that ends with the last, with the first that cannot be
+    /// Starts to read these tensors in this order, for who would round them to `wanted` (see [`read`]), on a thread that ends with the last, with the first that cannot be
     /// read, or when nobody waits for them any more.
     pub fn start<'scope>(
         scope: &'scope Scope<'scope, '_>,
         members: &'a [(&'a Checkpoint, f64)],
         names: Vec<String>,
+        wanted: Option<Format>,
     ) -> Self
     where
         'a: 'scope,
@@ -42,7 +44,7 @@ impl<'a> ReadAhead<'a> {
         let ahead = Self { names: names.iter().cloned().collect(), tensors };
         scope.spawn(move || {
             for name in names {
-                let read = read(&name, members);
+                let read = read(&name, members, wanted);
                 let is_last = read.is_err();
                 if sender.send(read).is_err() || is_last {
                     return;
@@ -59,12 +61,16 @@ impl<'a> ReadAhead<'a> {
     }
 }
 
-/// Reads a tensor of all members.
+/// Reads a tensor of all members; that of one member alone [for](Checkpoint::read_for) who would round it to `wanted`: sums are made
+/// of what is exact.
 pub fn read<'a>(
     name: &str,
     members: &'a [(&'a Checkpoint, f64)],
+    wanted: Option<Format>,
 ) -> Result<MemberTensors<'a>, CheckpointError> {
-    members.iter().map(|(checkpoint, coefficient)| Ok((checkpoint.read(name)?, *coefficient))).collect()
+    let wanted = wanted.filter(|_| members.len() == 1);
+    let read = |checkpoint: &'a Checkpoint| checkpoint.read_for(name, wanted);
+    members.iter().map(|(checkpoint, coefficient)| Ok((read(checkpoint)?, *coefficient))).collect()
 }
 
 #[cfg(test)]
@@ -93,7 +99,7 @@ mod tests {
         with_checkpoint(|checkpoint, _| {
             let members = [(checkpoint, 0.5), (checkpoint, 0.5)];
             std::thread::scope(|scope| {
-                let mut ahead = ReadAhead::start(scope, &members, names(&NAMES));
+                let mut ahead = ReadAhead::start(scope, &members, names(&NAMES), None);
                 assert!(ahead.take("c").is_none(), "not its turn");
                 for name in NAMES {
                     assert_eq!(ahead.take(name).unwrap().unwrap().len(), 2, "{name}");
@@ -108,7 +114,7 @@ mod tests {
         with_checkpoint(|checkpoint, _| {
             let members = [(checkpoint, 1.0)];
             std::thread::scope(|scope| {
-                let mut ahead = ReadAhead::start(scope, &members, names(&NAMES));
+                let mut ahead = ReadAhead::start(scope, &members, names(&NAMES), None);
                 ahead.take("e").unwrap().unwrap();
             });
         });
@@ -122,7 +128,7 @@ mod tests {
             std::fs::File::options().write(true).open(path).unwrap().set_len(bytes - 1).unwrap();
             let members = [(checkpoint, 1.0)];
             std::thread::scope(|scope| {
-                let mut ahead = ReadAhead::start(scope, &members, names(&["a", "e", "b"]));
+                let mut ahead = ReadAhead::start(scope, &members, names(&["a", "e", "b"]), None);
                 ahead.take("a").unwrap().unwrap();
                 let error = ahead.take("e").unwrap().unwrap_err().to_string();
                 assert!(error.contains("model.safetensors"), "{error}");

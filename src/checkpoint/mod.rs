@@ -52,6 +52,7 @@ use crate::checkpoint::quantized::Part;
 use crate::checkpoint::quantized::Recipe;
 use crate::disk;
 use crate::disk::kept::Kept;
+use crate::values::Format;
 use crate::values::Values;
 
 /// A safetensors file starts with its header's length, in 8 bytes.
@@ -108,6 +109,8 @@ pub struct Checkpoint {
     tensors: BTreeMap<String, Place>,
     digests: Mutex<HashMap<String, Digest>>,
     spare: Mutex<Vec<Values>>,
+    /// Room for codes while they are decoded.
+    slab: Mutex<Vec<u8>>,
 }
 
 #[derive(Debug)]
@@ -263,6 +266,7 @@ impl Checkpoint {
             tensors: BTreeMap::new(),
             digests: Mutex::default(),
             spare: Mutex::default(),
+            slab: Mutex::default(),
         };
         match WEIGHTS.iter().map(|name| dir.join(name)).find(|path| disk::is_there(path)) {
             Some(index) if index.extension().is_some_and(|extension| extension == "json") => {
@@ -502,11 +506,21 @@ impl Checkpoint {
 
     /// Reads one tensor. Fails if it is not what it was when it was read before.
     pub fn read(&self, name: &str) -> Result<TensorBytes<'_>, CheckpointError> {
+        self.read_for(name, None)
+    }
+
+    /// The same for somebody who would round it to a format: products of codes and scales that have no type of their own are rounded
+    /// to that at once, and half as much memory is written.
+    pub fn read_for(&self, name: &str, wanted: Option<Format>) -> Result<TensorBytes<'_>, CheckpointError> {
         let Place { source, update } = self.find(name)?;
         let info = source.info();
         let (mut values, mut digest) = match source {
             Source::Stored(stored) => self.read_stored(stored)?,
-            Source::Quantized(quantized) => self.read_quantized(name, quantized)?,
+            Source::Quantized(quantized) => {
+                let is_exact = quantized.recipe.format() == Format::F32;
+                let wanted = wanted.filter(|_| is_exact && update.is_none());
+                self.read_quantized(name, quantized, wanted.unwrap_or(quantized.recipe.format()))?
+            }
         };
         if let Some(update @ Update { a, b, scale, is_transposed }) = update {
             if let Values::Other(_) = values {
@@ -571,21 +585,27 @@ impl Checkpoint {
 
     /// What codes and scales make, and its digest: codes are read, digested and decoded while they are in the cache, so that they
     /// are never there as a whole.
-    fn read_quantized(&self, name: &str, quantized: &Quantized) -> Result<(Values, Digest), CheckpointError> {
+    fn read_quantized(
+        &self,
+        name: &str,
+        quantized: &Quantized,
+        format: Format,
+    ) -> Result<(Values, Digest), CheckpointError> {
         let Quantized { info, recipe, codes, parts } = quantized;
+        let mut slab = std::mem::take(&mut *self.slab.lock().unwrap_or_else(PoisonError::into_inner));
         let parts = parts.iter().map(|(name, part)| self.read_part(name, part));
         let (parts, digests): (Vec<_>, Vec<_>) = parts.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
         let scales = recipe.scales(&parts).map_err(|problem| {
             CheckpointError::Unsupported(format!("tensor `{name}` cannot be dequantized: {problem}"))
         })?;
-        let mut values = self.room(info.dtype, values_in(&info.shape) * recipe.format().bytes());
+        let mut values = self.room(format.into(), values_in(&info.shape) * format.bytes());
         let Stored { file, extent } = codes;
         let (file, start) = (&self.files[*file], extent.info.data_offsets.0);
         let of_codes = match &extent.view {
             // in steps, as no file of a quantizer has it
             Some(_) => {
                 let (codes, digest) = self.read_stored(codes)?;
-                recipe.fill(&scales, &mut values, |at, bytes| {
+                recipe.fill(&scales, &mut values, &mut slab, |at, bytes| {
                     bytes.copy_from_slice(&codes.bytes()[at..][..bytes.len()]);
                     Ok::<_, CheckpointError>(())
                 })?;
@@ -594,7 +614,7 @@ impl Checkpoint {
             None => {
                 let mut hasher = blake3::Hasher::new();
                 hasher.update(format!("{:?} {:?}\n", extent.info.dtype, extent.info.shape).as_bytes());
-                recipe.fill(&scales, &mut values, |at, bytes| {
+                recipe.fill(&scales, &mut values, &mut slab, |at, bytes| {
                     file.read_at(bytes, (start + at) as u64)?;
                     hasher.update_rayon(bytes);
                     Ok::<_, CheckpointError>(())
@@ -604,6 +624,7 @@ impl Checkpoint {
                 digest
             }
         };
+        *self.slab.lock().unwrap_or_else(PoisonError::into_inner) = slab;
         parts.into_iter().for_each(|part| self.give_back(part.values));
         Ok((values, quantized.digest(&of_codes, &digests)))
     }

@@ -421,7 +421,7 @@ impl<'n, 'a> Sources<'n, 'a> {
         let read = match ahead.and_then(|ahead| ahead.take(name)) {
             Some(read) => Some(read?),
             None if is_known() => None,
-            None => Some(ahead::read(name, members)?),
+            None => Some(ahead::read(name, members, None)?),
         };
         let mut key = Vec::with_capacity(members.len());
         for (checkpoint, coefficient) in members {
@@ -437,7 +437,15 @@ impl<'n, 'a> Sources<'n, 'a> {
     /// The average of the tensors that the key tells of, in a format; or, of one that the form rounds itself, its values as
     /// they are stored.
     fn values<O: Ops>(&mut self, ops: &O, format: Format) -> Result<Values, ModelError> {
-        let read = self.read.take().map_or_else(|| ahead::read(self.name, self.members), Ok)?;
+        // what is wanted wider than most is (a head) was rounded too early
+        let stored = self.members[0].0.info(self.name).and_then(|info| Format::of(info.dtype));
+        let is_usable = |read: &MemberTensors<'_>| {
+            let of_values = read[0].0.values.format();
+            let was_rounded = of_values.zip(stored).is_some_and(|(now, stored)| now.bytes() < stored.bytes());
+            !was_rounded || of_values == Some(format)
+        };
+        let read = self.read.take().filter(is_usable);
+        let read = read.map_or_else(|| ahead::read(self.name, self.members, None), Ok)?;
         let read = self.read.insert(read);
         let sources = &mut read[..self.key.len()];
         for ((_, coefficient), (_, bits)) in sources.iter_mut().zip(&self.key) {

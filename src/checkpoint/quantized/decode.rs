@@ -17,7 +17,7 @@ use crate::values::Format;
 use crate::values::Values;
 use crate::values::round::Kept;
 
-/// Bytes of codes that are read, then decoded while they are in the cache.
+/// Codes that are read, then decoded while they are in the cache.
 const SLAB: usize = 4 << 20;
 /// Values that one thread decodes at a time.
 const SHARE: usize = 8 * CHUNK;
@@ -241,17 +241,28 @@ impl Recipe {
         Some(self.codes.place(0..values, self.columns).end)
     }
 
-    /// Makes the values: reads codes in their order, by `read` (where they begin, and room for them), until all are there.
+    /// Makes the values: reads codes in their order, by `read` (where they begin, and room for them, in `bytes`), until all are there.
     pub(in crate::checkpoint) fn fill<E>(
         &self,
+        scales: &Scales,
+        values: &mut Values,
+        bytes: &mut Vec<u8>,
+        read: impl FnMut(usize, &mut [u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.fill_by((SLAB, bytes), scales, values, read)
+    }
+
+    fn fill_by<E>(
+        &self,
+        slab: (usize, &mut Vec<u8>),
         scales: &Scales,
         values: &mut Values,
         read: impl FnMut(usize, &mut [u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         match values {
-            Values::F32(values) => self.fill_all(scales, values, read),
-            Values::F16(values) => self.fill_all(scales, values, read),
-            Values::Bf16(values) => self.fill_all(scales, values, read),
+            Values::F32(values) => self.fill_all(slab, scales, values, read),
+            Values::F16(values) => self.fill_all(slab, scales, values, read),
+            Values::Bf16(values) => self.fill_all(slab, scales, values, read),
             Values::F64(_) | Values::Other(_) => unreachable!("dequantized to 32 or 16 bits"),
         }
     }
@@ -275,6 +286,7 @@ impl Recipe {
 
     fn fill_all<T: Kept + Default, E>(
         &self,
+        (slab, bytes): (usize, &mut Vec<u8>),
         scales: &Scales,
         values: &mut [T],
         mut read: impl FnMut(usize, &mut [u8]) -> Result<(), E>,
@@ -288,21 +300,21 @@ impl Recipe {
             false => (self.codes.unit(columns), values.len()),
             true => (self.codes.unit(columns).next_multiple_of(columns), rows * columns),
         };
-        let step = (SLAB / unit).max(1) * unit;
-        let (mut bytes, mut as_stored) = (Vec::new(), Vec::new());
+        let step = (slab / unit).max(1) * unit;
+        let mut as_stored = Vec::new();
         for matrix in (0..values.len()).step_by(end) {
             for start in (0..end).step_by(step) {
                 let range = start..end.min(start + step);
                 let place = self.codes.place(matrix + range.start..matrix + range.end, columns);
                 bytes.resize(place.len(), 0);
-                read(place.start, &mut bytes)?;
+                read(place.start, bytes)?;
                 let first = matrix + start;
                 if !self.is_turned {
-                    self.decode(scales, &bytes, first, &mut values[range]);
+                    self.decode(scales, bytes, first, &mut values[range]);
                     continue;
                 }
                 as_stored.resize(range.len(), T::default());
-                self.decode(scales, &bytes, first, &mut as_stored);
+                self.decode(scales, bytes, first, &mut as_stored);
                 turn(&as_stored, columns, start / columns, rows, &mut values[matrix..matrix + end]);
             }
         }
@@ -375,4 +387,106 @@ fn turn<T: Kept>(from: &[T], columns: usize, first: usize, rows: usize, to: &mut
             }
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One for each group of 3 rows and of 5 columns, and a zero.
+    #[derive(Debug)]
+    struct Fives {
+        rows: usize,
+        across: usize,
+    }
+
+    impl Scaling for Fives {
+        fn scales(&self, _: &[Part]) -> Result<Scales, String> {
+            let count = self.rows * self.across;
+            let scale = (0..count).map(|at| 0.5 + at as f32 / 64.0).collect();
+            let zero = (0..count).map(|at| (at % 7) as f32).collect();
+            Ok(Scales { zero, ..Scales::blocks(3, 5, self.across, scale) })
+        }
+    }
+
+    /// A byte of codes that does not repeat.
+    fn byte(at: usize) -> u8 {
+        ((at as u32).wrapping_mul(2_654_435_761) >> 13) as u8
+    }
+
+    /// What is read in pieces, and decoded by several threads, is what code by code is said of the format.
+    #[test]
+    fn slabs_end_wherever_they_may() {
+        let table = std::array::from_fn(|code| code as f32);
+        const COLUMNS: usize = 232;
+        let (rows, columns) = (96, COLUMNS);
+        /// Of bytes, at a row and a column.
+        type Code = fn(&[u8], usize, usize) -> u32;
+        fn bits(bytes: &[u8], starts: impl Iterator<Item = usize>) -> u32 {
+            starts.enumerate().map(|(order, at)| u32::from(bytes[at / 8] >> (at % 8) & 1) << order).sum()
+        }
+        let down3: Code = |bytes, row, column| {
+            bits(bytes, (row * 3..row * 3 + 3).map(|bit| (bit / 32 * COLUMNS + column) * 32 + bit % 32))
+        };
+        let kinds: [(Codes, Code); 6] = [
+            (Codes::bytes(f32::from), |bytes, row, column| bytes[row * COLUMNS + column].into()),
+            (Codes::Nibbles { table, high_first: false }, |bytes, row, column| {
+                let at = row * COLUMNS + column;
+                bits(bytes, at * 4..at * 4 + 4)
+            }),
+            (Codes::Nibbles { table, high_first: true }, |bytes, row, column| {
+                let at = row * COLUMNS + column;
+                let at = at / 2 * 2 + 1 - at % 2;
+                bits(bytes, at * 4..at * 4 + 4)
+            }),
+            (Codes::Along { bits: 5, offset: 0 }, |bytes, row, column| {
+                let at = row * words(COLUMNS, 5) * 32 + column * 5;
+                bits(bytes, at..at + 5)
+            }),
+            (Codes::Down { bits: 3 }, down3),
+            (Codes::Mixed { nibbles: [0, 4, 1, 5, 2, 6, 3, 7] }, |bytes, row, column| {
+                let at = row * COLUMNS / 8 * 32 + column / 8 * 32 + [0, 16, 4, 20, 8, 24, 12, 28][column % 8];
+                bits(bytes, at..at + 4)
+            }),
+        ];
+        for (codes, code) in kinds {
+            for (matrices, is_turned) in [(1, false), (1, true), (3, true)] {
+                let scaling = Box::new(Fives { rows: matrices * rows / 3, across: columns.div_ceil(5) });
+                let format = Format::F32;
+                let recipe =
+                    Recipe { codes: codes.clone(), matrices, rows, columns, is_turned, scaling, format };
+                let stored: Vec<u8> = (0..recipe.code_bytes().unwrap()).map(byte).collect();
+                let scales = recipe.scales(&[]).unwrap();
+                let of_matrix = stored.len() / matrices;
+                let mut expected = vec![0.0; matrices * rows * columns];
+                for matrix in 0..matrices {
+                    for (row, column) in
+                        (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column)))
+                    {
+                        let code = code(&stored[matrix * of_matrix..], row, column) as f32;
+                        let group = (matrix * rows / 3 + row / 3) * scales.across + column / 5;
+                        let at = if is_turned { column * rows + row } else { row * columns + column };
+                        expected[matrix * rows * columns + at] =
+                            (code - scales.zero[group]) * scales.scale[group];
+                    }
+                }
+                for slab in [1, 37, 1000, 4096, SLAB] {
+                    let mut values = Values::F32(vec![f32::NAN; expected.len()]);
+                    let mut next = 0;
+                    let read = |at: usize, bytes: &mut [u8]| {
+                        assert_eq!(at, next, "in order, for who digests them");
+                        next += bytes.len();
+                        bytes.copy_from_slice(&stored[at..next]);
+                        Ok::<_, ()>(())
+                    };
+                    recipe.fill_by((slab, &mut Vec::new()), &scales, &mut values, read).unwrap();
+                    assert_eq!(next, stored.len());
+                    assert!(
+                        values == Values::F32(expected.clone()),
+                        "{codes:?}: {matrices}, {is_turned}, {slab}"
+                    );
+                }
+            }
+        }
+    }
 }

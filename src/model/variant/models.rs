@@ -24,6 +24,7 @@ use crate::model::weights::OnShelf;
 use crate::model::weights::TensorStore;
 use crate::model::weights::Weights;
 use crate::ops::Ops;
+use crate::ops::Precision;
 
 /// What is made of the members' weights, whatever form of the operations runs them.
 pub(super) struct LoadedFamily {
@@ -117,7 +118,7 @@ fn load_models<O: Ops>(
             };
             let weights = Weights::new(plan, group, ops, Some(store), progress).from_shelf(shelf);
             thread::scope(|scope| {
-                let ahead = ReadAhead::start(scope, group, to_read);
+                let ahead = ReadAhead::start(scope, group, to_read, Some(ops.format(Precision::Working)));
                 let mut weights = weights.reading_ahead(Some(ahead));
                 let model = RewardModel::load(&mut weights, plan, &member.config)?;
                 Ok(LoadedModel { model, head: plan.head.kind, digests: weights.finish()? })

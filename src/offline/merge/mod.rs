@@ -230,7 +230,7 @@ impl Merge {
         let sources: Vec<(&Checkpoint, f64)> = checkpoints.zip(coefficients.iter().copied()).collect();
         let mut averages = Averages::new(sources.len());
         thread::scope(|scope| {
-            let ahead = ReadAhead::start(scope, &sources, self.tensors.averaged.clone());
+            let ahead = ReadAhead::start(scope, &sources, self.tensors.averaged.clone(), None);
             let (sender, averaged) = sync_channel::<(&String, Values)>(1);
             let to_write = &mut *writer;
             let writing = scope.spawn(move || {
