@@ -251,7 +251,10 @@ fn digests_stay_what_they_are() {
         let names: Vec<String> = checkpoint.names().map(str::to_owned).collect();
         hex(&checkpoint.digest_of(&names).unwrap())[..16].to_owned()
     });
-    assert_eq!(digests, ["c12bf28579013dbe", "", "", "", ""]);
+    assert_eq!(
+        digests,
+        ["c12bf28579013dbe", "d40226d379e4f037", "77cd75e8f7584ea1", "1b50871332381153", "1a170b9fa299b041"]
+    );
 }
 
 /// What is served in 16 bits is the exact product, rounded once, and the head is exact.
@@ -583,7 +586,8 @@ fn what_is_not_what_its_scheme_says_is_refused_by_name() {
         let mut files = Files::of(fixture);
         spoil(&mut files);
         let dir = files.write();
-        let output = program::score(&["--model", dir.path().to_str().unwrap()], golden_ids());
+        // nothing to score: it ends before it would read that
+        let output = program::run(&["score", "--model", dir.path().to_str().unwrap()]);
         let error = text(&output.stderr);
         let missing: Vec<&&str> = says.iter().filter(|word| !error.contains(**word)).collect();
         if output.status.success() || !missing.is_empty() {
