@@ -337,6 +337,11 @@ fn latent_attention_is_computed_on_a_cpu_and_refused_on_a_card_by_name() {
     check_on_cpu_alone("minicpm3", "minicpm3: latent attention");
 }
 
+#[test]
+fn linear_attention_is_computed_on_a_cpu_and_refused_on_a_card_by_name() {
+    check_on_cpu_alone("qwen3-5", "qwen3_5: linear attention");
+}
+
 fn check_on_cpu_alone(model: &str, what: &str) {
     let dir = tempfile::tempdir().unwrap();
     for from in ["llama", model] {

@@ -461,12 +461,25 @@ fn a_saved_model_is_loaded_again_as_it_was() {
 }
 
 #[test]
-fn experts_and_latent_attention_are_not_trained_and_say_so() {
-    let latent = ["deepseek-v2", "deepseek-v3", "axk1", "mistral4", "minicpm3"];
+fn what_runs_on_a_cpu_alone_is_not_trained_and_says_so() {
+    let latent = [
+        "deepseek-v2",
+        "deepseek-v3",
+        "axk1",
+        "mistral4",
+        "minicpm3",
+        "qwen3-next",
+        "qwen3-5-text",
+        "qwen3-5",
+    ];
     for name in
         ["mixtral", "qwen2-moe", "qwen3-moe", "gpt-oss", "hunyuan-v1-moe", "phimoe"].into_iter().chain(latent)
     {
-        let what = if name == "minicpm3" { "latent attention" } else { "experts" };
+        let what = match name {
+            "minicpm3" => "latent attention",
+            "qwen3-5-text" | "qwen3-5" => "linear attention",
+            _ => "experts",
+        };
         let problem = Trainable::load(with_tokenizer(name).path(), &all()).unwrap_err().problems().join("; ");
         let model_type = name.replace('-', "_");
         assert!(

@@ -98,7 +98,7 @@ enum Form {
     Cuda,
 }
 
-/// Those of them that compute a checkpoint: experts and latent attention run on a CPU alone.
+/// Those of them that compute a checkpoint: experts, latent and linear attention run on a CPU alone.
 fn forms_of(dir: &Path) -> Vec<Form> {
     let config = CheckpointConfig::load(&dir.join("config.json"), &Manifest::default()).unwrap();
     let is_on_cpu_alone = config.backbone.on_cpu_alone().is_some();
@@ -225,7 +225,8 @@ fn the_readme_tells_what_runs() {
         assert!(checked.values().any(|checked| checked == model_type), "no rewards of {model_type}");
         let by_torch = *model_type != "internlm2"; // which transformers does not have
         let is_differentiated = differentiated.iter().any(|checked| checked == model_type);
-        let is_trained = !line.contains("experts") && !line.contains("latent attention");
+        let is_trained =
+            !["experts", "latent attention", "linear attention"].iter().any(|what| line.contains(what));
         assert_eq!(is_differentiated, is_trained && by_torch, "gradients of {model_type}");
         for (dir, _) in checked.iter().filter(|(_, checked)| *checked == model_type) {
             let file = data("models").join(dir).join("config.json");
@@ -273,6 +274,7 @@ fn stacked_experts_give_the_same_rewards() {
         "phimoe",
         "qwen2_moe",
         "qwen3_moe",
+        "qwen3_next",
     ];
     assert_eq!(families.into_keys().collect::<Vec<_>>(), expected);
 }

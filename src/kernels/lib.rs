@@ -11,6 +11,7 @@
 //! shared     rows that threads share, each with its own columns
 //! rows       activations of a block of rows; norms, rotary, linear layers
 //! attention  packed, over segments of sequences
+//! delta      gated delta rules: attention with a memory
 //! ```
 //!
 //! A kernel is written once, generic over a vector unit, and compiled for each; so one binary uses the best of the
@@ -92,6 +93,7 @@
 mod amx;
 mod attention;
 mod buffer;
+mod delta;
 mod isa;
 mod mapped;
 mod product;
@@ -107,6 +109,8 @@ pub use attention::Blocks;
 pub use attention::ByDistance;
 pub use attention::Relative;
 pub use attention::Remembered;
+pub use delta::Delta;
+pub use delta::DeltaSpec;
 pub use isa::Isa;
 pub use isa::Loops;
 pub use mapped::Mapped;
@@ -121,5 +125,6 @@ pub use spec::Activation;
 pub use spec::AttentionSpec;
 pub use spec::Buckets;
 pub use spec::Distance;
+pub use spec::Gate;
 pub use spec::Segment;
 pub use spec::rounded_slope;

@@ -7,6 +7,7 @@ use std::ops::Range;
 use half::bf16;
 
 use crate::Activation;
+use crate::Gate;
 use crate::buffer::Buffer;
 use crate::isa::Isa;
 use crate::isa::Kernel;
@@ -131,6 +132,23 @@ impl Rows {
         assert_eq!((self.rows, self.width), (other.rows, other.width));
         isa.run(Add { x: &mut self, y: other });
         self
+    }
+
+    /// `self · gate(by)`, in `f32`; `self` may be rounded.
+    pub fn gated(&self, isa: Isa, by: &Self, gate: Gate) -> Self {
+        assert_eq!((self.rows, self.width), (by.rows, by.width));
+        let mut to = Self::new(Number::F32, self.rows, self.width);
+        for row in 0..self.rows {
+            match self.number {
+                Number::F32 => to.row_mut(row).copy_from_slice(self.row(row)),
+                Number::Bf16 => {
+                    let from = &self.buffer.numbers::<bf16>()[row * self.stride..][..self.width];
+                    to.row_mut(row).iter_mut().zip(from).for_each(|(to, x)| *to = x.to_f32());
+                }
+            }
+        }
+        isa.run(LetThrough { x: &mut to, by, gate });
+        to
     }
 
     /// `x / rms(x) · weight` over each run of as many columns as `weight` has; statistics in `f32`.
@@ -329,8 +347,9 @@ fn clamped_gate<S: Simd>(simd: S, [gate, up]: [S::V; 2], alpha: f32, limit: f32)
     simd.mul(simd.mul(inside, simd.splat(1.0 / alpha)), simd.add(up, simd.splat(1.0)))
 }
 
+/// Of as many numbers as a vector has.
 #[inline(always)]
-fn activate<S: Simd>(simd: S, activation: Activation, x: S::V) -> S::V {
+pub(crate) fn activate<S: Simd>(simd: S, activation: Activation, x: S::V) -> S::V {
     match activation {
         Activation::GeluErf => simd.gelu_erf(x),
         Activation::GeluTanh => simd.gelu_tanh(x),
@@ -521,6 +540,33 @@ impl Kernel for Add<'_> {
             for (to, y) in to.zip(self.y.row(row).chunks(S::LANES)) {
                 let sum = simd.add(simd.load(to), simd.load(y));
                 simd.store(to, sum);
+            }
+        }
+    }
+}
+
+/// `x · gate(by)`
+struct LetThrough<'a> {
+    x: &'a mut Rows,
+    by: &'a Rows,
+    gate: Gate,
+}
+
+impl Kernel for LetThrough<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let one = simd.splat(1.0);
+        for row in 0..self.by.rows {
+            let to = self.x.row_mut(row).chunks_mut(S::LANES);
+            for (to, by) in to.zip(self.by.row(row).chunks(S::LANES)) {
+                let by = simd.load(by);
+                let factor = match self.gate {
+                    Gate::Sigmoid => simd.div(one, simd.add(one, simd.exp(simd.sub(simd.splat(0.0), by)))),
+                    Gate::Silu => simd.silu(by),
+                };
+                let product = simd.mul(simd.load(to), factor);
+                simd.store(to, product);
             }
         }
     }

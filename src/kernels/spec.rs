@@ -25,6 +25,16 @@ pub enum Activation {
     Tanh,
 }
 
+/// What a gate makes of its number, which is what it lets through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Gate {
+    /// `sigmoid(x)`
+    Sigmoid,
+    /// `x · sigmoid(x)`
+    Silu,
+}
+
 /// What a query sees, and how scores are made.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct AttentionSpec {

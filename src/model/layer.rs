@@ -7,6 +7,7 @@
 //! and then, if it has one   x = norm(x + act(convolution of the layer's input))
 //!
 //! attention   q, k, v → norm, rope → attend → output         mlp   down(act(gate) · up), or down(act(up)); or experts
+//! gated delta rule   q, k, v → convolution → memory → output; either's output may have a gate
 //! latent attention   q of a narrower row; k, v of another, and the part of k that turns, for all heads
 //! ```
 //!
@@ -23,11 +24,13 @@ use crate::model::mlp::Mlp;
 use crate::model::norm::Norm;
 use crate::model::plan::AttentionPlan;
 use crate::model::plan::ConvolutionPlan;
+use crate::model::plan::DeltaPlan;
 use crate::model::plan::FeedForwardPlan;
 use crate::model::plan::LatentPlan;
 use crate::model::plan::LayerPlan;
 use crate::model::plan::LinearPlan;
 use crate::model::plan::NormPlan;
+use crate::model::plan::OutputGatePlan;
 use crate::model::plan::RelativePlan;
 use crate::model::transformer;
 use crate::model::transformer::Finished;
@@ -38,7 +41,10 @@ use crate::model::transformer::VALUES;
 use crate::model::weights::Weights;
 use crate::ops::AttentionSpec;
 use crate::ops::Convolution;
+use crate::ops::Delta;
+use crate::ops::DeltaSpec;
 use crate::ops::Distance;
+use crate::ops::Gate;
 use crate::ops::Ops;
 use crate::ops::Precision::Working;
 use crate::ops::error::Result;
@@ -73,6 +79,9 @@ struct Norms<O: Ops> {
 #[derive(Debug)]
 struct Attention<O: Ops> {
     projections: Projections<O>,
+    /// With what says how much is learned, and how much forgotten.
+    delta: Option<(Delta<O>, Arc<O::Joined>)>,
+    gate: Option<OutputGate<O>>,
     qk_norms: Option<[Norm<O>; 2]>,
     norms_turned: bool,
     ropes: Option<[usize; 2]>,
@@ -103,6 +112,14 @@ struct Latent<O: Ops> {
     key_value: Arc<O::Joined>,
     /// Columns of a head: of that part, and the others.
     widths: [usize; 2],
+}
+
+/// See [`OutputGatePlan`].
+#[derive(Debug)]
+struct OutputGate<O: Ops> {
+    norm: Option<Norm<O>>,
+    linear: Arc<O::Linear>,
+    function: Gate,
 }
 
 /// See [`RelativePlan`].
@@ -168,7 +185,7 @@ fn convolution<O: Ops>(
 
 /// Of a layer, but for those of attention and experts.
 fn products(LayerPlan { attention, feed_forward, convolution, .. }: &LayerPlan) -> usize {
-    let AttentionPlan { query, key, value, latent, output, .. } = attention;
+    let AttentionPlan { query, key, value, latent, delta, gate, output, .. } = attention;
     let after = match feed_forward {
         FeedForwardPlan::Mlp(mlp) => mlp.products(),
         FeedForwardPlan::Experts(experts) => experts.router.products(),
@@ -177,7 +194,10 @@ fn products(LayerPlan { attention, feed_forward, convolution, .. }: &LayerPlan) 
     let narrow = latent.iter().flat_map(|LatentPlan { query, key_value, shared_key }| {
         query.iter().chain([key_value]).map(|narrow| &narrow.linear).chain([shared_key])
     });
-    let attention = [query, key, value, output].into_iter().chain(narrow).map(LinearPlan::products);
+    let of_delta = delta.iter().flat_map(|delta| [&delta.learning, &delta.forgetting]);
+    let others = of_delta.chain(gate.iter().map(|gate| &gate.linear));
+    let attention = [query, key, value, output].into_iter().chain(narrow).chain(others);
+    let attention = attention.map(LinearPlan::products);
     attention.chain(beside).sum::<usize>() + after
 }
 
@@ -189,6 +209,8 @@ impl<O: Ops> Attention<O> {
                 None => Projections::Direct(weights.joined(&[&plan.query, &plan.key, &plan.value])?),
                 Some(latent) => Projections::Latent(Latent::load(weights, plan, latent)?),
             },
+            delta: plan.delta.as_ref().map(|delta| load_delta(weights, plan, delta)).transpose()?,
+            gate: plan.gate.as_ref().map(|gate| OutputGate::load(weights, gate)).transpose()?,
             qk_norms: match &plan.qk_norms {
                 Some([query, key]) => Some([Norm::load(weights, query)?, Norm::load(weights, key)?]),
                 None => None,
@@ -226,6 +248,34 @@ impl<O: Ops> Attention<O> {
             Some(norm) => norm.forward(ops, &x),
             None => Ok(x),
         }
+    }
+}
+
+fn load_delta<O: Ops>(
+    weights: &mut Weights<'_, O>,
+    AttentionPlan { spec, .. }: &AttentionPlan,
+    plan: &DeltaPlan,
+) -> std::result::Result<(Delta<O>, Arc<O::Joined>), ModelError> {
+    let DeltaPlan { convolution, kernel, activation, learning, forgetting, rates, offsets } = plan;
+    let gates = weights.joined(&[learning, forgetting])?;
+    let spec = DeltaSpec {
+        key_heads: spec.kv_heads,
+        value_heads: spec.heads,
+        key_dim: spec.head_dim,
+        value_dim: spec.value_dim,
+        kernel: *kernel,
+        activation: *activation,
+    };
+    let width = spec.widths().iter().sum::<usize>() * kernel;
+    let convolution = weights.vector([convolution], width, 0.0, 0.0)?;
+    let [rates, offsets] = [rates, offsets].map(|name| weights.vector([name], spec.value_heads, 0.0, 0.0));
+    Ok((Delta { spec, convolution, rates: rates?, offsets: offsets? }, gates))
+}
+
+impl<O: Ops> OutputGate<O> {
+    fn load(weights: &mut Weights<'_, O>, plan: &OutputGatePlan) -> std::result::Result<Self, ModelError> {
+        let norm = plan.norm.as_ref().map(|norm| Norm::load(weights, norm)).transpose()?;
+        Ok(Self { norm, linear: weights.linear(&plan.linear, Working)?, function: plan.function })
     }
 }
 
@@ -309,8 +359,9 @@ impl<O: Ops> Relative<O> {
 }
 
 impl<O: Ops> transformer::Layer<O> for Layer<O> {
-    fn spec(&self) -> &AttentionSpec {
-        &self.attention.spec
+    fn spec(&self) -> Option<&AttentionSpec> {
+        let Attention { delta, spec, .. } = &self.attention;
+        delta.is_none().then_some(spec)
     }
 
     fn products(&self) -> usize {
@@ -348,6 +399,16 @@ impl<O: Ops> transformer::Layer<O> for Layer<O> {
             part => self.attention.place(ops, x, part, batch, which),
         };
         projected.into_iter().zip(parts).map(place).collect()
+    }
+
+    fn delta(&self) -> Option<&Delta<O>> {
+        self.attention.delta.as_ref().map(|(delta, _)| delta)
+    }
+
+    fn delta_gates(&self, ops: &O, input: &O::Rows) -> Result<Option<[O::Rows; 2]>> {
+        let Some((_, layers)) = &self.attention.delta else { return Ok(None) };
+        let made = ops.joined(input, layers, 0..2)?;
+        Ok(Some(made.try_into().unwrap_or_else(|_| unreachable!("as many as were asked for"))))
     }
 
     fn by_distance(&self, ops: &O) -> Result<Option<Arc<O::ByDistance>>> {
@@ -407,8 +468,19 @@ impl<O: Ops> transformer::Layer<O> for Layer<O> {
 impl<O: Ops> Layer<O> {
     fn add_attention(&self, ops: &O, x: O::Rows, attended: &O::Rows) -> Result<O::Rows> {
         let Self { norms, attention, .. } = self;
-        let x = self.add(ops, x, attended, &attention.output, norms.attention_output.as_ref())?;
+        let attended = self.let_through(ops, &x, attended)?;
+        let x = self.add(ops, x, &attended, &attention.output, norms.attention_output.as_ref())?;
         norm_of(ops, x, norms.attention_sum.as_ref())
+    }
+
+    /// What the gate of attention's output, if it has one, makes of it; `x` is the layer's input.
+    fn let_through<'x>(&self, ops: &O, x: &O::Rows, attended: &'x O::Rows) -> Result<Cow<'x, O::Rows>> {
+        let Some(OutputGate { norm, linear, function }) = &self.attention.gate else {
+            return Ok(Cow::Borrowed(attended));
+        };
+        let by = ops.linear(&*normed(ops, x, self.norms.attention_input.as_ref())?, linear)?;
+        let attended = normed(ops, attended, norm.as_ref())?;
+        Ok(Cow::Owned(ops.let_through(&attended, &by, *function)?))
     }
 
     /// `x + scale · (norm of) layer(y)`

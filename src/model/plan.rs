@@ -23,6 +23,7 @@ use crate::model::routing::Routing;
 use crate::ops::Activation;
 use crate::ops::AttentionSpec;
 use crate::ops::Clamp;
+use crate::ops::Gate;
 use crate::ops::source::RowMap;
 
 /// Rows of a tensor that a layer takes.
@@ -188,6 +189,12 @@ pub struct AttentionPlan {
     pub key: LinearPlan,
     /// `[kv_heads · value_dim, hidden]`
     pub value: LinearPlan,
+    /// What makes a memory of keys and values, in the place of a softmax over scores.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delta: Option<DeltaPlan>,
+    /// What the output is multiplied with before its layer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gate: Option<OutputGatePlan>,
     /// What these three read in the place of the layer's input.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latent: Option<LatentPlan>,
@@ -210,6 +217,37 @@ pub struct AttentionPlan {
     /// What scores have for distances, where `spec` says [`Distance::Buckets`](crate::ops::Distance::Buckets) or
     /// [`Distance::Biases`](crate::ops::Distance::Biases).
     pub relative: Option<RelativePlan>,
+}
+
+/// A gated delta rule (Qwen3-Next): see [`Ops::delta`](crate::ops::Ops::delta). Queries and keys have `kv_heads` heads of `head_dim`
+/// columns, values `heads` of `value_dim`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DeltaPlan {
+    /// Over positions, of queries, keys and values: `[their columns, 1, kernel]`.
+    pub convolution: String,
+    /// How many positions it sees.
+    pub kernel: usize,
+    /// After it.
+    pub activation: Activation,
+    /// How much is learned, `[heads, hidden]`.
+    pub learning: LinearPlan,
+    /// How much is forgotten, `[heads, hidden]`.
+    pub forgetting: LinearPlan,
+    /// `[heads]`
+    pub rates: String,
+    /// `[heads]`
+    pub offsets: String,
+}
+
+/// A gate of what attention puts out.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct OutputGatePlan {
+    /// Of each head of the output first.
+    pub norm: Option<NormPlan>,
+    /// `[heads · value_dim, hidden]`, of the layer's input.
+    pub linear: LinearPlan,
+    /// What becomes of that.
+    pub function: Gate,
 }
 
 /// Latent attention: queries, keys and values by way of narrower rows (DeepSeek-V2).
@@ -427,11 +465,14 @@ impl BackbonePlan {
 
     /// What it has, if anything, that is computed on a CPU alone and not trained.
     pub fn on_cpu_alone(&self) -> Option<&'static str> {
-        let is_latent = |layer: &LayerPlan| layer.attention.latent.is_some();
-        match self.has_experts() {
-            true => Some("experts"),
-            false => self.layers.iter().any(is_latent).then_some("latent attention"),
-        }
+        let has = |what: fn(&AttentionPlan) -> bool| self.layers.iter().any(|layer| what(&layer.attention));
+        let found = [
+            (self.has_experts(), "experts"),
+            (has(|attention| attention.latent.is_some()), "latent attention"),
+            (has(|attention| attention.delta.is_some()), "linear attention"),
+            (has(|attention| attention.gate.is_some()), "a gate of attention"),
+        ];
+        found.into_iter().find(|(is_there, _)| *is_there).map(|(_, what)| what)
     }
 }
 
@@ -658,7 +699,11 @@ impl Listing {
         experts.iter().chain(shared.iter().map(|shared| &shared.mlp)).for_each(|mlp| self.mlp(mlp, part));
     }
 
-    fn projections(&mut self, AttentionPlan { query, key, value, latent, .. }: &AttentionPlan, part: Part) {
+    fn projections(
+        &mut self,
+        AttentionPlan { query, key, value, latent, delta, gate, spec, .. }: &AttentionPlan,
+        part: Part,
+    ) {
         if let Some(LatentPlan { query: narrow, key_value, shared_key }) = latent {
             let of_queries = narrow.as_ref().map_or(query, |narrow| &narrow.linear);
             for plan in [of_queries, &key_value.linear, shared_key] {
@@ -674,6 +719,19 @@ impl Listing {
         }
         self.linear(key, part, true);
         self.linear(value, part, true);
+        if let Some(DeltaPlan { convolution, kernel, learning, forgetting, rates, offsets, .. }) = delta {
+            self.linear(learning, part, true);
+            self.linear(forgetting, part, true);
+            let columns = query.output + key.output + value.output;
+            self.add(convolution, vec![columns, 1, *kernel], part, Role::Weight, true);
+            for name in [rates, offsets] {
+                self.add(name, vec![spec.heads], part, Role::Bias, true);
+            }
+        }
+        if let Some(OutputGatePlan { norm, linear, .. }) = gate {
+            self.norms([norm], part);
+            self.linear(linear, part, true);
+        }
     }
 
     fn layer(&mut self, plan: &LayerPlan, part: Part) {

@@ -386,8 +386,8 @@ mod tests {
     }
 
     impl Layer<Composed> for Step {
-        fn spec(&self) -> &AttentionSpec {
-            &AttentionSpec {
+        fn spec(&self) -> Option<&AttentionSpec> {
+            Some(&AttentionSpec {
                 heads: 1,
                 kv_heads: 1,
                 head_dim: 1,
@@ -397,7 +397,7 @@ mod tests {
                 scale: 0.1,
                 distance: Distance::Ignored,
                 softcap: None,
-            }
+            })
         }
 
         fn products(&self) -> usize {

@@ -32,6 +32,7 @@ use crate::model::steps::Steps;
 use crate::model::weights::Identified;
 use crate::ops::AttentionSpec;
 use crate::ops::Convolution;
+use crate::ops::Delta;
 use crate::ops::Distance;
 use crate::ops::Ops;
 use crate::ops::Term;
@@ -58,8 +59,8 @@ pub const VALUES: usize = 2;
 
 /// One layer: what happens to rows before attention, and after. `which` says what rows of the batch they are.
 pub trait Layer<O: Ops>: Debug + Send + Sync {
-    /// What attention does.
-    fn spec(&self) -> &AttentionSpec;
+    /// What attention does; `None` where the layer has a [gated delta rule](Self::delta), which sees what is before a token alone.
+    fn spec(&self) -> Option<&AttentionSpec>;
     /// Multiplications for one row, but for those of attention and [experts](Self::experts).
     fn products(&self) -> usize;
     /// What rows go through between attention and the end of the layer, beside others of the batch.
@@ -78,6 +79,15 @@ pub trait Layer<O: Ops>: Debug + Send + Sync {
         which: &Which,
         parts: Range<usize>,
     ) -> Result<Vec<O::Rows>>;
+    /// What the layer has in the place of attention, if it has: of the queries, keys and values of all rows.
+    fn delta(&self) -> Option<&Delta<O>> {
+        None
+    }
+    /// What that reads beside them: how much each row learns, and how much it forgets.
+    fn delta_gates(&self, ops: &O, input: &O::Rows) -> Result<Option<[O::Rows; 2]>> {
+        let _ = (ops, input);
+        Ok(None)
+    }
     /// Parameters that attention takes by distance, if it does.
     fn by_distance(&self, ops: &O) -> Result<Option<Arc<O::ByDistance>>> {
         let _ = ops;
@@ -178,7 +188,7 @@ impl<O: Ops> Transformer<O> {
 
     /// Whether a token's hidden state depends on the tokens before it alone, in sequences of up to `longest` tokens.
     pub fn shares_prefixes(&self, longest: usize) -> bool {
-        let is_causal = self.layers.iter().all(|layer| layer.part.spec().causal);
+        let is_causal = self.layers.iter().all(|layer| layer.part.spec().is_none_or(|spec| spec.causal));
         is_causal && !self.ropes.iter().any(|rope| rope.depends_on_length(longest))
     }
 }
@@ -217,7 +227,8 @@ pub fn blocks<O: Ops>(
     // of the last row, in the layer where that is most
     let work = |layer: &Identified<Box<dyn Layer<O>>>| {
         let products = layer.part.products().max(1);
-        (products + attention_work(layer.part.spec(), longest), products)
+        let of_attention = layer.part.spec().map_or(0, |spec| attention_work(spec, longest));
+        (products + of_attention, products)
     };
     let (work, products) = model.layers.iter().map(work).max().unwrap_or((1, 1));
     let of_block = (max_tokens.saturating_mul(model.products()) / at_once).max(ENOUGH_ROWS * products);
@@ -229,7 +240,7 @@ pub fn blocks<O: Ops>(
 fn costs<O: Ops>(model: &Transformer<O>, batch: &PackedBatch) -> Vec<usize> {
     let products = model.layers.iter().map(|layer| layer.part.products()).sum::<usize>();
     let mut specs: Vec<(&AttentionSpec, usize)> = Vec::new();
-    for spec in model.layers.iter().map(|layer| layer.part.spec()) {
+    for spec in model.layers.iter().filter_map(|layer| layer.part.spec()) {
         match specs.iter_mut().find(|(known, _)| *known == spec) {
             Some((_, layers)) => *layers += 1,
             None => specs.push((spec, 1)),
@@ -275,6 +286,16 @@ struct Projected<R> {
     query: Option<R>,
     key: R,
     value: R,
+    /// See [`Layer::delta_gates`].
+    gates: Option<[R; 2]>,
+}
+
+/// What queries of a layer read.
+enum Memory<'a, O: Ops> {
+    /// Keys and values.
+    Kept(O::Remembered<'a>),
+    /// What all rows have read already.
+    Read(Vec<O::Rows>),
 }
 
 /// How far rows have come.
@@ -326,10 +347,10 @@ impl<O: Ops> BatchPass<'_, '_, O> {
 
     /// Multiplications of a layer for some rows.
     fn work(&self, layer: &dyn Layer<O>, rows: usize, first: usize, last: usize) -> usize {
-        let spec = layer.spec();
         let of_row = |row: usize| {
             let packed = self.inputs.packed;
-            work_of_row(spec, &packed.segments()[packed.segment_of(row)], row)
+            let of_spec = |spec| work_of_row(spec, &packed.segments()[packed.segment_of(row)], row);
+            layer.spec().map_or(0, of_spec)
         };
         rows * (layer.products() + of_row(first).max(of_row(last)))
     }
@@ -353,15 +374,16 @@ impl<O: Ops> BatchPass<'_, '_, O> {
         x: &O::Rows,
         rows: &Range<usize>,
     ) -> Result<Projected<O::Rows>> {
-        let all_ask = depth + 1 < model.layers.len() || list.is_none();
         let layer = &model.layers[depth].part;
+        let all_ask = depth + 1 < model.layers.len() || list.is_none() || layer.delta().is_some();
         let input = layer.input(self.ops, x)?;
         let which = Which::Run(rows.clone());
         let first = if all_ask { QUERIES } else { KEYS };
         let mut parts = layer.project(self.ops, &input, self.batch, &which, first..VALUES + 1)?.into_iter();
         let query = if all_ask { parts.next() } else { None };
         let mut next = || parts.next().expect("as many as were asked for");
-        Ok(Projected { query, key: next(), value: next() })
+        let gates = layer.delta_gates(self.ops, &input)?;
+        Ok(Projected { query, key: next(), value: next(), gates })
     }
 
     /// Some layers of a model, from a start to the hidden states after the last of them; if that is the model's last, of
@@ -397,8 +419,16 @@ impl<O: Ops> BatchPass<'_, '_, O> {
             let layer = &model.layers[depth].part;
             let is_last = depth + 1 == model.layers.len();
             let (mut going, mut keys, mut values) = (vec![], vec![], vec![]);
+            // of a gated delta rule
+            let (mut queries, mut learned, mut forgotten) = (vec![], vec![], vec![]);
             for ((x, projected), places) in states.into_iter().zip(self.blocks.iter().cloned()) {
-                let Projected { query, key, value } = projected.expect("projected for each of the layers");
+                let Projected { mut query, key, value, gates } =
+                    projected.expect("projected for each of the layers");
+                if let Some([learn, forget]) = gates {
+                    queries.extend(query.take());
+                    learned.push(learn);
+                    forgotten.push(forget);
+                }
                 going.push(Going { x, query, places });
                 keys.push(key);
                 values.push(value);
@@ -418,10 +448,17 @@ impl<O: Ops> BatchPass<'_, '_, O> {
                 _ => Which::Run(0..self.inputs.packed.num_rows()),
             };
             let by_distance = layer.by_distance(ops)?;
-            let mut memory = ops.remember(keys, values, by_distance.as_deref(), self.batch, layer.spec())?;
-            if let Some(sinks) = layer.sinks() {
-                memory = ops.with_sinks(memory, sinks)?;
-            }
+            let memory: Memory<'_, O> = if let Some(delta) = layer.delta() {
+                let read = ops.delta([queries, keys, values], [learned, forgotten], delta, self.batch)?;
+                Memory::Read(read)
+            } else {
+                let spec = layer.spec().expect("a layer without a delta rule attends");
+                let mut memory = ops.remember(keys, values, by_distance.as_deref(), self.batch, spec)?;
+                if let Some(sinks) = layer.sinks() {
+                    memory = ops.with_sinks(memory, sinks)?;
+                }
+                Memory::Kept(memory)
+            };
             let work = |going: &Going<O::Rows>| {
                 let Range { start, end } = going.places;
                 let row = |place: usize| self.inputs.row(&asking, place);
@@ -439,15 +476,19 @@ impl<O: Ops> BatchPass<'_, '_, O> {
             };
             let reached = self.each(steps, max_work, going, work, |Going { x, query, places }| {
                 let which = asking.part(places.clone());
-                let query = match query {
-                    Some(query) => query,
-                    None => {
-                        let input = layer.input(ops, &x)?;
-                        layer.project(ops, &input, self.batch, &which, QUERIES..KEYS)?.remove(0)
+                let attended = match &memory {
+                    Memory::Read(read) => ops.pick(read, &self.inputs.rows(&which).collect::<Vec<_>>())?,
+                    Memory::Kept(memory) => {
+                        let query = match query {
+                            Some(query) => query,
+                            None => {
+                                let input = layer.input(ops, &x)?;
+                                layer.project(ops, &input, self.batch, &which, QUERIES..KEYS)?.remove(0)
+                            }
+                        };
+                        ops.attend(&query, &which, memory)?
                     }
                 };
-                let attended = ops.attend(&query, &which, &memory)?;
-                drop(query);
                 let convolve = |(layer, inputs): &(&Convolution<O>, Vec<O::Rows>)| {
                     ops.convolve(inputs, &which, layer, self.batch)
                 };

@@ -159,6 +159,26 @@ impl PackedBatch {
         (row..row + count).map(move |at| at.checked_sub(reach).filter(|row| rows.contains(row)))
     }
 
+    /// The rows of the last `count` positions of a sequence up to a row's own, in their order; fewer at its beginning.
+    pub fn before(&self, row: usize, count: usize) -> Vec<usize> {
+        let mut segment = self.segment_of(row);
+        let mut rows = vec![row];
+        while rows.len() < count {
+            let Segment { rows: own, parent, .. } = &self.segments[segment];
+            let last = rows[rows.len() - 1];
+            if last > own.start {
+                rows.push(last - 1);
+            } else if let Some(parent) = *parent {
+                segment = parent;
+                rows.push(self.segments[parent].rows.end - 1);
+            } else {
+                break;
+            }
+        }
+        rows.reverse();
+        rows
+    }
+
     /// The rows of a segment's ancestors, in the order of their positions, and its own at the end.
     pub fn path(&self, segment: usize) -> Vec<Range<usize>> {
         let ancestors = std::iter::successors(Some(segment), |&segment| self.segments[segment].parent);

@@ -43,6 +43,8 @@ use super::Activation;
 use super::AttentionSpec;
 use super::Clamp;
 use super::Convolution;
+use super::Delta;
+use super::Gate;
 use super::Ops;
 use super::Precision;
 use super::Term;
@@ -539,6 +541,31 @@ impl Ops for Cpu {
             (segment, packed.segments()[segment].position(row))
         };
         Ok(to.panels.attend(queries, &place))
+    }
+
+    fn delta(
+        &self,
+        inputs: [Vec<Rows>; 3],
+        gates: [Vec<Rows>; 2],
+        layer: &Delta<Self>,
+        batch: &&Inputs<'_>,
+    ) -> Result<Vec<Rows>> {
+        let in_parallel = inputs[0].len() > 1;
+        let rule = rewarm_kernels::Delta {
+            isa: self.isa,
+            segments: batch.packed.segments(),
+            spec: layer.spec,
+            convolution: &layer.convolution,
+            rates: &layer.rates,
+            offsets: &layer.offsets,
+        };
+        let inputs = inputs.each_ref().map(|rows| Blocks::new(rows));
+        let gates = gates.each_ref().map(|rows| Blocks::new(rows));
+        Ok(vec![rule.run(inputs, gates, in_parallel)])
+    }
+
+    fn let_through(&self, x: &Rows, by: &Rows, gate: Gate) -> Result<Rows> {
+        Ok(x.gated(self.isa, by, gate))
     }
 
     fn convolve(

@@ -44,7 +44,9 @@ use std::time::Duration;
 pub use rewarm_kernels::Activation;
 pub use rewarm_kernels::AttentionSpec;
 pub use rewarm_kernels::Buckets;
+pub use rewarm_kernels::DeltaSpec;
 pub use rewarm_kernels::Distance;
+pub use rewarm_kernels::Gate;
 pub use rewarm_kernels::Term;
 pub use rewarm_kernels::rounded_slope;
 use serde::Serialize;
@@ -74,6 +76,19 @@ pub struct Convolution<O: Ops> {
     pub kernel: usize,
     /// After it.
     pub activation: Activation,
+}
+
+/// A gated delta rule, but for its projections.
+#[derive(Debug)]
+pub struct Delta<O: Ops> {
+    /// Sizes.
+    pub spec: DeltaSpec,
+    /// Of queries, keys and values, one after the other: `[columns, kernel]`.
+    pub convolution: Arc<O::Vector>,
+    /// How fast each value head forgets, as a logarithm.
+    pub rates: Arc<O::Vector>,
+    /// Added to what says how much it forgets.
+    pub offsets: Arc<O::Vector>,
 }
 
 /// What a gate lets through at most, see [`Ops::gated_clamped`].
@@ -338,6 +353,34 @@ pub trait Ops: Debug + Send + Sync + Sized + 'static {
     /// Attention of one block of queries, the rows that `which` says, each to its own sequence:
     /// `[rows, heads · value_dim]`.
     fn attend(&self, queries: &Self::Rows, which: &Which, to: &Self::Remembered<'_>) -> Result<Self::Rows>;
+    /// What the rows of a batch read of their memories by a gated delta rule: `[rows, value_heads · value_dim]` of all rows, in
+    /// blocks; not in all forms. Queries, keys and values are as wide as [`DeltaSpec::widths`] says; gates, `[rows, value_heads]`
+    /// each, say how much is learned, and how much forgotten.
+    ///
+    /// Each is taken through a convolution over its own position and those before it, and an activation; queries and keys get
+    /// the length one, queries that times `key_dim^-0.5`. From a sequence's first row on, of each value head and its key head:
+    ///
+    /// ```text
+    /// memory *= exp(-e^rate · softplus(forgotten + offset))
+    /// memory += key ⊗ sigmoid(learned) · (value - memoryᵀ · key)       output = memoryᵀ · query
+    /// ```
+    ///
+    /// Source: Yang et al. 2024 (arXiv:2412.06464).
+    fn delta(
+        &self,
+        inputs: [Vec<Self::Rows>; 3],
+        gates: [Vec<Self::Rows>; 2],
+        layer: &Delta<Self>,
+        batch: &Self::Batch<'_>,
+    ) -> Result<Vec<Self::Rows>> {
+        let _ = (inputs, gates, layer, batch);
+        Err(OpsError::Unsupported("gated delta rules in this form"))
+    }
+    /// `x · gate(by)`; not in all forms.
+    fn let_through(&self, x: &Self::Rows, by: &Self::Rows, gate: Gate) -> Result<Self::Rows> {
+        let _ = (x, by, gate);
+        Err(OpsError::Unsupported("gates of outputs in this form"))
+    }
     /// Of all rows of a batch, in blocks, what a convolution makes of those that `which` says and their neighbours in
     /// their own sequences, beyond which there are zeros.
     fn convolve(

@@ -1,5 +1,7 @@
 //! Attention as the textbook has it, in `f64`, one query at a time; and packed batches to hold every form to it.
 
+pub(super) mod delta;
+
 use std::ops::Range;
 
 use half::bf16;

@@ -24,6 +24,7 @@ pub(super) enum Class {
     GptNeoX,
     Llama,
     Qwen2,
+    Qwen3_5,
     Gemma,
     XlmRoberta,
     Deberta,
@@ -68,7 +69,7 @@ pub(super) struct Hints<'a> {
 
 /// The other tokenizer classes of transformers 5.23. Each rebuilds in a way of its own, or is no tokenizer of the
 /// `tokenizers` library at all.
-const OTHERS: [&str; 73] = [
+const OTHERS: [&str; 72] = [
     "BarthezTokenizer",
     "BartphoTokenizer",
     "BertGenerationTokenizer",
@@ -121,7 +122,6 @@ const OTHERS: [&str; 73] = [
     "PerceiverTokenizer",
     "PhobertTokenizer",
     "ProphetNetTokenizer",
-    "Qwen3_5Tokenizer",
     "ReformerTokenizer",
     "RoCBertTokenizer",
     "RoFormerTokenizer",
@@ -204,6 +204,7 @@ impl Class {
             "GPTNeoXTokenizer" => Self::GptNeoX,
             "LlamaTokenizer" | "Phi3Tokenizer" => Self::Llama,
             "Qwen2Tokenizer" => Self::Qwen2,
+            "Qwen3_5Tokenizer" => Self::Qwen3_5,
             "GemmaTokenizer" => Self::Gemma,
             "XLMRobertaTokenizer" => Self::XlmRoberta,
             "DebertaTokenizer" => Self::Deberta,
@@ -238,6 +239,7 @@ impl Class {
             Self::GptNeoX => "GPTNeoXTokenizer",
             Self::Llama => "LlamaTokenizer",
             Self::Qwen2 => "Qwen2Tokenizer",
+            Self::Qwen3_5 => "Qwen3_5Tokenizer",
             Self::Gemma => "GemmaTokenizer",
             Self::XlmRoberta => "XLMRobertaTokenizer",
             Self::Deberta => "DebertaTokenizer",
@@ -348,7 +350,7 @@ impl Class {
                 ("pad_token", "<|padding|>"),
             ],
             Self::Llama => &[("unk_token", "<unk>"), ("bos_token", "<s>"), ("eos_token", "</s>")],
-            Self::Qwen2 => &[
+            Self::Qwen2 | Self::Qwen3_5 => &[
                 ("unk_token", "<|endoftext|>"),
                 ("eos_token", "<|endoftext|>"),
                 ("pad_token", "<|endoftext|>"),

@@ -60,6 +60,9 @@ pub(super) enum PostPlan {
 /// Qwen2's, from `tokenization_qwen2.py`.
 const QWEN2_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
+/// Qwen3.5's, from `tokenization_qwen3_5.py`: marks go with letters.
+const QWEN3_5_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
 impl Class {
     /// How the class rebuilds a tokenizer; `None`: not at all. `normalizer` is that of `tokenizer.json`.
     pub(super) fn plan(self, settings: &Settings, normalizer: &Value) -> Result<Option<Plan>, String> {
@@ -215,11 +218,11 @@ impl Class {
                     post_processor: PostPlan::Own,
                 }
             }
-            Self::Qwen2 => Plan {
+            Self::Qwen2 | Self::Qwen3_5 => Plan {
                 model: plain_bpe,
                 normalizer: json!({"type": "NFC"}),
                 pre_tokenizer: json!({"type": "Sequence", "pretokenizers": [
-                    {"type": "Split", "pattern": {"Regex": QWEN2_PATTERN}, "behavior": "Isolated", "invert": false},
+                    {"type": "Split", "pattern": {"Regex": if self == Self::Qwen2 { QWEN2_PATTERN } else { QWEN3_5_PATTERN }}, "behavior": "Isolated", "invert": false},
                     byte_level(settings.optional_switch("add_prefix_space")?.unwrap_or(false), false),
                 ]}),
                 post_processor: PostPlan::Own,

@@ -75,7 +75,7 @@ def randomise(model, seed, gain=1.0):
         noise = torch.randn(weight.shape, generator=generator)
         if name.endswith("weight") and weight.ndim == 1:  # of a norm
             # these multiply by (1 + w)
-            offset = 0.0 if type(model).__name__.startswith(("Gemma", "Nemotron")) else 1.0
+            offset = 0.0 if type(model).__name__.startswith(("Gemma", "Nemotron", "Qwen3Next", "Qwen3_5")) else 1.0
             weight.data = offset + 0.3 * noise
         elif name.endswith("bias"):
             weight.data = 0.3 * noise

@@ -84,6 +84,16 @@ def byte_level(special, template=None, digits=False):
     return tokenizer
 
 
+def with_marks(special):
+    """Of which some merges go from a letter to the mark after it, and on."""
+    merges = [("x", "Ì"), ("xÌ", "ģ"), ("xÌģ", "a"), ("c", "a")]
+    words = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(pair) for pair in merges)]
+    tokenizer = Tokenizer(models.BPE(vocab={word: at for at, word in enumerate(words)}, merges=merges))
+    tokenizer.add_special_tokens(special)
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return tokenizer
+
+
 def bos_template(bos):
     return lambda t: processors.TemplateProcessing(single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1",
                                                    special_tokens=[(bos, t.token_to_id(bos))])
@@ -214,6 +224,8 @@ def checkpoints():
                   {"tokenizer_class": "Qwen2Tokenizer", "bos_token": None, "unk_token": None,
                    "added_tokens_decoder": {str(i): A(text) for i, text in enumerate(QWEN)},
                    "additional_special_tokens": QWEN[1:]} | named(eos=QWEN[2], pad=QWEN[0])),
+        "llama-qwen3_5": ("llama", decoder, lambda: with_marks(QWEN), {"tokenizer_class": "Qwen3_5Tokenizer"} | named(eos=QWEN[2], pad=QWEN[0])),
+        "llama-qwen2": ("llama", decoder, lambda: with_marks(QWEN), {"tokenizer_class": "Qwen2Tokenizer"} | named(eos=QWEN[2], pad=QWEN[0])),
         "qwen3": ("qwen3", decoder | {"head_dim": 16}, lambda: byte_level(QWEN),
                   {"tokenizer_class": "Qwen2TokenizerFast"} | named(eos=QWEN[2], pad=QWEN[0])),
         "gemma2": ("gemma2", decoder | {"head_dim": 8, "sliding_window": 16, "query_pre_attn_scalar": 8, "pad_token_id": 0},
@@ -607,13 +619,15 @@ EXPORTED_CLASSES = {  # the same of classes that rebuild in ways of their own
                 "tokenizer_config.json cls_token = null"],
     "mpnet-own": ["as it is", "do_lower_case = false", "strip_accents = false", "tokenize_chinese_chars = false", "tokenizer.json added_tokens = []",
               "tokenizer_config.json cls_token = \"<turn>\"", "tokenizer_config.json without mask_token"],
+    "llama-qwen3_5": ["as it is", "add_prefix_space = true", "tokenizer_config.json eos_token = \"<end>\"", "tokenizer.json added_tokens = []", "tokenizer_config.json without eos_token"],
+    "llama-qwen2": ["as it is"],
     "phi-codegen": ["as it is", "add_prefix_space = true", "tokenizer_config.json eos_token = \"<end>\""],
     "bert-herbert": ["as it is", "tokenizer.json added_tokens = []", "tokenizer_config.json sep_token = \"<end>\""],
     "bert-gpt": ["as it is", "tokenizer_config.json unk_token = \"<end>\""],
     "llama-cohere": ["as it is", "add_prefix_space = true", "tokenizer.json added_tokens = []", "tokenizer.json post_processor = null"],
 }
 CLASS_PAIR = ("Could you ``mend''  the Café<end> in 1234?", "It's naïve: Rain falls\n\n  on 日本語 <mask> tyres.")
-CLASS_TEXT = "The naïve KETTLE, 日本 <turn>  2024\n\n 17<s> cars </s>[MASK]<mark> <mask> ''x`` <S> <MASK> <s>NOTUSED &☃"
+CLASS_TEXT = "The naïve KETTLE, 日本 <turn>  2024\n\n 17<s> cars </s>[MASK]<mark> <mask> ''x`` <S> <MASK> <s>NOTUSED &☃ x\u0301a"
 EXPORTS = {"cases": (EXPORTED, PAIR, TEXT), "class_cases": (EXPORTED_CLASSES, CLASS_PAIR, CLASS_TEXT)}
 
 

@@ -286,6 +286,56 @@ def axk1(path):
               **{k: v for k, v in DEEPSEEK.items() if k != "first_k_dense_replace"} | dict(num_hidden_layers=3), mlp_layer_types=["sparse", "dense", "sparse"], n_group=4, topk_group=2, rope_parameters=rope())
 
 
+# -- decoders with a gated delta rule ----------------------------------------------------------------------------------
+
+DELTA = SMALL | dict(num_hidden_layers=3, layer_types=["linear_attention", "full_attention", "linear_attention"], head_dim=12, rms_norm_eps=1e-3, attention_bias=True,
+                     linear_conv_kernel_dim=4, linear_key_head_dim=6, linear_value_head_dim=5, linear_num_key_heads=2, linear_num_value_heads=4,
+                     rope_parameters=rope(theta=1000.0, partial_rotary_factor=0.5))
+# more than one chunk of 64
+LONGER = (1, 2, 3, 5, 9, 33, 63, 64, 65, 140)
+HALF = ("rope share", rope_to(partial_rotary_factor=0.34))
+
+
+def with_deltas(config, seed):
+    """Rates and offsets such that memories fade slowly in some heads and at once in others."""
+    model = randomise(transformers.AutoModelForSequenceClassification.from_config(config), seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    for name, parameter in sorted(model.named_parameters()):
+        if name.endswith("A_log"):
+            parameter.data = torch.randn(parameter.shape, generator=generator) - 1.0
+        elif name.endswith("dt_bias"):
+            parameter.data = torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def delta(path, kind, seed, note, wrong, **options):
+    config = getattr(transformers, kind)(**DELTA | options)
+    with_deltas(config, seed).save_pretrained(path)
+    samples = [{"token_ids": ids} for ids in token_samples(80, seed + 10, LONGER)]
+    finish(path, samples, "last_non_pad", note, wrong=[LOOSE_EPS, HALF] + wrong, sides=("left", "right"))
+
+
+def qwen3_next(path):
+    delta(path, "Qwen3NextConfig", 190, "layers 0 and 2 have a gated delta rule, whose four projections are kept head by head in two tensors; attention has a gate; 1 + weight norms, but not that of the rule's "
+          "output; half of a head turns; experts whose weights add up to one, beside one with a gate, but for layer 1", ROUTER + [normed(False)],
+          moe_intermediate_size=12, shared_expert_intermediate_size=20, num_experts=5, num_experts_per_tok=2, mlp_only_layers=[1])
+
+
+def qwen3_5_text(path):
+    delta(path, "Qwen3_5TextConfig", 191, "layers 0 and 2 have a gated delta rule with a convolution over 3 positions; attention has a gate; 1 + weight norms, but not that of the rule's output; half of a head turns",
+          [], linear_conv_kernel_dim=3)
+
+
+def qwen3_5(path):
+    """The composite, whose vision tower no reward of a text depends on."""
+    text = {key: value for key, value in DELTA.items() if key not in ("num_labels", "layer_types", "attention_bias")} | dict(num_hidden_layers=4, linear_num_key_heads=4)
+    vision = dict(hidden_size=8, intermediate_size=8, depth=1, num_heads=1, patch_size=8, out_hidden_size=16, num_position_embeddings=4)
+    config = transformers.Qwen3_5Config(text_config=text, vision_config=vision, num_labels=1)
+    with_deltas(config, 192).save_pretrained(path)
+    samples = [{"token_ids": ids} for ids in token_samples(80, 202, LONGER)]
+    finish(path, samples, "last_non_pad", "the text model inside the composite, of whose layers the fourth attends, with tensors of a vision tower beside it", sides=("right",))
+
+
 # -- decoders with positions of their own ------------------------------------------------------------------------------
 
 GPT = dict(vocab_size=80, n_embd=32, n_layer=2, n_head=4, n_positions=128, n_inner=40, bos_token_id=1, eos_token_id=2, pad_token_id=0, num_labels=1)
@@ -614,6 +664,7 @@ def deberta_keys(path):
 CHECKPOINTS = [gemma3_text, gemma3, olmo, olmo3, phi, phi3, phi3_longrope, glm, glm4, helium, hunyuan_v1_dense, nemotron, starcoder2, stablelm, stablelm_heads, stablelm_after, persimmon, gpt_neox,
                qwen3_moe, qwen2_moe, mixtral, mixtral_stacked, gpt_oss, hunyuan_v1_moe, phimoe, phimoe_longrope,
                deepseek_v3, deepseek_v3_direct, deepseek_v2, deepseek_v2_lite, minicpm3, minicpm3_yarn, mistral4, axk1,
+               qwen3_next, qwen3_5_text, qwen3_5,
                gpt2, gpt_bigcode, gpt_bigcode_mha, gptj, gpt_neo, openai_gpt, biogpt, cohere_compass_text, opt, opt_after, opt_narrow, falcon, falcon_multi_query, falcon_rw, falcon_alibi, bloom, mpt, ministral3, internlm2, modernbert_decoder,
                modernbert, modernbert_mean, eurobert, eurobert_bos, distilbert, electra, albert, rembert, ernie, roformer, ultrabert, megatron_bert, roberta_prelayernorm, camembert, data2vec_text,
                xlm_roberta_xl, mpnet, nomic_bert, gte, jina_embeddings_v3, deberta_v2, deberta_v2_apart, deberta_v2_plain, deberta_v2_conv, deberta_v2_groups, deberta, deberta_keys]

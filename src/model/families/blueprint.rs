@@ -2,6 +2,7 @@
 //! [`encoder`](super::encoder)'s and say what is different.
 
 use crate::checkpoint::fields::Fields;
+use crate::model::families::delta::Delta;
 use crate::model::families::experts::Experts;
 use crate::model::families::latent::Latent;
 use crate::model::plan::AttentionPlan;
@@ -17,6 +18,7 @@ use crate::model::plan::MlpPlan;
 use crate::model::plan::NormKind;
 use crate::model::plan::NormPlan;
 use crate::model::plan::NormsPlan;
+use crate::model::plan::OutputGatePlan;
 use crate::model::plan::PositionRule;
 use crate::model::plan::PositionsPlan;
 use crate::model::plan::TablePlan;
@@ -27,6 +29,7 @@ use crate::model::rope::RopeDefaults;
 use crate::ops::Activation;
 use crate::ops::AttentionSpec;
 use crate::ops::Distance;
+use crate::ops::Gate;
 use crate::ops::source::RowMap;
 
 /// A transformer, in words.
@@ -92,6 +95,10 @@ pub(super) struct Blueprint {
     pub(super) experts: Option<Experts>,
     /// How queries, keys and values are made, where they do not read the layer's input; then `qkv` names nothing.
     pub(super) latent: Option<Latent>,
+    /// What layers have in the place of attention.
+    pub(super) delta: Option<Delta>,
+    /// Whether each head of queries is followed by a gate of its output, in one tensor.
+    pub(super) gates_attention: bool,
     /// Factor on what attention adds, and on what the MLP adds.
     pub(super) added_scale: Option<f64>,
     /// What transformers puts on it.
@@ -313,28 +320,13 @@ impl Blueprint {
     }
 
     fn layer(&self, index: usize) -> LayerPlan {
-        let Self { hidden, heads, kv_heads, head_dim, norms, names, .. } = self;
+        let Self { hidden, norms, names, .. } = self;
         let prefix = match &self.shared_layers {
             Some(prefixes) => prefixes[index].clone(),
             None => format!("{}.{index}", names.layers),
         };
         let of = |name: &str| format!("{prefix}.{name}");
         let norm = |name: Option<&str>| name.map(|name| self.norm.plan(&of(name), *hidden));
-        let rope = self.rope_of[index];
-        let (qkv, latent) = match &self.latent {
-            None => (self.qkv(&of, rope), None),
-            Some(latent) => {
-                let (qkv, latent) =
-                    latent.plan([*hidden, *heads, *head_dim], self.qkv_bias, self.turns_neighbours, &of);
-                (qkv, Some(latent))
-            }
-        };
-        let [query, key, value] = qkv;
-        let value_dim = self.latent.map_or(*head_dim, |latent| latent.value_dim);
-        let qk_norms = self.qk_norm.map(|QkNorm { names: [q, k], is_whole, .. }| {
-            let width = |heads: usize| if is_whole { heads * head_dim } else { *head_dim };
-            [self.norm.plan(&of(q), width(*heads)), self.norm.plan(&of(k), width(*kv_heads))]
-        });
         LayerPlan {
             norms: NormsPlan {
                 attention_input: norm(norms.before_attention.filter(|_| index > 0 || !norms.skips_first)),
@@ -344,35 +336,9 @@ impl Blueprint {
                 mlp_output: norm(norms.after_mlp),
                 mlp_sum: norm(norms.mlp_sum),
             },
-            attention: AttentionPlan {
-                query,
-                key,
-                value,
-                latent,
-                output: self.linear(
-                    &of(names.output),
-                    RowMap::all(*hidden),
-                    *hidden,
-                    heads * value_dim,
-                    self.output_bias,
-                ),
-                qk_norms,
-                norms_turned: self.qk_norm.is_some_and(|norm| norm.is_turned),
-                ropes: rope.map(|rope| [rope, rope]),
-                growth: None,
-                spec: AttentionSpec {
-                    heads: *heads,
-                    kv_heads: *kv_heads,
-                    head_dim: *head_dim,
-                    value_dim,
-                    causal: self.is_causal,
-                    window: self.windows[index],
-                    scale: self.attention_scale,
-                    distance: self.distance.clone(),
-                    softcap: self.attention_softcap,
-                },
-                sinks: self.sinks.map(of),
-                relative: None,
+            attention: match self.delta.as_ref().filter(|delta| delta.in_layers[index]) {
+                Some(delta) => delta.plan(&of, *hidden, (self.activation, self.norm.eps)),
+                None => self.attention(&of, index),
             },
             feed_forward: match self.experts.as_ref().filter(|experts| experts.in_layers[index]) {
                 Some(experts) => {
@@ -384,6 +350,73 @@ impl Blueprint {
             added_scale: self.added_scale,
             is_parallel: self.is_parallel,
         }
+    }
+
+    fn attention(&self, of: &impl Fn(&str) -> String, index: usize) -> AttentionPlan {
+        let Self { hidden, heads, kv_heads, head_dim, names, .. } = self;
+        let rope = self.rope_of[index];
+        let (qkv, latent) = match &self.latent {
+            None => (self.qkv(of, rope), None),
+            Some(latent) => {
+                let (qkv, latent) =
+                    latent.plan([*hidden, *heads, *head_dim], self.qkv_bias, self.turns_neighbours, of);
+                (qkv, Some(latent))
+            }
+        };
+        let [query, key, value] = qkv;
+        let value_dim = self.latent.map_or(*head_dim, |latent| latent.value_dim);
+        let qk_norms = self.qk_norm.map(|QkNorm { names: [q, k], is_whole, .. }| {
+            let width = |heads: usize| if is_whole { heads * head_dim } else { *head_dim };
+            [self.norm.plan(&of(q), width(*heads)), self.norm.plan(&of(k), width(*kv_heads))]
+        });
+        let gate = self.gates_attention.then(|| OutputGatePlan {
+            norm: None,
+            linear: self.of_gated_queries(of, 1),
+            function: Gate::Sigmoid,
+        });
+        let query = if self.gates_attention { self.of_gated_queries(of, 0) } else { query };
+        AttentionPlan {
+            query,
+            key,
+            value,
+            latent,
+            delta: None,
+            gate,
+            output: self.linear(
+                &of(names.output),
+                RowMap::all(*hidden),
+                *hidden,
+                heads * value_dim,
+                self.output_bias,
+            ),
+            qk_norms,
+            norms_turned: self.qk_norm.is_some_and(|norm| norm.is_turned),
+            ropes: rope.map(|rope| [rope, rope]),
+            growth: None,
+            spec: AttentionSpec {
+                heads: *heads,
+                kv_heads: *kv_heads,
+                head_dim: *head_dim,
+                value_dim,
+                causal: self.is_causal,
+                window: self.windows[index],
+                scale: self.attention_scale,
+                distance: self.distance.clone(),
+                softcap: self.attention_softcap,
+            },
+            sinks: self.sinks.map(of),
+            relative: None,
+        }
+    }
+
+    /// Queries (0), or the gates that follow those of each head (1).
+    fn of_gated_queries(&self, of: &impl Fn(&str) -> String, which: usize) -> LinearPlan {
+        let Self { hidden, heads, head_dim, names, qkv_bias, .. } = self;
+        let QkvNames::Apart([name, ..]) = names.qkv else {
+            unreachable!("queries with gates have a tensor of their own")
+        };
+        let rows = RowMap::from(which * head_dim, 2 * heads * head_dim).in_runs(*head_dim, 2 * head_dim);
+        self.linear(&of(name), rows, heads * head_dim, *hidden, *qkv_bias)
     }
 
     fn linear(&self, name: &str, rows: RowMap, output: usize, input: usize, has_bias: bool) -> LinearPlan {

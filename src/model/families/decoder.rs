@@ -175,6 +175,8 @@ pub(super) fn read_without_rope(fields: &Fields<'_>, defaults: &Defaults) -> Res
         sinks: None,
         experts: None,
         latent: None,
+        delta: None,
+        gates_attention: false,
         added_scale: None,
         head: score(hidden),
     })

@@ -124,6 +124,8 @@ pub(super) fn read(fields: &Fields<'_>, defaults: &Defaults) -> Result<Blueprint
         sinks: None,
         experts: None,
         latent: None,
+        delta: None,
+        gates_attention: false,
         added_scale: None,
         head: head_on_pooler("pooler.dense", hidden),
     })

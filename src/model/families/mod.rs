@@ -20,6 +20,7 @@ mod decoder;
 mod deepseek;
 mod deepseek_v2;
 mod deepseek_v3;
+mod delta;
 mod disentangled;
 mod distilbert;
 mod electra;
@@ -75,7 +76,10 @@ mod phimoe;
 mod qwen2;
 mod qwen2_moe;
 mod qwen3;
+mod qwen3_5;
+mod qwen3_5_text;
 mod qwen3_moe;
+mod qwen3_next;
 mod rembert;
 mod roberta;
 mod roberta_prelayernorm;
@@ -104,6 +108,8 @@ mod at_most {
     pub(super) const HEAD_DIM: usize = 1 << 16;
     pub(super) const VOCABULARY: usize = 1 << 28;
     pub(super) const TOKEN_TYPES: usize = 1 << 16;
+    /// Of a convolution.
+    pub(super) const POSITIONS_OF_KERNELS: usize = 1 << 10;
     pub(super) const POSITIONS: usize = 1 << 40;
     /// Of those with an embedding of their own.
     pub(super) const DISTANCES: usize = 1 << 16;
@@ -138,7 +144,7 @@ impl Family {
 }
 
 /// All that run here.
-pub const FAMILIES: [Family; 75] = [
+pub const FAMILIES: [Family; 78] = [
     llama::FAMILY,
     mistral::FAMILY,
     ministral::FAMILY,
@@ -178,6 +184,9 @@ pub const FAMILIES: [Family; 75] = [
     axk1::FAMILY,
     mistral4::FAMILY,
     minicpm3::FAMILY,
+    qwen3_next::FAMILY,
+    qwen3_5_text::FAMILY,
+    qwen3_5::FAMILY,
     gpt_neox::FAMILY,
     gptj::FAMILY,
     gpt2::FAMILY,
@@ -528,6 +537,12 @@ mod tests {
             ("topk_group", json!({"model_type": "deepseek_v3", "topk_group": 9})),
             ("num_experts_per_tok", json!({"model_type": "deepseek_v3", "n_group": 128, "topk_group": 3})),
             ("n_shared_experts", json!({"model_type": "deepseek_v3", "n_shared_experts": 0})),
+            ("linear_num_value_heads", json!({"model_type": "qwen3_next", "linear_num_key_heads": 5})),
+            (
+                "layer_types",
+                json!({"model_type": "qwen3_5_text", "num_hidden_layers": 1, "layer_types": ["sliding_attention"]}),
+            ),
+            ("layer_types", json!({"model_type": "qwen3_5_text", "layer_types": ["full_attention"]})),
             ("q_lora_rank", json!({"model_type": "axk1", "q_lora_rank": null})),
             (
                 "partial_rotary_factor",

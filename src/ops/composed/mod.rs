@@ -5,6 +5,7 @@
 //! have none and drop it in silence.
 
 mod attention;
+mod delta;
 mod forms;
 
 use std::borrow::Cow;
@@ -22,6 +23,8 @@ use super::Activation;
 use super::AttentionSpec;
 use super::Clamp;
 use super::Convolution;
+use super::Delta;
+use super::Gate;
 use super::Ops;
 use super::Precision;
 use super::Term;
@@ -366,6 +369,27 @@ impl Ops for Composed {
     fn attend(&self, queries: &Tensor, which: &Which, to: &Remembered<'_>) -> Result<Tensor> {
         let query = by_head(queries, to.spec.head_dim)?;
         Ok(attention::attention(&query, which, to)?.flatten_from(1)?)
+    }
+
+    fn delta(
+        &self,
+        inputs: [Vec<Tensor>; 3],
+        gates: [Vec<Tensor>; 2],
+        layer: &Delta<Self>,
+        batch: &Batch<'_>,
+    ) -> Result<Vec<Tensor>> {
+        let [query, key, value] = inputs.each_ref().map(|blocks| whole(blocks));
+        let [learned, forgotten] = gates.each_ref().map(|blocks| whole(blocks));
+        Ok(vec![delta::delta([query?, key?, value?], [learned?, forgotten?], layer, batch.inputs())?])
+    }
+
+    fn let_through(&self, x: &Tensor, by: &Tensor, gate: Gate) -> Result<Tensor> {
+        let by = by.to_dtype(DType::F32)?;
+        let factor = match gate {
+            Gate::Sigmoid => candle_nn::ops::sigmoid(&by)?,
+            Gate::Silu => by.silu()?,
+        };
+        Ok((x.to_dtype(DType::F32)? * factor)?.to_dtype(x.dtype())?)
     }
 
     fn convolve(

@@ -479,6 +479,38 @@ proptest! {
     fn attention_is_the_textbooks(case in textbook::cases()) {
         check_attention(&case)?;
     }
+
+    #[test]
+    fn gated_delta_rules_are_the_textbooks_whatever_is_shared(case in textbook::delta::cases(), threads in 1usize..4) {
+        poison();
+        for cpu in Isa::all().into_iter().map(|isa| Cpu::with_isa(Format::F32, isa).with_threads(threads)) {
+            case.check(&cpu, true)?;
+        }
+    }
+
+    #[test]
+    fn gates_let_through_what_those_of_f64_do(rows in 1usize..5, width in 1usize..70, seed: u64) {
+        let [x, by] = [(1, 1.0), (2, 30.0)].map(|(salt, scale)| {
+            numbers(rows * width, seed ^ salt).into_iter().map(|x| x * scale).collect::<Vec<_>>()
+        });
+        let expected = |gate: Gate| x.iter().zip(&by).map(move |(x, by)| {
+            let sigmoid = 1.0 / (1.0 + (-f64::from(*by)).exp());
+            (f64::from(*x) * if gate == Gate::Silu { f64::from(*by) * sigmoid } else { sigmoid }, x.abs())
+        });
+        for cpu in forms() {
+            for gate in [Gate::Sigmoid, Gate::Silu] {
+                // attention's output may be rounded for the product after it
+                let rounded = cpu.operand(Cow::Owned(rows_of(&x, width))).unwrap().into_owned();
+                for (x, tolerance) in [(rows_of(&x, width), 1e-6), (rounded, HALF_BF16)] {
+                    let ours = values_of(&cpu.let_through(&x, &rows_of(&by, width), gate).unwrap());
+                    for (ours, (expected, x)) in ours.into_iter().zip(expected(gate)) {
+                        let error = (f64::from(ours) - expected).abs();
+                        prop_assert!(error <= tolerance * (expected.abs() + f64::from(x)), "{gate:?}: {ours}, not {expected}");
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// Bfloat16 is held to the textbook's attention of rounded numbers. What is left: the weights are rounded, by half a
