@@ -162,6 +162,26 @@ fn shells_and_man_know_every_command() {
 }
 
 #[test]
+fn an_empty_variable_is_as_if_it_were_not_set() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = rewarm(&["serve", "--check", "--model", &member(0)]);
+    for name in [
+        "REWARM_CONFIG",
+        "REWARM_LISTEN",
+        "REWARM_DTYPE",
+        "REWARM_THREADS",
+        "REWARM_LOG_LEVEL",
+        "REWARM_BATCHING__MAX_BATCH_TOKENS",
+    ] {
+        command.env(name, "");
+    }
+    let output = command.current_dir(folder.path()).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let output = rewarm(&["health"]).env("REWARM_LISTEN", "nowhere at all").output().unwrap();
+    assert!(text(&output.stderr).contains("nowhere at all"), "one that is not empty is read: {output:?}");
+}
+
+#[test]
 fn what_is_not_utf_8_is_an_error_and_not_left_out() {
     use std::os::unix::ffi::OsStrExt;
     let bad = std::ffi::OsStr::from_bytes(b"bad\xff");

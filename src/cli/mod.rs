@@ -27,11 +27,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::bail;
+use clap::Arg;
 use clap::ArgGroup;
 use clap::Args;
+use clap::CommandFactory;
+use clap::FromArgMatches;
 use clap::Parser;
 use clap::Subcommand;
 use clap::ValueEnum;
+use clap::builder::Resettable;
 use clap::error::ErrorKind;
 
 use crate::cli::bench::BenchArgs;
@@ -382,6 +386,16 @@ struct HealthArgs {
 const MANUALS: [(&str, &str); 2] =
     [("serve", include_str!("manual/serve.txt")), ("train", include_str!("manual/train.txt"))];
 
+/// Empty variables of flags are as if they were not set, which is what compose files mean by them.
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let is_empty = |arg: &Arg| {
+        let value = arg.get_env().and_then(std::env::var_os);
+        value.is_some_and(|value| value.is_empty())
+    };
+    let forget = |arg: Arg| if is_empty(&arg) { arg.env(Resettable::Reset) } else { arg };
+    command.mut_args(forget).mut_subcommands(without_empty_variables)
+}
+
 /// The lines of a manual's configuration.
 fn configuration(manual: &str) -> impl Iterator<Item = &str> {
     manual.lines().skip(2).take_while(|line| line.is_empty() || line.starts_with("  "))
@@ -390,7 +404,10 @@ fn configuration(manual: &str) -> impl Iterator<Item = &str> {
 impl Cli {
     /// What was typed; help, the version and mistakes are printed, and end the process.
     pub fn typed() -> Self {
-        Self::try_parse().unwrap_or_else(|error| {
+        let mut command = without_empty_variables(Self::command());
+        let matches = command.try_get_matches_from_mut(std::env::args_os());
+        let typed = matches.and_then(|matches| Self::from_arg_matches(&matches));
+        typed.map_err(|error| error.format(&mut command)).unwrap_or_else(|error| {
             let words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
             let words: Vec<String> = words.collect();
             let is_long =
@@ -509,8 +526,6 @@ impl From<TruncationArg> for text::Truncation {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
