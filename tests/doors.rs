@@ -617,10 +617,11 @@ fn assert_alike(place: &str, example: &Value, actual: &Value) {
     }
 }
 
-/// The README's own commands, in place of curl.
+/// The page's own commands, in place of curl.
 #[test]
-fn the_readmes_examples_are_answered() {
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+fn the_pages_examples_are_answered() {
+    let readme =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/pages/trainers.md")).unwrap();
     let mut num_examples = 0;
     for line in readme.lines().filter_map(|line| line.strip_prefix("curl --json '")) {
         let (body, url) = line.split_once("' ").unwrap();

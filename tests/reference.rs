@@ -198,12 +198,12 @@ fn every_family_gives_the_rewards_of_transformers() {
     assert!(checked > 400, "only {checked} rewards were checked");
 }
 
-/// The README's table is what runs: each family is in it, with the classes of its name, and is held to transformers
+/// The table of docs/pages/models.md is what runs: each family is in it, with the classes of its name, and is held to transformers
 /// here and in `tests/gradients.rs`, unless its row says that it is not trained.
 #[test]
-fn the_readme_tells_what_runs() {
+fn the_page_tells_what_runs() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
+    let readme = std::fs::read_to_string(root.join("docs/pages/models.md")).unwrap();
     let (_, table) = readme.split_once("## What runs").unwrap();
     let (table, _) = table.split_once("\n\nEach is").unwrap();
     let told: Vec<&str> =

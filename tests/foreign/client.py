@@ -34,7 +34,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from grpc_status import rpc_status
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = "".join(path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *sorted((ROOT / "docs/pages").glob("*.md"))])
 GOLDEN = json.loads((ROOT / "tests/data/demo_golden.json").read_text(encoding="utf-8"))["samples"]
 MEMBERS = [str(ROOT / f"deploy/demo/member-{i}") for i in range(4)]
 CHAT_MODEL = ROOT / "tests/data/models/llama"
@@ -218,7 +218,7 @@ def sentences(count, seed):
 
 
 def blocks(language):
-    """The README's code blocks in this language."""
+    """The code blocks of README and pages in this language."""
     return re.findall(rf"```{language}\n(.*?)```", README, re.S)
 
 

@@ -1,5 +1,5 @@
 //! Every path: what answers it, and what a reader must know of it. The router, `/openapi.json`, the list in a 404, the
-//! table of the README and the one above are made from it, or held to it. What is below `/v2` has a table of its own in
+//! table of docs/pages/trainers.md and the one above are made from it, or held to it. What is below `/v2` has a table of its own in
 //! oip/rest.rs, which the same documents are made from.
 
 use crate::metrics::Method;
@@ -332,10 +332,11 @@ mod tests {
     #[test]
     fn the_tables_that_people_read_have_every_dialect() {
         let module = include_str!("mod.rs");
-        let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+        let page =
+            std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/pages/trainers.md")).unwrap();
         for row in rows() {
             assert!(module.contains(&format!("//! {row}\n")), "the module's docs lack\n{row}");
-            assert!(readme.contains(&format!("{row}\n")), "the README lacks\n{row}");
+            assert!(page.contains(&format!("{row}\n")), "docs/pages/trainers.md lacks\n{row}");
         }
     }
 
