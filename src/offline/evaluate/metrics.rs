@@ -51,7 +51,7 @@ pub struct ReliabilityBin {
 }
 
 /// Compares confidence and accuracy in bins of equal count (Nguyen and O'Connor 2015, arXiv:1508.05154): ten, or fewer where
-/// they would hold less than [`PAIRS_A_BIN`] pairs. Equally wide bins are empty where a model is never so confident, and noise
+/// they would hold less than `PAIRS_A_BIN` pairs. Equally wide bins are empty where a model is never so confident, and noise
 /// where it seldom is.
 pub fn reliability(margins: &[f64]) -> Reliability {
     let mut sorted = margins.to_vec();

@@ -99,7 +99,7 @@ pub struct Recipe {
     pub keep: Keep,
     /// A member stops after so many validations in a row without a lower loss; 0: never. Only where the best is kept.
     pub patience: usize,
-    /// Steps between validations; without, [`VALIDATIONS`] of them over a member.
+    /// Steps between validations; without, `VALIDATIONS` of them over a member.
     pub validate_every: Option<usize>,
 }
 
