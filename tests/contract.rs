@@ -161,6 +161,7 @@ fn the_manual_is_what_it_was() {
         "bench model",
         "bench server",
         "bench group",
+        "canary",
         "health",
         "completions",
         "man",

@@ -76,8 +76,21 @@ fn of_checkpoints(args: &InfoArgs) -> anyhow::Result<String> {
         places.push(place);
     }
     if places.len() > 1 {
-        let findings = info::kin(&places)?;
+        let together = VariantOptions {
+            mode: Some(Mode::Warm),
+            members: Some(args.of.clone()),
+            base: args.base.clone(),
+            ..VariantOptions::default()
+        };
+        let mut config = together.check_alone()?;
+        config.members = places.iter().map(|(path, _)| path.clone()).collect();
+        config.base = places[0].1.clone();
         told += "kinship\n";
+        if let Err(problem) = Loader::default().check(&config) {
+            let _ = writeln!(told, "  none: {:#}", anyhow::Error::from(problem));
+            return Ok(told);
+        }
+        let findings = info::kin(&places)?;
         if findings.is_empty() {
             told += "  fine-tuned from one pretrain, and no two of them are the same\n";
         }

@@ -170,11 +170,14 @@ impl Backend {
         }
         let added_tokens =
             parts.added_tokens.unwrap_or_default().into_iter().map(|stored| stored.token).collect();
+        let decoder = serde_json::from_value::<Option<DecoderWrapper>>(parts.decoder);
+        let decoder = decoder.map_err(|error| format!("`decoder`: {error}"));
         let (mut tokenizer, post_plan) = match plan {
             None => {
                 // the library reads the whole file or nothing of it
-                serde_json::from_value::<Option<DecoderWrapper>>(parts.decoder)
-                    .map_err(|error| format!("`decoder`: {error}"))?;
+                if let Err(problem) = &decoder {
+                    return Err(problem.clone());
+                }
                 (whole(parts.model, &parts.normalizer, parts.pre_tokenizer, added_tokens)?, PostPlan::Own)
             }
             Some(plan) => {
@@ -182,6 +185,8 @@ impl Backend {
                 (rebuilt(class, &plan, parts.model)?, plan.post_processor)
             }
         };
+        // nothing is scored by it: it shows what a model reads
+        tokenizer.with_decoder(decoder.unwrap_or_default());
         let mut post_processor = parts.post_processor;
         if let Some(post_processor) = &post_processor {
             check_post_processor(post_processor)?;

@@ -125,9 +125,10 @@ pub(in crate::service) fn failed(error: &ServiceError) -> Response<Body> {
         response.headers_mut().insert(RETRY_AFTER, seconds(retry).into());
     }
     if let ServiceError::Unauthenticated { .. } = error {
-        response
-            .headers_mut()
-            .insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer, Basic realm=\"rewarm\""));
+        // each in a header of its own: of several in one, Chromium sees the first alone
+        for scheme in ["Basic realm=\"rewarm\"", "Bearer"] {
+            response.headers_mut().append(WWW_AUTHENTICATE, HeaderValue::from_static(scheme));
+        }
     }
     if matches!(error, ServiceError::TooLarge { .. } | ServiceError::Stalled { .. }) {
         // the rest of its body would be taken for the next request

@@ -20,6 +20,7 @@ use http::header::CACHE_CONTROL;
 use http::header::CONTENT_SECURITY_POLICY;
 use http::header::CONTENT_TYPE;
 use http::header::HOST;
+use http::header::ORIGIN;
 use http::header::X_CONTENT_TYPE_OPTIONS;
 use http::uri::Authority;
 
@@ -65,7 +66,13 @@ fn stranger(method: &Method, headers: &HeaderMap) -> Option<&'static str> {
         return Some("this page is opened by its address or as localhost, not by another name");
     }
     let site = headers.get("sec-fetch-site").map(|site| site.as_bytes());
-    let is_own = matches!(site, None | Some(b"same-origin" | b"none"));
+    // an address that is not loopback has no such header in browsers, over plain HTTP
+    let origin = headers.get(ORIGIN).map(|origin| origin.to_str().unwrap_or_default());
+    let of_here = |origin: &str| {
+        let authority = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
+        authority.is_some_and(|authority| headers[HOST] == authority)
+    };
+    let is_own = matches!(site, None | Some(b"same-origin" | b"none")) && origin.is_none_or(of_here);
     let reads = matches!(*method, Method::GET | Method::HEAD);
     (!is_own && !reads).then_some("another page asks, and only this one may")
 }
@@ -92,6 +99,14 @@ mod tests {
                 assert!(!asks(Method::POST, host, Some(site)), "{host} {site}");
             }
         }
+        let from = |origin: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(HOST, "10.1.2.3:50080".parse().unwrap());
+            headers.insert(ORIGIN, origin.parse().unwrap());
+            stranger(&Method::POST, &headers).is_none()
+        };
+        assert!(from("http://10.1.2.3:50080") && from("https://10.1.2.3:50080"));
+        assert!(!from("http://example.com") && !from("null") && !from("http://10.1.2.3"));
         for host in ["example.com", "127.0.0.1.example.com:50080", "localhost.example.com", ""] {
             assert!(!asks(Method::GET, host, None), "{host}");
         }
