@@ -91,8 +91,8 @@ type Client = RewardServiceClient<tonic::transport::Channel>;
 
 /// A neighbour whose first call was answered. A connection without one is like those of a flood, and may be ended for
 /// theirs: its client would try again.
-async fn connected(server: &Server) -> Client {
-    let mut client = RewardServiceClient::connect(server.url()).await.unwrap();
+async fn connected(url: String) -> Client {
+    let mut client = RewardServiceClient::connect(url).await.unwrap();
     client.score(request(1)).await.unwrap();
     client
 }
@@ -137,10 +137,26 @@ static TURN: Mutex<()> = Mutex::const_new(());
 /// What else the machine does makes a figure worse, never better: measured again, it is over.
 const ATTEMPTS: usize = 3;
 
+/// A neighbour on a thread of its own: among the tasks of an attack it would wait for those, not for the server. Returns once
+/// it is connected.
+async fn beside(server: &Server) -> tokio::task::JoinHandle<Duration> {
+    let (url, (is_connected, connects)) = (server.url(), tokio::sync::oneshot::channel());
+    let measured = tokio::task::spawn_blocking(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let client = connected(url).await;
+            is_connected.send(()).unwrap();
+            neighbour(client).await
+        })
+    });
+    connects.await.unwrap();
+    measured
+}
+
 async fn measure(server: &Server, what: &str, attack: impl FnOnce() -> Attack) -> Duration {
-    let client = connected(server).await;
+    let measured = beside(server).await;
     let attack = attack();
-    let p99 = neighbour(client).await;
+    let p99 = measured.await.unwrap();
     let done = attack.end().await;
     println!("{what}: {done} times, neighbour's p99 {p99:?}, {} MiB", resident_mib(server));
     p99
@@ -152,7 +168,7 @@ async fn a_flood_of_silent_connections_is_no_worse_than_one_of_honest_ones() {
     let _turn = TURN.lock().await;
     let server = Server::start_limited(256, &[]);
     let address: SocketAddr = server.listen.parse().unwrap();
-    let alone = neighbour(connected(&server).await).await;
+    let alone = beside(&server).await.await.unwrap();
     let before = resident_mib(&server);
     let mut is_within = false;
     for _ in 0..ATTEMPTS {
@@ -212,7 +228,7 @@ async fn a_flood_of_resets_is_no_worse_than_one_of_calls() {
     let _turn = TURN.lock().await;
     let server = Server::start(&[]);
     let address: SocketAddr = server.listen.parse().unwrap();
-    let alone = neighbour(connected(&server).await).await;
+    let alone = beside(&server).await.await.unwrap();
     let before = resident_mib(&server);
     let calls = Arc::new(AtomicUsize::new(0));
     // Both send a thousand HEADERS at a time, as fast as they are taken: one resets each, the other ends each

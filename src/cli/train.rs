@@ -200,7 +200,7 @@ fn members(config: &Config) -> Table {
 fn summary(record: &FamilyRecord) -> Table {
     let results = record.results.values();
     let before = results.clone().find_map(|result| result.validation_at_start);
-    let mut headers = vec!["", "rate", "dropout", "kept step", "train loss", "acc."];
+    let mut headers = vec!["", "rate", "dropout", "kept step", "loss, last epoch", "acc."];
     if before.is_some() {
         headers.extend(["val. loss", "acc."]);
     }

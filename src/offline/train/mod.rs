@@ -320,12 +320,13 @@ fn doubt_memory(config: &Config, base: &Trainable, data: &Data) {
 
 /// `memory_left`: refuse what training cannot do with so many bytes.
 fn load(config: &Config, base: &Path, memory_left: Option<u64>) -> anyhow::Result<Trainable> {
+    let judges = !config.data.validation.is_empty() || config.data.validation_fraction > 0.0;
     let options = LoadOptions {
         frozen_embeddings: config.recipe.frozen_embeddings,
         frozen_layers: config.recipe.frozen_layers,
         train_head: true,
         seed: config.seed, // the family's: what a base lacks must be the same in all members
-        keeps_best: config.recipe.keep == Keep::Best,
+        keeps_best: judges && config.recipe.keep == Keep::Best,
         max_tokens: config.data.max_tokens,
         memory_left,
     };
