@@ -228,6 +228,10 @@ fn info_tells_what_checkpoints_are_and_how_they_lie_to_each_other() {
     }
     let served = run(&["info", &first, &first]);
     assert!(text(&served.stdout).contains("is a duplicate of member 0"), "{served:?}");
+    let llama = root().join("tests/data/models/llama").display().to_string();
+    let strangers = run(&["info", &first, &llama]);
+    let told = text(&strangers.stdout);
+    assert!(strangers.status.success() && told.contains("kinship\n  none: "), "{strangers:?}");
     let mixed = run(&["info", &first, "http://127.0.0.1:1"]);
     assert!(text(&mixed.stderr).contains("give the URL of one server, or checkpoints"), "{mixed:?}");
 }

@@ -512,6 +512,16 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn what_is_rendered_is_decoded_as_the_tokenizers_file_says() {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models/llama");
+        let options = TextOptions { vocab_size: 1 << 20, max_tokens: 512, ..TextOptions::default() };
+        let tokenizer = SampleTokenizer::load(&model, &options).unwrap();
+        let text = "What happened\n\ntoday?";
+        let sample = tokenizer.tokenize(&Input::Formatted(text.to_owned()), Truncation::Reject).unwrap();
+        assert_eq!(tokenizer.rendered(&sample.token_ids), text);
+    }
+
     const TEMPLATE: &str = "{{ bos_token }}{% for message in messages %}\
         {% if message.role == 'user' %}<u>{{ message.content }}</u>\
         {% else %}<a>{{ message.content }}</a>{% endif %}{% endfor %}";
