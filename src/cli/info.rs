@@ -61,14 +61,17 @@ fn of_checkpoints(args: &InfoArgs) -> anyhow::Result<String> {
     let mut fetcher = Fetcher::default();
     let mut told = String::new();
     let mut places = Vec::new();
-    for member in &args.of {
+    let as_members = |members: &[String]| {
         let options = VariantOptions {
             mode: Some(Mode::Warm),
-            members: Some(vec![member.clone()]),
+            members: Some(members.to_vec()),
             base: args.base.clone(),
             ..VariantOptions::default()
         };
-        let mut config = options.check_alone()?;
+        options.check_alone()
+    };
+    for member in &args.of {
+        let mut config = as_members(std::slice::from_ref(member))?;
         (config.members, config.base) = fetcher.family(&config.members, config.base.as_deref())?;
         let told_of = load::load(&mut Loader::default(), &config).context("load it")?.info;
         let place = (config.members[0].clone(), config.base);
@@ -76,13 +79,7 @@ fn of_checkpoints(args: &InfoArgs) -> anyhow::Result<String> {
         places.push(place);
     }
     if places.len() > 1 {
-        let together = VariantOptions {
-            mode: Some(Mode::Warm),
-            members: Some(args.of.clone()),
-            base: args.base.clone(),
-            ..VariantOptions::default()
-        };
-        let mut config = together.check_alone()?;
+        let mut config = as_members(&args.of)?;
         config.members = places.iter().map(|(path, _)| path.clone()).collect();
         config.base = places[0].1.clone();
         told += "kinship\n";

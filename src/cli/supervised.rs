@@ -1,6 +1,5 @@
 //! What a server owes the program that started it: word of where it listens, and an end when that program has ended.
 
-use std::io::Write;
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::time::Duration;
@@ -11,6 +10,7 @@ use anyhow::Context;
 use rustix::process::Pid;
 use rustix::process::getppid;
 
+use crate::disk::write::write_whole;
 use crate::service::Ports;
 
 /// Soon enough for whoever waits for the ports to be free, and a system call that costs nothing.
@@ -70,16 +70,8 @@ pub(super) fn publish(path: &Path, ports: &Ports) -> anyhow::Result<()> {
     for (port, address) in ports.iter() {
         told[port.key()] = address.to_string().into();
     }
-    write_whole(path, &format!("{told}\n"))
+    write_whole(path, format!("{told}\n").as_bytes())
         .with_context(|| format!("write --addresses {}", path.display()))?;
     tracing::info!(start, path = %path.display(), "wrote the addresses");
-    Ok(())
-}
-
-fn write_whole(path: &Path, text: &str) -> anyhow::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(text.as_bytes())?;
-    file.persist(path)?;
     Ok(())
 }

@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::io;
-use std::io::Write;
 use std::path::Path;
 use std::path::PathBuf;
 
 use rewarm_cuda::compile::cache_dir;
-use tempfile::NamedTempFile;
+
+use crate::disk::write::write_whole;
 
 /// The configuration; its paths are relative to [`folder`].
 pub(super) const CONFIG: &str = include_str!("demo.toml");
@@ -68,10 +68,7 @@ fn write(to: &Path) -> io::Result<()> {
         }
         let folder = path.parent().expect("below the place");
         fs::create_dir_all(folder)?;
-        // whole or not at all, for whoever reads it meanwhile
-        let mut file = NamedTempFile::new_in(folder)?;
-        file.write_all(content)?;
-        file.persist(&path)?;
+        write_whole(&path, content)?;
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What is written to disk: large files, of which little is left to wait for at the end.
+//! What is written to disk: small files whole or not at all, and large ones, of which little is left to wait for at the end.
 
 use std::fs::File;
 use std::io;
@@ -10,6 +10,8 @@ use std::sync::mpsc::SyncSender;
 use std::sync::mpsc::sync_channel;
 use std::thread;
 use std::thread::JoinHandle;
+
+use tempfile::NamedTempFile;
 
 /// What the names of files and folders begin with while they are written; a command that is killed may leave them.
 pub const PARTIAL: &str = ".rewarm-partial-";
@@ -68,6 +70,15 @@ impl LargeFile {
         }
         file.sync_all()
     }
+}
+
+/// Writes a file whole or not at all, for whoever reads it meanwhile: beside it, and then in its place.
+pub fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = NamedTempFile::new_in(folder)?;
+    file.write_all(content)?;
+    file.persist(path)?;
+    Ok(())
 }
 
 /// Makes sure that what a folder's files are called is on the disk.

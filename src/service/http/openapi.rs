@@ -20,17 +20,12 @@ pub(super) fn document(elsewhere: &[&Elsewhere]) -> Value {
                     "summary": route.what,
                     "responses": responses(&[("answer", answer)]),
                 }),
-                Kind::Tokens { request, answer } => {
-                    let request = parsed(request);
-                    let example =
-                        json!({"schema": schema(&request), "examples": {"request": {"value": request}}});
-                    json!({
-                        "summary": route.what,
-                        "parameters": parameters(),
-                        "requestBody": {"required": true, "content": {"application/json": example}},
-                        "responses": responses(&[("answer", answer)]),
-                    })
-                }
+                Kind::Tokens { request, answer } => json!({
+                    "summary": route.what,
+                    "parameters": parameters(),
+                    "requestBody": {"required": true, "content": {"application/json": only(request)}},
+                    "responses": responses(&[("answer", answer)]),
+                }),
                 Kind::OpenApi => json!({"summary": route.what, "responses": responses(&[])}),
                 Kind::Score { dialects, .. } => json!({
                     "summary": route.what,
@@ -73,9 +68,8 @@ fn operation(route: &Elsewhere, path: &str) -> Value {
         ("summary".to_owned(), json!(route.what)),
         ("parameters".to_owned(), parts.map(part).collect()),
     ]);
-    if let Some(request) = route.request.map(parsed) {
-        let example = json!({"schema": schema(&request), "examples": {"request": {"value": request}}});
-        let body = json!({"content": {"application/json": example}});
+    if let Some(request) = route.request {
+        let body = json!({"content": {"application/json": only(request)}});
         operation.insert("requestBody".to_owned(), body);
     }
     let mut responses = match route.answer {
@@ -95,6 +89,12 @@ fn parameters() -> Value {
         json!({"name": name, "in": "query", "description": what, "schema": {"type": "string"}})
     };
     NAMES.iter().map(parameter).collect()
+}
+
+/// Of a path with one kind of request.
+fn only(request: &str) -> Value {
+    let request = parsed(request);
+    json!({"schema": schema(&request), "examples": {"request": {"value": request}}})
 }
 
 fn body(dialects: &[Dialect]) -> Value {
